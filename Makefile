@@ -1,0 +1,49 @@
+# Every target sets up what it needs. `make demo` and `make test` are all that a newcomer types.
+
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.14; do \
+	command -v $$name >/dev/null 2>&1 && \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup demo up test test-slow check bench soak lock clean
+
+setup: $(READY)
+
+$(READY): requirements/all.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Kernelscope needs Python 3.11 or newer; none was found on PATH."; exit 1; }
+	$(PYTHON) -m venv .venv || { echo "This Python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "installing the locked requirements into .venv (torch with CUDA is most of it: about 6 GB, a few minutes)"
+	[ -t 1 ] || quiet=--quiet; $(BIN)/python -m pip install --disable-pip-version-check $$quiet --require-hashes -r requirements/all.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation --no-deps --quiet -e .
+	@touch $(READY)
+
+demo: setup  ## the main job on an embedded stack; pictures in demo/
+	$(BIN)/kernelscope demo --out demo
+
+up: setup  ## the stack on this machine, until Ctrl-C
+	$(BIN)/kernelscope up
+
+test: setup  ## everything that needs nothing but this repository
+	$(BIN)/python -m pytest
+
+test-slow: setup  ## what needs real weights, kills processes or takes long
+	$(BIN)/python -m pytest --timeout 900 -m "(slow or weights or web or chaos or contract) and not gpu"
+
+check: setup  ## style, types, structure
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/structure
+
+bench: setup  ## the solvers, as JSON
+	$(BIN)/python -m benchmarks.solver --json
+
+soak: setup  ## test-slow at full counts, printing JSON
+	$(BIN)/python -m tests.soak
+
+lock: setup  ## resolve requirements/*.txt anew from pyproject.toml
+	$(BIN)/python requirements/lock.py
+
+clean:  ## forget the environment
+	rm -rf .venv
