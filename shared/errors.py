@@ -1,0 +1,223 @@
+"""Every error that a caller can meet, as RFC 9457 problems with a stable `type`.
+
+One base class carries the HTTP status and the problem's slug; the API has one handler for it, and a worker
+stores the same object in the job. The docstring of a class is its page at `/problems/<slug>`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Problem(BaseModel):
+    """An `application/problem+json` object (RFC 9457); extra members carry the particulars."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+class KernelscopeError(Exception):
+    """Something failed inside Kernelscope. The log of the process has the particulars."""
+
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(self, detail: str, **members: Any) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.members = members
+
+    @classmethod
+    def slug(cls) -> str:
+        """`SilentKernel` → `silent-kernel`."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__.removesuffix("Error")).lower()
+
+    @classmethod
+    def type_uri(cls) -> str:
+        """The problem's `type`: a path on the server that answered, which explains it."""
+        return f"/problems/{cls.slug()}"
+
+    def problem(self) -> Problem:
+        """The error as a caller sees it."""
+        return Problem(type=self.type_uri(), title=self.title, status=self.status, detail=self.detail, **self.members)
+
+
+class InvalidRequest(KernelscopeError):
+    """A field of the request has a value that cannot be used. `errors` lists each field and what would be right."""
+
+    status = 422
+    title = "Invalid request"
+
+
+class MalformedBody(KernelscopeError):
+    """The body is not the JSON or the multipart form that its Content-Type announces."""
+
+    status = 400
+    title = "Malformed body"
+
+
+class UnsupportedContentType(KernelscopeError):
+    """`POST /explain` takes `application/json` or `multipart/form-data`."""
+
+    status = 415
+    title = "Unsupported content type"
+
+
+class UnsupportedImage(KernelscopeError):
+    """The bytes are not an image of a format that is taken: PNG, JPEG or WebP."""
+
+    status = 415
+    title = "Unsupported image"
+
+
+class UnusableImage(KernelscopeError):
+    """The image is of a format that is taken, but damaged, too small or too large."""
+
+    status = 422
+    title = "Unusable image"
+
+
+class UnknownImage(KernelscopeError):
+    """No image with this SHA-256 has been sent before (or it has expired). Send its bytes as `data`."""
+
+    status = 422
+    title = "Unknown image"
+
+
+class BodyTooLarge(KernelscopeError):
+    """The request's body is over the limit that the operator has set."""
+
+    status = 413
+    title = "Body too large"
+
+
+class UnknownModel(KernelscopeError):
+    """There is no network of this name. `GET /models` lists them."""
+
+    status = 422
+    title = "Unknown model"
+
+
+class UnknownLayer(KernelscopeError):
+    """The network has no such layer, or it is not one whose kernels can be explained."""
+
+    status = 422
+    title = "Unknown layer"
+
+
+class UnknownKernel(KernelscopeError):
+    """The layer has no kernel of this index; indices start at zero."""
+
+    status = 422
+    title = "Unknown kernel"
+
+
+class ModelUnavailable(KernelscopeError):
+    """The network is known, but no weights for it can be had on the workers. The detail says why."""
+
+    status = 422
+    title = "Model unavailable"
+
+
+class LayerNotCovered(KernelscopeError):
+    """The weights file holds only part of the network, and this layer is above it."""
+
+    status = 422
+    title = "Layer not covered by the weights"
+
+
+class SilentKernel(KernelscopeError):
+    """The kernel's feature map is zero everywhere on this image: there is nothing to keep, so nothing to explain."""
+
+    status = 422
+    title = "Silent kernel"
+
+
+class LoneKernel(KernelscopeError):
+    """Every other kernel of the layer is silent on this image: there is nothing to suppress."""
+
+    status = 422
+    title = "Lone kernel"
+
+
+class NotANumber(KernelscopeError):
+    """The solver met a value that is not finite and could not recover from it."""
+
+    status = 500
+    title = "Not a number"
+
+
+class DeviceOutOfMemory(KernelscopeError):
+    """One problem alone does not fit into the device's memory."""
+
+    status = 500
+    title = "Device out of memory"
+
+
+class AttemptsExhausted(KernelscopeError):
+    """The worker that held this work died or went silent each time; it is not tried again."""
+
+    status = 500
+    title = "Attempts exhausted"
+
+
+class JobNotFound(KernelscopeError):
+    """No job has this id."""
+
+    status = 404
+    title = "Job not found"
+
+
+class JobExpired(KernelscopeError):
+    """The job was kept for its retention time and then removed with its pictures."""
+
+    status = 410
+    title = "Job expired"
+
+
+class ArtifactNotFound(KernelscopeError):
+    """The job has no such artifact, or not yet."""
+
+    status = 404
+    title = "Artifact not found"
+
+
+class NoSuchPath(KernelscopeError):
+    """Nothing is served at this path. The routes are listed at `/docs`."""
+
+    status = 404
+    title = "No such path"
+
+
+class MethodNotAllowed(KernelscopeError):
+    """The path exists, but not for this method; the `Allow` header names those that it takes."""
+
+    status = 405
+    title = "Method not allowed"
+
+
+class ModelNotFound(KernelscopeError):
+    """There is no network of this name. `GET /models` lists them."""
+
+    status = 404
+    title = "Model not found"
+
+
+class StoreUnavailable(KernelscopeError):
+    """Redis or the object store does not answer. Nothing was accepted; try again after `Retry-After` seconds."""
+
+    status = 503
+    title = "Service unavailable"
+
+
+def error_types() -> dict[str, type[KernelscopeError]]:
+    """Every problem type by its slug."""
+    kinds: list[type[KernelscopeError]] = [KernelscopeError, *KernelscopeError.__subclasses__()]
+    return {kind.slug(): kind for kind in kinds}

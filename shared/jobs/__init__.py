@@ -1,0 +1,31 @@
+"""The job record in Redis: the truth about every job. Celery only carries the news that a slice may be runnable.
+
+A job is cut into slices of at most 16 items. A slice is what a worker claims, holds under a lease and retries:
+
+    queued ──claim──▶ running ──finish──▶ done          the job ends with its last slice
+       ▲                 │
+       └── release, lapse┘                              (a worker that stops; a lease that ran out)
+
+Every transition is one Lua script, so it happens wholly or not at all; every transition of a running slice needs
+the token of its claim, so a worker that lost its lease can write nothing.
+"""
+
+from shared.jobs.record import (
+    DRAWN_ARTIFACTS,
+    MEDIA_TYPES,
+    STORED_ARTIFACTS,
+    Records,
+    connect,
+)
+from shared.jobs.transitions import Claim, LostLease, Transitions
+
+__all__ = [
+    "DRAWN_ARTIFACTS",
+    "MEDIA_TYPES",
+    "STORED_ARTIFACTS",
+    "Claim",
+    "LostLease",
+    "Records",
+    "Transitions",
+    "connect",
+]

@@ -1,0 +1,171 @@
+"""Reading a job's record, and the blobs that it refers to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from redis import Redis
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+from shared.errors import ArtifactNotFound, JobExpired, JobNotFound, Problem, StoreUnavailable
+from shared.schemas import ExplainRequest, ItemResult, Job, Progress, Status
+
+STORED_ARTIFACTS = ("optimized.png", "optimized.npy", "maps.npz", "history.json")
+DRAWN_ARTIFACTS = ("contrast.png", "feature_map.png", "optimized_feature_map.png", "difference.png", "panel.png")
+MEDIA_TYPES = {
+    "png": "image/png",
+    "npy": "application/octet-stream",
+    "npz": "application/octet-stream",
+    "json": "application/json",
+}
+
+
+def connect(url: str, *, patience: float = 1.0) -> Redis:
+    """A Redis client whose calls fail within about `patience` seconds when Redis is down."""
+    return cast(
+        Redis,
+        Redis.from_url(
+            url,
+            decode_responses=True,
+            socket_timeout=patience,
+            socket_connect_timeout=patience / 2,
+            socket_keepalive=True,
+            retry=Retry(ExponentialBackoff(cap=0.1, base=0.02), 2),
+            retry_on_error=[RedisConnectionError],
+        ),
+    )
+
+
+@contextmanager
+def redis_errors() -> Iterator[None]:
+    """A Redis that cannot serve becomes our error; a command that it refuses is a bug, and stays one."""
+    try:
+        yield
+    except (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OutOfMemoryError) as error:
+        raise StoreUnavailable(f"Redis does not answer ({type(error).__name__})") from error
+
+
+class Records:
+    """Job records as readers see them."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
+
+    def job(self, job_id: str) -> Job:
+        """The job as it stands.
+
+        Raises:
+            JobNotFound, JobExpired, StoreUnavailable.
+        """
+        with redis_errors(), self.redis.pipeline(transaction=True) as pipe:
+            pipe.hgetall(f"ks:job:{job_id}")
+            pipe.hgetall(f"ks:job:{job_id}:results")
+            pipe.zrank("ks:queued", f"{job_id}:0")
+            pipe.exists(f"ks:gone:{job_id}")
+            record, results, rank, gone = pipe.execute()
+        if record:
+            return _job(job_id, record, results, rank)
+        if gone:
+            raise JobExpired(f"job {job_id} has expired and was removed")
+        raise JobNotFound(f"there is no job {job_id}")
+
+    def result(self, job_id: str, index: int) -> tuple[ExplainRequest, ItemResult, dict[str, str]]:
+        """The job's request, one of its results, and the blobs (name → SHA-256) that it has so far.
+
+        Raises:
+            JobNotFound, JobExpired, ArtifactNotFound, StoreUnavailable.
+        """
+        with redis_errors(), self.redis.pipeline(transaction=True) as pipe:
+            pipe.hget(f"ks:job:{job_id}", "request")
+            pipe.hget(f"ks:job:{job_id}:results", str(index))
+            pipe.hmget(f"ks:job:{job_id}:drawn", [f"{index}/{name}" for name in DRAWN_ARTIFACTS])
+            pipe.exists(f"ks:gone:{job_id}")
+            request, stored, drawn, gone = pipe.execute()
+        if request is None:
+            raise (JobExpired if gone else JobNotFound)(f"there is no job {job_id}" + (" any more" if gone else ""))
+        if stored is None:
+            raise ArtifactNotFound(f"job {job_id} has no result {index} yet")
+        result = json.loads(stored)
+        kept = {name: digest for name, digest in zip(DRAWN_ARTIFACTS, drawn, strict=True) if digest}
+        blobs = {**result.pop("blobs"), **kept}
+        return ExplainRequest.model_validate_json(request), ItemResult.model_validate(result), blobs
+
+    def keep_drawn(self, job_id: str, index: int, name: str, digest: str) -> None:
+        """Remember a picture that was drawn on request, so that it is drawn once."""
+        with redis_errors(), self.redis.pipeline(transaction=True) as pipe:
+            pipe.hset(f"ks:job:{job_id}:drawn", f"{index}/{name}", digest)
+            _refer(pipe, job_id, [digest])
+            pipe.execute()
+
+    def hold(self, job_id: str, digests: list[str], expires_at: float) -> None:
+        """Refer to blobs before they are written, so that retention leaves them alone; they go with the job."""
+        with redis_errors(), self.redis.pipeline(transaction=True) as pipe:
+            pipe.zadd("ks:expiry", {job_id: expires_at}, nx=True)
+            _refer(pipe, job_id, digests)
+            pipe.execute()
+
+    def known_image(self, digest: str) -> bool:
+        """Whether a job that still exists refers to these bytes."""
+        with redis_errors():
+            return bool(self.redis.exists(f"ks:blob:{digest}"))
+
+
+def _refer(pipe: Any, job_id: str, digests: list[str]) -> None:
+    for digest in digests:
+        pipe.sadd(f"ks:blob:{digest}", job_id)
+    if digests:
+        pipe.sadd(f"ks:job:{job_id}:blobs", *digests)
+
+
+def _job(job_id: str, record: dict[str, str], stored: dict[str, str], rank: int | None) -> Job:
+    status = Status(record["status"])
+    results = [_result(job_id, text) for _, text in sorted(stored.items(), key=lambda pair: int(pair[0]))]
+    total = int(record["planned"]) if record["unresolved"] == "0" else None
+    running = json.loads(record.get("progress") or "{}")
+    return Job(
+        id=job_id,
+        status=status,
+        created_at=_time(record["created_at"]),
+        started_at=_time(record["started_at"]) if "started_at" in record else None,
+        finished_at=_time(record["finished_at"]) if "finished_at" in record else None,
+        expires_at=_time(record["expires_at"]),
+        attempt=int(record["attempt"]),
+        queue_position=rank + 1 if rank is not None and status is Status.QUEUED else None,
+        request=ExplainRequest.model_validate_json(record["request"]),
+        progress=Progress(completed=int(record["completed"]), failed=int(record["failed"]), total=total, **running),
+        failed_items=int(record["failed"]),
+        results=results,
+        error=_error(results) if status is Status.FAILED else None,
+        links={"self": f"/jobs/{job_id}"},
+    )
+
+
+def _result(job_id: str, text: str) -> ItemResult:
+    fields = json.loads(text)
+    blobs = fields.pop("blobs")
+    result = ItemResult.model_validate(fields)
+    names = [*blobs, *DRAWN_ARTIFACTS] if blobs else []
+    result.artifacts = {name: f"/jobs/{job_id}/artifacts/{result.index}/{name}" for name in names}
+    return result
+
+
+def _error(results: list[ItemResult]) -> Problem | None:
+    """The problem of a failed job: that of its first item, which says how many more there are."""
+    problems = [result.error for result in results if result.error]
+    if len(problems) < 2:
+        return problems[0] if problems else None
+    return problems[0].model_copy(
+        update={"detail": f"all {len(problems)} items failed; the first: {problems[0].detail}"}
+    )
+
+
+def _time(seconds: str) -> datetime:
+    return datetime.fromtimestamp(float(seconds), UTC)

@@ -1,0 +1,259 @@
+"""What callers send and receive, and the items that a request becomes."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode
+from datetime import datetime
+from enum import StrEnum
+from itertools import product
+from math import prod
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+)
+
+from shared.errors import InvalidRequest, KernelscopeError, Problem
+
+SLICE_ITEMS = 16  # the most items that are claimed, leased and retried together
+MAX_IMAGES = 16
+MAX_KERNELS = 2048
+
+
+class Status(StrEnum):
+    """States of a job."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the job will not change again."""
+        return self not in {Status.QUEUED, Status.RUNNING}
+
+
+def _kernels(value: object) -> object:
+    wanted = 'give zero-based kernel indices such as [12, 40], or "top:N" for the N most active kernels'
+    if isinstance(value, str):
+        match = re.fullmatch(r"top:([1-9]\d{0,3})", value)
+        if not match or int(match[1]) > MAX_KERNELS:
+            raise ValueError(f"{value!r} names no kernels; {wanted}")
+        return value
+    indices = value if isinstance(value, list) else [value]
+    if not indices or any(type(index) is not int or index < 0 for index in indices):
+        raise ValueError(f"{value!r} names no kernels; {wanted}")
+    return list(dict.fromkeys(indices))
+
+
+def _one_or_more(value: object) -> object:
+    return value if isinstance(value, list) else [value]
+
+
+def _without_repeats(values: list[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+def _base64(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError("give the file's bytes as a base64 string")  # noqa: TRY004 - what pydantic turns into a 422
+    try:
+        return b64decode("".join(value.split()), validate=True)
+    except ValueError:
+        raise ValueError("this is not base64; give the file's bytes as a base64 string") from None
+
+
+Stop = Literal["converged", "budget", "deadline", "cancelled"]
+Base64 = Annotated[bytes, BeforeValidator(_base64, json_schema_input_type=str)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Kernels = Annotated[list[int] | str, BeforeValidator(_kernels)]
+LossWeights = Annotated[
+    list[Annotated[FiniteFloat, Field(ge=0)]],
+    BeforeValidator(_one_or_more),
+    AfterValidator(_without_repeats),
+    Field(min_length=1, max_length=64),
+]
+Methods = Annotated[
+    list[Literal["suppression"]],
+    BeforeValidator(_one_or_more),
+    AfterValidator(_without_repeats),
+    Field(min_length=1),
+]
+
+
+class ExplainOptions(BaseModel):
+    """Everything of a request but its images."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field("vgg16", description="network, see `GET /models`")
+    layer: str = Field(description="`conv3_3`, `relu3_3` or torchvision's node `features.15`; always after the ReLU")
+    kernels: Kernels = Field(description='zero-based indices, or `"top:N"` for the N most active kernels')
+    methods: Methods = Field(["suppression"], description="how the explanation is made")
+    alpha: LossWeights = Field([1.0], description="α, the weight of the suppression of the other kernels")
+    beta: LossWeights = Field([1.0], description="β, the weight of the pull to the mean colour")
+    solver: Literal["fast", "reference"] = Field("fast", description="`reference` is the paper's slow procedure")
+    effort: Literal["quick", "standard", "thorough"] = Field("standard", description="how long the fast solver tries")
+    iterations: int | None = Field(None, ge=1, le=100_000, description="gradient evaluations instead of `effort`")
+
+
+class ImageSource(BaseModel):
+    """An image by its bytes, or by the SHA-256 of bytes that were sent before."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    data: Base64 | None = Field(None, description="base64 of a PNG, JPEG or WebP file")
+    sha256: Sha256 | None = Field(None, description="SHA-256 of a file sent before")
+
+
+class ExplainBody(ExplainOptions):
+    """The JSON body of `POST /explain`."""
+
+    images: list[ImageSource] = Field(min_length=1, max_length=MAX_IMAGES)
+
+
+class ExplainRequest(ExplainOptions):
+    """A request as the job keeps it: images by the SHA-256 of the bytes that were sent."""
+
+    images: list[Sha256] = Field(min_length=1, max_length=MAX_IMAGES)
+
+
+class Item(BaseModel):
+    """One X̂ to make. Of `kernel` and `rank` one is set: rank r is the (r+1)-th most active kernel on the image."""
+
+    index: int
+    image: int
+    kernel: int | None
+    rank: int | None
+    method: str
+    alpha: float
+    beta: float
+
+
+class Losses(BaseModel):
+    """The terms of L = L_p + α·L_s + β·L_r (Formulas 1-4)."""
+
+    preservation: float
+    suppression: float
+    regularization: float
+    total: float
+
+
+class Metrics(BaseModel):
+    """How X̂ fares when it is fed back through the network."""
+
+    ssim: float | None = Field(description="SSIM of F̂_i against F_i; null on a 1×1 map")
+    ssim_window: int | None = Field(description="side of the SSIM window: 11, or the largest odd size that fits")
+    ssim_paper: float | None = Field(description="SSIM with zero padding and data range 1 on raw activations")
+    mse_others: float = Field(description="mean of F̂_j² over j≠i: the paper's MSE (R.)")
+    mse_others_before: float = Field(description="the same of the original image")
+    mse_selected: float = Field(description="mean of (F̂_i − F_i)²")
+    leakage: float = Field(description="Σ_{j≠i}‖F̂_j‖₁ / Σ_{j≠i}‖F_j‖₁")
+    sparsity: float = Field(description="share of pixels equal to the mean colour in 8 bits")
+
+
+class WeightsUsed(BaseModel):
+    """Which network computed a result."""
+
+    source: str = Field(description="the weights file's name")
+    sha256: str = Field(description="SHA-256 of the weights file")
+
+
+class ItemResult(BaseModel):
+    """What became of one item."""
+
+    index: int
+    image: str
+    kernel: int | None
+    rank: int | None = None
+    method: str
+    alpha: float
+    beta: float
+    status: Literal["succeeded", "failed", "cancelled"]
+    losses: Losses | None = Field(None, description="of the delivered PNG")
+    losses_float: Losses | None = Field(None, description="of X̂ before it was rounded to 8 bits")
+    loss_start: float | None = Field(None, description="total loss of the original image")
+    loss_blank: float | None = Field(None, description="total loss of the mean colour")
+    metrics: Metrics | None = Field(None, description="of the delivered PNG")
+    metrics_float: Metrics | None = Field(None, description="of X̂ before it was rounded to 8 bits")
+    iterations: int | None = None
+    seconds: float | None = None
+    stopped: Stop | None = None
+    weights: WeightsUsed | None = None
+    device: str | None = None
+    error: Problem | None = None
+    artifacts: dict[str, str] = Field(default_factory=dict, description="name → URL path")
+
+    @classmethod
+    def of(cls, item: Item, request: ExplainRequest, kernel: int | None) -> ItemResult:
+        """The result of an item that succeeded, still without its numbers."""
+        axes = item.model_dump(include={"index", "rank", "method", "alpha", "beta"})
+        return cls(**axes, image=request.images[item.image], kernel=kernel, status="succeeded")
+
+    def failed(self, error: KernelscopeError) -> ItemResult:
+        """The same item, failed."""
+        return self.model_copy(update={"status": "failed", "error": error.problem()})
+
+
+class Progress(BaseModel):
+    """How far a job is."""
+
+    completed: int
+    total: int | None = Field(description='null until the worker has resolved "top:N"')
+    failed: int
+    iteration: int | None = Field(None, description="gradient evaluations done of the items that run now")
+    budget: int | None = Field(None, description="the most evaluations that they may take")
+    loss: float | None = Field(None, description="their mean total loss now")
+
+
+class Job(BaseModel):
+    """A job as `GET /jobs/{id}` tells it."""
+
+    id: str
+    status: Status
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    expires_at: datetime
+    attempt: int = Field(description="the most times that a part of the job was begun; above 1: a worker died")
+    queue_position: int | None = Field(description="1: next to be taken; null once it runs")
+    request: ExplainRequest
+    progress: Progress
+    failed_items: int
+    results: list[ItemResult]
+    error: Problem | None
+    links: dict[str, str]
+
+
+def plan(request: ExplainRequest, max_items: int) -> list[list[Item]]:
+    """One item for every image × kernel × method × α × β, cut into slices of at most 16.
+
+    Raises:
+        InvalidRequest: more than `max_items` items.
+    """
+    axes = (range(len(request.images)), _choices(request.kernels), request.methods, request.alpha, request.beta)
+    count = prod(map(len, axes))
+    if count > max_items:
+        raise InvalidRequest(
+            f"the request makes {count} items (image × kernel × method × α × β); at most {max_items} are taken"
+        )
+    items = [
+        Item(index=index, image=image, kernel=kernel, rank=rank, method=method, alpha=alpha, beta=beta)
+        for index, (image, (kernel, rank), method, alpha, beta) in enumerate(product(*axes))
+    ]
+    return [items[start : start + SLICE_ITEMS] for start in range(0, len(items), SLICE_ITEMS)]
+
+
+def _choices(kernels: list[int] | str) -> list[tuple[int | None, int | None]]:
+    """(kernel, rank) of each kernel that is asked for; one of the two is set."""
+    if isinstance(kernels, str):
+        return [(None, rank) for rank in range(int(kernels.removeprefix("top:")))]
+    return [(kernel, None) for kernel in kernels]

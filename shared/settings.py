@@ -1,0 +1,87 @@
+"""Every setting of every process, typed, read once from the environment (`KERNELSCOPE_*`) or an `.env` file."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from platformdirs import user_data_path
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """The settings table of the README is generated from these descriptions and compared with them in a test."""
+
+    model_config = SettingsConfigDict(env_prefix="KERNELSCOPE_", env_file=".env", extra="ignore")
+
+    redis_url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"),
+        description="Redis that holds job records and the queue (`kernelscope up` starts its own)",
+    )
+    data_dir: Path = Field(
+        default_factory=lambda: user_data_path("kernelscope"),
+        description="where `kernelscope up` keeps its Redis, pictures and logs",
+    )
+    store_url: str = Field(
+        "",
+        description="object store of images and results, `file:///…` or `s3://…`; empty: `store` in the data directory",
+    )
+    weights_dir: Path | None = Field(
+        None,
+        description="folder with weights files (`vgg16*.safetensors`, `.pth`); empty: `weights` in the data directory",
+    )
+    download_weights: bool = Field(True, description="fetch torchvision's ImageNet weights where the folder has none")
+    host: str = Field("127.0.0.1", description="address that the API listens on")
+    port: int = Field(8000, ge=0, le=65535, description="port that the API listens on")
+    preload: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("vgg16",),
+        description="networks that a worker loads before it says that it is ready, separated by commas",
+    )
+    device: str = Field("auto", description="torch device of a worker: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`")
+    engine: Literal["torch", "dummy"] = Field(
+        "torch", description="`dummy` answers at once without a network, to test what is around it"
+    )
+    max_body_mb: int = Field(32, ge=1, description="largest request body, in megabytes (10⁶ bytes)")
+    max_megapixels: float = Field(50.0, gt=0, description="largest image, in megapixels")
+    max_items: int = Field(2048, ge=1, description="most items (image × kernel × method × α × β) in one job")
+    retention_days: float = Field(30.0, gt=0, description="days after which a job and its pictures are removed")
+    lease_seconds: float = Field(
+        20.0, gt=0, description="a worker that shows no progress for this long loses its slice"
+    )
+    max_attempts: int = Field(
+        3, ge=1, description="times that a slice is tried when its worker dies before it is failed"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="least severe log line that is written"
+    )
+
+    @field_validator("preload", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """`vgg16,vgg_mini` → two names; an empty string → none."""
+        if isinstance(value, str):
+            return tuple(name.strip() for name in value.split(",") if name.strip())
+        return value
+
+    @field_validator("weights_dir", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @property
+    def store(self) -> str:
+        """The object store's URL, with the default filled in."""
+        return self.store_url or (self.data_dir.absolute() / "store").as_uri()
+
+    @property
+    def weights(self) -> Path:
+        """The weights folder, with the default filled in; it need not exist."""
+        return (self.weights_dir or self.data_dir / "weights").expanduser()
+
+
+@cache
+def settings() -> Settings:
+    """The process's settings, read once."""
+    return Settings()

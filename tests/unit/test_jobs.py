@@ -1,0 +1,291 @@
+"""The job record: every transition, who may make it, and what a late worker can do (nothing)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from redis import Redis
+
+from shared.errors import AttemptsExhausted, JobExpired, JobNotFound, SilentKernel
+from shared.jobs import Claim, LostLease, Records, Transitions
+from shared.schemas import ExplainRequest, ItemResult, Status, plan
+
+LEASE = 20.0
+
+
+class Clock:
+    """Time that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        """Seconds."""
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The test's time."""
+    return Clock()
+
+
+@pytest.fixture
+def transitions(redis: Redis, clock: Clock) -> Transitions:
+    """Transitions on that time."""
+    return Transitions(redis, LEASE, clock)
+
+
+@pytest.fixture
+def records(redis: Redis) -> Records:
+    """What readers see."""
+    return Records(redis)
+
+
+def submit(transitions: Transitions, job_id: str = "j", kernels: object = None, lifetime: float = 1e6) -> list[str]:
+    """A job of 20 kernels (two slices) unless told otherwise; its slices."""
+    wanted = list(range(20)) if kernels is None else kernels
+    fields = {"images": ["0" * 64], "layer": "conv1_1", "kernels": wanted}
+    request = ExplainRequest.model_validate(fields)
+    announced = transitions.submit(job_id, request, plan(request, 10_000), transitions.clock() + lifetime)
+    return [slice_id for slice_id, _ in announced]
+
+
+def claimed(transitions: Transitions, slice_id: str) -> Claim:
+    """A claim that must succeed."""
+    claim = transitions.claim(slice_id)
+    assert claim is not None
+    return claim
+
+
+def done(claim: Claim, number: int) -> ItemResult:
+    """A result of the claim's item of that number."""
+    item = claim.items[number]
+    return ItemResult.of(item, claim.request, item.kernel if item.kernel is not None else item.rank)
+
+
+def complete(transitions: Transitions, claim: Claim) -> None:
+    """Commit every item and finish."""
+    for number in range(len(claim.items)):
+        transitions.commit(claim, done(claim, number), {})
+    transitions.finish(claim)
+
+
+def test_a_job_from_submit_to_success(transitions: Transitions, records: Records, clock: Clock) -> None:
+    """queued, running with its first slice, succeeded with its last; the times are kept."""
+    first, second = submit(transitions)
+    assert records.job("j").status is Status.QUEUED
+    clock.now += 5
+    complete(transitions, claimed(transitions, first))
+    job = records.job("j")
+    assert job.status is Status.RUNNING
+    assert job.queue_position is None
+    assert (job.progress.completed, job.progress.total) == (16, 20)
+    clock.now += 5
+    complete(transitions, claimed(transitions, second))
+    job = records.job("j")
+    assert job.status is Status.SUCCEEDED
+    assert [result.index for result in job.results] == list(range(20))
+    assert job.started_at is not None
+    assert job.finished_at is not None
+    assert (job.finished_at - job.started_at).total_seconds() == 5
+    assert job.attempt == 1
+    assert job.error is None
+
+
+def test_small_jobs_and_big_ones_have_queues_of_their_own(transitions: Transitions) -> None:
+    """Up to 16 items are interactive."""
+    fields = {"images": ["0" * 64], "layer": "conv1_1"}
+    for count, queue in ((16, "interactive"), (17, "bulk")):
+        request = ExplainRequest.model_validate({**fields, "kernels": list(range(count))})
+        announced = transitions.submit(f"j{count}", request, plan(request, 100), 2e9)
+        assert {name for _, name in announced} == {queue}
+
+
+def test_the_queue_position_counts_slices_ahead(transitions: Transitions, records: Records, clock: Clock) -> None:
+    """1 is next; taking the first moves the others up."""
+    for name in ("a", "b", "c"):
+        submit(transitions, name, kernels=[1])
+        clock.now += 1
+    assert [records.job(name).queue_position for name in ("a", "b", "c")] == [1, 2, 3]
+    claimed(transitions, "a:0")
+    assert [records.job(name).queue_position for name in ("a", "b", "c")] == [None, 1, 2]
+
+
+def test_a_slice_is_claimed_once(transitions: Transitions) -> None:
+    """A duplicate message finds nothing; nor does one for a slice that never was."""
+    first, _ = submit(transitions)
+    claimed(transitions, first)
+    assert transitions.claim(first) is None
+    assert transitions.claim("nowhere:0") is None
+
+
+def test_progress_is_seen_and_holds_the_lease(transitions: Transitions, records: Records, clock: Clock) -> None:
+    """Each sign of life extends the lease by its full length."""
+    (slice_id,) = submit(transitions, kernels=[1, 2])
+    claim = claimed(transitions, slice_id)
+    for iteration in range(5):
+        clock.now += LEASE - 1
+        transitions.renew(claim, {"iteration": iteration, "budget": 10, "loss": 0.5})
+        assert transitions.lapsed(3) == ([], [])
+    progress = records.job("j").progress
+    assert (progress.iteration, progress.budget, progress.loss) == (4, 10, 0.5)
+    complete(transitions, claim)
+    assert records.job("j").progress.iteration is None
+
+
+def test_a_lapsed_slice_is_queued_again_without_its_finished_items(
+    transitions: Transitions, records: Records, clock: Clock
+) -> None:
+    """A dead worker costs the item that it was at, not those before."""
+    (slice_id,) = submit(transitions, kernels=[1, 2, 3])
+    dead = claimed(transitions, slice_id)
+    transitions.commit(dead, done(dead, 0), {})
+    clock.now += LEASE + 1
+    assert transitions.lapsed(3) == ([slice_id], [])
+    again = claimed(transitions, slice_id)
+    assert [item.kernel for item in again.items] == [2, 3]
+    assert again.attempt == 2
+    complete(transitions, again)
+    assert records.job("j").attempt == 2
+    assert [result.kernel for result in records.job("j").results] == [1, 2, 3]
+
+
+def test_a_late_worker_can_write_nothing(transitions: Transitions, records: Records, clock: Clock) -> None:
+    """Every transition of a running slice asks for the token of its claim."""
+    (slice_id,) = submit(transitions, kernels=[1, 2])
+    late = claimed(transitions, slice_id)
+    clock.now += LEASE + 1
+    transitions.lapsed(3)
+    holder = claimed(transitions, slice_id)
+    before = records.job("j")
+    attempts: list[Callable[[], None]] = [
+        lambda: transitions.renew(late, {"iteration": 1}),
+        lambda: transitions.resolve(late, 0),
+        lambda: transitions.commit(late, done(late, 0), {}),
+        lambda: transitions.finish(late),
+        lambda: transitions.release(late),
+        lambda: transitions.fail(late, SilentKernel("x")),
+    ]
+    for attempt in attempts:
+        with pytest.raises(LostLease):
+            attempt()
+    assert records.job("j") == before
+    complete(transitions, holder)
+    with pytest.raises(LostLease):
+        transitions.commit(holder, done(holder, 0), {})
+
+
+def test_an_item_is_committed_once(transitions: Transitions, records: Records) -> None:
+    """The first result stays."""
+    (slice_id,) = submit(transitions, kernels=[1, 2])
+    claim = claimed(transitions, slice_id)
+    transitions.commit(claim, done(claim, 0).model_copy(update={"seconds": 1.0}), {})
+    transitions.commit(claim, done(claim, 0).model_copy(update={"seconds": 2.0}), {})
+    job = records.job("j")
+    assert [result.seconds for result in job.results] == [1.0]
+    assert job.progress.completed == 1
+
+
+def test_a_released_slice_does_not_count_as_an_attempt(transitions: Transitions, records: Records) -> None:
+    """A worker may be stopped as often as one likes."""
+    (slice_id,) = submit(transitions, kernels=[1, 2])
+    for _ in range(5):
+        claim = claimed(transitions, slice_id)
+        assert claim.attempt == 1
+        transitions.release(claim)
+    assert transitions.queued() == [slice_id]
+    assert records.job("j").status is Status.RUNNING
+
+
+def test_after_the_last_attempt_the_reaper_holds_the_slice_and_fails_it(
+    transitions: Transitions, records: Records, clock: Clock
+) -> None:
+    """Poison does not loop; finished items stay finished."""
+    (slice_id,) = submit(transitions, kernels=[1, 2])
+    first = claimed(transitions, slice_id)
+    transitions.commit(first, done(first, 0), {})
+    for _ in range(2):
+        clock.now += LEASE + 1
+        assert transitions.lapsed(3) == ([slice_id], [])
+        claimed(transitions, slice_id)
+    clock.now += LEASE + 1
+    queued, (exhausted,) = transitions.lapsed(3)
+    assert queued == []
+    assert exhausted.attempt == 3
+    transitions.fail(exhausted, AttemptsExhausted("three times"))
+    job = records.job("j")
+    assert job.status is Status.SUCCEEDED  # one item did succeed
+    assert job.failed_items == 1
+    assert job.results[1].error is not None
+    assert job.results[1].error.type == "/problems/attempts-exhausted"
+
+
+def test_a_job_without_a_success_is_failed(transitions: Transitions, records: Records) -> None:
+    """Its error is that of its items, and says how many they are."""
+    (slice_id,) = submit(transitions, kernels=[1, 2])
+    transitions.fail(claimed(transitions, slice_id), SilentKernel("kernel 1 is silent"))
+    job = records.job("j")
+    assert job.status is Status.FAILED
+    assert job.error is not None
+    assert job.error.type == "/problems/silent-kernel"
+    assert job.error.detail == "all 2 items failed; the first: kernel 1 is silent"
+
+
+def test_top_n_has_a_total_once_every_slice_is_resolved(transitions: Transitions, records: Records) -> None:
+    """Ranks that no active kernel fills are skipped: they count for nothing."""
+    first, second = submit(transitions, kernels="top:20")
+    assert records.job("j").progress.total is None
+    claim = claimed(transitions, first)
+    transitions.resolve(claim, 0)
+    transitions.resolve(claim, 0)  # a repeated call changes nothing
+    assert records.job("j").progress.total is None
+    other = claimed(transitions, second)
+    transitions.resolve(other, 3)
+    assert records.job("j").progress.total == 17
+
+
+def test_retention_removes_the_record_and_the_blobs_that_nobody_else_refers_to(
+    transitions: Transitions, records: Records, redis: Redis, clock: Clock
+) -> None:
+    """A tombstone answers for a while; a blob that another job shares stays; a hold without a job goes too."""
+    for name, lifetime in (("old", 10.0), ("young", 1000.0)):
+        records.hold(name, ["shared", f"only-{name}"], clock.now + lifetime)
+        submit(transitions, name, kernels=[1], lifetime=lifetime)
+    records.hold("never-submitted", ["orphan"], clock.now + 10)
+    clock.now += 11
+    assert sorted(transitions.expire()) == ["only-old", "orphan"]
+    with pytest.raises(JobExpired):
+        records.job("old")
+    with pytest.raises(JobNotFound):
+        records.job("never-there")
+    assert records.job("young").status is Status.QUEUED
+    assert transitions.claim("old:0") is None
+    clock.now += 1000
+    assert sorted(transitions.expire()) == ["only-young", "shared"]
+    left = {key for key in redis.keys("ks:*") if not key.startswith("ks:gone:")}
+    assert left == set()
+
+
+def test_a_worker_whose_job_has_expired_loses_its_lease(transitions: Transitions, clock: Clock) -> None:
+    """It cannot bring the job back to life."""
+    (slice_id,) = submit(transitions, kernels=[1], lifetime=10)
+    claim = claimed(transitions, slice_id)
+    clock.now += 11
+    transitions.expire()
+    with pytest.raises(LostLease):
+        transitions.commit(claim, done(claim, 0), {})
+    assert transitions.lapsed(3) == ([], [])
+
+
+def test_unsent_messages_are_found_by_their_age(transitions: Transitions, clock: Clock) -> None:
+    """A queued slice whose message is old; noting that it was sent makes it young."""
+    slices = submit(transitions)
+    clock.now += 10
+    assert transitions.unsent(transitions.queued(), 15) == []
+    clock.now += 10
+    assert transitions.unsent(transitions.queued(), 15) == slices
+    assert transitions.sent(slices[0]) == "bulk"
+    assert transitions.unsent(transitions.queued(), 15) == slices[1:]
+    assert transitions.sent("nowhere:0") is None
