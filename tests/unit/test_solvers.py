@@ -1,0 +1,170 @@
+"""Both solvers: against a plain loop, against a known answer, and against their promises."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.unit import tiny
+from worker.suppression import FastSolver, PixelSpace, Problems, ReferenceSolver, losses, solve
+from worker.suppression.loop import Progress
+
+FAST = FastSolver(tiny.space(), budget=200)
+SLOW = ReferenceSolver(rate=0.3, budget=300, patience=20)  # the tiny networks have 350 times fewer pixels
+SOLVERS = pytest.mark.parametrize("solver", [FAST, SLOW], ids=["fast", "reference"])
+
+
+def run(net: nn.Module, problems: Problems, solver: Any) -> list[Tensor]:
+    """The X̂ of each problem."""
+    return [solution.x for solution in solve(net, problems, solver, precision=torch.float64)]
+
+
+def plain_reference(net: nn.Module, problems: Problems, solver: ReferenceSolver) -> tuple[Tensor, float]:
+    """The procedure with torch's own optimiser and scheduler, autograd on the loss as printed, one problem."""
+    before = net(problems.image).relu()
+    kernel, alpha, beta = int(problems.kernel), float(problems.alpha), float(problems.beta)
+    others = [j for j in range(before.shape[1]) if j != kernel]
+    x = problems.image.clone().requires_grad_()
+    optimiser = torch.optim.SGD([x], lr=solver.rate, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, factor=0.5, patience=solver.patience)
+    best, best_x = float("inf"), x.detach()
+    for _ in range(solver.budget):
+        after = net(x).relu()
+        preservation = (after[0, kernel] - before[0, kernel]).norm() / before[0, kernel].norm()
+        suppression = after[0, others].abs().sum() / before[0, others].abs().sum()
+        loss = preservation + alpha * suppression + beta * x.abs().mean()
+        if loss.item() < best:
+            best, best_x = loss.item(), x.detach().clone()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step(loss.item())
+    return best_x[0], best
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_reference_solver_is_torch_s_sgd_on_the_printed_loss(seed: int) -> None:
+    """The same trajectory, momentum, plateau and best iterate."""
+    net = tiny.network(seed)
+    problems = tiny.problems(net, 1, seed)
+    short = replace(SLOW, budget=100, patience=3)  # later, the kinks of |x| and ReLU amplify the last digit
+    expected, loss = plain_reference(net, problems, short)
+    (found,) = solve(net, problems, short, precision=torch.float64)
+    assert found.loss == pytest.approx(loss, rel=1e-9)
+    assert torch.allclose(found.x, expected, atol=1e-9)
+
+
+@SOLVERS
+def test_a_problem_does_not_know_its_batch_mates(solver: Any) -> None:
+    """Alone, and in a batch of 16 in either order: the same X̂, exactly as far as float64 goes."""
+    net = tiny.network()
+    problems = tiny.problems(net, 16)
+    together = run(net, problems, solver)
+    backwards = run(net, problems.select(torch.arange(15, -1, -1)), solver)[::-1]
+    for row in (0, 7, 15):
+        (alone,) = run(net, problems.select(torch.tensor([row])), solver)
+        assert torch.allclose(alone, together[row], atol=1e-10)
+        assert torch.allclose(alone, backwards[row], atol=1e-10)
+
+
+@SOLVERS
+def test_it_ends_below_its_start_and_the_blank_picture(solver: Any) -> None:
+    """The loss that is reported is that of the X̂ that is returned, and better than doing nothing."""
+    net = tiny.network(3)
+    problems = tiny.problems(net, 4, 3)
+    start = losses(problems, net(problems.image).relu(), problems.image).total
+    for row, solution in enumerate(solve(net, problems, solver, precision=torch.float64)):
+        one = problems.select(torch.tensor([row]))
+        again = losses(one, net(solution.x[None]).relu(), solution.x[None]).total
+        assert float(again) == pytest.approx(solution.loss, rel=1e-9)
+        assert solution.loss < 0.8 * float(start[row])
+
+
+def test_fast_solver_stays_in_the_box() -> None:
+    """Every pixel of X̂ can be shown."""
+    net = tiny.network()
+    space = tiny.space()
+    for x in run(net, tiny.problems(net, 4), FAST):
+        assert bool((x >= space.low).all())
+        assert bool((x <= space.high).all())
+
+
+def test_fast_solver_is_deterministic() -> None:
+    """The same problem twice, the same X̂."""
+    net = tiny.network()
+    problems = tiny.problems(net, 2)
+    assert all(torch.equal(a, b) for a, b in zip(run(net, problems, FAST), run(net, problems, FAST), strict=True))
+
+
+def test_without_other_terms_the_image_stays() -> None:
+    """α = β = 0: X itself is the answer, found at once."""
+    net = tiny.network()
+    problems = tiny.problems(net, 1)
+    zero = torch.zeros_like(problems.alpha)
+    still = Problems(**{**problems.__dict__, "alpha": zero, "beta": zero})
+    (solution,) = solve(net, still, FAST, precision=torch.float64)
+    assert solution.stopped == "converged"
+    assert torch.equal(solution.x, problems.image[0])
+
+
+@SOLVERS
+def test_progress_and_stopping(solver: Any) -> None:
+    """It reports each evaluation, and stops when it is told to, with the best X̂ so far."""
+    net = tiny.network()
+    seen: list[Progress] = []
+    solutions = solve(
+        net,
+        tiny.problems(net, 2),
+        solver,
+        precision=torch.float64,
+        on_step=seen.append,
+        should_stop=lambda: "cancelled" if len(seen) == 7 else None,
+    )
+    assert [progress.iteration for progress in seen] == list(range(1, 8))
+    assert [solution.stopped for solution in solutions] == ["cancelled", "cancelled"]
+    assert [solution.iterations for solution in solutions] == [7, 7]
+    assert solutions[0].loss == min(row[-1] for row in solutions[0].history)
+
+
+def test_stopped_before_the_first_evaluation() -> None:
+    """X̂ = X, and no pretended loss."""
+    net = tiny.network()
+    (solution,) = solve(net, tiny.problems(net, 1), FAST, should_stop=lambda: "deadline")
+    assert solution.iterations == 0
+    assert solution.stopped == "deadline"
+    assert solution.history == []
+
+
+def test_history_is_bounded_and_keeps_the_end() -> None:
+    """A run of 10,000 evaluations does not make a file of 10,000 lines."""
+    net = tiny.network()
+    (solution,) = solve(net, tiny.problems(net, 1), ReferenceSolver(rate=0.3, budget=1500), precision=torch.float64)
+    assert len(solution.history) <= 502
+    assert solution.history[0][0] == 1
+    assert solution.history[-1][0] == 1500
+
+
+def test_closed_form_colour_kernels() -> None:
+    """X̂ of the green kernel keeps green where it is active and is the mean colour elsewhere, to 1/255.
+
+    L_p alone can hold a pixel against L_r, because Σ over the active pixels of (β/N)·‖F‖ stays below 1; red, blue and
+    the inactive green have nothing that holds them. So X̂ = max(X, 0) in green and 0 in the other channels.
+    """
+    space = PixelSpace.of((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.rand(1, 3, 32, 32, generator=generator)
+    image = (pixels - space.mean) / space.std
+    net = nn.Conv2d(3, 3, 1, bias=False).requires_grad_(False)  # each kernel reads one colour channel
+    net.weight.copy_(torch.eye(3).view(3, 3, 1, 1))
+    weight = torch.ones(1)
+    problem = Problems.pose(image, net(image).relu(), torch.tensor([1]), weight, weight)
+    (solution,) = solve(net, problem, FastSolver(space))
+    expected = torch.zeros_like(image[0])
+    expected[1] = image[0, 1].clamp_min(0)
+    assert float(((solution.x - expected) * space.std).abs().max()) <= 1 / 255
+    shown = space.to_bytes(solution.x)
+    assert torch.equal(shown[[0, 2]], space.mean_bytes[[0, 2]].expand(2, 32, 32))

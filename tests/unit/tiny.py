@@ -1,0 +1,41 @@
+"""Small networks and problems for the tests of the mathematics."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from worker.suppression import PixelSpace, Problems
+
+SIDE = 12
+
+
+def network(seed: int = 0, width: int = 5) -> nn.Sequential:
+    """Two convolutions with a ReLU and a pooling between, random, float64, frozen: images → Z before the ReLU."""
+    torch.manual_seed(seed)
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, width, 3, padding=1))
+    return layers.double().requires_grad_(False).eval()
+
+
+def space() -> PixelSpace:
+    """A normalised space with three different channels."""
+    return PixelSpace(
+        *(torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3)))
+    )
+
+
+def images(count: int, seed: int = 0, side: int = SIDE) -> Tensor:
+    """(count, 3, side, side), normalised, inside the box."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.rand(count, 3, side, side, generator=generator, dtype=torch.float64)
+    return (pixels - space().mean) / space().std
+
+
+def problems(net: nn.Module, count: int, seed: int = 0) -> Problems:
+    """Problems on different images and kernels with different weights, none silent."""
+    generator = torch.Generator().manual_seed(seed + 100)
+    image = images(count, seed)
+    features = net(image).clamp_min(0)
+    kernel = features.mean(dim=(2, 3)).argsort(dim=1, descending=True)[torch.arange(count), torch.arange(count) % 2]
+    alpha, beta = 0.5 + torch.rand(2, count, generator=generator, dtype=torch.float64)
+    return Problems.pose(image, features, kernel, alpha, beta)

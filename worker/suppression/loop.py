@@ -1,0 +1,152 @@
+"""Step after step, until each problem has converged, has used its budget, or is told to stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from worker.suppression.objective import Losses
+from worker.suppression.problems import Problems, Rows
+
+Stop = Literal["converged", "budget", "deadline", "cancelled"]
+StateT = TypeVar("StateT", bound=Rows)
+HISTORY_POINTS = 500
+
+
+class Solver(Protocol[StateT]):
+    """A method as pure functions of a state whose row b belongs to problem b."""
+
+    @property
+    def budget(self) -> int:
+        """The most evaluations that a problem may take."""
+        ...
+
+    def start(self, problems: Problems) -> StateT:
+        """The state before the first evaluation: X̂ = X."""
+        ...
+
+    def step(
+        self, network: nn.Module, problems: Problems, state: StateT, age: Tensor, precision: torch.dtype, /
+    ) -> tuple[Losses, StateT]:
+        """One gradient evaluation at X̂, after `age` (B,) earlier ones: the losses there, and the next state."""
+        ...
+
+    def converged(self, before: StateT, after: StateT, /) -> Tensor:
+        """(B,) bool: more steps would not change X̂ visibly."""
+        ...
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What became of one problem."""
+
+    x: Tensor  # the best iterate X̂, (3, H, W)
+    loss: float  # its total loss as the solver saw it
+    iterations: int
+    seconds: float
+    stopped: Stop
+    history: list[tuple[int, float, float, float, float]]  # (iteration, L_p, L_s, L_r, L)
+
+
+@dataclass
+class Progress:
+    """What `on_step` is told, once an evaluation."""
+
+    iteration: int
+    losses: Losses
+
+
+def solve(
+    network: nn.Module,
+    problems: Problems,
+    solver: Solver[Any],
+    *,
+    precision: torch.dtype = torch.float32,
+    on_step: Callable[[Progress], None] = lambda _: None,
+    should_stop: Callable[[], Stop | None] = lambda: None,
+) -> list[Solution]:
+    """Solve every problem of the batch; the result of one does not depend on the others.
+
+    Args:
+        network: up to the layer but for its ReLU, frozen: (B, 3, H, W) → Z (B, C, h, w), with F = max(Z, 0).
+        problems: posed on that network; none silent, none lone.
+        on_step: called after each evaluation.
+        should_stop: asked before each evaluation; what it returns becomes every unfinished solution's `stopped`.
+
+    Returns:
+        The solutions, in the order of the problems. A problem that was stopped before its first evaluation has X̂ = X.
+    """
+    return _Run(network, problems, solver, precision).until_done(on_step, should_stop)
+
+
+@dataclass
+class _Run(Generic[StateT]):
+    network: nn.Module
+    problems: Problems
+    solver: Solver[StateT]
+    precision: torch.dtype
+    solutions: dict[int, Solution] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        batch, device = len(self.problems), self.problems.image.device
+        self.state = self.solver.start(self.problems)
+        self.number = torch.arange(batch, device=device)  # which of the caller's problems a row is
+        self.age = torch.zeros(batch, dtype=torch.long, device=device)
+        self.done = torch.zeros(batch, dtype=torch.bool, device=device)
+        self.best_x = self.problems.image
+        self.best_loss = torch.full_like(self.problems.target_norm, torch.inf)
+        self.histories: list[list[tuple[int, float, float, float, float]]] = [[] for _ in range(batch)]
+        self.began = time.perf_counter()
+
+    def until_done(self, on_step: Callable[[Progress], None], should_stop: Callable[[], Stop | None]) -> list[Solution]:
+        total = len(self.problems)
+        while len(self.number):
+            if reason := should_stop():
+                self._retire(torch.ones_like(self.number, dtype=torch.bool), reason)
+                break
+            on_step(Progress(int(self.age.max()) + 1, self._step()))
+            self._retire(self.done, "converged")
+            self._retire(self.age >= self.solver.budget, "budget")
+        return [self.solutions[number] for number in range(total)]
+
+    def _step(self) -> Losses:
+        now, state = self.solver.step(self.network, self.problems, self.state, self.age, self.precision)
+        better = now.total < self.best_loss  # false for NaN
+        self.best_loss = torch.where(better, now.total, self.best_loss)
+        self.best_x = torch.where(better[:, None, None, None], self.state.x, self.best_x)  # type: ignore[attr-defined]
+        self.done = self.solver.converged(self.state, state)
+        self.state, self.age = state, self.age + 1
+        self._note(now)
+        return now
+
+    def _note(self, now: Losses) -> None:
+        every = max(1, self.solver.budget // HISTORY_POINTS)
+        terms = (now.preservation, now.suppression, now.regularization, now.total)
+        table = torch.stack(terms, dim=1).tolist()
+        for number, age, row in zip(self.number.tolist(), self.age.tolist(), table, strict=True):
+            if (age - 1) % every == 0 or age == self.solver.budget:
+                self.histories[number].append((age, *row))
+
+    def _retire(self, rows: Tensor, reason: Stop) -> None:
+        if not bool(rows.any()):
+            return
+        seconds = time.perf_counter() - self.began
+        for row in rows.nonzero().flatten().tolist():
+            number = int(self.number[row])
+            self.solutions[number] = Solution(
+                x=self.best_x[row].clone(),
+                loss=float(self.best_loss[row]),
+                iterations=int(self.age[row]),
+                seconds=seconds,
+                stopped=reason,
+                history=self.histories[number],
+            )
+        keep = ~rows
+        self.problems, self.state = self.problems.select(keep), self.state.select(keep)
+        self.number, self.age, self.done = self.number[keep], self.age[keep], self.done[keep]
+        self.best_x, self.best_loss = self.best_x[keep], self.best_loss[keep]

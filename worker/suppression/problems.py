@@ -1,0 +1,105 @@
+"""A batch of independent problems, and the space in which their pixels live."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tensors that share their first dimension: row b belongs to problem b alone."""
+
+    def select(self, rows: Tensor) -> Self:
+        """The problems that `rows` (a mask or indices) names."""
+        return self._each(lambda value: value[rows])
+
+    def join(self, other: Self) -> Self:
+        """These problems, then those of `other`."""
+        pairs = {field.name: (getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
+        return type(self)(**{name: torch.cat(pair) for name, pair in pairs.items()})
+
+    def _each(self, change: Any) -> Self:
+        return type(self)(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
+
+
+@dataclass(frozen=True)
+class PixelSpace:
+    """The network's normalised space: x = (pixel − mean) / std with pixels in [0, 1]. The mean colour is x = 0.
+
+    Args:
+        mean, std: of shape (3, 1, 1).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu") -> PixelSpace:
+        """From three numbers each."""
+        return cls(*(torch.tensor(tuple(values), device=device).view(3, 1, 1) for values in (mean, std)))
+
+    def from_bytes(self, pixels: Tensor) -> Tensor:
+        """(…, 3, H, W) uint8 → normalised float32."""
+        return (pixels.to(self.mean.device).float() / 255 - self.mean) / self.std
+
+    def to_bytes(self, x: Tensor) -> Tensor:
+        """Normalised → the nearest displayable (…, 3, H, W) uint8."""
+        return ((x * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+    @property
+    def mean_bytes(self) -> Tensor:
+        """The mean colour in 8 bits, (3, 1, 1): the byte that counts as zero in a PNG's L_r."""
+        return (self.mean * 255).round().to(torch.uint8)
+
+    @property
+    def low(self) -> Tensor:
+        """Normalised value of a black pixel, (3, 1, 1)."""
+        return (0 - self.mean) / self.std
+
+    @property
+    def high(self) -> Tensor:
+        """Normalised value of a white pixel, (3, 1, 1)."""
+        return (1 - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class Problems(Rows):
+    """B problems on one network and layer.
+
+    Shapes: B problems, image side H × W, C kernels with maps h × w.
+    """
+
+    image: Tensor  # X, (B, 3, H, W), normalised
+    kernel: Tensor  # i, (B,), zero-based
+    alpha: Tensor  # α, (B,)
+    beta: Tensor  # β, (B,)
+    target: Tensor  # F_i, (B, h, w)
+    target_norm: Tensor  # ‖F_i‖₂, (B,)
+    others_sum: Tensor  # Σ_{j≠i} ‖F_j‖₁, (B,)
+
+    @classmethod
+    def pose(cls, image: Tensor, features: Tensor, kernel: Tensor, alpha: Tensor, beta: Tensor) -> Problems:
+        """From images (B, 3, H, W) and their feature maps F (B, C, h, w), after the ReLU."""
+        target = features[torch.arange(len(kernel), device=features.device), kernel]
+        others = features.sum(dim=(1, 2, 3), dtype=torch.float64) - target.sum(dim=(1, 2), dtype=torch.float64)
+        norm = target.flatten(1).norm(dim=1)
+        return cls(image, kernel, alpha, beta, target, norm, others.clamp_min(0).to(norm.dtype))
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.kernel)
+
+    @property
+    def silent(self) -> Tensor:
+        """(B,) bool: ‖F_i‖ = 0, so there is nothing to preserve."""
+        return self.target_norm == 0
+
+    @property
+    def lone(self) -> Tensor:
+        """(B,) bool: Σ‖F_j‖ = 0, so there is nothing to suppress."""
+        return self.others_sum == 0

@@ -1,0 +1,71 @@
+"""The reference procedure: SGD with momentum on X̂, the learning rate halved on a plateau, the best iterate kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from worker.suppression.objective import Losses, direction, gradient
+from worker.suppression.problems import Problems, Rows
+
+
+@dataclass(frozen=True)
+class ReferenceState(Rows):
+    """Where each problem stands."""
+
+    x: Tensor  # (B, 3, H, W)
+    velocity: Tensor  # (B, 3, H, W)
+    rate: Tensor  # (B,)
+    plateau_loss: Tensor  # (B,): the loss that has to be beaten by 10⁻⁴ of itself
+    plateau: Tensor  # (B,): evaluations since it was
+
+
+@dataclass(frozen=True)
+class ReferenceSolver:
+    """As in the authors' experiments. The paper prints plain gradient descent: `momentum=0`.
+
+    X̂ is neither clamped nor projected. It is slow: |X̂| can only shrink by rate·β / (3·H·W) / (1 − momentum) a step.
+    """
+
+    rate: float = 10.0
+    momentum: float = 0.9
+    factor: float = 0.5
+    patience: int = 200
+    budget: int = 10_000
+
+    def start(self, problems: Problems) -> ReferenceState:
+        """X̂ = X."""
+        batch = len(problems)
+        fill = problems.image.new_full
+        return ReferenceState(
+            x=problems.image,
+            velocity=torch.zeros_like(problems.image),
+            rate=fill((batch,), self.rate),
+            plateau_loss=fill((batch,), torch.inf),
+            plateau=fill((batch,), 0),
+        )
+
+    def step(
+        self, network: nn.Module, problems: Problems, state: ReferenceState, _age: Tensor, precision: torch.dtype
+    ) -> tuple[Losses, ReferenceState]:
+        """One evaluation and one step. Returns the losses at the old X̂."""
+        now, slope = gradient(network, problems, state.x, direction, precision)
+        pixels = state.x[0].numel()
+        slope = slope + problems.beta[:, None, None, None] / pixels * state.x.sign()
+        velocity = self.momentum * state.velocity + slope
+        better = now.total < state.plateau_loss * (1 - 1e-4)
+        plateau = torch.where(better, 0, state.plateau + 1)
+        halve = plateau > self.patience
+        return now, ReferenceState(
+            x=state.x - state.rate[:, None, None, None] * velocity,
+            velocity=velocity,
+            rate=torch.where(halve, state.rate * self.factor, state.rate),
+            plateau_loss=torch.where(better, now.total, state.plateau_loss),
+            plateau=torch.where(halve, 0, plateau),
+        )
+
+    def converged(self, _before: ReferenceState, after: ReferenceState) -> Tensor:
+        """(B,) bool: never; the procedure is a fixed number of iterations."""
+        return torch.zeros(len(after.rate), dtype=torch.bool, device=after.rate.device)
