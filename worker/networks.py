@@ -1,0 +1,140 @@
+"""architecture + weights + layer → a frozen network cut after the layer. Loaded once a process; cuts share modules."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+
+import torch
+from torch import Tensor, nn
+
+from shared.errors import LayerNotCovered, ModelUnavailable
+from shared.schemas import WeightsUsed
+from shared.workers import NetworkState
+from worker.architectures import ARCHITECTURES, cuts
+from worker.suppression import PixelSpace
+from worker.weights import Weights, covered, find, load
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 300  # a download that failed is not tried again sooner
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network's convolutional part on a device: frozen, in eval mode, as far as its weights reach."""
+
+    name: str
+    space: PixelSpace
+    input_size: int
+    weights: WeightsUsed
+    reason: str
+    cuts: dict[str, nn.Sequential]
+
+    @property
+    def layers(self) -> list[str]:
+        """The layers that the weights cover."""
+        return list(self.cuts)
+
+    def cut(self, layer: str) -> nn.Sequential:
+        """The network up to a layer but for its ReLU, images → Z. All cuts share their modules.
+
+        Raises:
+            LayerNotCovered: the weights end below the layer.
+        """
+        if layer not in self.cuts:
+            raise LayerNotCovered(
+                f"the weights of {self.name} ({self.weights.source}) do not cover {layer}; "
+                f"they cover {', '.join(self.layers)}"
+            )
+        return self.cuts[layer]
+
+    def features_of(self, layer: str, images: Tensor) -> Tensor:
+        """The layer's feature maps F after the ReLU: (B, 3, H, W) → (B, C, h, w)."""
+        maps: Tensor = self.cut(layer)(images)
+        return maps.clamp_min(0)
+
+
+class Networks:
+    """The networks of one worker process: loaded when first wanted, kept, and never changed.
+
+    Args:
+        folder: the weights folder; it need not exist.
+        download: whether torchvision's weights may be fetched.
+        device: where the networks live.
+    """
+
+    def __init__(self, folder: Path, device: torch.device, *, download: bool) -> None:
+        self.folder = folder
+        self.device = device
+        self.download = download
+        self._loaded: dict[str, LoadedNetwork] = {}
+        self._failed: dict[str, tuple[float, ModelUnavailable]] = {}
+        self._lock = RLock()
+
+    def get(self, name: str) -> LoadedNetwork:
+        """The network, loaded on the first call.
+
+        Raises:
+            ModelUnavailable: no weights can be had; says why.
+        """
+        with self._lock:
+            if name not in self._loaded:
+                self._loaded[name] = self._load(name)
+            return self._loaded[name]
+
+    def states(self) -> dict[str, NetworkState]:
+        """What can be run, for the heartbeat. Nothing is loaded or downloaded for it."""
+        return {name: self._state(name) for name in ARCHITECTURES}
+
+    def _load(self, name: str) -> LoadedNetwork:
+        failed_at, error = self._failed.get(name, (0.0, None))
+        if error and time.monotonic() - failed_at < RETRY_SECONDS:
+            raise error
+        try:
+            reason = find(name, self.folder, download=self.download).reason
+            log.info("loading %s: %s", name, reason)
+            return self._build(load(name, self.folder, download=self.download), name, reason)
+        except ModelUnavailable as unavailable:
+            self._failed[name] = (time.monotonic(), unavailable)
+            raise
+
+    def _build(self, weights: Weights, name: str, reason: str) -> LoadedNetwork:
+        architecture = ARCHITECTURES[name]
+        features = architecture.features()[: cuts(name)[weights.layers[-1]].depth]
+        tensors = {key.removeprefix("features."): tensor.float() for key, tensor in weights.tensors.items()}
+        absent = {key: torch.zeros(meta.shape) for key, meta in features.state_dict().items() if key not in tensors}
+        try:
+            features.load_state_dict({**tensors, **absent}, strict=False, assign=True)
+        except RuntimeError as error:  # a parameter of another shape
+            raise ModelUnavailable(f"{weights.file} does not fit {name}: {error}") from error
+        features = features.requires_grad_(False).eval().to(self.device).to(memory_format=torch.channels_last)
+        return LoadedNetwork(
+            name=name,
+            space=PixelSpace.of(weights.mean, weights.std, self.device),
+            input_size=architecture.input_size,
+            weights=WeightsUsed(source=weights.file.name, sha256=weights.sha256),
+            reason=reason,
+            cuts={layer: cuts(name)[layer].preactivation(features) for layer in weights.layers},
+        )
+
+    def _state(self, name: str) -> NetworkState:
+        if loaded := self._loaded.get(name):
+            return NetworkState(
+                available=True,
+                reason=loaded.reason,
+                source=loaded.weights.source,
+                sha256=loaded.weights.sha256,
+                layers=loaded.layers,
+            )
+        if failed := self._failed.get(name):
+            return NetworkState(available=False, reason=failed[1].detail)
+        try:
+            found = find(name, self.folder, download=self.download)
+        except ModelUnavailable as unavailable:
+            return NetworkState(available=False, reason=unavailable.detail)
+        layers = covered(name, found.keys)
+        return NetworkState(available=True, reason=found.reason, source=found.file.name, layers=layers)
