@@ -1,0 +1,1 @@
+"""The worker: networks, the method, and the jobs that use them. The only side that imports torch."""

@@ -1,0 +1,52 @@
+"""The Celery application of the worker, and the hooks that tie a process's life to Celery's.
+
+Run with `python -m worker`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from celery import signals
+
+from shared import logs
+from shared.queue import QUEUES, announce, make_celery
+from shared.settings import settings
+from worker.process import WorkerProcess
+
+celery = make_celery(settings().redis_url.get_secret_value())
+celery.conf.update(imports=["worker.tasks"])
+process: WorkerProcess | None = None
+
+
+@signals.worker_ready.connect
+def _ready(**_: Any) -> None:
+    if process:
+        process.ready.set()
+
+
+@signals.worker_shutting_down.connect
+def _stop(**_: Any) -> None:
+    if process:
+        process.stop()
+
+
+@signals.worker_shutdown.connect
+def _gone(**_: Any) -> None:
+    if process:
+        process.gone()
+
+
+def main() -> None:
+    """Load the networks, then take slices: one thread takes them, one engine on the process's device answers.
+
+    The process is made before Celery starts, whose hooks would swallow an error of it, and before anything is
+    consumed: a worker that is still loading is not ready for jobs.
+    """
+    global process  # noqa: PLW0603 - Celery's hooks and tasks have no other place to find it
+    logs.configure(settings().log_level)
+    process = WorkerProcess(settings(), partial(announce, celery))
+    process.start()
+    arguments = ["worker", "--pool=threads", "--concurrency=1", f"--queues={','.join(QUEUES)}"]
+    celery.worker_main([*arguments, "--without-gossip", "--without-mingle"])
