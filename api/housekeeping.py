@@ -1,0 +1,102 @@
+"""All periodic work, in a small process of its own: `python -m api.housekeeping`.
+
+Slices whose worker went silent are queued again, or failed after the last attempt; messages that were lost are sent
+again; jobs whose time is over are removed with the blobs that nobody else refers to. Several of these processes may
+run: a lock in Redis lets one work.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from threading import Event
+
+from redis.exceptions import LockError
+from redis.lock import Lock
+
+from api.services import Services
+from shared import logs
+from shared.errors import AttemptsExhausted, StoreUnavailable
+from shared.jobs.record import redis_errors
+from shared.queue import announce, backlog
+from shared.settings import settings
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 2.0
+LOCK_SECONDS = 30.0
+LOST_AFTER_SECONDS = 15.0  # a message that nobody took for this long, while the broker holds too few, is lost
+
+
+def tick(services: Services) -> None:
+    """One round."""
+    requeued, exhausted = services.transitions.lapsed(services.settings.max_attempts)
+    for claim in exhausted:
+        log.error("%s: given up after %d attempts", claim.slice_id, claim.attempt)
+        services.transitions.fail(
+            claim,
+            AttemptsExhausted(f"the worker died or went silent {claim.attempt} times while it ran this; given up"),
+        )
+    for slice_id in requeued + _lost(services):
+        if queue := services.transitions.sent(slice_id):
+            log.warning("%s: announced again", slice_id)
+            announce(services.queue, slice_id, queue)
+    for digest in services.transitions.expire():
+        services.store.remove(digest)
+
+
+def _lost(services: Services) -> list[str]:
+    """Queued slices that no message speaks of any more (the broker was wiped, say). A rare double is harmless."""
+    waiting = services.transitions.queued()
+    if backlog(services.redis) >= len(waiting):
+        return []
+    return services.transitions.unsent(waiting, LOST_AFTER_SECONDS)
+
+
+class Housekeeper:
+    """Rounds, as long as this process holds the lock."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self.lock = Lock(services.redis, "ks:housekeeping", timeout=LOCK_SECONDS)
+
+    def round(self) -> None:
+        """One round, if it is ours to do; Redis being away is no reason to stop."""
+        try:
+            with redis_errors():
+                if self._mine():
+                    tick(self.services)
+        except (StoreUnavailable, LockError) as error:
+            log.warning("no housekeeping now: %s", error)
+
+    def release(self) -> None:
+        """Let another process take over at once."""
+        try:
+            with redis_errors():
+                if self.lock.owned():
+                    self.lock.release()
+        except (StoreUnavailable, LockError):
+            log.warning("Redis does not answer; the lock runs out by itself")
+
+    def _mine(self) -> bool:
+        if self.lock.owned():
+            return bool(self.lock.reacquire())
+        return bool(self.lock.acquire(blocking=False))
+
+
+def main() -> None:
+    """Until SIGTERM or SIGINT."""
+    logs.configure(settings().log_level)
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    housekeeper = Housekeeper(Services.open(settings()))
+    log.info("housekeeping begins")
+    while not stop.is_set():
+        housekeeper.round()
+        stop.wait(TICK_SECONDS)
+    housekeeper.release()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""`GET /models`: what can be explained, and why not."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from api.services import Access, Services
+from shared import catalogue, workers
+from shared.errors import ModelNotFound, UnknownModel
+
+router = APIRouter(prefix="/models", tags=["models"])
+
+
+class LayerInfo(catalogue.Layer):
+    """A layer, and whether the workers' weights reach it."""
+
+    available: bool | None = Field(description="null while no worker is connected")
+
+
+class ModelInfo(BaseModel):
+    """A network and what can be explained of it now."""
+
+    name: str
+    title: str
+    input_size: int
+    available: bool | None = Field(description="null while no worker is connected")
+    reason: str = Field(description="where the weights are from, or why the network cannot be explained")
+    weights: str | None = Field(description="the weights file's name")
+    weights_sha256: str | None = Field(description="known once a worker has loaded it")
+    layers: list[LayerInfo]
+
+
+@router.get("")
+def models(services: Access) -> list[ModelInfo]:
+    """Every network with its layers."""
+    states = _states(services)
+    return [_info(network, states) for network in catalogue.networks().values()]
+
+
+@router.get("/{name}")
+def model(name: str, services: Access) -> ModelInfo:
+    """One network with its layers."""
+    try:
+        network = catalogue.network(name)
+    except UnknownModel as error:
+        raise ModelNotFound(error.detail) from None
+    return _info(network, _states(services))
+
+
+def _states(services: Services) -> dict[str, workers.NetworkState]:
+    """Of several workers, one that can run the network speaks for all."""
+    states: dict[str, workers.NetworkState] = {}
+    for worker in workers.living(services.redis):
+        for name, state in worker.networks.items():
+            if name not in states or (state.available and not states[name].available):
+                states[name] = state
+    return states
+
+
+def _info(network: catalogue.Network, states: dict[str, workers.NetworkState]) -> ModelInfo:
+    state = states.get(network.name)
+    layers = [
+        LayerInfo(**layer.model_dump(), available=(state.available and layer.name in state.layers) if state else None)
+        for layer in network.layers
+    ]
+    return ModelInfo(
+        name=network.name,
+        title=network.title,
+        input_size=network.input_size,
+        available=state.available if state else None,
+        reason=state.reason if state else "no worker is connected; jobs wait until one is",
+        weights=state.source if state else None,
+        weights_sha256=state.sha256 if state else None,
+        layers=layers,
+    )

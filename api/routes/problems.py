@@ -1,0 +1,21 @@
+"""`GET /problems/{slug}`: the page that an error's `type` points to."""
+
+from __future__ import annotations
+
+from inspect import cleandoc
+
+from fastapi import APIRouter
+from fastapi.responses import PlainTextResponse
+
+from shared.errors import NoSuchPath, error_types
+
+router = APIRouter(prefix="/problems", tags=["problems"])
+
+
+@router.get("/{slug}", response_class=PlainTextResponse)
+def problem(slug: str) -> str:
+    """What a problem type means."""
+    kind = error_types().get(slug)
+    if kind is None:
+        raise NoSuchPath(f"no problem type is named {slug}; types: {', '.join(error_types())}")
+    return f"{kind.title} (HTTP {kind.status})\n\n{cleandoc(kind.__doc__ or '')}\n"

@@ -1,0 +1,59 @@
+"""What the routes work with: the job record, the store, the queue. Opened once, passed in by FastAPI."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from celery import Celery
+from fastapi import Depends, Request
+from redis import Redis
+
+from shared.jobs import Records, Transitions, connect
+from shared.queue import make_celery
+from shared.settings import Settings
+from shared.store import BlobStore
+
+
+@dataclass(frozen=True)
+class Services:
+    """The API's connections."""
+
+    settings: Settings
+    redis: Redis
+    records: Records
+    transitions: Transitions
+    store: BlobStore
+    queue: Celery
+
+    @classmethod
+    def open(cls, settings: Settings) -> Services:
+        """Nothing is connected yet: an API that starts before Redis answers 503 until it is there."""
+        url = settings.redis_url.get_secret_value()
+        redis = connect(url, patience=0.8)
+        return cls(
+            settings=settings,
+            redis=redis,
+            records=Records(redis),
+            transitions=Transitions(redis, settings.lease_seconds),
+            store=BlobStore(settings.store),
+            queue=make_celery(url),
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.queue.close()
+        self.redis.close()
+
+    @property
+    def max_pixels(self) -> int:
+        """The largest image, in pixels."""
+        return int(self.settings.max_megapixels * 1e6)
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+Access = Annotated[Services, Depends(_services)]

@@ -1,0 +1,58 @@
+"""The API on a real socket and the tests' Redis; a worker is there only where a test says so."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+import uvicorn
+from redis import Redis
+
+from api.app import create_app
+from kernelscope.stack import free_port
+from shared import workers
+from shared.catalogue import networks
+from shared.settings import Settings
+from shared.workers import NetworkState, WorkerState
+
+COVERED = ["conv1_1", "conv1_2", "conv2_1", "conv2_2"]
+
+
+@contextmanager
+def serving(settings: Settings) -> Iterator[httpx.Client]:
+    """The API in a thread, and a client of it."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        yield client
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def client(settings: Settings, redis: Redis) -> Iterator[httpx.Client]:
+    """A client of an API with the test's settings."""
+    with serving(settings) as client:
+        yield client
+
+
+@pytest.fixture
+def worker(redis: Redis) -> WorkerState:
+    """A worker that says: VGG16 up to conv2_2, vgg_mini whole, nothing else."""
+    states = {name: NetworkState(available=False, reason=f"no weights for {name}") for name in networks()}
+    states["vgg16"] = NetworkState(
+        available=True, reason="in the folder", source="vgg16-part.safetensors", layers=COVERED
+    )
+    mini = [layer.name for layer in networks()["vgg_mini"].layers]
+    states["vgg_mini"] = NetworkState(available=True, reason="bundled", source="vgg_mini.safetensors", layers=mini)
+    state = WorkerState(id="w1", device="cpu", started_at=time.time(), ready=True, networks=states)
+    workers.publish(redis, state)
+    return state

@@ -1,0 +1,273 @@
+"""`POST /explain`: what is taken, what is refused, and what the refusal says."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from httpx import Client, Response
+from PIL import Image
+from redis import Redis
+
+from shared.settings import Settings
+from shared.workers import WorkerState
+from tests.api.conftest import serving
+from tests.conftest import encoded, noise, png
+
+MINI = {"model": "vgg_mini", "layer": "conv2_2", "kernels": "3,16"}
+
+
+def post(client: Client, image: bytes | None = None, **fields: str) -> Response:
+    """A multipart request."""
+    data = png(noise()) if image is None else image
+    return client.post("/explain", files={"image": ("x", data)}, data={**MINI, **fields})
+
+
+def post_json(client: Client, **fields: Any) -> Response:
+    """A JSON request; NaN may be in it, as Python's json writes it."""
+    body = {
+        "images": [{"data": base64.b64encode(png(noise())).decode()}],
+        "model": "vgg_mini",
+        "layer": "conv2_2",
+        "kernels": [3, 16],
+        **fields,
+    }
+    return client.post("/explain", content=json.dumps(body), headers={"Content-Type": "application/json"})
+
+
+def refused(response: Response, status: int, slug: str, *words: str) -> dict[str, Any]:
+    """The answer is a problem of this type whose detail holds these words."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = response.json()
+    assert problem["type"] == f"/problems/{slug}"
+    assert problem["status"] == status
+    assert problem["title"]
+    for word in words:
+        assert word in problem["detail"], problem["detail"]
+    return problem
+
+
+def test_a_form_makes_a_job(client: Client) -> None:
+    """202, a Location, and the job: queued, first in line, the request in its normal form."""
+    image = png(noise())
+    answer = post(client, image, layer="relu2_2")
+    assert answer.status_code == 202
+    job = answer.json()
+    assert answer.headers["location"] == f"/jobs/{job['id']}"
+    assert job["status"] == "queued"
+    assert job["queue_position"] == 1
+    assert job["request"] == {
+        "images": [hashlib.sha256(image).hexdigest()],
+        "model": "vgg_mini",
+        "layer": "conv2_2",
+        "kernels": [3, 16],
+        "methods": ["suppression"],
+        "alpha": [1.0],
+        "beta": [1.0],
+        "solver": "fast",
+        "effort": "standard",
+        "iterations": None,
+    }
+    assert job["progress"] == {
+        "completed": 0,
+        "total": 2,
+        "failed": 0,
+        "iteration": None,
+        "budget": None,
+        "loss": None,
+    }
+    assert job["created_at"].endswith("Z")
+    polled = client.get(answer.headers["location"])
+    assert polled.json() == job
+    assert polled.headers["retry-after"] == "1"
+
+
+def test_json_and_form_mean_the_same(client: Client) -> None:
+    """The same request in either form is normalised alike; torchvision's node names the same layer."""
+    image = png(noise())
+    form = post(client, image, alpha="0.5,1", beta="0", kernels="top:3", effort="quick", layer="features.8")
+    body = post_json(client, alpha=[0.5, 1], beta=0, kernels="top:3", effort="quick", layer="conv2_2")
+    assert form.status_code == body.status_code == 202
+    assert form.json()["request"] == body.json()["request"]
+    assert form.json()["progress"]["total"] is None  # "top:3" is resolved by the worker
+
+
+def test_several_images_weights_and_kernels_make_their_product(client: Client) -> None:
+    """One item for every image × kernel × α × β."""
+    files = [("image", (f"{seed}.png", png(noise(seed=seed)))) for seed in range(3)]
+    answer = client.post("/explain", files=files, data={**MINI, "alpha": "0,1", "beta": "0.5,1,2"})
+    assert answer.json()["progress"]["total"] == 3 * 2 * 2 * 3
+
+
+def test_an_image_can_be_named_by_its_hash_when_it_was_sent_before(client: Client) -> None:
+    """The bytes travel once."""
+    digest = hashlib.sha256(png(noise())).hexdigest()
+    refused(post_json(client, images=[{"sha256": digest}]), 422, "unknown-image", digest, "send its bytes")
+    assert post_json(client).status_code == 202
+    assert post_json(client, images=[{"sha256": digest}]).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("fields", "slug", "words"),
+    [
+        ({"model": "resnet50"}, "unknown-model", ["resnet50", "vgg16", "vgg_mini"]),
+        ({"layer": "conv6_1"}, "unknown-layer", ["conv6_1", "vgg_mini", "conv2_2 (features.8)"]),
+        ({"layer": "features.7"}, "unknown-layer", ["features.7", "features.8"]),
+        ({"kernels": [3, 32]}, "unknown-kernel", ["32", "0 to 31"]),
+        ({"kernels": []}, "invalid-request", ["kernels", "top:N"]),
+        ({"kernels": [1.5]}, "invalid-request", ["kernels", "zero-based"]),
+        ({"kernels": [-1]}, "invalid-request", ["kernels", "zero-based"]),
+        ({"kernels": "top:0"}, "invalid-request", ["top:0", "top:N"]),
+        ({"kernels": "best"}, "invalid-request", ["best", "top:N"]),
+        ({"methods": ["magic"]}, "invalid-request", ["methods", "suppression"]),
+        ({"alpha": -1}, "invalid-request", ["alpha", "greater than or equal to 0"]),
+        ({"beta": "much"}, "invalid-request", ["beta", "valid number", "much"]),
+        ({"alpha": []}, "invalid-request", ["alpha"]),
+        ({"solver": "adam"}, "invalid-request", ["solver", "'fast' or 'reference'", "adam"]),
+        ({"effort": "max"}, "invalid-request", ["effort", "'quick', 'standard' or 'thorough'"]),
+        ({"iterations": 0}, "invalid-request", ["iterations", "greater than or equal to 1"]),
+        ({"colour": "red"}, "invalid-request", ["colour", "no such field", "layer", "kernels"]),
+        ({"images": []}, "invalid-request", ["images", "at least 1"]),
+        ({"images": [{}]}, "invalid-request", ["images.0", "data", "sha256"]),
+        ({"images": [{"data": "%%%"}]}, "invalid-request", ["images.0.data", "base64"]),
+        ({"images": [{"sha256": "abc"}]}, "invalid-request", ["images.0.sha256"]),
+        ({"kernels": "top:32", "alpha": list(range(1, 65)), "beta": [1, 2]}, "invalid-request", ["4096", "2048"]),
+    ],
+)
+def test_values_that_cannot_be_used(client: Client, fields: dict[str, Any], slug: str, words: list[str]) -> None:
+    """Each names what was wrong and what would be right."""
+    refused(post_json(client, **fields), 422, slug, *words)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_none(client: Client, value: float) -> None:
+    """NaN and infinities, which Python's JSON writes and reads without a word; and as form fields."""
+    refused(post_json(client, alpha=value), 422, "invalid-request", "finite")
+    refused(post(client, alpha=str(value)), 422, "invalid-request", "alpha", "finite")
+
+
+def test_several_mistakes_are_told_at_once(client: Client) -> None:
+    """A list of fields, for programs."""
+    problem = refused(post_json(client, alpha=-1, beta=-1, solver="x"), 422, "invalid-request")
+    assert {error["field"] for error in problem["errors"]} == {"alpha.0", "beta.0", "solver"}
+
+
+def test_missing_fields_are_named(client: Client) -> None:
+    """Layer and kernels have no default."""
+    answer = client.post("/explain", files={"image": ("x", png(noise()))}, data={})
+    refused(answer, 422, "invalid-request", "layer: Field required", "kernels: Field required")
+
+
+def test_bodies_that_cannot_be_read(client: Client) -> None:
+    """Not JSON, not an object, nested beyond reason, not a form, no file, another type."""
+    send = {"Content-Type": "application/json"}
+    refused(client.post("/explain", content=b"{", headers=send), 400, "malformed-body", "not JSON")
+    refused(client.post("/explain", content=b"[1]", headers=send), 422, "invalid-request", "object")
+    refused(client.post("/explain", content=b"\xff\xfe", headers=send), 400, "malformed-body")
+    refused(client.post("/explain", content=b"[" * 200_000, headers=send), 400, "malformed-body", "nested")
+    form = {"Content-Type": "multipart/form-data"}
+    refused(client.post("/explain", content=b"x", headers=form), 400, "malformed-body", "boundary")
+    refused(client.post("/explain", content=b"x"), 415, "unsupported-content-type", "application/json")
+    refused(client.post("/explain", files={"picture": b"x"}, data=MINI), 422, "invalid-request", "'image'")
+    empty = client.post("/explain", files={"other": ("", b"")}, data=MINI)
+    refused(empty, 422, "invalid-request")
+
+
+def test_a_body_over_the_limit_is_refused(settings: Settings, redis: Redis) -> None:
+    """By its announced length, and while it streams without one."""
+    with serving(settings.model_copy(update={"max_body_mb": 1})) as client:
+        refused(post(client, b"x" * 1_100_000), 413, "body-too-large", "1 MB")
+        chunks = (b"x" * 100_000 for _ in range(20))
+        streamed = client.post("/explain", content=chunks, headers={"Content-Type": "application/json"})
+        refused(streamed, 413, "body-too-large", "1 MB")
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few kilobytes that says it has this many pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = zlib.compress(bytes(3 * width + 1) * 10)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def test_files_that_are_no_image(client: Client) -> None:
+    """Text, nothing, another format: 415, with the formats that are taken."""
+    gif = encoded(noise(), "GIF")
+    for data in (b"not an image", b"", gif):
+        refused(post(client, data), 415, "unsupported-image", "PNG, JPEG and WebP")
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+def test_truncated_images(client: Client, form: str) -> None:
+    """Half a file is refused at once, not by a worker later."""
+    data = encoded(noise(200, 200), form)
+    for length in (20, len(data) // 2):
+        refused(post(client, data[:length]), 422, "unusable-image", form, "truncated or damaged")
+
+
+def test_images_of_a_useless_size(client: Client) -> None:
+    """One pixel shows nothing; 40,000 × 40,000 is refused by its header, before a byte is decoded."""
+    refused(post(client, png(noise(1, 1))), 422, "unusable-image", "1×1", "at least 8")
+    refused(post(client, bomb(40_000, 40_000)), 422, "unusable-image", "40000×40000", "50 megapixels")
+
+
+def rotated() -> bytes:
+    """A JPEG whose EXIF says that it lies on its side."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(noise(), "JPEG", exif=exif.tobytes())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(noise().convert("CMYK"), "JPEG"),
+        png(Image.fromarray(np.arange(4800, dtype=np.uint16).reshape(60, 80) * 13)),
+        png(noise().convert("P"), transparency=0),
+        png(noise().convert("LA")),
+        png(noise().convert("1")),
+        png(noise().convert("RGBA")),
+        encoded(noise(), "WEBP", save_all=True, append_images=[noise(seed=1)], duration=100),
+        png(noise(), save_all=True, append_images=[noise(seed=1)]),
+        rotated(),
+    ],
+    ids=["cmyk", "16-bit", "palette+alpha", "grey+alpha", "1-bit", "rgba", "animated-webp", "apng", "exif-rotated"],
+)
+def test_unusual_images_are_taken(client: Client, data: bytes) -> None:
+    """They are converted, not refused."""
+    assert post(client, data).status_code == 202
+
+
+def test_a_layer_that_the_weights_do_not_cover(client: Client, worker: WorkerState) -> None:
+    """The API knows from the workers' heartbeats, and says what is covered."""
+    answer = post(client, model="vgg16", layer="conv3_3")
+    refused(answer, 422, "layer-not-covered", "conv3_3", "vgg16-part.safetensors", "conv1_1, conv1_2, conv2_1, conv2_2")
+    assert post(client, model="vgg16", layer="conv2_2").status_code == 202
+
+
+def test_a_model_without_weights(client: Client, worker: WorkerState) -> None:
+    """Refused with the worker's own reason; with no worker at all the job is taken and waits."""
+    refused(post(client, model="alexnet", layer="conv2"), 422, "model-unavailable", "no weights for alexnet")
+
+
+def test_without_a_worker_jobs_are_taken(client: Client) -> None:
+    """Workers may scale from zero."""
+    assert post(client, model="alexnet", layer="conv2").status_code == 202
+
+
+def test_nothing_of_a_refused_request_is_kept(client: Client, redis: Redis) -> None:
+    """No record, no reference to an image."""
+    post(client, layer="conv9_9")
+    post(client, b"no image")
+    post_json(client, alpha=-1)
+    assert redis.keys("ks:*") == []

@@ -1,0 +1,178 @@
+"""The other routes, and the errors that no route makes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from httpx import Client
+from pydantic import SecretStr
+from redis import Redis
+
+from kernelscope.stack import free_port
+from shared.errors import error_types
+from shared.settings import Settings
+from shared.workers import WorkerState
+from tests.api.conftest import serving
+from tests.api.test_explain import MINI, post, refused
+from tests.conftest import noise, png
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_an_unknown_job(client: Client) -> None:
+    """404, with the id."""
+    refused(client.get("/jobs/nothing"), 404, "job-not-found", "nothing")
+    refused(client.get("/jobs/nothing/artifacts/0/panel.png"), 404, "job-not-found", "nothing")
+
+
+def test_artifacts_that_are_not_there(client: Client) -> None:
+    """A name that does not exist, an item without a result yet, a number that is none."""
+    job = post(client).json()["id"]
+    refused(client.get(f"/jobs/{job}/artifacts/0/cat.gif"), 404, "artifact-not-found", "optimized.png", "panel.png")
+    refused(client.get(f"/jobs/{job}/artifacts/0/panel.png"), 404, "artifact-not-found", "no result 0 yet")
+    refused(client.get(f"/jobs/{job}/artifacts/first/panel.png"), 422, "invalid-request", "item", "first")
+
+
+def test_unknown_paths_and_methods_are_problems_too(client: Client) -> None:
+    """The framework's own errors have the same form."""
+    refused(client.get("/nowhere"), 404, "no-such-path", "/nowhere", "/docs")
+    answer = client.delete("/explain")
+    refused(answer, 405, "method-not-allowed", "DELETE", "POST")
+    assert answer.headers["allow"] == "POST"
+
+
+def test_every_problem_type_has_a_page(client: Client) -> None:
+    """The `type` of an error can be opened."""
+    for slug, kind in error_types().items():
+        answer = client.get(f"/problems/{slug}")
+        assert answer.status_code == 200
+        assert kind.title in answer.text
+        assert str(kind.status) in answer.text
+    refused(client.get("/problems/none"), 404, "no-such-path", "silent-kernel")
+
+
+def test_models_without_a_worker(client: Client) -> None:
+    """What exists is known; what can run is not."""
+    models = {model["name"]: model for model in client.get("/models").json()}
+    assert set(models) >= {"vgg16", "vgg19_bn", "alexnet", "squeezenet1_1", "vgg_mini"}
+    assert models["vgg16"]["available"] is None
+    assert "no worker" in models["vgg16"]["reason"]
+    last = models["vgg16"]["layers"][-1]
+    assert last == {
+        "name": "conv5_3",
+        "node": "features.29",
+        "kernels": 512,
+        "height": 14,
+        "width": 14,
+        "receptive_field": 196,
+        "stride": 16,
+        "available": None,
+    }
+
+
+def test_models_with_a_worker(client: Client, worker: WorkerState) -> None:
+    """Availability layer by layer, with the weights file and the reason."""
+    vgg16 = client.get("/models/vgg16").json()
+    assert vgg16["available"] is True
+    assert vgg16["weights"] == "vgg16-part.safetensors"
+    assert [layer["available"] for layer in vgg16["layers"]] == [True] * 4 + [False] * 9
+    alexnet = client.get("/models/alexnet").json()
+    assert alexnet["available"] is False
+    assert alexnet["reason"] == "no weights for alexnet"
+    refused(client.get("/models/resnet"), 404, "model-not-found", "resnet", "vgg16")
+
+
+def test_health_and_readiness(client: Client, worker: WorkerState) -> None:
+    """Alive is the process; ready is Redis and the store; workers are told."""
+    assert client.get("/healthz").json() == {"status": "alive"}
+    ready = client.get("/readyz").json()
+    assert ready["status"] == "ready"
+    assert ready["workers"] == [{"id": "w1", "device": "cpu", "ready": True, "networks": ["vgg16", "vgg_mini"]}]
+
+
+def test_without_redis_the_answer_is_503_within_a_second(settings: Settings) -> None:
+    """Readiness, polling and submitting; the process itself stays alive. With `Retry-After`."""
+    url = SecretStr(f"redis://127.0.0.1:{free_port()}/0")
+    with serving(settings.model_copy(update={"redis_url": url})) as client:
+        assert client.get("/healthz").status_code == 200
+        asks = [("GET", "/readyz"), ("GET", "/jobs/x"), ("POST", "/explain")]
+        for method, path in asks:
+            begin = time.monotonic()
+            answer = post(client) if method == "POST" else client.get(path)
+            assert time.monotonic() - begin < 1.0
+            refused(answer, 503, "store-unavailable", "Redis")
+            assert answer.headers["retry-after"] == "2"
+
+
+def test_with_a_redis_that_does_not_answer_it_is_503_too(settings: Settings) -> None:
+    """A socket that accepts and says nothing: 503 within seconds, not never."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = SecretStr(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+        with serving(settings.model_copy(update={"redis_url": url})) as client:
+            begin = time.monotonic()
+            refused(client.get("/readyz"), 503, "store-unavailable")
+            assert time.monotonic() - begin < 5
+
+
+def test_the_store_is_part_of_readiness(settings: Settings, redis: Redis, tmp_path: Path) -> None:
+    """A store that cannot be read is no store."""
+    with serving(settings) as client:
+        assert client.get("/readyz").status_code == 200
+        blobs = tmp_path / "store" / "blobs"
+        blobs.write_text("a file where the folder should be")
+        refused(client.get("/readyz"), 503, "store-unavailable", "object store")
+
+
+def test_the_page_and_its_files(client: Client) -> None:
+    """Served by the API, with a strict content security policy; nothing but its own files."""
+    page = client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    for name in ("app.js", "style.css"):
+        assert f"/web/{name}" in page.text
+        assert client.get(f"/web/{name}").status_code == 200
+    refused(client.get("/web/..%2fapp.py"), 404, "no-such-path")
+    refused(client.get("/web/none.js"), 404, "no-such-path", "none.js")
+
+
+def test_the_openapi_document_describes_both_bodies(client: Client) -> None:
+    """`/docs` and generated clients see JSON and multipart."""
+    document = client.get("/openapi.json").json()
+    content = document["paths"]["/explain"]["post"]["requestBody"]["content"]
+    assert set(content) == {"application/json", "multipart/form-data"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_api_process_stays_small(settings: Settings, redis: Redis) -> None:
+    """Under 150 MB at rest, a picture drawn or not; without torch."""
+    port = free_port()
+    environment = {
+        **os.environ,
+        "KERNELSCOPE_REDIS_URL": settings.redis_url.get_secret_value(),
+        "KERNELSCOPE_DATA_DIR": str(settings.data_dir),
+    }
+    command = [sys.executable, "-m", "uvicorn", "api.app:create_app", "--factory", "--port", str(port)]
+    with subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        try:
+            url = f"http://127.0.0.1:{port}"
+            for _ in range(100):
+                try:
+                    httpx.get(f"{url}/healthz")
+                    break
+                except httpx.TransportError:
+                    time.sleep(0.1)
+            httpx.post(f"{url}/explain", files={"image": png(noise())}, data=MINI).raise_for_status()
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+            libraries = Path(f"/proc/{process.pid}/maps").read_text()
+            assert resident < 150_000, f"{resident} kB"
+            assert "libtorch" not in libraries
+        finally:
+            process.terminate()
