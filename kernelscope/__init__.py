@@ -1,0 +1,1 @@
+"""What a person types: the command line, a small HTTP client, and the local stack."""

@@ -1,0 +1,5 @@
+"""`python -m kernelscope`."""
+
+from kernelscope.cli import main
+
+main()

@@ -1,0 +1,81 @@
+"""`kernelscope`: the command line."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from kernelscope import demo as demonstration
+from kernelscope.stack import Stack, StackError, check_weights
+from shared.settings import Settings
+
+app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
+console = Console(highlight=False)
+
+DataDir = Annotated[Path | None, typer.Option(help="Where Redis, pictures and logs are kept.")]
+WeightsDir = Annotated[Path | None, typer.Option(help="Folder with weights files (vgg16*.safetensors, .pth).")]
+
+
+@app.callback()
+def kernelscope() -> None:
+    """Shows what any convolution kernel of a trained CNN responds to in a given image."""
+
+
+@app.command()
+def up(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    data_dir: DataDir = None,
+    weights_dir: WeightsDir = None,
+    preload: Annotated[str | None, typer.Option(help="Networks to load at the start, separated by commas.")] = None,
+) -> None:
+    """Run everything on this machine: a private Redis, the worker, the API. Ctrl-C stops all of it.
+
+    Example: kernelscope up --port 8080 --weights-dir ~/weights
+    """
+    settings = _settings(host=host, port=port, data_dir=data_dir, weights_dir=weights_dir, preload=preload)
+    for line in check_weights(settings):
+        console.print(line)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with Stack(settings, console.print).running() as stack:
+            console.print(f"Kernelscope listens on [bold]{stack.url}[/bold]")
+            console.print(f"data in {settings.data_dir}; Ctrl-C stops everything")
+            while True:
+                time.sleep(0.5)
+                stack.watch()
+    except KeyboardInterrupt:
+        console.print("stopped; `kernelscope up` finds its jobs and pictures again")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path("demo"),
+    weights_dir: WeightsDir = None,
+) -> None:
+    """Explain kernels on two pictures through the HTTP API of a private stack, and write the figures.
+
+    Example: kernelscope demo -o /tmp/figures
+    """
+    demonstration.run(_settings(weights_dir=weights_dir), out, console)
+
+
+def main() -> None:
+    """The entry point: our own errors are a line on stderr and exit code 1; Ctrl-C is 130."""
+    try:
+        app()
+    except (StackError, demonstration.DemoError) as error:
+        Console(stderr=True, highlight=False).print(f"[red]kernelscope:[/red] {error}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _settings(**options: Any) -> Settings:
+    return Settings(**{name: value for name, value in options.items() if value is not None})

@@ -1,0 +1,125 @@
+"""The main job on ImageNet networks and photographs, which CI has and a user's machine need not.
+
+`KERNELSCOPE_TEST_WEIGHTS` and `KERNELSCOPE_TEST_IMAGES` name the folders.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kernelscope.client import Client
+from kernelscope.stack import Stack
+from shared import images
+from shared.schemas import ItemResult, Status
+from tests.integration.conftest import local_settings
+from tests.recompute import VGG_BLOCKS, PlainVgg, numbers
+from worker.metrics import ssim
+from worker.networks import Networks
+from worker.suppression import Problems, ReferenceSolver, losses, solve
+
+pytestmark = pytest.mark.weights
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PROBLEMS = [
+    ("vgg16", "conv1_1", 16, "n07747607_orange.JPEG"),
+    ("vgg16", "conv2_2", 19, "n07742313_Granny_Smith.JPEG"),
+    ("vgg19", "conv3_4", 77, "n02437312_Arabian_camel.JPEG"),
+    ("squeezenet1_1", "features.12", 100, "n03769881_minibus.JPEG"),
+]
+
+
+def folder(name: str) -> Path:
+    """A folder that the environment names."""
+    path = os.environ.get(name)
+    if not path:
+        pytest.skip(f"{name} is not set")
+    return Path(path)
+
+
+@pytest.fixture(scope="module")
+def weights() -> Path:
+    """The weights folder."""
+    return folder("KERNELSCOPE_TEST_WEIGHTS")
+
+
+def photograph(name: str) -> bytes:
+    """A photograph's file."""
+    return (folder("KERNELSCOPE_TEST_IMAGES") / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def client(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A client of a stack with these weights."""
+    settings = local_settings(tmp_path_factory.mktemp("real"), weights_dir=weights, preload=("vgg16",))
+    with Stack(settings, print).running() as stack, Client(stack.url) as client:
+        yield client
+
+
+def explained(client: Client, model: str, layer: str, kernel: int, image: bytes) -> ItemResult:
+    """The one result of a job that must succeed."""
+    job = client.wait(client.explain([image], model=model, layer=layer, kernels=str(kernel)).id)
+    assert job.status is Status.SUCCEEDED, job.error
+    return job.results[0]
+
+
+@pytest.mark.parametrize(("model", "layer", "kernel", "name"), PROBLEMS)
+def test_an_explanation_of_a_photograph(
+    client: Client, weights: Path, model: str, layer: str, kernel: int, name: str
+) -> None:
+    """It ends well; on the VGGs far below start and blank picture, with the map kept, by numbers had twice."""
+    image = photograph(name)
+    result = explained(client, model, layer, kernel, image)
+    assert result.metrics is not None
+    assert result.losses is not None
+    assert result.loss_start is not None
+    assert result.loss_blank is not None
+    assert result.weights is not None
+    assert result.weights.source.startswith(model)
+    print(model, layer, kernel, result.losses.total, result.metrics.ssim, result.loss_start, result.loss_blank)
+    if model not in VGG_BLOCKS:
+        return
+    assert result.losses.total <= 0.8 * min(result.loss_start, result.loss_blank)
+    assert result.metrics.ssim is not None
+    assert result.metrics.ssim >= 0.9
+    network = PlainVgg(weights / result.weights.source, VGG_BLOCKS[model], layer, MEAN, STD)
+    delivered = client.file(result.artifacts["optimized.png"])
+    told = {**result.metrics.model_dump(), **result.losses.model_dump()}
+    for metric, value in numbers(network, image, delivered, 224, kernel).items():
+        assert told[metric] == pytest.approx(value, abs=1e-3, rel=1e-3), metric
+
+
+def test_partial_weights_are_told(client: Client) -> None:
+    """VGG16 here ends at conv2_2: `GET /models` says so."""
+    vgg16 = client.model("vgg16")
+    assert [layer["name"] for layer in vgg16["layers"] if layer["available"]] == [
+        "conv1_1",
+        "conv1_2",
+        "conv2_1",
+        "conv2_2",
+    ]
+    assert vgg16["weights_sha256"] is not None
+
+
+def test_the_reference_procedure_gives_the_reference_s_figures(weights: Path) -> None:
+    """VGG16 conv1_1, kernel 16, the orange: loss 0.620 ± 0.002 and SSIM 0.998 ± 0.002 after 3,000 iterations."""
+    network = Networks(weights, torch.device("cpu"), download=False).get("vgg16")
+    cut = network.cut("conv1_1")
+    picture = images.resized(images.decode(photograph("n07747607_orange.JPEG"), 10**8), 224)
+    pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None]
+    image = network.space.from_bytes(pixels)
+    features = network.features_of("conv1_1", image)
+    one = torch.ones(1)
+    problem = Problems.pose(image, features, torch.tensor([16]), one, one)
+    (solution,) = solve(cut, problem, ReferenceSolver(budget=3000))
+    after = network.features_of("conv1_1", solution.x[None])
+    total = float(losses(problem, after, solution.x[None]).total)
+    likeness = ssim(after[0, 16], features[0, 16], data_range=float(features[0, 16].max()))
+    print("reference:", total, likeness)
+    assert total == pytest.approx(0.620, abs=0.002)
+    assert likeness == pytest.approx(0.998, abs=0.002)

