@@ -1,0 +1,329 @@
+"""How good and how fast the solvers are: `python -m benchmarks.solver [--json] [--quick]`.
+
+With `--weights-dir`, `--images-dir` and `--reference FILE`: the problems of that file, which holds the reference
+procedure's trajectory on each. Always: a set on `vgg_mini`, for which the reference procedure is run here, and
+VGG16 conv5_3 with random weights, for its speed. The summary covers the reference file's problems only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from shared import catalogue, images
+from shared.drawings import all_colours, scene
+from worker.architectures import ARCHITECTURES, cuts
+from worker.metrics import png_regularization, ssim
+from worker.networks import Networks
+from worker.precision import Pace, pace
+from worker.suppression import FastSolver, PixelSpace, Problems, ReferenceSolver, Solution, losses, solve
+
+CPU = torch.device("cpu")
+CHECKPOINTS = (25, 50, 100, 150, 200, 400)
+NEAR = 1.01  # the reference's final loss + 1 % counts as reached
+MINI_PROBLEMS = (("conv1_2", 0), ("conv2_2", 1), ("conv3_2", 0), ("conv4_2", 2))  # layer, rank of the kernel
+TIMED_STEPS = 10
+
+
+@dataclass
+class Case:
+    """One problem with what is known of the reference procedure on it."""
+
+    name: str
+    cut: nn.Sequential
+    problem: Problems
+    space: PixelSpace
+    reference_loss: float | None
+    reference_evals: int | None
+    reference_ssim: float | None
+    target_loss: float | None
+    from_file: bool
+
+    @property
+    def size(self) -> int:
+        """Side of the input in pixels."""
+        return self.problem.image.shape[-1]
+
+
+def posed(cut: nn.Sequential, space: PixelSpace, picture: Image.Image, kernel: int) -> Problems:
+    """The problem of one kernel on one picture, α = β = 1."""
+    pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None]
+    image = space.from_bytes(pixels).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        features = cut(image).clamp_min(0)
+    one = torch.ones(1)
+    return Problems.pose(image, features, torch.tensor([kernel]), one, one)
+
+
+def reference_cases(weights: Path, folder: Path, file: Path) -> Iterator[Case]:
+    """The problems of a reference file."""
+    networks = Networks(weights, CPU, download=False)
+    for entry in json.loads(file.read_text())["problems"]:
+        network = networks.get(entry["model"])
+        layer = catalogue.network(entry["model"]).layer(entry["layer"]).name
+        picture = images.resized(images.decode((folder / entry["image"]).read_bytes(), 10**9), network.input_size)
+        reference = entry["reference"]
+        yield Case(
+            name=entry["name"],
+            cut=network.cut(layer),
+            problem=posed(network.cut(layer), network.space, picture, entry["kernel"]),
+            space=network.space,
+            reference_loss=reference["final_loss"],
+            reference_evals=_first_near(reference),
+            reference_ssim=reference.get("ssim"),
+            target_loss=entry["target_loss"],
+            from_file=True,
+        )
+
+
+def _first_near(reference: dict[str, Any]) -> int | None:
+    """The first recorded count at which the reference is within 1 % of its end; None where it diverged."""
+    if reference.get("diverged"):
+        return None
+    curve = {int(count): loss for count, loss in reference["curve"].items()}
+    return next(count for count, loss in sorted(curve.items()) if loss <= NEAR * reference["final_loss"])
+
+
+def mini_cases(iterations: int) -> Iterator[Case]:
+    """Kernels of the network that comes with the program; the reference procedure is run here."""
+    network = Networks(Path("/nonexistent"), CPU, download=False).get("vgg_mini")
+    for layer, rank in MINI_PROBLEMS:
+        picture = all_colours(network.input_size) if layer == "conv1_2" else scene(5, network.input_size).image
+        cut = network.cut(layer)
+        pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None]
+        means = network.features_of(layer, network.space.from_bytes(pixels))[0].mean(dim=(1, 2))
+        kernel = int(means.argsort(descending=True)[rank])
+        problem = posed(cut, network.space, picture, kernel)
+        (solution,) = solve(cut, problem, ReferenceSolver(budget=iterations))
+        final, likeness = _measured(cut, problem, solution.x)
+        near = next(row[0] for row in _best_so_far(solution) if row[1] <= NEAR * final)
+        name = f"vgg_mini/{layer}/{kernel}"
+        yield Case(name, cut, problem, network.space, final, near, likeness, NEAR * final, from_file=False)
+
+
+def random_case() -> Case:
+    """VGG16 conv5_3 with random weights: nothing to compare with, but the size of the real thing."""
+    generator = torch.Generator().manual_seed(0)
+    features = ARCHITECTURES["vgg16"].features().to_empty(device="cpu")
+    for name, tensor in features.state_dict().items():
+        fan_in = tensor[0].numel() if tensor.ndim > 1 else 1
+        scale = (2 / fan_in) ** 0.5 if name.endswith("weight") else 0.0
+        tensor.copy_(torch.randn(tensor.shape, generator=generator) * scale)
+    features = features.requires_grad_(False).to(memory_format=torch.channels_last)
+    cut = cuts("vgg16")["conv5_3"].preactivation(features)
+    space = PixelSpace.of((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    problem = posed(cut, space, scene(5, 224).image, 0)
+    return Case("vgg16-random/conv5_3/0", cut, problem, space, None, None, None, None, from_file=False)
+
+
+def run(case: Case, effort: int) -> dict[str, Any]:
+    """Solve one case with the fast solver and measure what came out."""
+    speed = pace(case.cut, case.size, CPU)
+    solver = FastSolver(case.space, budget=effort)
+    (solution,) = solve(case.cut, case.problem, solver, precision=speed.precision)
+    final, likeness = _measured(case.cut, case.problem, solution.x)
+    png, png_likeness = _delivered(case, solution.x)
+    best = _best_so_far(solution)
+    reached = [count for count, loss in best if case.target_loss is not None and loss <= case.target_loss]
+    return {
+        "name": case.name,
+        "target_loss": case.target_loss,
+        "reference_loss": case.reference_loss,
+        "reference_evals": case.reference_evals,
+        "loss": final,
+        "loss_at": {count: _at(best, count) for count in CHECKPOINTS if count <= solution.iterations},
+        "evals": solution.iterations,
+        "stopped": solution.stopped,
+        "evals_to_reference": reached[0] if reached else None,
+        "seconds_per_eval": solution.seconds / solution.iterations,
+        "reference_seconds_per_eval": _reference_pace(case),
+        "ssim": likeness,
+        "reference_ssim": case.reference_ssim,
+        "png_loss": png,
+        "png_loss_gap": max(0.0, png - 1.01 * final),
+        "png_ssim_gap": likeness - png_likeness,
+        "mse_others": _others(case, solution.x),
+        "precision": str(speed.precision).removeprefix("torch."),
+        "peak_share": _peak_share(case, speed),
+    }
+
+
+@torch.no_grad()
+def _measured(cut: nn.Sequential, problem: Problems, x: Tensor) -> tuple[float, float]:
+    """Total loss and SSIM of a float X̂, in float32."""
+    after = cut(x[None]).clamp_min(0)
+    kept = after[0, int(problem.kernel)]
+    likeness = ssim(kept, problem.target[0], data_range=float(problem.target.max()), window=min(11, _odd(kept)))
+    return float(losses(problem, after, x[None]).total), likeness
+
+
+@torch.no_grad()
+def _delivered(case: Case, x: Tensor) -> tuple[float, float]:
+    """The same of the 8-bit picture."""
+    picture = case.space.to_bytes(x[None])
+    shown = case.space.from_bytes(picture)
+    after = case.cut(shown).clamp_min(0)
+    terms = losses(case.problem, after, shown)
+    _, likeness = _measured(case.cut, case.problem, shown[0])
+    total = terms.preservation + terms.suppression + png_regularization(picture, case.space)
+    return float(total), likeness
+
+
+@torch.no_grad()
+def _others(case: Case, x: Tensor) -> float:
+    """Mean of F̂_j² over the other kernels."""
+    after = case.cut(x[None])[0].clamp_min(0)
+    keep = torch.arange(len(after)) != int(case.problem.kernel)
+    return float(after[keep].square().mean())
+
+
+def _odd(maps: Tensor) -> int:
+    side = min(maps.shape)
+    return side if side % 2 else side - 1
+
+
+def _best_so_far(solution: Solution) -> list[tuple[int, float]]:
+    """(evaluation, lowest loss until then), from the history."""
+    best, rows = float("inf"), []
+    for row in solution.history:
+        best = min(best, row[-1])
+        rows.append((row[0], best))
+    return rows
+
+
+def _at(best: list[tuple[int, float]], count: int) -> float:
+    return [loss for evaluation, loss in best if evaluation <= count][-1]
+
+
+def _reference_pace(case: Case) -> float:
+    """Seconds of one evaluation of the reference procedure, in this run."""
+    (solution,) = solve(case.cut, case.problem, ReferenceSolver(budget=TIMED_STEPS))
+    return solution.seconds / solution.iterations
+
+
+def _peak_share(case: Case, speed: Pace) -> float:
+    """Operations of the truncated network forward and back over time, against a large matrix product."""
+    return _operations(case.cut, case.size) / speed.seconds / _peak(speed.precision)
+
+
+def _operations(cut: nn.Sequential, size: int) -> float:
+    """Multiplications and additions of the convolutions, forward and for the gradient of the input."""
+    total = 0
+
+    def count(module: nn.Module, _: object, output: Tensor) -> None:
+        nonlocal total
+        assert isinstance(module, nn.Conv2d)
+        total += 2 * 2 * module.weight[0].numel() * output.numel()
+
+    hooks = [module.register_forward_hook(count) for module in cut.modules() if isinstance(module, nn.Conv2d)]
+    try:
+        with torch.no_grad():
+            cut(torch.zeros(1, 3, size, size))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return float(total)
+
+
+_peaks: dict[torch.dtype, float] = {}
+
+
+def _peak(precision: torch.dtype, side: int = 3072) -> float:
+    """Operations a second of a matrix product in this precision, the best of five."""
+    if precision not in _peaks:
+        matrix = torch.randn(side, side).to(precision)
+        best = float("inf")
+        for _ in range(5):
+            begin = time.perf_counter()
+            matrix @ matrix
+            best = min(best, time.perf_counter() - begin)
+        _peaks[precision] = 2 * side**3 / best
+    return _peaks[precision]
+
+
+def summary(problems: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Over the reference file's problems; one that never reached its target counts as never."""
+    if not problems:
+        return {}
+    reached = [p["evals_to_reference"] or float("inf") for p in problems]
+    judged = [p for p in problems if p["reference_evals"]]
+    sped = [_speedup(p) for p in judged]
+    timed = [
+        _speedup(p) * p["reference_seconds_per_eval"] / p["seconds_per_eval"] for p in problems if p["reference_evals"]
+    ]
+    return {
+        "share_reached_200": sum(count <= 200 for count in reached) / len(reached),
+        "share_reached_1000": sum(count <= 1000 for count in reached) / len(reached),
+        "median_evals_to_reference": _finite(statistics.median(reached)),
+        "median_speedup_evals": statistics.median(sped),
+        "median_speedup_time": statistics.median(timed),
+        "worst_png_loss_gap": max(p["png_loss_gap"] for p in problems),
+        "worst_png_ssim_gap": max(p["png_ssim_gap"] for p in problems),
+        "peak_share": statistics.median(p["peak_share"] for p in problems),
+    }
+
+
+def _speedup(problem: dict[str, Any]) -> float:
+    count = problem["evals_to_reference"]
+    return float(problem["reference_evals"] / count) if count else 0.0
+
+
+def _finite(value: float) -> float | None:
+    return value if value != float("inf") else None
+
+
+def _line(row: dict[str, Any]) -> str:
+    def number(value: float | None) -> str:
+        return "    –" if value is None else f"{value:.4f}"
+
+    return (
+        f"{row['name']:36} loss {number(row['loss'])} (reference {number(row['reference_loss'])})  "
+        f"SSIM {row['ssim']:.3f} ({number(row['reference_ssim'])})  evals {row['evals']} "
+        f"(to reference: {row['evals_to_reference']} / {row['reference_evals']})  "
+        f"{1e3 * row['seconds_per_eval']:.1f} ms/eval ({1e3 * row['reference_seconds_per_eval']:.1f})"
+    )
+
+
+def main() -> None:
+    """Run the cases, print a line each and the summary, or everything as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights-dir", type=Path)
+    parser.add_argument("--images-dir", type=Path)
+    parser.add_argument("--reference", type=Path)
+    parser.add_argument("--quick", action="store_true", help="fewer evaluations: ends within 5 minutes on two cores")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    logging.getLogger("worker").setLevel(logging.WARNING)
+    effort = 200 if options.quick else 400
+    cases = [*mini_cases(500 if options.quick else 3000), random_case()]
+    if options.reference:
+        cases = [*reference_cases(options.weights_dir, options.images_dir, options.reference), *cases]
+    rows = []
+    for case in cases:
+        rows.append(run(case, effort if case.target_loss else 20))
+        sys.stderr.write(_line(rows[-1]) + "\n")
+    report = {
+        "problems": rows,
+        "summary": summary([row for row, case in zip(rows, cases, strict=True) if case.from_file]),
+    }
+    if options.json:
+        print(json.dumps(report, indent=1))
+    else:
+        print(json.dumps(report["summary"], indent=1))
+
+
+if __name__ == "__main__":
+    main()
