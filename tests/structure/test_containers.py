@@ -1,0 +1,143 @@
+"""The Dockerfiles and the compose file, as far as they can be checked without an engine."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from api.app import create_app
+from shared.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = [name for name in SERVICES if name != "redis"]
+LOCKS = ["all", "api", "worker", "worker-cpu"]
+DOCKERFILES = ["Dockerfile.api", "Dockerfile.worker"]
+
+
+def instructions(name: str) -> list[tuple[str, str]]:
+    """(instruction, arguments), continuation lines joined."""
+    text = re.sub(r"\\\n", " ", (ROOT / name).read_text())
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [(line.split()[0], line.split(maxsplit=1)[1]) for line in lines]
+
+
+def command(name: str) -> list[str]:
+    """The words of the last CMD."""
+    arguments = [arguments for word, arguments in instructions(name) if word == "CMD"][-1]
+    words: list[str] = yaml.safe_load(arguments)
+    return words
+
+
+def test_the_services_are_those_of_the_house() -> None:
+    """One of each, the worker in two kinds that never start together by accident."""
+    assert set(SERVICES) == {"redis", "api", "housekeeping", "worker-cpu", "worker-gpu"}
+    assert SERVICES["worker-cpu"]["profiles"] == ["cpu"]
+    assert SERVICES["worker-gpu"]["profiles"] == ["gpu"]
+    assert "profiles" not in SERVICES["api"]
+    (device,) = SERVICES["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_services_are_confined_and_wait_for_redis(name: str) -> None:
+    """Non-root (by the image), read-only root, no capabilities, an init, a grace period, restarted."""
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["tmpfs"] == ["/tmp"]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["init"] is True
+    assert service["restart"] == "unless-stopped"
+    assert service["stop_grace_period"]
+    assert service["depends_on"]["redis"]["condition"] == "service_healthy"
+
+
+def test_redis_keeps_every_write_and_is_not_published() -> None:
+    """AOF at each write, a password, a health check, no port."""
+    redis = SERVICES["redis"]
+    words = shlex.join(redis["command"])
+    assert "--appendonly yes --appendfsync always" in words
+    assert "--requirepass" in words
+    assert "ports" not in redis
+    assert redis["healthcheck"]["test"] == ["CMD", "redis-cli", "ping"]
+    assert all(port.startswith("127.0.0.1:") for port in SERVICES["api"]["ports"])
+
+
+def test_every_volume_and_setting_exists() -> None:
+    """No volume that is not declared, no variable that the settings do not know."""
+    known = {f"KERNELSCOPE_{name.upper()}" for name in Settings.model_fields}
+    for name in OURS:
+        assert {volume.split(":")[0] for volume in SERVICES[name]["volumes"]} <= set(COMPOSE["volumes"])
+        assert set(SERVICES[name]["environment"]) <= known
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_what_is_copied_exists_and_is_not_ignored(name: str) -> None:
+    """Every COPY from the context."""
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    for word, arguments in instructions(name):
+        if word == "COPY" and "--from" not in arguments:
+            for source in arguments.split()[:-1]:
+                assert (ROOT / source).exists(), source
+                assert f"!{source.split('/')[0]}" in ignored, source
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_images_run_as_a_user_of_their_own(name: str) -> None:
+    """The last USER is not root; the stop signal is the one that the processes understand."""
+    words = instructions(name)
+    assert [arguments for word, arguments in words if word == "USER"] == ["kernelscope"]
+    assert ("STOPSIGNAL", "SIGTERM") in words
+    assert sum(word == "HEALTHCHECK" for word, _ in words) == 1
+
+
+def test_every_command_exists() -> None:
+    """`python -m MODULE` of images and services can be found; uvicorn's factory is callable."""
+    commands = [command(name) for name in DOCKERFILES]
+    commands += [SERVICES[name]["command"] for name in OURS if "command" in SERVICES[name]]
+    health = next(arguments for word, arguments in instructions("Dockerfile.worker") if word == "HEALTHCHECK")
+    commands.append(yaml.safe_load(health.split("CMD", 1)[1]))
+    for words in commands:
+        if words[0] == "uvicorn":
+            assert words[1] == f"{create_app.__module__}:{create_app.__name__}"
+        else:
+            assert words[:2] == ["python", "-m"]
+            assert find_spec(words[2]) is not None, words
+
+
+def test_the_api_s_health_check_asks_a_route_that_exists() -> None:
+    """On the port that is exposed."""
+    text = (ROOT / "Dockerfile.api").read_text()
+    (port, path) = re.findall(r"http://127\.0\.0\.1:(\d+)(/\w+)", text)[0]
+    assert ("EXPOSE", port) in instructions("Dockerfile.api")
+    assert path in create_app().openapi()["paths"]
+
+
+def test_the_api_s_image_has_no_torch() -> None:
+    """Neither in its lock file nor in what is copied; the worker's has it, pinned like the developers' one."""
+    pinned = {name: (ROOT / "requirements" / f"{name}.txt").read_text() for name in LOCKS}
+    assert "\ntorch==" not in pinned["api"]
+    assert "\ntorch==" not in pinned["worker-cpu"]
+    versions = [re.findall(r"^torch(?:vision)?==\S+", pinned[name], re.MULTILINE) for name in ("all", "worker")]
+    assert versions[0] == versions[1]
+    assert len(versions[0]) == 2
+    copied = [arguments.split()[0] for word, arguments in instructions("Dockerfile.api") if word == "COPY"]
+    assert "worker" not in copied
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_the_lock_files_have_hashes_and_no_addresses(name: str) -> None:
+    """Every requirement is pinned and hashed; nothing says where it came from."""
+    text = (ROOT / "requirements" / f"{name}.txt").read_text()
+    requirements = re.findall(r"^[a-z0-9].*$", text, re.MULTILINE)
+    assert all("==" in line and line.endswith("\\") for line in requirements)
+    assert len(re.findall(r"--hash=sha256:", text)) >= len(requirements)
+    assert "://" not in text
