@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from shared import catalogue, images
 from shared.drawings import all_colours, scene
 from worker.architectures import ARCHITECTURES, cuts
+from worker.memory import keep_memory
 from worker.metrics import png_regularization, ssim
 from worker.networks import Networks
 from worker.precision import Pace, pace
@@ -306,6 +307,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer evaluations: ends within 5 minutes on two cores")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    keep_memory()
     logging.getLogger("worker").setLevel(logging.WARNING)
     effort = 200 if options.quick else 400
     cases = [*mini_cases(500 if options.quick else 3000), random_case()]

@@ -13,6 +13,7 @@ from celery import signals
 from shared import logs
 from shared.queue import QUEUES, announce, make_celery
 from shared.settings import settings
+from worker.memory import keep_memory
 from worker.process import WorkerProcess
 
 celery = make_celery(settings().redis_url.get_secret_value())
@@ -45,6 +46,7 @@ def main() -> None:
     consumed: a worker that is still loading is not ready for jobs.
     """
     global process  # noqa: PLW0603 - Celery's hooks and tasks have no other place to find it
+    keep_memory()
     logs.configure(settings().log_level)
     process = WorkerProcess(settings(), partial(announce, celery))
     process.start()
