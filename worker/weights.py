@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 from urllib.error import URLError
@@ -123,14 +125,15 @@ def load(name: str, folder: Path, *, download: bool) -> Weights:
 
 def covered(name: str, keys: frozenset[str] | None) -> list[str]:
     """The layers whose every parameter, and every one below, is among the keys."""
+    needed = _needed(name)
+    return list(takewhile(lambda layer: keys is None or needed[layer] <= keys, needed))
+
+
+@cache
+def _needed(name: str) -> dict[str, frozenset[str]]:
+    """The parameters that each layer needs, by layer, in order."""
     features = ARCHITECTURES[name].features()
-    layers = []
-    for cut in cuts(name).values():
-        needed = {f"features.{key}" for key in cut.keys(features)}
-        if keys is not None and not needed <= keys:
-            break
-        layers.append(cut.name)
-    return layers
+    return {cut.name: frozenset(f"features.{key}" for key in cut.keys(features)) for cut in cuts(name).values()}
 
 
 def fetch(name: str) -> Path:
