@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
-from urllib.error import URLError
 from urllib.parse import urlsplit
 
+import httpx
 import torch
+from rich.console import Console
+from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torchvision.models import WeightsEnum, get_model_weights
@@ -32,7 +32,7 @@ from worker.vgg_mini import WEIGHTS_FILE
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SUFFIXES = (".safetensors", ".pth", ".pt")
-STALLED_SECONDS = 30
+STALLED_SECONDS = 30  # without a byte: a network that drops packets must not hang the worker
 
 Source = Literal["folder", "bundled", "cache", "download"]
 
@@ -144,18 +144,34 @@ def fetch(name: str) -> Path:
     """
     url, file = _published(name).url, _cache_file(name)
     file.parent.mkdir(parents=True, exist_ok=True)
-    expected = file.stem.rsplit("-", 1)[-1]
     try:
-        with _stall_limit(STALLED_SECONDS):
-            torch.hub.download_url_to_file(url, str(file), hash_prefix=expected)
-    except (URLError, OSError) as error:
-        reason = getattr(error, "reason", error)
-        raise ModelUnavailable(
-            f"no weights for {name}: the download from {urlsplit(url).netloc} failed ({reason})"
-        ) from error
-    except RuntimeError as error:  # torch's way to say that the hash is wrong
-        raise ModelUnavailable(f"no weights for {name}: the downloaded file is damaged ({error})") from error
+        with TemporaryDirectory(dir=file.parent) as folder:
+            part = Path(folder) / file.name
+            digest = _receive(url, part)
+            if not digest.startswith(file.stem.rsplit("-", 1)[-1]):
+                raise ModelUnavailable(f"no weights for {name}: the downloaded file is damaged (SHA-256 {digest})")
+            part.replace(file)  # under its own name only when it is whole
+    except (httpx.HTTPError, OSError) as error:
+        host = urlsplit(url).netloc
+        raise ModelUnavailable(f"no weights for {name}: the download from {host} failed ({error})") from error
     return file
+
+
+def _receive(url: str, part: Path) -> str:
+    """Write the body to the file, with a progress bar on stderr. Returns its SHA-256."""
+    digest = hashlib.sha256()
+    request = httpx.stream("GET", url, follow_redirects=True, timeout=STALLED_SECONDS)
+    with request as response, part.open("wb") as file:
+        response.raise_for_status()
+        total = int(response.headers.get("content-length", 0)) or None
+        columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("downloading", total=total)
+            for chunk in response.iter_raw():
+                file.write(chunk)
+                digest.update(chunk)
+                bar.advance(task, len(chunk))
+    return digest.hexdigest()
 
 
 def _published(name: str) -> WeightsEnum:
@@ -206,17 +222,6 @@ def _triple(text: str | None, default: tuple[float, ...]) -> tuple[float, ...]:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-@contextmanager
-def _stall_limit(seconds: float) -> Iterator[None]:
-    """Torch's downloader sets no timeout: without one a network that drops packets would hang the worker."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def main() -> int:
