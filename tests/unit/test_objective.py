@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.unit import tiny
 from worker.suppression import Problems, losses
-from worker.suppression.objective import direction, gradient
+from worker.suppression.objective import gradient, subgradient
 
 Array = NDArray[np.float64]
 
@@ -82,7 +82,7 @@ def test_gradient_equals_finite_differences(seed: int) -> None:
     problems = tiny.problems(net, 2, seed)
     problems.alpha[1] *= seed  # none, once
     x = tiny.images(2, seed + 50)
-    _, slope = gradient(net, problems, x, direction, torch.float64)
+    _, slope = gradient(net, problems, x, subgradient(problems), torch.float64)
     generator = np.random.default_rng(seed)
     step = 1e-6
     for row in range(2):
@@ -101,7 +101,7 @@ def test_the_start_has_no_pull_from_preservation() -> None:
     """At X̂ = X the norm is not differentiable; its subgradient there is zero, not NaN."""
     net = tiny.network()
     problems = tiny.problems(net, 2)
-    now, slope = gradient(net, problems, problems.image, direction, torch.float64)
+    now, slope = gradient(net, problems, problems.image, subgradient(problems), torch.float64)
     alone = problems.alpha[0] / problems.others_sum[0] * torch.ones(1, dtype=torch.float64)
     image = problems.image[:1].clone().requires_grad_()
     features = net(image).clamp_min(0)

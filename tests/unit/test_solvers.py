@@ -93,6 +93,64 @@ def test_fast_solver_stays_in_the_box() -> None:
         assert bool((x <= space.high).all())
 
 
+def _lowered(net: nn.Sequential, by: Tensor) -> nn.Sequential:
+    """The network with a lower bias of its last convolution."""
+    last = net[-1]
+    assert isinstance(last, nn.Conv2d)
+    assert last.bias is not None
+    last.bias -= by
+    return net
+
+
+def _constant() -> tuple[nn.Module, Tensor]:
+    return tiny.network(), torch.full((1, 3, tiny.SIDE, tiny.SIDE), 0.7, dtype=torch.float64)
+
+
+def _saturated() -> tuple[nn.Module, Tensor]:
+    space = tiny.space()
+    return tiny.network(), torch.where(tiny.images(1) > 0, space.high, space.low)
+
+
+def _one_active_position() -> tuple[nn.Module, Tensor]:
+    net, image = tiny.network(), tiny.images(1)
+    loudest = net(image).amax(dim=(0, 2, 3))
+    second = net(image)[0].flatten(1).topk(2, dim=1).values[:, 1]
+    return _lowered(net, torch.where(torch.arange(len(loudest)) == 0, (loudest + second) / 2, 0)), image
+
+
+def _maps_of_one_position() -> tuple[nn.Module, Tensor]:
+    return nn.Sequential(_lowered(tiny.network(), -torch.ones(5)), nn.AvgPool2d(tiny.SIDE // 2)), tiny.images(1)
+
+
+@pytest.mark.parametrize("make", [_constant, _saturated, _one_active_position, _maps_of_one_position])
+def test_odd_problems_are_solved_too(make: Any) -> None:
+    """Finite, in the box, no worse than the start, whatever the image and however small the map."""
+    net, image = make()
+    features = net(image).relu()
+    kernel = 0 if make is _one_active_position else int(features.mean(dim=(0, 2, 3)).argmax())
+    weight = torch.ones(1, dtype=torch.float64)
+    problem = Problems.pose(image, features, torch.tensor([kernel]), weight, weight)
+    start = float(losses(problem, features, image).total)
+    (solution,) = solve(net, problem, FAST, precision=torch.float64)
+    assert bool(solution.x.isfinite().all())
+    assert float((solution.x - solution.x.clamp(tiny.space().low, tiny.space().high)).abs().max()) == 0
+    assert solution.loss < start
+    if make is _one_active_position:
+        assert int((features[0, 0] > 0).sum()) == 1
+
+
+def test_others_of_no_weight_do_not_pull() -> None:
+    """α = 0: the other kernels' multipliers change nothing, and nothing is divided by α."""
+    net = tiny.network()
+    problems = tiny.problems(net, 2)
+    problems.alpha[:] = 0
+    for solution in solve(net, problems, FAST, precision=torch.float64):
+        assert bool(solution.x.isfinite().all())
+        preservation, regularization = solution.history[-1][1], solution.history[-1][3]
+        assert preservation < 0.5
+        assert regularization < solution.history[0][3]
+
+
 def test_fast_solver_is_deterministic() -> None:
     """The same problem twice, the same X̂."""
     net = tiny.network()

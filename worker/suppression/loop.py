@@ -81,6 +81,8 @@ def solve(
     Returns:
         The solutions, in the order of the problems. A problem that was stopped before its first evaluation has X̂ = X.
     """
+    if not len(problems):
+        return []
     return _Run(network, problems, solver, precision).until_done(on_step, should_stop)
 
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from worker.suppression.problems import Problems, Rows
 
-Dual = Callable[[Tensor], Tensor]  # normalised residual r, (B, h, w) → multiplier y, (B, h, w)
+# Ẑ (B, C, h, w) and Ẑ_i (B, h, w) → the weights p (B, h, w) and q (B, C, h, w), of which row i does not count.
+Pull = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,12 @@ def losses(problems: Problems, features: Tensor, x: Tensor) -> Losses:
 
 
 def gradient(
-    network: nn.Module, problems: Problems, x: Tensor, dual: Dual, precision: torch.dtype, *, revive: bool = False
+    network: nn.Module, problems: Problems, x: Tensor, pull: Pull, precision: torch.dtype
 ) -> tuple[Losses, Tensor]:
-    """The losses at x, and the gradient of ⟨y, r⟩ + α·L_s where r = (F̂_i − F_i) / ‖F_i‖ and y = dual(r).
+    """The losses at x, and the gradient of ⟨p, Ẑ_i⟩ / ‖F_i‖ + α·Σ_{j≠i} ⟨q_j, Ẑ_j⟩ / Σ_{j≠i} ‖F_j‖₁.
 
-    With y = r/‖r‖ that is the gradient of L_p + α·L_s; a primal-dual method brings a multiplier of its own. L_r is
-    left to the solver, which treats it exactly.
-
-    With `revive`, r is (Ẑ_i − F_i) / ‖F_i‖ wherever F_i > 0, with Ẑ_i before the ReLU. A position of F_i that has died
-    (Ẑ_i ≤ 0) has no gradient in L_p, and nothing would ever bring it back; in this r it has one. ‖r‖ ≥ L_p, with
-    equality where nothing has died, and it is convex in Ẑ_i, which L_p is not.
+    Ẑ is the layer before its ReLU; (p, q) = pull(Ẑ, Ẑ_i). With those of `subgradient` that is the gradient of
+    L_p + α·L_s; a primal-dual method brings multipliers of its own. L_r is left to the solver, which treats it exactly.
 
     Args:
         network: up to the layer but for its ReLU: (B, 3, H, W) → Z (B, C, h, w), with F = max(Z, 0).
@@ -63,30 +60,33 @@ def gradient(
             summed in the dtype of x in either case.
 
     Returns:
-        Losses (those of the formulas, in either case), and the gradient (B, 3, H, W) in the dtype of x.
+        The losses, and the gradient (B, 3, H, W) in the dtype of x.
     """
     x = x.detach().requires_grad_()
     rows = torch.arange(len(problems), device=x.device)
     with torch.autocast(x.device.type, precision, enabled=precision is torch.bfloat16):
         before_relu = network(x)  # Ẑ, (B, C, h, w)
-    features = before_relu.detach().clamp_min(0)
-    now = losses(problems, features, x.detach())
-
-    chosen = before_relu.detach()[rows, problems.kernel].to(x.dtype)  # Ẑ_i, (B, h, w)
-    wanted = problems.target > 0
-    gate = (chosen > 0) | wanted if revive else chosen > 0
-    seen = torch.where(wanted, chosen, chosen.clamp_min(0)) if revive else chosen.clamp_min(0)
-    residual = (seen - problems.target) / problems.target_norm[:, None, None]
-    # The pull is in units of α / Σ‖F_j‖, so that those of the others are 1 and exact in bfloat16 too.
+    seen = before_relu.detach()
+    now = losses(problems, seen.clamp_min(0), x.detach())
+    selected, others = pull(seen, seen[rows, problems.kernel].to(x.dtype))
+    # Weights are in units of α / Σ‖F_j‖, so that those of the others are at most 1 and exact in bfloat16 too.
     suppressed = problems.alpha > 0
     unit = torch.where(suppressed, problems.alpha, 1) / problems.others_sum  # (B,)
-    pull = features.sign()
+    weights = others.to(seen.dtype, copy=True)
     if not bool(suppressed.all()):
-        pull *= suppressed.to(pull.dtype)[:, None, None, None]
-    strength = 1 / (problems.target_norm * unit)
-    pull[rows, problems.kernel] = (dual(residual) * gate * strength[:, None, None]).to(pull.dtype)
-    (slope,) = torch.autograd.grad(before_relu, x, pull)
+        weights *= suppressed.to(weights.dtype)[:, None, None, None]
+    weights[rows, problems.kernel] = (selected / (problems.target_norm * unit)[:, None, None]).to(weights.dtype)
+    (slope,) = torch.autograd.grad(before_relu, x, weights)
     return now, slope * unit[:, None, None, None]
+
+
+def subgradient(problems: Problems) -> Pull:
+    """The formulas' own: p = (F̂_i − F_i) / ‖F̂_i − F_i‖ and q = 1, where Ẑ > 0."""
+
+    def pull(before_relu: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        return direction(chosen.clamp_min(0) - problems.target) * (chosen > 0), before_relu > 0
+
+    return pull
 
 
 def norms(maps: Tensor) -> Tensor:

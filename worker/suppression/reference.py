@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from worker.suppression.objective import Losses, direction, gradient
+from worker.suppression.objective import Losses, gradient, subgradient
 from worker.suppression.problems import Problems, Rows
 
 
@@ -51,7 +51,7 @@ class ReferenceSolver:
         self, network: nn.Module, problems: Problems, state: ReferenceState, _age: Tensor, precision: torch.dtype
     ) -> tuple[Losses, ReferenceState]:
         """One evaluation and one step. Returns the losses at the old X̂."""
-        now, slope = gradient(network, problems, state.x, direction, precision)
+        now, slope = gradient(network, problems, state.x, subgradient(problems), precision)
         pixels = state.x[0].numel()
         slope = slope + problems.beta[:, None, None, None] / pixels * state.x.sign()
         velocity = self.momentum * state.velocity + slope
