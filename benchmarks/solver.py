@@ -130,11 +130,13 @@ def random_case() -> Case:
     return Case("vgg16-random/conv5_3/0", cut, problem, space, None, None, None, None, from_file=False)
 
 
-def run(case: Case, effort: int) -> dict[str, Any]:
+def run(case: Case, budget: int, save: Path | None) -> dict[str, Any]:
     """Solve one case with the fast solver and measure what came out."""
     speed = pace(case.cut, case.size, CPU)
-    solver = FastSolver(case.space, budget=effort)
+    solver = FastSolver(case.space, budget=budget)
     (solution,) = solve(case.cut, case.problem, solver, precision=speed.precision)
+    if save:
+        _save(case, solution.x, save)
     final, likeness = _measured(case.cut, case.problem, solution.x)
     png, png_likeness = _delivered(case, solution.x)
     best = _best_so_far(solution)
@@ -160,6 +162,14 @@ def run(case: Case, effort: int) -> dict[str, Any]:
         "precision": str(speed.precision).removeprefix("torch."),
         "peak_share": _peak_share(case, speed),
     }
+
+
+def _save(case: Case, x: Tensor, folder: Path) -> None:
+    """Keep X̂ as float32 and as the 8-bit picture, so that others can compute the losses again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / case.name.replace("/", "-")
+    np.save(f"{path}.npy", x.numpy())
+    Image.fromarray(case.space.to_bytes(x).permute(1, 2, 0).numpy()).save(f"{path}.png")
 
 
 @torch.no_grad()
@@ -305,17 +315,23 @@ def main() -> None:
     parser.add_argument("--images-dir", type=Path)
     parser.add_argument("--reference", type=Path)
     parser.add_argument("--quick", action="store_true", help="fewer evaluations: ends within 5 minutes on two cores")
+    parser.add_argument("--evals", type=int, metavar="N", help="budget of the fast solver; 400, with --quick 200")
+    parser.add_argument("--save", type=Path, metavar="DIR", help="keep every X̂ there, as .npy and .png")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.reference and not (options.weights_dir and options.images_dir):
+        parser.error("--reference needs --weights-dir and --images-dir: its problems are on their networks and images")
+    if options.evals is not None and options.evals < 1:
+        parser.error(f"--evals is {options.evals}; it must be 1 or more")
     keep_memory()
     logging.getLogger("worker").setLevel(logging.WARNING)
-    effort = 200 if options.quick else 400
+    budget = options.evals or (200 if options.quick else 400)
     cases = [*mini_cases(500 if options.quick else 3000), random_case()]
     if options.reference:
         cases = [*reference_cases(options.weights_dir, options.images_dir, options.reference), *cases]
     rows = []
     for case in cases:
-        rows.append(run(case, effort if case.target_loss else 20))
+        rows.append(run(case, budget if case.target_loss else TIMED_STEPS * 2, options.save))
         sys.stderr.write(_line(rows[-1]) + "\n")
     report = {
         "problems": rows,

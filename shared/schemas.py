@@ -187,6 +187,11 @@ class ItemResult(BaseModel):
     iterations: int | None = None
     seconds: float | None = None
     stopped: Stop | None = None
+    precision: str | None = Field(
+        None,
+        description="of the solver's evaluations: bfloat16 where the device gains from it, float32 where not or where "
+        "bfloat16 overflowed; losses and metrics are always float32",
+    )
     weights: WeightsUsed | None = None
     device: str | None = None
     error: Problem | None = None

@@ -105,6 +105,7 @@ def _answer(question: Question, iterations: int) -> Answer:
         iterations=iterations,
         seconds=iterations / 1000,
         stopped="budget",
+        precision="float32",
         history=[(1, 0.0, 1.0, 1.0, 2.0), (iterations, 0.1, 0.2, 0.3, 0.6)],
         weights=WEIGHTS,
     )

@@ -203,6 +203,7 @@ def _measured(
         iterations=solution.iterations,
         seconds=solution.seconds,
         stopped=solution.stopped,
+        precision=solution.precision,
         history=solution.history,
         weights=network.weights,
     )

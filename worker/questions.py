@@ -53,6 +53,7 @@ class Answer:
     iterations: int
     seconds: float
     stopped: Stop
+    precision: str  # of the solver's evaluations; every number here is float32
     history: list[tuple[int, float, float, float, float]]
     weights: WeightsUsed
 

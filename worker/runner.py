@@ -215,6 +215,7 @@ def _facts(answer: Answer) -> dict[str, Any]:
         "iterations",
         "seconds",
         "stopped",
+        "precision",
         "weights",
     )
     return {name: getattr(answer, name) for name in names}

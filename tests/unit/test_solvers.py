@@ -151,6 +151,39 @@ def test_others_of_no_weight_do_not_pull() -> None:
         assert regularization < solution.history[0][3]
 
 
+class _Overflow(nn.Module):
+    """In bfloat16 the second image's maps are not numbers, from the third evaluation on."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.evaluations = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps: Tensor = self.net(x)
+        if torch.is_autocast_enabled("cpu"):
+            self.evaluations += 1
+            if self.evaluations >= 3 and len(x) == 2:
+                maps = maps * torch.tensor([1, torch.nan])[:, None, None, None]
+        return maps
+
+
+def test_overflow_falls_back_to_float32_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """A problem that bfloat16 cannot hold is solved in float32; its batch-mate goes on; nothing is NaN."""
+    net = tiny.network().float()
+    images = tiny.images(2).float()
+    weight = torch.ones(2)
+    problems = Problems.pose(images, net(images).relu(), torch.tensor([0, 0]), weight, weight)
+    space = PixelSpace(tiny.space().mean.float(), tiny.space().std.float())
+    solver = FastSolver(space, budget=30)
+    mate, lost = solve(_Overflow(net), problems, solver, precision=torch.bfloat16)
+    assert (mate.precision, lost.precision) == ("bfloat16", "float32")
+    assert "1 of 2 problems overflow" in caplog.text
+    (expected,) = solve(net, problems.select(torch.tensor([1])), solver)
+    assert torch.equal(lost.x, expected.x)
+    assert lost.iterations == mate.iterations == 30
+
+
 def test_fast_solver_is_deterministic() -> None:
     """The same problem twice, the same X̂."""
     net = tiny.network()

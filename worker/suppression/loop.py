@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from worker.suppression.objective import Losses
 from worker.suppression.problems import Problems, Rows
+
+log = logging.getLogger(__name__)
 
 Stop = Literal["converged", "budget", "deadline", "cancelled"]
 StateT = TypeVar("StateT", bound=Rows)
@@ -50,6 +53,7 @@ class Solution:
     iterations: int
     seconds: float
     stopped: Stop
+    precision: str  # of its evaluations
     history: list[tuple[int, float, float, float, float]]  # (iteration, L_p, L_s, L_r, L)
 
 
@@ -80,10 +84,18 @@ def solve(
 
     Returns:
         The solutions, in the order of the problems. A problem that was stopped before its first evaluation has X̂ = X.
+        One whose loss in bfloat16 is not a number is solved again in float32, and its `precision` says so.
     """
     if not len(problems):
         return []
-    return _Run(network, problems, solver, precision).until_done(on_step, should_stop)
+    run = _Run(network, problems, solver, precision)
+    run.until_done(on_step, should_stop)
+    if run.overflowed:
+        log.warning("%d of %d problems overflow in bfloat16: solved in float32", len(run.overflowed), len(problems))
+        rows = torch.tensor(run.overflowed, device=problems.kernel.device)
+        again = solve(network, problems.select(rows), solver, on_step=on_step, should_stop=should_stop)
+        run.solutions.update(zip(run.overflowed, again, strict=True))
+    return [run.solutions[number] for number in range(len(problems))]
 
 
 @dataclass
@@ -93,6 +105,7 @@ class _Run(Generic[StateT]):
     solver: Solver[StateT]
     precision: torch.dtype
     solutions: dict[int, Solution] = field(default_factory=dict)
+    overflowed: list[int] = field(default_factory=list)  # the caller's problems that bfloat16 cannot hold
 
     def __post_init__(self) -> None:
         batch, device = len(self.problems), self.problems.image.device
@@ -105,16 +118,17 @@ class _Run(Generic[StateT]):
         self.histories: list[list[tuple[int, float, float, float, float]]] = [[] for _ in range(batch)]
         self.began = time.perf_counter()
 
-    def until_done(self, on_step: Callable[[Progress], None], should_stop: Callable[[], Stop | None]) -> list[Solution]:
-        total = len(self.problems)
+    def until_done(self, on_step: Callable[[Progress], None], should_stop: Callable[[], Stop | None]) -> None:
         while len(self.number):
             if reason := should_stop():
                 self._retire(torch.ones_like(self.number, dtype=torch.bool), reason)
                 break
-            on_step(Progress(int(self.age.max()) + 1, self._step()))
+            now = self._step()
+            on_step(Progress(int(self.age.max()), now))
+            if self.precision is torch.bfloat16:
+                self._give_up(~now.total.isfinite())
             self._retire(self.done, "converged")
             self._retire(self.age >= self.solver.budget, "budget")
-        return [self.solutions[number] for number in range(total)]
 
     def _step(self) -> Losses:
         now, state = self.solver.step(self.network, self.problems, self.state, self.age, self.precision)
@@ -134,6 +148,11 @@ class _Run(Generic[StateT]):
             if (age - 1) % every == 0 or age == self.solver.budget:
                 self.histories[number].append((age, *row))
 
+    def _give_up(self, rows: Tensor) -> None:
+        if bool(rows.any()):
+            self.overflowed += self.number[rows].tolist()
+            self._drop(rows)
+
     def _retire(self, rows: Tensor, reason: Stop) -> None:
         if not bool(rows.any()):
             return
@@ -146,8 +165,12 @@ class _Run(Generic[StateT]):
                 iterations=int(self.age[row]),
                 seconds=seconds,
                 stopped=reason,
+                precision=str(self.precision).removeprefix("torch."),
                 history=self.histories[number],
             )
+        self._drop(rows)
+
+    def _drop(self, rows: Tensor) -> None:
         keep = ~rows
         self.problems, self.state = self.problems.select(keep), self.state.select(keep)
         self.number, self.age, self.done = self.number[keep], self.age[keep], self.done[keep]
