@@ -81,7 +81,7 @@ class FastSolver:
         zeros = torch.zeros_like(problems.image)
         none = torch.zeros_like(problems.target_norm)
         flat = torch.zeros_like(problems.target)
-        layer = flat[:, None].expand(-1, int(problems.kernels.max()), -1, -1)
+        layer = flat[:, None].expand(-1, int(problems.kernel_count.max()), -1, -1)
         return FastState(
             x=self._boxed(problems.image),
             mean=zeros,

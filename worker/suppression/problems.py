@@ -81,7 +81,7 @@ class Problems(Rows):
     target: Tensor  # F_i, (B, h, w)
     target_norm: Tensor  # ‖F_i‖₂, (B,)
     others_sum: Tensor  # Σ_{j≠i} ‖F_j‖₁, (B,)
-    kernels: Tensor  # C, (B,), the same for all
+    kernel_count: Tensor  # C, (B,), the same for all
 
     @classmethod
     def pose(cls, image: Tensor, features: Tensor, kernel: Tensor, alpha: Tensor, beta: Tensor) -> Problems:
@@ -89,8 +89,8 @@ class Problems(Rows):
         target = features[torch.arange(len(kernel), device=features.device), kernel]
         others = features.sum(dim=(1, 2, 3), dtype=torch.float64) - target.sum(dim=(1, 2), dtype=torch.float64)
         norm = target.flatten(1).norm(dim=1)
-        kernels = torch.full_like(kernel, features.shape[1])
-        return cls(image, kernel, alpha, beta, target, norm, others.clamp_min(0).to(norm.dtype), kernels)
+        count = torch.full_like(kernel, features.shape[1])
+        return cls(image, kernel, alpha, beta, target, norm, others.clamp_min(0).to(norm.dtype), count)
 
     def __len__(self) -> int:
         """B."""
