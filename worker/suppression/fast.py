@@ -5,7 +5,7 @@ replaced by their multipliers y and u (Chambolle & Pock 2011), with Ẑ the laye
 
     y ← project( y + σ_y·(2·r_t − r_{t−1}) )                      onto the unit ball
     u ← clip( u + σ_u·(2·Ẑ_t − Ẑ_{t−1}), 0, 1 )
-    m ← b₁·m + (1 − b₁)·g,   v ← b₂·v + (1 − b₂)·g²               with g = ∇( ⟨y, r⟩ + α·Σ_{j≠i} ⟨u_j, Ẑ_j⟩ / Σ‖F_j‖₁ )
+    m ← b·m + (1 − b)·g,   v ← 0.7·v + 0.3·g²                      with g = ∇( ⟨y, r⟩ + α·Σ_{j≠i} ⟨u_j, Ẑ_j⟩ / Σ‖F_j‖₁ )
     x ← clip( shrink( x − τ·m, τ·β/N ) )                          N = 3·H·W
 
 At the start r = 0 and y = 0, so nothing but what the others and L_r ask for moves the picture, and y grows where
@@ -16,10 +16,12 @@ the end most of the other kernels' responses stand at 0, where a subgradient of 
   that has died is pulled back, which the formula's own gradient cannot do, unless it is far gone. κ_t falls to 0, so
   that in the end the loss is the formula's own.
 * τ = s_t·h·N / (1 + N·√v) is a step of each pixel's own: where the gradient is small against L_r's 1/N a pixel moves h
-  a step, elsewhere less, as in Adam. s_t warms up, then falls as a cosine to `last`, and waits while L_p is large.
-* σ follows from the curvature that the last steps met, ρ = ‖r_t − r_{t−1}‖² / ‖x_t − x_{t−1}‖²_{1/τ}: σ = ω_t/ρ keeps
-  σ·τ·‖K‖² bounded whatever the layer. ω_t rises as the step falls: on deep layers a stiff multiplier and a long step
-  kill small maps.
+  a step, elsewhere less, as in Adam. s_t falls in a descent of a given number of evaluations; shorter descents from a
+  lower step follow, until one of them gains next to nothing.
+* σ = ω/ρ, where ρ = ‖r_t − r_{t−1}‖² / ‖x_t − x_{t−1}‖²_{1/τ} is the curvature that the last steps met, keeps σ·τ·‖K‖²
+  bounded whatever the layer. How stiff y should be, ω, differs between problems by a factor of 30, and r tells: one that
+  swings to and fro, cos(r_t, r_{t−1}) < 0.4, asks for less, one that drifts for more.
+* The momentum b follows the same way from cos(g_t, g_{t−1}): gradients that alternate are averaged over more steps.
 """
 
 from __future__ import annotations
@@ -43,15 +45,24 @@ class FastState(Rows):
     """Where each problem stands."""
 
     x: Tensor  # X̂, (B, 3, H, W)
+    slope: Tensor  # g_{t−1}, (B, 3, H, W)
     mean: Tensor  # m, (B, 3, H, W)
+    forgotten: Tensor  # Π b: the weight of 0 in m, (B,)
+    agreement: Tensor  # cos(g_t, g_{t−1}), averaged, (B,)
     square: Tensor  # v, (B, 3, H, W)
     moved: Tensor  # ‖x_t − x_{t−1}‖²_{1/τ}, (B,)
     multiplier: Tensor  # y, (B, h, w)
     residual: Tensor  # r_{t−1}, (B, h, w)
     curvature: Tensor  # ρ of r, (B,)
+    stiffness: Tensor  # ω of y, (B,)
     gates: Tensor  # u, (B, C, h, w)
     before_relu: Tensor  # Ẑ_{t−1}, (B, C, h, w)
     others_curvature: Tensor  # ρ of Ẑ_j, j ≠ i, (B,)
+    best: Tensor  # the lowest loss that was seen, (B,)
+    descended: Tensor  # what it was when the last descent ended, (B,)
+    height: Tensor  # where the step of this descent begins, (B,)
+    still: Tensor  # bool: neither X̂ nor y moved, (B,)
+    settled: Tensor  # bool: a descent ended that gained next to nothing, (B,)
 
 
 @dataclass(frozen=True)
@@ -60,21 +71,28 @@ class FastSolver:
 
     Args:
         space: X̂ stays inside its displayable box.
-        budget: gradient evaluations; the step falls over them.
+        budget: the most gradient evaluations.
+        first: evaluations of the first descent.
+        again: evaluations of each later one.
+        gain: a later descent that lowers the loss by less than this share is the last.
     """
 
     space: PixelSpace
-    budget: int = 400
-    travel: float = 3.0  # h·√budget, in normalised units: a short run takes longer steps
-    warm_up: float = 0.1  # share of the budget over which the step grows
+    budget: int = 1000
+    first: int = 150
+    again: int = 100
+    gain: float = 0.003
+    travel: float = 5.0  # h·√first, in normalised units: a short descent takes longer steps
     last: float = 0.001  # what is left of the step at the end
-    patience: float = 200.0  # the step waits where L_p is above about patience / budget
-    stiffness: tuple[float, float] = (0.1, 2.0)  # ω of y at the start and at the end
-    others_stiffness: tuple[float, float] = (0.3, 2.0)  # ω of u
-    hope: float = 6.0  # κ half-way
-    memory: float = 0.5  # b₁
-    square_memory: float = 0.9  # b₂
-    curvature_memory: float = 0.98
+    height: float = 0.1  # where the step of a later descent begins, or at L_p where more of the map is lost
+    hope: float = 3.0  # κ half-way
+    swing: float = 0.4  # cos(r_t, r_{t−1}) at which ω is right
+    learning: float = 0.2  # how fast ω follows
+    stiffness: tuple[float, float, float] = (0.003, 0.1, 30.0)  # ω of y: least, at the start, most
+    others_stiffness: tuple[float, float] = (1.0, 10.0)  # ω of u at the start and the end of a descent
+    memory: tuple[float, float, float] = (0.3, 0.65, 0.9)  # b: least, of gradients that are independent, most
+    square_memory: float = 0.7
+    curvature_memory: float = 0.9
 
     def start(self, problems: Problems) -> FastState:
         """X̂ = X inside the box, multipliers 0."""
@@ -82,17 +100,27 @@ class FastSolver:
         none = torch.zeros_like(problems.target_norm)
         flat = torch.zeros_like(problems.target)
         layer = flat[:, None].expand(-1, int(problems.kernel_count.max()), -1, -1)
+        layer = layer.contiguous(memory_format=torch.channels_last)  # as the networks' maps are: a third of the time
         return FastState(
             x=self._boxed(problems.image),
+            slope=zeros,
             mean=zeros,
+            forgotten=torch.ones_like(none),
+            agreement=none,
             square=zeros,
             moved=none,
             multiplier=flat,
             residual=flat,
             curvature=none,
+            stiffness=torch.full_like(none, self.stiffness[1]),
             gates=layer,
             before_relu=layer,
             others_curvature=none,
+            best=torch.full_like(none, torch.inf),
+            descended=torch.full_like(none, torch.inf),
+            height=torch.ones_like(none),
+            still=torch.zeros_like(none, dtype=torch.bool),
+            settled=torch.zeros_like(none, dtype=torch.bool),
         )
 
     def step(
@@ -110,42 +138,70 @@ class FastSolver:
             return dual["multiplier"] * (hoped | (chosen > 0)), dual["gates"]
 
         now, slope = gradient(network, problems, state.x, pull, precision)
-        mean = self.memory * state.mean + (1 - self.memory) * slope
-        square = self.square_memory * state.square + (1 - self.square_memory) * slope.square()
-        step = self._step_size(square, age, now.preservation)
-        unbiased = mean / _column(1 - self.memory ** (age + 1))
-        x = self._boxed(_shrink(state.x - step * unbiased, step * _column(problems.beta) / state.x[0].numel()))
-        moved = ((x - state.x).square() / step).sum(dim=(1, 2, 3))
-        return now, FastState(x=x, mean=mean, square=square, moved=moved, **dual)
+        primal = self._primal(problems, state, slope, age, now.preservation)
+        turned = norms(dual["multiplier"] - state.multiplier)
+        largest = (primal["x"] - state.x).abs().amax(dim=(1, 2, 3))
+        still = (largest < 1e-3 / 255) & (turned < 1e-4)  # a thousandth of an 8-bit level
+        return now, FastState(**primal, **dual, **self._descents(state, now, age), still=still)
 
-    def converged(self, before: FastState, after: FastState) -> Tensor:
-        """(B,) bool: X̂ stands still to a thousandth of an 8-bit level, and so does what pulls at it."""
-        largest = (after.x - before.x).abs().amax(dim=(1, 2, 3))
-        return (largest < 1e-3 / 255) & (norms(after.multiplier - before.multiplier) < 1e-4)
+    def converged(self, state: FastState) -> Tensor:
+        """(B,) bool: X̂ and what pulls at it stand still, or a whole descent gained next to nothing."""
+        return state.still | state.settled
+
+    def _primal(
+        self, problems: Problems, state: FastState, slope: Tensor, age: Tensor, preservation: Tensor
+    ) -> dict[str, Tensor]:
+        """The step of X̂ along m, its shrinking towards the mean colour, and the box."""
+        agreement = 0.8 * state.agreement + 0.2 * _cosine(slope, state.slope)
+        least, middle, most = self.memory
+        memory = _column((middle - 0.5 * agreement).clamp(least, most))
+        mean = memory * state.mean + (1 - memory) * slope
+        forgotten = memory[:, 0, 0, 0] * state.forgotten
+        square = self.square_memory * state.square + (1 - self.square_memory) * slope.square()
+        step = self._step_size(square, state.height, age, preservation)
+        aimed = state.x - step * mean / _column(1 - forgotten)
+        x = self._boxed(_shrink(aimed, step * _column(problems.beta) / slope[0].numel()))
+        return {
+            "x": x,
+            "slope": slope,
+            "mean": mean,
+            "forgotten": forgotten,
+            "agreement": agreement,
+            "square": square,
+            "moved": ((x - state.x).square() / step).sum(dim=(1, 2, 3)),
+        }
 
     def _multiplier(self, state: FastState, residual: Tensor, age: Tensor, noise: float) -> dict[str, Tensor]:
-        """The dual step of y."""
+        """The dual step of y, and how stiff it is to be."""
         change = norms(residual - state.residual).square()
         met = torch.where(change > noise**2, change, 0)
         curvature = self._curvature(met, state.curvature, state.moved, age)
-        sigma = self._omega(self.stiffness, age) / curvature
-        y = state.multiplier + torch.where(age > 0, sigma, 0)[:, None, None] * (2 * residual - state.residual)
+        least, _, most = self.stiffness
+        swing = torch.where(age > 1, _cosine(residual, state.residual) - self.swing, 0)
+        stiffness = (state.stiffness * torch.exp(self.learning * swing)).clamp(least, most)
+        sigma = torch.where(age > 0, stiffness / curvature, 0)
+        y = state.multiplier + sigma[:, None, None] * (2 * residual - state.residual)
         return {
             "multiplier": y / norms(y).clamp_min(1)[:, None, None],
             "residual": residual,
             "curvature": curvature,
+            "stiffness": stiffness,
         }
 
     def _gates(self, problems: Problems, state: FastState, before_relu: Tensor, age: Tensor) -> dict[str, Tensor]:
         """The dual step of u, which begins as the ReLU's own derivative."""
         rows = torch.arange(len(problems), device=before_relu.device)
         change = before_relu - state.before_relu
-        squares = change.square().sum(dim=(2, 3)).to(state.moved.dtype)  # (B, C)
-        met = squares.sum(dim=1) - squares[rows, problems.kernel]
+        change[rows, problems.kernel] = 0  # u_i does not count
+        kind = state.moved.dtype
+        met = _squares(change).to(kind)
         curvature = self._curvature(met, state.others_curvature, state.moved, age)
+        first, last = self.others_stiffness
+        stiffness = first * (last / first) ** self._share(age)
         unit = problems.others_sum / torch.where(problems.alpha > 0, problems.alpha, 1)
-        sigma = torch.where(age > 0, self._omega(self.others_stiffness, age) / curvature * unit, ENOUGH)
-        gates = (state.gates + _column(sigma) * (before_relu + change)).clamp(0, 1)
+        sigma = torch.where(age > 0, stiffness / curvature * unit, ENOUGH)
+        ahead = change.add_(before_relu)  # 2·Ẑ_t − Ẑ_{t−1}
+        gates = ahead.to(kind).mul_(_column(sigma)).add_(state.gates).clamp_(0, 1)
         return {"gates": gates, "before_relu": before_relu, "others_curvature": curvature}
 
     def _curvature(self, met: Tensor, before: Tensor, moved: Tensor, age: Tensor) -> Tensor:
@@ -153,28 +209,36 @@ class FastSolver:
         now = torch.where(age > 0, met / moved.clamp_min(1e-30), 0)
         return torch.maximum(now, self.curvature_memory * before).clamp_min(1e-12)
 
-    def _omega(self, ends: tuple[float, float], age: Tensor) -> Tensor:
-        first, last = ends
-        return first * (last / first) ** self._share(age)
+    def _descents(self, state: FastState, now: Losses, age: Tensor) -> dict[str, Tensor]:
+        """What the descents have reached, whether the last of them was worth it, and how high the next one begins."""
+        best = torch.fmin(state.best, now.total)
+        ends = self._share(age) == 1
+        return {
+            "best": best,
+            "descended": torch.where(ends, best, state.descended),
+            "height": torch.where(ends, now.preservation.clamp(self.height, 1), state.height),
+            "settled": ends & (age >= self.first) & (best > (1 - self.gain) * state.descended),
+        }
+
+    def _share(self, age: Tensor) -> Tensor:
+        """t, (B,): the share of the present descent that is spent, in (0, 1]."""
+        later = (age - self.first) % self.again + 1
+        return torch.where(age < self.first, (age + 1) / self.first, later / self.again)
 
     def _hope(self, age: Tensor) -> Tensor:
         """κ_t, (B, 1, 1)."""
         share = self._share(age)
+        share = torch.where(age < self.first, share, 0.3 + 0.7 * share)
         return (self.hope * ((1 - share) / share) ** 2)[:, None, None]
 
-    def _step_size(self, square: Tensor, age: Tensor, preservation: Tensor) -> Tensor:
-        """τ, (B, 3, H, W)."""
+    def _step_size(self, square: Tensor, height: Tensor, age: Tensor, preservation: Tensor) -> Tensor:
+        """τ, (B, 3, H, W). It waits while L_p is large."""
+        cosine = 0.5 * (1 + torch.cos(pi * self._share(age)))
+        schedule = (self.last + (1 - self.last) * cosine**1.5) / (1 + preservation)
+        longest = self.travel / self.first**0.5 * height
         pixels = square[0].numel()
-        share = self._share(age)
-        cosine = 0.5 * (1 + torch.cos(pi * share))
-        schedule = (self.last + (1 - self.last) * cosine) * (share / self.warm_up).clamp_max(1)
-        schedule = schedule / (1 + preservation * self.budget / self.patience)
         root = (square / _column(1 - self.square_memory ** (age + 1))).sqrt()
-        return _column(self.travel / self.budget**0.5 * schedule) * pixels / (1 + pixels * root)
-
-    def _share(self, age: Tensor) -> Tensor:
-        """t, (B,): the share of the budget that is spent, in (0, 1]."""
-        return (age + 1) / self.budget
+        return _column(longest * schedule) * pixels / (1 + pixels * root)
 
     def _boxed(self, x: Tensor) -> Tensor:
         return torch.minimum(torch.maximum(x, self.space.low.to(x.dtype)), self.space.high.to(x.dtype))
@@ -183,6 +247,23 @@ class FastSolver:
 def _shrink(x: Tensor, threshold: Tensor) -> Tensor:
     """The proximal map of threshold·|x|."""
     return x.sign() * (x.abs() - threshold).clamp_min(0)
+
+
+def _squares(maps: Tensor) -> Tensor:
+    """‖·‖₂² of each row, (B,)."""
+    lengths: Tensor = torch.linalg.vector_norm(maps, dim=_each(maps))
+    return lengths.square()
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Of each row's a and b, (B,); 0 where one of them is 0."""
+    lengths = _squares(a) * _squares(b)
+    return (a * b).sum(dim=_each(a)) / lengths.sqrt().clamp_min(torch.finfo(a.dtype).tiny)
+
+
+def _each(maps: Tensor) -> tuple[int, ...]:
+    """All dimensions but the first. Flattening them would copy maps that are channels_last."""
+    return tuple(range(1, maps.ndim))
 
 
 def _column(rows: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class Solver(Protocol[StateT]):
         """One gradient evaluation at X̂, after `age` (B,) earlier ones: the losses there, and the next state."""
         ...
 
-    def converged(self, before: StateT, after: StateT, /) -> Tensor:
+    def converged(self, state: StateT, /) -> Tensor:
         """(B,) bool: more steps would not change X̂ visibly."""
         ...
 
@@ -135,7 +135,7 @@ class _Run(Generic[StateT]):
         better = now.total < self.best_loss  # false for NaN
         self.best_loss = torch.where(better, now.total, self.best_loss)
         self.best_x = torch.where(better[:, None, None, None], self.state.x, self.best_x)  # type: ignore[attr-defined]
-        self.done = self.solver.converged(self.state, state)
+        self.done = self.solver.converged(state)
         self.state, self.age = state, self.age + 1
         self._note(now)
         return now

@@ -66,6 +66,6 @@ class ReferenceSolver:
             plateau=torch.where(halve, 0, plateau),
         )
 
-    def converged(self, _before: ReferenceState, after: ReferenceState) -> Tensor:
+    def converged(self, state: ReferenceState) -> Tensor:
         """(B,) bool: never; the procedure is a fixed number of iterations."""
-        return torch.zeros(len(after.rate), dtype=torch.bool, device=after.rate.device)
+        return torch.zeros_like(state.rate, dtype=torch.bool)
