@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d
 
 from shared.schemas import Losses, Metrics
 from worker.suppression import Losses as BatchLosses
 from worker.suppression import PixelSpace
-
-WINDOW = 11
-SIGMA = 1.5
+from worker.suppression.likeness import WINDOW, ssim, window_for
 
 
-def ssim(after: Tensor, before: Tensor, *, data_range: float, window: int = WINDOW, padding: int = 0) -> float:
-    """Mean SSIM of two maps (h, w): Gaussian window, population covariance (Wang et al. 2004).
+def likeness(
+    after: Tensor, before: Tensor, *, data_range: float | None = None, window: int | None = None, padding: int = 0
+) -> float | None:
+    """SSIM of two maps (h, w) in float64; None on a map of one position or line.
 
     Args:
-        data_range: the span L in the constants (0.01·L)² and (0.03·L)².
-        window: odd side of the window; its σ is 1.5·window/11.
-        padding: zeros around the maps; with 0 only windows that fit inside count.
+        data_range: max(F) of the map before, unless given.
+        window: side of the window, the largest that fits unless given.
+        padding: zeros around the maps.
     """
-    kernel = _gaussian(window)
-    a, b = after.double(), before.double()
-    stack = torch.stack([a, b, a * a, b * b, a * b])[:, None]
-    mean_a, mean_b, square_a, square_b, cross = conv2d(stack, kernel, padding=padding)[:, 0]
-    variance_a, variance_b = square_a - mean_a**2, square_b - mean_b**2
-    covariance = cross - mean_a * mean_b
-    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    likeness = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-    return float((likeness / ((mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2))).mean())
-
-
-def window_for(height: int, width: int) -> int | None:
-    """11, or the largest odd side that fits into the map; None on a map of one position or line."""
-    side = min(height, width, WINDOW)
-    odd = side if side % 2 else side - 1
-    return odd if odd > 1 else None
+    window = window or window_for(*before.shape)
+    if window is None:
+        return None
+    a, b = after[None].cpu().double(), before[None].cpu().double()
+    span = b.amax(dim=(1, 2)) if data_range is None else torch.tensor([data_range], dtype=torch.float64)
+    return float(ssim(a, b, data_range=span, window=window, padding=padding))
 
 
 def metrics(before: Tensor, after: Tensor, kernel: int, picture: Tensor, space: PixelSpace) -> Metrics:
@@ -55,9 +42,9 @@ def metrics(before: Tensor, after: Tensor, kernel: int, picture: Tensor, space: 
     others_before, others_after = _without(before, kernel), _without(after, kernel)
     mean_colour = (picture == space.mean_bytes.to(picture.device)).all(dim=0)
     return Metrics(
-        ssim=ssim(kept, selected, data_range=float(selected.max()), window=window) if window else None,
+        ssim=likeness(kept, selected),
         ssim_window=window,
-        ssim_paper=ssim(kept, selected, data_range=1.0, padding=WINDOW // 2) if window else None,
+        ssim_paper=likeness(kept, selected, data_range=1.0, window=WINDOW, padding=WINDOW // 2) if window else None,
         mse_others=float(others_after.square().mean()),
         mse_others_before=float(others_before.square().mean()),
         mse_selected=float((kept.double() - selected.double()).square().mean()),
@@ -86,12 +73,3 @@ def _without(maps: Tensor, kernel: int) -> Tensor:
     """The maps of the other kernels, (C−1, h, w), in float64."""
     keep = torch.arange(len(maps), device=maps.device) != kernel
     return maps[keep].double()
-
-
-@cache
-def _gaussian(window: int) -> Tensor:
-    """(1, 1, window, window), sums to 1."""
-    sigma = SIGMA * window / WINDOW
-    line = torch.exp(-((torch.arange(window, dtype=torch.float64) - window // 2) ** 2) / (2 * sigma**2))
-    line = line / line.sum()
-    return (line[:, None] * line[None, :])[None, None]

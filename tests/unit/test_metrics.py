@@ -7,8 +7,9 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from worker.metrics import metrics, png_regularization, ssim, window_for
+from worker.metrics import likeness, metrics, png_regularization
 from worker.suppression import PixelSpace
+from worker.suppression.likeness import window_for
 
 SPACE = PixelSpace.of((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -23,7 +24,7 @@ def test_ssim_equals_scikit_image(side: int, window: int) -> None:
     """Gaussian window, population covariance, only windows that fit; data range from the original map."""
     before, after = maps(1, side, side), maps(2, side, side)
     assert window_for(side, side) == window
-    found = ssim(after, before, data_range=float(before.max()), window=window)
+    found = likeness(after, before)
     sigma = 1.5 * window / 11
     _, every = structural_similarity(
         after.double().numpy(),
@@ -43,8 +44,8 @@ def test_ssim_paper_is_zero_padded_with_range_one() -> None:
     """The second definition: the same as SSIM of maps that stand in a frame of five zeros."""
     before, after = maps(1, 20, 20), maps(2, 20, 20)
     framed = [torch.nn.functional.pad(each, (5, 5, 5, 5)) for each in (after, before)]
-    found = ssim(after, before, data_range=1.0, padding=5)
-    assert found == pytest.approx(ssim(framed[0], framed[1], data_range=1.0), abs=1e-12)
+    found = likeness(after, before, data_range=1.0, padding=5)
+    assert found == pytest.approx(likeness(framed[0], framed[1], data_range=1.0), abs=1e-12)
 
 
 def test_a_map_of_one_position_has_no_ssim() -> None:

@@ -19,9 +19,11 @@ the end most of the other kernels' responses stand at 0, where a subgradient of 
   a step, elsewhere less, as in Adam. s_t falls in a descent of a given number of evaluations; shorter descents from a
   lower step follow, until one of them gains next to nothing.
 * σ = ω/ρ, where ρ = ‖r_t − r_{t−1}‖² / ‖x_t − x_{t−1}‖²_{1/τ} is the curvature that the last steps met, keeps σ·τ·‖K‖²
-  bounded whatever the layer. How stiff y should be, ω, differs between problems by a factor of 30, and r tells: one that
-  swings to and fro, cos(r_t, r_{t−1}) < 0.4, asks for less, one that drifts for more.
+  bounded whatever the layer. How stiff y should be, ω, differs between problems by a factor of 30, and r tells: one
+  that swings to and fro, cos(r_t, r_{t−1}) < 0.4, asks for less, one that drifts for more.
 * The momentum b follows the same way from cos(g_t, g_{t−1}): gradients that alternate are averaged over more steps.
+* Under a bound L_p ≤ ε, y is that constraint's multiplier: it is not projected but shortened by σ_y·ε. Where the bound
+  is one of SSIM, ε follows: it shrinks while SSIM is below the bound and grows while above.
 """
 
 from __future__ import annotations
@@ -61,6 +63,7 @@ class FastState(Rows):
     best: Tensor  # the lowest loss that was seen, (B,)
     descended: Tensor  # what it was when the last descent ended, (B,)
     height: Tensor  # where the step of this descent begins, (B,)
+    bound: Tensor  # ε: what L_p may be, (B,)
     still: Tensor  # bool: neither X̂ nor y moved, (B,)
     settled: Tensor  # bool: a descent ended that gained next to nothing, (B,)
 
@@ -93,6 +96,8 @@ class FastSolver:
     memory: tuple[float, float, float] = (0.3, 0.65, 0.9)  # b: least, of gradients that are independent, most
     square_memory: float = 0.7
     curvature_memory: float = 0.9
+    inside: float = 0.99  # ε of the bound of L_p, about which the iterates swing
+    following: float = 0.03  # how fast ε follows the SSIM
 
     def start(self, problems: Problems) -> FastState:
         """X̂ = X inside the box, multipliers 0."""
@@ -119,6 +124,7 @@ class FastSolver:
             best=torch.full_like(none, torch.inf),
             descended=torch.full_like(none, torch.inf),
             height=torch.ones_like(none),
+            bound=self._first_bound(problems),
             still=torch.zeros_like(none, dtype=torch.bool),
             settled=torch.zeros_like(none, dtype=torch.bool),
         )
@@ -133,16 +139,17 @@ class FastSolver:
             hoped = (problems.target > 0) & (chosen > -self._hope(age) * problems.target)
             seen = torch.where(hoped, chosen, chosen.clamp_min(0))
             residual = (seen - problems.target) / problems.target_norm[:, None, None]
-            dual.update(self._multiplier(state, residual, age, NOISE[precision]))
+            dual.update(self._multiplier(problems, state, residual, age, NOISE[precision]))
             dual.update(self._gates(problems, state, before_relu, age))
             return dual["multiplier"] * (hoped | (chosen > 0)), dual["gates"]
 
-        now, slope = gradient(network, problems, state.x, pull, precision)
+        now, slope = gradient(network, problems, self._seen(problems, state.x), pull, precision)
         primal = self._primal(problems, state, slope, age, now.preservation)
         turned = norms(dual["multiplier"] - state.multiplier)
         largest = (primal["x"] - state.x).abs().amax(dim=(1, 2, 3))
         still = (largest < 1e-3 / 255) & (turned < 1e-4)  # a thousandth of an 8-bit level
-        return now, FastState(**primal, **dual, **self._descents(state, now, age), still=still)
+        descents = self._descents(state, now, age)
+        return now, FastState(**primal, **dual, **descents, bound=self._bound(problems, state, now), still=still)
 
     def converged(self, state: FastState) -> Tensor:
         """(B,) bool: X̂ and what pulls at it stand still, or a whole descent gained next to nothing."""
@@ -171,7 +178,9 @@ class FastSolver:
             "moved": ((x - state.x).square() / step).sum(dim=(1, 2, 3)),
         }
 
-    def _multiplier(self, state: FastState, residual: Tensor, age: Tensor, noise: float) -> dict[str, Tensor]:
+    def _multiplier(
+        self, problems: Problems, state: FastState, residual: Tensor, age: Tensor, noise: float
+    ) -> dict[str, Tensor]:
         """The dual step of y, and how stiff it is to be."""
         change = norms(residual - state.residual).square()
         met = torch.where(change > noise**2, change, 0)
@@ -181,8 +190,10 @@ class FastSolver:
         stiffness = (state.stiffness * torch.exp(self.learning * swing)).clamp(least, most)
         sigma = torch.where(age > 0, stiffness / curvature, 0)
         y = state.multiplier + sigma[:, None, None] * (2 * residual - state.residual)
+        length = norms(y)
+        shorter = (1 - sigma * state.bound / length.clamp_min(1e-30)).clamp_min(0)
         return {
-            "multiplier": y / norms(y).clamp_min(1)[:, None, None],
+            "multiplier": y * torch.where(problems.bounded, shorter, 1 / length.clamp_min(1))[:, None, None],
             "residual": residual,
             "curvature": curvature,
             "stiffness": stiffness,
@@ -211,7 +222,7 @@ class FastSolver:
 
     def _descents(self, state: FastState, now: Losses, age: Tensor) -> dict[str, Tensor]:
         """What the descents have reached, whether the last of them was worth it, and how high the next one begins."""
-        best = torch.fmin(state.best, now.total)
+        best = torch.fmin(state.best, now.merit)
         ends = self._share(age) == 1
         return {
             "best": best,
@@ -219,6 +230,19 @@ class FastSolver:
             "height": torch.where(ends, now.preservation.clamp(self.height, 1), state.height),
             "settled": ends & (age >= self.first) & (best > (1 - self.gain) * state.descended),
         }
+
+    def _first_bound(self, problems: Problems) -> Tensor:
+        """ε at the start, (B,). SSIM falls with the square of L_p."""
+        guess = (1 - problems.min_ssim).clamp_min(0).sqrt()
+        return torch.where(problems.min_ssim > -1, guess, 1).minimum(self.inside * problems.max_preservation)
+
+    def _bound(self, problems: Problems, state: FastState, now: Losses) -> Tensor:
+        """ε, (B,), after SSIM was measured: larger only where L_p makes use of it."""
+        room = ((now.ssim - problems.min_ssim) / (1 - problems.min_ssim).clamp_min(1e-6)).clamp(-1, 1)
+        room = torch.where(now.preservation > 0.8 * state.bound, room, room.clamp_max(0))
+        follows = (state.bound * torch.exp(self.following * room)).clamp(1e-6, 1)
+        follows = follows.minimum(self.inside * problems.max_preservation)
+        return torch.where(problems.min_ssim > -1, follows, state.bound)
 
     def _share(self, age: Tensor) -> Tensor:
         """t, (B,): the share of the present descent that is spent, in (0, 1]."""
@@ -239,6 +263,13 @@ class FastSolver:
         pixels = square[0].numel()
         root = (square / _column(1 - self.square_memory ** (age + 1))).sqrt()
         return _column(longest * schedule) * pixels / (1 + pixels * root)
+
+    def _seen(self, problems: Problems, x: Tensor) -> Tensor:
+        """What the network is shown: under a bound the 8-bit picture, which is what has to keep it."""
+        bounded = problems.bounded
+        if not bool(bounded.any()):
+            return x
+        return torch.where(_column(bounded), self.space.from_bytes(self.space.to_bytes(x)).to(x), x)
 
     def _boxed(self, x: Tensor) -> Tensor:
         return torch.minimum(torch.maximum(x, self.space.low.to(x.dtype)), self.space.high.to(x.dtype))

@@ -6,12 +6,13 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from worker.suppression.objective import Losses
+from worker.suppression.objective import Losses, losses
 from worker.suppression.problems import Problems, Rows
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class Solution:
     """What became of one problem."""
 
     x: Tensor  # the best iterate X̂, (3, H, W)
-    loss: float  # its total loss as the solver saw it
+    loss: float  # its total loss, in the dtype of X and never above X's own
     iterations: int
     seconds: float
     stopped: Stop
@@ -73,6 +74,7 @@ def solve(
     precision: torch.dtype = torch.float32,
     on_step: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], Stop | None] = lambda: None,
+    seconds: float = inf,
 ) -> list[Solution]:
     """Solve every problem of the batch; the result of one does not depend on the others.
 
@@ -81,6 +83,7 @@ def solve(
         problems: posed on that network; none silent, none lone.
         on_step: called after each evaluation.
         should_stop: asked before each evaluation; what it returns becomes every unfinished solution's `stopped`.
+        seconds: after which no evaluation begins; `stopped` is then `deadline`.
 
     Returns:
         The solutions, in the order of the problems. A problem that was stopped before its first evaluation has X̂ = X.
@@ -88,12 +91,17 @@ def solve(
     """
     if not len(problems):
         return []
+    deadline = time.perf_counter() + seconds
+
+    def ends() -> Stop | None:
+        return should_stop() or ("deadline" if time.perf_counter() >= deadline else None)
+
     run = _Run(network, problems, solver, precision)
-    run.until_done(on_step, should_stop)
+    run.until_done(on_step, ends)
     if run.overflowed:
         log.warning("%d of %d problems overflow in bfloat16: solved in float32", len(run.overflowed), len(problems))
         rows = torch.tensor(run.overflowed, device=problems.kernel.device)
-        again = solve(network, problems.select(rows), solver, on_step=on_step, should_stop=should_stop)
+        again = solve(network, problems.select(rows), solver, on_step=on_step, should_stop=ends)
         run.solutions.update(zip(run.overflowed, again, strict=True))
     return [run.solutions[number] for number in range(len(problems))]
 
@@ -114,7 +122,7 @@ class _Run(Generic[StateT]):
         self.age = torch.zeros(batch, dtype=torch.long, device=device)
         self.done = torch.zeros(batch, dtype=torch.bool, device=device)
         self.best_x = self.problems.image
-        self.best_loss = torch.full_like(self.problems.target_norm, torch.inf)
+        self.best_merit = torch.full_like(self.problems.target_norm, torch.inf)
         self.histories: list[list[tuple[int, float, float, float, float]]] = [[] for _ in range(batch)]
         self.began = time.perf_counter()
 
@@ -132,8 +140,8 @@ class _Run(Generic[StateT]):
 
     def _step(self) -> Losses:
         now, state = self.solver.step(self.network, self.problems, self.state, self.age, self.precision)
-        better = now.total < self.best_loss  # false for NaN
-        self.best_loss = torch.where(better, now.total, self.best_loss)
+        better = now.merit < self.best_merit  # false for NaN
+        self.best_merit = torch.where(better, now.merit, self.best_merit)
         self.best_x = torch.where(better[:, None, None, None], self.state.x, self.best_x)  # type: ignore[attr-defined]
         self.done = self.solver.converged(state)
         self.state, self.age = state, self.age + 1
@@ -156,12 +164,13 @@ class _Run(Generic[StateT]):
     def _retire(self, rows: Tensor, reason: Stop) -> None:
         if not bool(rows.any()):
             return
+        x, loss = self._in_full_precision(rows)
         seconds = time.perf_counter() - self.began
-        for row in rows.nonzero().flatten().tolist():
+        for place, row in enumerate(rows.nonzero().flatten().tolist()):
             number = int(self.number[row])
             self.solutions[number] = Solution(
-                x=self.best_x[row].clone(),
-                loss=float(self.best_loss[row]),
+                x=x[place].clone(),
+                loss=float(loss[place]),
                 iterations=int(self.age[row]),
                 seconds=seconds,
                 stopped=reason,
@@ -170,8 +179,17 @@ class _Run(Generic[StateT]):
             )
         self._drop(rows)
 
+    @torch.no_grad()
+    def _in_full_precision(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The best X̂ (b, 3, H, W) and its loss (b,) in the dtype of X: X itself where the best was so by rounding."""
+        problems, x = self.problems.select(rows), self.best_x[rows]
+        seen = losses(problems, self.network(x).clamp_min(0), x)
+        start = problems.alpha + problems.beta * problems.image.abs().mean(dim=(1, 2, 3))  # L_p = 0, L_s = 1
+        worse = (seen.total > start) & ~problems.bounded
+        return torch.where(worse[:, None, None, None], problems.image, x), torch.where(worse, start, seen.total)
+
     def _drop(self, rows: Tensor) -> None:
         keep = ~rows
         self.problems, self.state = self.problems.select(keep), self.state.select(keep)
         self.number, self.age, self.done = self.number[keep], self.age[keep], self.done[keep]
-        self.best_x, self.best_loss = self.best_x[keep], self.best_loss[keep]
+        self.best_x, self.best_merit = self.best_x[keep], self.best_merit[keep]

@@ -7,6 +7,9 @@
 
 The factor 1/(W·H) that the paper prints in Formulas 1 and 2 cancels in its authors' experiments, and must: with it
 L_r outweighs the rest by 10⁵ and X̂ simply fades.
+
+Beyond the paper, a problem may bound L_p or SSIM(F̂_i, F_i): then α·L_s + β·L_r is what is to be lowest where the bound
+is kept.
 """
 
 from __future__ import annotations
@@ -17,7 +20,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from worker.suppression.likeness import ssim, window_for
 from worker.suppression.problems import Problems, Rows
+
+BROKEN = 1e6  # the merit of an X̂ that breaks a bound begins here
 
 # Ẑ (B, C, h, w) and Ẑ_i (B, h, w) → the weights p (B, h, w) and q (B, C, h, w), of which row i does not count.
 Pull = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -31,6 +37,8 @@ class Losses(Rows):
     suppression: Tensor
     regularization: Tensor
     total: Tensor
+    ssim: Tensor  # of F̂_i and F_i; 1 where it is not bounded, and on a map of one position
+    merit: Tensor  # what is to be lowest: L, or under a bound α·L_s + β·L_r, above everything where it is broken
 
 
 def losses(problems: Problems, features: Tensor, x: Tensor) -> Losses:
@@ -41,8 +49,23 @@ def losses(problems: Problems, features: Tensor, x: Tensor) -> Losses:
     others = features.sum(dim=(2, 3)).to(dtype).sum(dim=1) - selected.sum(dim=(1, 2))
     suppression = others / problems.others_sum
     regularization = x.abs().mean(dim=(1, 2, 3))
-    total = preservation + problems.alpha * suppression + problems.beta * regularization
-    return Losses(preservation, suppression, regularization, total)
+    rest = problems.alpha * suppression + problems.beta * regularization
+    total = preservation + rest
+    if not bool(problems.bounded.any()):
+        return Losses(preservation, suppression, regularization, total, torch.ones_like(total), total)
+    alike = _ssim(problems, selected)
+    broken = (preservation - problems.max_preservation).clamp_min(0) + (problems.min_ssim - alike).clamp_min(0)
+    bounded = torch.where(broken > 0, BROKEN * (1 + broken), rest)
+    return Losses(
+        preservation, suppression, regularization, total, alike, torch.where(problems.bounded, bounded, total)
+    )
+
+
+def _ssim(problems: Problems, selected: Tensor) -> Tensor:
+    window = window_for(*selected.shape[1:])
+    if window is None or not bool((problems.min_ssim > -1).any()):
+        return torch.ones_like(problems.target_norm)
+    return ssim(selected, problems.target, data_range=problems.target.amax(dim=(1, 2)), window=window)
 
 
 def gradient(

@@ -82,15 +82,28 @@ class Problems(Rows):
     target_norm: Tensor  # ‖F_i‖₂, (B,)
     others_sum: Tensor  # Σ_{j≠i} ‖F_j‖₁, (B,)
     kernel_count: Tensor  # C, (B,), the same for all
+    max_preservation: Tensor  # the most that L_p may be, (B,); ∞: no bound
+    min_ssim: Tensor  # the least that SSIM(F̂_i, F_i) may be, (B,); −1: no bound
 
     @classmethod
-    def pose(cls, image: Tensor, features: Tensor, kernel: Tensor, alpha: Tensor, beta: Tensor) -> Problems:
+    def pose(
+        cls,
+        image: Tensor,
+        features: Tensor,
+        kernel: Tensor,
+        alpha: Tensor,
+        beta: Tensor,
+        max_preservation: Tensor | None = None,
+        min_ssim: Tensor | None = None,
+    ) -> Problems:
         """From images (B, 3, H, W) and their feature maps F (B, C, h, w), after the ReLU."""
         target = features[torch.arange(len(kernel), device=features.device), kernel]
         others = features.sum(dim=(1, 2, 3), dtype=torch.float64) - target.sum(dim=(1, 2), dtype=torch.float64)
         norm = target.flatten(1).norm(dim=1)
         count = torch.full_like(kernel, features.shape[1])
-        return cls(image, kernel, alpha, beta, target, norm, others.clamp_min(0).to(norm.dtype), count)
+        most = torch.full_like(norm, torch.inf) if max_preservation is None else max_preservation.to(norm)
+        least = torch.full_like(norm, -1) if min_ssim is None else min_ssim.to(norm)
+        return cls(image, kernel, alpha, beta, target, norm, others.clamp_min(0).to(norm.dtype), count, most, least)
 
     def __len__(self) -> int:
         """B."""
@@ -100,6 +113,11 @@ class Problems(Rows):
     def silent(self) -> Tensor:
         """(B,) bool: ‖F_i‖ = 0, so there is nothing to preserve."""
         return self.target_norm == 0
+
+    @property
+    def bounded(self) -> Tensor:
+        """(B,) bool: how well F_i is kept is a constraint instead of a term of the loss."""
+        return self.max_preservation.isfinite() | (self.min_ssim > -1)
 
     @property
     def lone(self) -> Tensor:
