@@ -2,7 +2,8 @@
 
 With `--weights-dir`, `--images-dir` and `--reference FILE`: the problems of that file, which holds the reference
 procedure's trajectory on each. Always: a set on `vgg_mini`, for which the reference procedure is run here, and
-VGG16 conv5_3 with random weights, for its speed. The summary covers the reference file's problems only.
+VGG16 conv5_3 with random weights at effort `quick`, for its speed. The summary covers the reference file's problems
+only. `--effort`, or `--evals N` for one descent of N evaluations, says how long the fast solver tries.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,35 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks import curves
 from shared import catalogue, images
 from shared.drawings import all_colours, scene
 from worker.architectures import ARCHITECTURES, cuts
 from worker.memory import keep_memory
-from worker.metrics import png_regularization, ssim
+from worker.metrics import likeness, png_regularization
 from worker.networks import Networks
 from worker.precision import Pace, pace
-from worker.suppression import FastSolver, PixelSpace, Problems, ReferenceSolver, Solution, losses, solve
+from worker.suppression import EFFORTS, FastSolver, PixelSpace, Problems, ReferenceSolver, Solution, losses, solve
 
 CPU = torch.device("cpu")
 CHECKPOINTS = (25, 50, 100, 150, 200, 400)
 NEAR = 1.01  # the reference's final loss + 1 % counts as reached
 MINI_PROBLEMS = (("conv1_2", 0), ("conv2_2", 1), ("conv3_2", 0), ("conv4_2", 2))  # layer, rank of the kernel
 TIMED_STEPS = 10
+
+
+Curve = list[tuple[int, float]]  # (evaluations, lowest loss until then)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the reference procedure reached, where that is known."""
+
+    loss: float | None = None
+    evals: int | None = None  # until it was that near; None where it diverged
+    ssim: float | None = None
+    mse_others: float | None = None
+    curve: Curve = field(default_factory=list)
 
 
 @dataclass
@@ -47,10 +63,9 @@ class Case:
     cut: nn.Sequential
     problem: Problems
     space: PixelSpace
-    reference_loss: float | None
-    reference_evals: int | None
-    reference_ssim: float | None
+    reference: Reference
     target_loss: float | None
+    best_known: float | None
     from_file: bool
 
     @property
@@ -76,16 +91,22 @@ def reference_cases(weights: Path, folder: Path, file: Path) -> Iterator[Case]:
         network = networks.get(entry["model"])
         layer = catalogue.network(entry["model"]).layer(entry["layer"]).name
         picture = images.resized(images.decode((folder / entry["image"]).read_bytes(), 10**9), network.input_size)
-        reference = entry["reference"]
+        found = entry["reference"]
+        reference = Reference(
+            loss=found["final_loss"],
+            evals=_first_near(found),
+            ssim=found.get("ssim"),
+            mse_others=found.get("mse_others"),
+            curve=sorted((int(count), loss) for count, loss in found["curve"].items()),
+        )
         yield Case(
             name=entry["name"],
             cut=network.cut(layer),
             problem=posed(network.cut(layer), network.space, picture, entry["kernel"]),
             space=network.space,
-            reference_loss=reference["final_loss"],
-            reference_evals=_first_near(reference),
-            reference_ssim=reference.get("ssim"),
+            reference=reference,
             target_loss=entry["target_loss"],
+            best_known=entry["best_known"],
             from_file=True,
         )
 
@@ -109,10 +130,12 @@ def mini_cases(iterations: int) -> Iterator[Case]:
         kernel = int(means.argsort(descending=True)[rank])
         problem = posed(cut, network.space, picture, kernel)
         (solution,) = solve(cut, problem, ReferenceSolver(budget=iterations))
-        final, likeness = _measured(cut, problem, solution.x)
-        near = next(row[0] for row in _best_so_far(solution) if row[1] <= NEAR * final)
+        final, alike = _measured(cut, problem, solution.x)
+        curve = _best_so_far(solution)
+        near = next(count for count, loss in curve if loss <= NEAR * final)
+        reference = Reference(final, near, alike, _others(cut, problem, solution.x), curve)
         name = f"vgg_mini/{layer}/{kernel}"
-        yield Case(name, cut, problem, network.space, final, near, likeness, NEAR * final, from_file=False)
+        yield Case(name, cut, problem, network.space, reference, NEAR * final, final, from_file=False)
 
 
 def random_case() -> Case:
@@ -127,25 +150,26 @@ def random_case() -> Case:
     cut = cuts("vgg16")["conv5_3"].preactivation(features)
     space = PixelSpace.of((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     problem = posed(cut, space, scene(5, 224).image, 0)
-    return Case("vgg16-random/conv5_3/0", cut, problem, space, None, None, None, None, from_file=False)
+    return Case("vgg16-random/conv5_3/0", cut, problem, space, Reference(), None, None, from_file=False)
 
 
-def run(case: Case, budget: int, save: Path | None) -> dict[str, Any]:
+def run(case: Case, solver: FastSolver, save: Path | None) -> dict[str, Any]:
     """Solve one case with the fast solver and measure what came out."""
     speed = pace(case.cut, case.size, CPU)
-    solver = FastSolver(case.space, budget=budget)
     (solution,) = solve(case.cut, case.problem, solver, precision=speed.precision)
     if save:
         _save(case, solution.x, save)
-    final, likeness = _measured(case.cut, case.problem, solution.x)
-    png, png_likeness = _delivered(case, solution.x)
+    final, alike = _measured(case.cut, case.problem, solution.x)
+    png, png_alike = _delivered(case, solution.x)
     best = _best_so_far(solution)
     reached = [count for count, loss in best if case.target_loss is not None and loss <= case.target_loss]
+    reference = case.reference
     return {
         "name": case.name,
         "target_loss": case.target_loss,
-        "reference_loss": case.reference_loss,
-        "reference_evals": case.reference_evals,
+        "reference_loss": reference.loss,
+        "reference_evals": reference.evals,
+        "best_known": None if case.best_known is None else min(case.best_known, final),
         "loss": final,
         "loss_at": {count: _at(best, count) for count in CHECKPOINTS if count <= solution.iterations},
         "evals": solution.iterations,
@@ -153,14 +177,17 @@ def run(case: Case, budget: int, save: Path | None) -> dict[str, Any]:
         "evals_to_reference": reached[0] if reached else None,
         "seconds_per_eval": solution.seconds / solution.iterations,
         "reference_seconds_per_eval": _reference_pace(case),
-        "ssim": likeness,
-        "reference_ssim": case.reference_ssim,
+        "ssim": alike,
+        "reference_ssim": reference.ssim,
         "png_loss": png,
         "png_loss_gap": max(0.0, png - 1.01 * final),
-        "png_ssim_gap": likeness - png_likeness,
-        "mse_others": _others(case, solution.x),
+        "png_ssim_gap": alike - png_alike,
+        "mse_others": _others(case.cut, case.problem, solution.x),
+        "reference_mse_others": reference.mse_others,
         "precision": str(speed.precision).removeprefix("torch."),
         "peak_share": _peak_share(case, speed),
+        "curve": best,
+        "reference_curve": reference.curve,
     }
 
 
@@ -176,9 +203,9 @@ def _save(case: Case, x: Tensor, folder: Path) -> None:
 def _measured(cut: nn.Sequential, problem: Problems, x: Tensor) -> tuple[float, float]:
     """Total loss and SSIM of a float X̂, in float32."""
     after = cut(x[None]).clamp_min(0)
-    kept = after[0, int(problem.kernel)]
-    likeness = ssim(kept, problem.target[0], data_range=float(problem.target.max()), window=min(11, _odd(kept)))
-    return float(losses(problem, after, x[None]).total), likeness
+    alike = likeness(after[0, int(problem.kernel)], problem.target[0])
+    assert alike is not None
+    return float(losses(problem, after, x[None]).total), alike
 
 
 @torch.no_grad()
@@ -188,26 +215,21 @@ def _delivered(case: Case, x: Tensor) -> tuple[float, float]:
     shown = case.space.from_bytes(picture)
     after = case.cut(shown).clamp_min(0)
     terms = losses(case.problem, after, shown)
-    _, likeness = _measured(case.cut, case.problem, shown[0])
+    _, alike = _measured(case.cut, case.problem, shown[0])
     total = terms.preservation + terms.suppression + png_regularization(picture, case.space)
-    return float(total), likeness
+    return float(total), alike
 
 
 @torch.no_grad()
-def _others(case: Case, x: Tensor) -> float:
+def _others(cut: nn.Sequential, problem: Problems, x: Tensor) -> float:
     """Mean of F̂_j² over the other kernels."""
-    after = case.cut(x[None])[0].clamp_min(0)
-    keep = torch.arange(len(after)) != int(case.problem.kernel)
+    after = cut(x[None])[0].clamp_min(0)
+    keep = torch.arange(len(after)) != int(problem.kernel)
     return float(after[keep].square().mean())
 
 
-def _odd(maps: Tensor) -> int:
-    side = min(maps.shape)
-    return side if side % 2 else side - 1
-
-
-def _best_so_far(solution: Solution) -> list[tuple[int, float]]:
-    """(evaluation, lowest loss until then), from the history."""
+def _best_so_far(solution: Solution) -> Curve:
+    """From the history."""
     best, rows = float("inf"), []
     for row in solution.history:
         best = min(best, row[-1])
@@ -215,7 +237,7 @@ def _best_so_far(solution: Solution) -> list[tuple[int, float]]:
     return rows
 
 
-def _at(best: list[tuple[int, float]], count: int) -> float:
+def _at(best: Curve, count: int) -> float:
     return [loss for evaluation, loss in best if evaluation <= count][-1]
 
 
@@ -314,9 +336,13 @@ def main() -> None:
     parser.add_argument("--weights-dir", type=Path)
     parser.add_argument("--images-dir", type=Path)
     parser.add_argument("--reference", type=Path)
-    parser.add_argument("--quick", action="store_true", help="fewer evaluations: ends within 5 minutes on two cores")
-    parser.add_argument("--evals", type=int, metavar="N", help="budget of the fast solver; 400, with --quick 200")
+    parser.add_argument("--quick", action="store_true", help="ends within 5 minutes on two cores")
+    parser.add_argument("--effort", choices=list(EFFORTS), default="standard")
+    parser.add_argument("--evals", type=int, metavar="N", help="one descent of N evaluations instead")
     parser.add_argument("--save", type=Path, metavar="DIR", help="keep every X̂ there, as .npy and .png")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw loss against evaluations and seconds, both solvers"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.reference and not (options.weights_dir and options.images_dir):
@@ -325,18 +351,20 @@ def main() -> None:
         parser.error(f"--evals is {options.evals}; it must be 1 or more")
     keep_memory()
     logging.getLogger("worker").setLevel(logging.WARNING)
-    budget = options.evals or (200 if options.quick else 400)
     cases = [*mini_cases(500 if options.quick else 3000), random_case()]
     if options.reference:
         cases = [*reference_cases(options.weights_dir, options.images_dir, options.reference), *cases]
     rows = []
     for case in cases:
-        rows.append(run(case, budget if case.target_loss else TIMED_STEPS * 2, options.save))
+        solver = FastSolver.of(case.space, options.effort if case.reference.curve else "quick", options.evals)
+        rows.append(run(case, solver, options.save))
         sys.stderr.write(_line(rows[-1]) + "\n")
     report = {
         "problems": rows,
         "summary": summary([row for row, case in zip(rows, cases, strict=True) if case.from_file]),
     }
+    if options.plot:
+        curves.draw([row for row in rows if row["reference_curve"]], options.plot)
     if options.json:
         print(json.dumps(report, indent=1))
     else:

@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from itertools import product
 from math import prod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
+    model_validator,
 )
 
 from shared.errors import InvalidRequest, KernelscopeError, Problem
@@ -103,6 +104,20 @@ class ExplainOptions(BaseModel):
     solver: Literal["fast", "reference"] = Field("fast", description="`reference` is the paper's slow procedure")
     effort: Literal["quick", "standard", "thorough"] = Field("standard", description="how long the fast solver tries")
     iterations: int | None = Field(None, ge=1, le=100_000, description="gradient evaluations instead of `effort`")
+    target_ssim: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="suppress and empty as far as this SSIM of the kernel's map in the PNG allows, and weigh no L_p",
+    )
+    max_preservation: float | None = Field(None, gt=0, le=1, description="the same with a bound on L_p in the PNG")
+
+    @model_validator(mode="after")
+    def _bounds_need_the_fast_solver(self) -> Self:
+        asked = [name for name in ("target_ssim", "max_preservation") if getattr(self, name) is not None]
+        if asked and self.solver != "fast":
+            raise ValueError(f'{" and ".join(asked)} cannot be kept by solver "reference"; use "fast"')
+        return self
 
 
 class ImageSource(BaseModel):
@@ -184,6 +199,9 @@ class ItemResult(BaseModel):
     loss_blank: float | None = Field(None, description="total loss of the mean colour")
     metrics: Metrics | None = Field(None, description="of the delivered PNG")
     metrics_float: Metrics | None = Field(None, description="of X̂ before it was rounded to 8 bits")
+    target_met: bool | None = Field(
+        None, description="whether the delivered PNG keeps `target_ssim` and `max_preservation`; null if none was asked"
+    )
     iterations: int | None = None
     seconds: float | None = None
     stopped: Stop | None = None

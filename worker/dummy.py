@@ -102,6 +102,7 @@ def _answer(question: Question, iterations: int) -> Answer:
         loss_blank=1.0,
         metrics=metrics,
         metrics_float=metrics,
+        target_met=True if question.bounded else None,
         iterations=iterations,
         seconds=iterations / 1000,
         stopped="budget",

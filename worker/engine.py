@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shared.errors import DeviceOutOfMemory, KernelscopeError, LoneKernel, NotANumber, SilentKernel
+from shared.schemas import Losses, Metrics
 from shared.workers import NetworkState
 from worker.metrics import as_record, metrics, png_regularization
 from worker.networks import LoadedNetwork, Networks
@@ -22,7 +24,6 @@ from worker.suppression.loop import Progress
 
 log = logging.getLogger(__name__)
 
-BUDGETS = {"quick": 100, "standard": 400, "thorough": 1000}
 LOUDEST_OTHERS = 2
 
 
@@ -96,7 +97,7 @@ def make_solver(question: Question, space: PixelSpace) -> Solver[Any]:
     """The solver that a question asks for."""
     if question.solver == "reference":
         return ReferenceSolver(budget=question.iterations or ReferenceSolver.budget)
-    return FastSolver(space, budget=question.iterations or BUDGETS[question.effort])
+    return FastSolver.of(space, question.effort, question.iterations)
 
 
 def _answers(
@@ -115,7 +116,8 @@ def _answers(
             answers[row] = _refusal(questions[row], silent=silent)
     rows = [row for row in range(len(questions)) if row not in answers]
     solver = make_solver(questions[0], network.space)
-    precision = torch.float32 if isinstance(solver, ReferenceSolver) else speed.precision
+    exact = isinstance(solver, ReferenceSolver) or questions[0].bounded
+    precision = torch.float32 if exact else speed.precision
 
     def report(progress: Progress) -> None:
         on_step(Step(progress.iteration, solver.budget, float(progress.losses.total.mean())))
@@ -151,11 +153,9 @@ def _posed(network: LoadedNetwork, cut: nn.Sequential, questions: list[Question]
     images = _images([question.picture for question in questions], network)
     features = torch.cat([cut(image[None]) for image in images]).clamp_min(0)
     kernel = torch.tensor([question.kernel for question in questions], device=images.device)
-    alpha, beta = (
-        torch.tensor([getattr(question, name) for question in questions], device=images.device)
-        for name in ("alpha", "beta")
-    )
-    return Problems.pose(images, features, kernel, alpha, beta), features
+    rows = [(q.alpha, q.beta, _or(q.max_preservation, inf), _or(q.target_ssim, -1)) for q in questions]
+    alpha, beta, most, least = torch.tensor(rows, device=images.device).unbind(1)
+    return Problems.pose(images, features, kernel, alpha, beta).within(most, least), features
 
 
 @torch.no_grad()
@@ -184,6 +184,7 @@ def _measured(
     if not np.isfinite([terms.total, terms_float.total]).all():
         return NotANumber(f"X̂ of kernel {kernel} is not finite; its start is {terms_start.total:g}")
     others = _loudest_others(before, kernel)
+    found = metrics(before, after[0], kernel, picture[0], space)
     return Answer(
         picture=picture[0].permute(1, 2, 0).cpu().numpy(),
         x=solution.x.cpu().numpy(),
@@ -198,14 +199,28 @@ def _measured(
         losses_float=terms_float,
         loss_start=terms_start.total,
         loss_blank=terms_blank.total,
-        metrics=metrics(before, after[0], kernel, picture[0], space),
+        metrics=found,
         metrics_float=metrics(before, after_float[0], kernel, picture[0], space),
+        target_met=_target_met(problem, terms, found),
         iterations=solution.iterations,
         seconds=solution.seconds,
         stopped=solution.stopped,
         precision=solution.precision,
         history=solution.history,
         weights=network.weights,
+    )
+
+
+def _or(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value
+
+
+def _target_met(problem: Problems, terms: Losses, found: Metrics) -> bool | None:
+    """Whether the delivered picture keeps what was asked for."""
+    if not bool(problem.bounded):
+        return None
+    return terms.preservation <= float(problem.max_preservation) and (
+        found.ssim is None or found.ssim >= float(problem.min_ssim)
     )
 
 

@@ -30,11 +30,18 @@ class Question:
     solver: str
     effort: str
     iterations: int | None
+    target_ssim: float | None = None
+    max_preservation: float | None = None
+
+    @property
+    def bounded(self) -> bool:
+        """Whether a bound is to be kept."""
+        return self.target_ssim is not None or self.max_preservation is not None
 
     @property
     def setup(self) -> tuple[object, ...]:
         """What questions must share to be answered in one batch."""
-        return self.model, self.layer, self.solver, self.effort, self.iterations
+        return self.model, self.layer, self.solver, self.effort, self.iterations, self.bounded
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class Answer:
     loss_blank: float
     metrics: Metrics  # of the 8-bit picture
     metrics_float: Metrics
+    target_met: bool | None
     iterations: int
     seconds: float
     stopped: Stop

@@ -126,6 +126,8 @@ class _SliceRun:
             solver=request.solver,
             effort=request.effort,
             iterations=request.iterations,
+            target_ssim=request.target_ssim,
+            max_preservation=request.max_preservation,
         )
 
     @cached_property
@@ -212,6 +214,7 @@ def _facts(answer: Answer) -> dict[str, Any]:
         "loss_blank",
         "metrics",
         "metrics_float",
+        "target_met",
         "iterations",
         "seconds",
         "stopped",

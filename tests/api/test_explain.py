@@ -74,6 +74,8 @@ def test_a_form_makes_a_job(client: Client) -> None:
         "solver": "fast",
         "effort": "standard",
         "iterations": None,
+        "target_ssim": None,
+        "max_preservation": None,
     }
     assert job["progress"] == {
         "completed": 0,
@@ -133,6 +135,9 @@ def test_an_image_can_be_named_by_its_hash_when_it_was_sent_before(client: Clien
         ({"solver": "adam"}, "invalid-request", ["solver", "'fast' or 'reference'", "adam"]),
         ({"effort": "max"}, "invalid-request", ["effort", "'quick', 'standard' or 'thorough'"]),
         ({"iterations": 0}, "invalid-request", ["iterations", "greater than or equal to 1"]),
+        ({"target_ssim": 1.5}, "invalid-request", ["target_ssim", "less than 1"]),
+        ({"max_preservation": 0}, "invalid-request", ["max_preservation", "greater than 0"]),
+        ({"target_ssim": 0.9, "solver": "reference"}, "invalid-request", ["target_ssim", "reference", "fast"]),
         ({"colour": "red"}, "invalid-request", ["colour", "no such field", "layer", "kernels"]),
         ({"images": []}, "invalid-request", ["images", "at least 1"]),
         ({"images": [{}]}, "invalid-request", ["images.0", "data", "sha256"]),

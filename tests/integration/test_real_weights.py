@@ -19,7 +19,7 @@ from shared import images
 from shared.schemas import ItemResult, Status
 from tests.integration.conftest import local_settings
 from tests.recompute import VGG_BLOCKS, PlainVgg, numbers
-from worker.metrics import ssim
+from worker import metrics
 from worker.networks import Networks
 from worker.suppression import Problems, ReferenceSolver, losses, solve
 

@@ -4,18 +4,20 @@ Pure torch over a batch of independent problems: no Celery, no Redis, no files, 
 
     problems.py    what is to be solved: a batch of (image, kernel, α, β) with their targets
     objective.py   the loss L = L_p + α·L_s + β·L_r and its gradient, per problem
+    likeness.py    SSIM of feature maps
     fast.py        the default solver: a preconditioned primal-dual method
     reference.py   the paper's procedure: momentum SGD
     loop.py        step after step until each problem has converged, run out of budget, or been stopped
 """
 
-from worker.suppression.fast import FastSolver
-from worker.suppression.loop import Solution, Solver, solve
+from worker.suppression.fast import EFFORTS, FastSolver
+from worker.suppression.loop import Solution, Solver, after, solve
 from worker.suppression.objective import Losses, losses
 from worker.suppression.problems import PixelSpace, Problems
 from worker.suppression.reference import ReferenceSolver
 
 __all__ = [
+    "EFFORTS",
     "FastSolver",
     "Losses",
     "PixelSpace",
@@ -23,6 +25,7 @@ __all__ = [
     "ReferenceSolver",
     "Solution",
     "Solver",
+    "after",
     "losses",
     "solve",
 ]

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import pi
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,13 @@ from worker.suppression.problems import PixelSpace, Problems, Rows
 # ‖r‖ below which a change of it is rounding and says nothing about the curvature.
 NOISE = {torch.bfloat16: 1e-3, torch.float32: 1e-6, torch.float64: 1e-14}
 ENOUGH = 1e30  # a dual step that takes u to 0 or 1 at once
+
+# One descent; as many as gain something; longer ones.
+EFFORTS: dict[str, dict[str, Any]] = {
+    "quick": {"budget": 100, "first": 100},
+    "standard": {},
+    "thorough": {"budget": 2000, "first": 400, "again": 200, "gain": 0.001},
+}
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,13 @@ class FastSolver:
     curvature_memory: float = 0.9
     inside: float = 0.99  # ε of the bound of L_p, about which the iterates swing
     following: float = 0.03  # how fast ε follows the SSIM
+
+    @classmethod
+    def of(cls, space: PixelSpace, effort: str = "standard", iterations: int | None = None) -> FastSolver:
+        """By how long it is to try (`quick`, `standard`, `thorough`), or one descent of `iterations` evaluations."""
+        if iterations is not None:
+            return cls(space, budget=iterations, first=iterations)
+        return cls(space, **EFFORTS[effort])
 
     def start(self, problems: Problems) -> FastState:
         """X̂ = X inside the box, multipliers 0."""

@@ -33,7 +33,8 @@ def ssim(after: Tensor, before: Tensor, *, data_range: Tensor, window: int = WIN
     c1, c2 = ((share * data_range[:, None, None]) ** 2 for share in (0.01, 0.03))
     likeness = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
     whole = likeness / ((mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2))
-    return whole.mean(dim=(1, 2))
+    mean: Tensor = whole.mean(dim=(1, 2))
+    return mean
 
 
 def window_for(height: int, width: int) -> int | None:

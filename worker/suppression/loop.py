@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import inf
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
@@ -66,6 +65,12 @@ class Progress:
     losses: Losses
 
 
+def after(seconds: float, otherwise: Callable[[], Stop | None] = lambda: None) -> Callable[[], Stop | None]:
+    """A `should_stop` with a time limit: "deadline" once `seconds` have passed since this call."""
+    end = time.perf_counter() + seconds
+    return lambda: otherwise() or ("deadline" if time.perf_counter() >= end else None)
+
+
 def solve(
     network: nn.Module,
     problems: Problems,
@@ -74,7 +79,6 @@ def solve(
     precision: torch.dtype = torch.float32,
     on_step: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], Stop | None] = lambda: None,
-    seconds: float = inf,
 ) -> list[Solution]:
     """Solve every problem of the batch; the result of one does not depend on the others.
 
@@ -83,7 +87,6 @@ def solve(
         problems: posed on that network; none silent, none lone.
         on_step: called after each evaluation.
         should_stop: asked before each evaluation; what it returns becomes every unfinished solution's `stopped`.
-        seconds: after which no evaluation begins; `stopped` is then `deadline`.
 
     Returns:
         The solutions, in the order of the problems. A problem that was stopped before its first evaluation has X̂ = X.
@@ -91,17 +94,12 @@ def solve(
     """
     if not len(problems):
         return []
-    deadline = time.perf_counter() + seconds
-
-    def ends() -> Stop | None:
-        return should_stop() or ("deadline" if time.perf_counter() >= deadline else None)
-
     run = _Run(network, problems, solver, precision)
-    run.until_done(on_step, ends)
+    run.until_done(on_step, should_stop)
     if run.overflowed:
         log.warning("%d of %d problems overflow in bfloat16: solved in float32", len(run.overflowed), len(problems))
         rows = torch.tensor(run.overflowed, device=problems.kernel.device)
-        again = solve(network, problems.select(rows), solver, on_step=on_step, should_stop=ends)
+        again = solve(network, problems.select(rows), solver, on_step=on_step, should_stop=should_stop)
         run.solutions.update(zip(run.overflowed, again, strict=True))
     return [run.solutions[number] for number in range(len(problems))]
 

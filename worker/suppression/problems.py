@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import torch
@@ -86,24 +86,19 @@ class Problems(Rows):
     min_ssim: Tensor  # the least that SSIM(F̂_i, F_i) may be, (B,); −1: no bound
 
     @classmethod
-    def pose(
-        cls,
-        image: Tensor,
-        features: Tensor,
-        kernel: Tensor,
-        alpha: Tensor,
-        beta: Tensor,
-        max_preservation: Tensor | None = None,
-        min_ssim: Tensor | None = None,
-    ) -> Problems:
+    def pose(cls, image: Tensor, features: Tensor, kernel: Tensor, alpha: Tensor, beta: Tensor) -> Problems:
         """From images (B, 3, H, W) and their feature maps F (B, C, h, w), after the ReLU."""
         target = features[torch.arange(len(kernel), device=features.device), kernel]
         others = features.sum(dim=(1, 2, 3), dtype=torch.float64) - target.sum(dim=(1, 2), dtype=torch.float64)
         norm = target.flatten(1).norm(dim=1)
         count = torch.full_like(kernel, features.shape[1])
-        most = torch.full_like(norm, torch.inf) if max_preservation is None else max_preservation.to(norm)
-        least = torch.full_like(norm, -1) if min_ssim is None else min_ssim.to(norm)
+        most, least = torch.full_like(norm, torch.inf), torch.full_like(norm, -1)
         return cls(image, kernel, alpha, beta, target, norm, others.clamp_min(0).to(norm.dtype), count, most, least)
+
+    def within(self, max_preservation: Tensor, min_ssim: Tensor) -> Problems:
+        """The same problems under bounds, each (B,): L_p at most, SSIM(F̂_i, F_i) at least; ∞ and −1 are none."""
+        bounds = {"max_preservation": max_preservation, "min_ssim": min_ssim}
+        return replace(self, **{name: value.to(self.target_norm) for name, value in bounds.items()})
 
     def __len__(self) -> int:
         """B."""
