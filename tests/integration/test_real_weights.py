@@ -20,7 +20,9 @@ from shared.schemas import ItemResult, Status
 from tests.integration.conftest import local_settings
 from tests.recompute import VGG_BLOCKS, PlainVgg, numbers
 from worker import metrics
+from worker.engine import TorchEngine
 from worker.networks import Networks
+from worker.questions import Answer, Question
 from worker.suppression import Problems, ReferenceSolver, losses, solve
 
 pytestmark = pytest.mark.weights
@@ -82,6 +84,10 @@ def test_an_explanation_of_a_photograph(
     assert result.weights is not None
     assert result.weights.source.startswith(model)
     print(model, layer, kernel, result.losses.total, result.metrics.ssim, result.loss_start, result.loss_blank)
+    assert result.losses_float is not None
+    assert result.metrics_float is not None
+    assert result.losses.total <= max(1.01 * result.losses_float.total, result.losses_float.total + 0.01)
+    assert (result.metrics.ssim or 0) >= (result.metrics_float.ssim or 0) - 0.01
     if model not in VGG_BLOCKS:
         return
     assert result.losses.total <= 0.8 * min(result.loss_start, result.loss_blank)
@@ -92,6 +98,24 @@ def test_an_explanation_of_a_photograph(
     told = {**result.metrics.model_dump(), **result.losses.model_dump()}
     for metric, value in numbers(network, image, delivered, 224, kernel).items():
         assert told[metric] == pytest.approx(value, abs=1e-3, rel=1e-3), metric
+
+
+def test_a_batch_mate_changes_a_real_explanation_by_less_than_two_percent(weights: Path) -> None:
+    """CPU kernels differ with the batch size; the loss and the reason to stop do not."""
+    engine = TorchEngine(Networks(weights, torch.device("cpu"), download=False))
+    for model, layer, name in (("vgg16", "conv1_1", PROBLEMS[0][3]), ("squeezenet1_1", "features.3", PROBLEMS[2][3])):
+        picture = np.asarray(images.resized(images.decode(photograph(name), 10**8), 224))
+        kernels = engine.ranking(model, layer, picture)[:3]
+        asked = [Question(model, layer, picture, kernel, 1.0, 1.0, "fast", "standard", None) for kernel in kernels]
+        together = dict(engine.answer(asked, lambda _: None, lambda: None))
+        for number in (0, 2):
+            ((_, alone),) = engine.answer([asked[number]], lambda _: None, lambda: None)
+            mate = together[number]
+            assert isinstance(alone, Answer)
+            assert isinstance(mate, Answer)
+            print(model, layer, kernels[number], alone.losses_float.total, mate.losses_float.total, alone.stopped)
+            assert alone.losses_float.total == pytest.approx(mate.losses_float.total, rel=0.02)
+            assert alone.stopped == mate.stopped
 
 
 def test_partial_weights_are_told(client: Client) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.unit import tiny
-from worker.suppression import FastSolver, PixelSpace, Problems, ReferenceSolver, losses, solve
+from worker.suppression import EFFORTS, FastSolver, PixelSpace, Problems, ReferenceSolver, after, losses, solve
 from worker.suppression.loop import Progress
 
 FAST = FastSolver(tiny.space(), budget=200)
@@ -224,8 +224,63 @@ def test_progress_and_stopping(solver: Any) -> None:
     assert solutions[0].loss == min(row[-1] for row in solutions[0].history)
 
 
+def test_a_time_limit() -> None:
+    """The best X̂ so far, and `stopped` says why; another reason to stop goes first."""
+    net = tiny.network()
+    endless = replace(FAST, budget=10**6, again=10**6, first=10**6)
+    (solution,) = solve(net, tiny.problems(net, 1), endless, precision=torch.float64, should_stop=after(0.3))
+    assert solution.stopped == "deadline"
+    assert solution.iterations > 1
+    assert solution.loss < solution.history[0][-1]
+    assert after(0, lambda: "cancelled")() == "cancelled"
+
+
+def test_efforts_and_iterations() -> None:
+    """`quick` is 100 evaluations, `thorough` may take more than `standard`; N evaluations are one descent of N."""
+    space = tiny.space()
+    quick, standard, thorough = (FastSolver.of(space, effort) for effort in EFFORTS)
+    assert quick.budget == quick.first == 100
+    assert standard == FastSolver(space)
+    assert thorough.budget > standard.budget
+    net = tiny.network()
+    for count in (1, 37):
+        solver = FastSolver.of(tiny.space(), iterations=count)
+        (solution,) = solve(net, tiny.problems(net, 1), solver, precision=torch.float64)
+        assert (solution.iterations, solution.stopped) == (count, "budget")
+
+
+def test_descents_end_when_one_gains_next_to_nothing() -> None:
+    """`converged`, at the end of a descent, and longer efforts end no higher."""
+    net = tiny.network(1)
+    problems = tiny.problems(net, 4, 1)
+    solver = FastSolver(tiny.space(), first=60, again=40)
+    short = solve(net, problems, replace(solver, budget=60), precision=torch.float64)
+    for once, solution in zip(short, solve(net, problems, solver, precision=torch.float64), strict=True):
+        assert solution.loss <= once.loss
+        assert solution.stopped == "converged"
+        assert solution.iterations < 1000
+
+
+def test_losses_at_the_end_are_float32_and_never_above_the_start() -> None:
+    """Evaluations in bfloat16 choose X̂; its loss is computed again."""
+    net = tiny.network().float()
+    images = tiny.images(3).float()
+    features = net(images).relu()
+    weights = torch.tensor([1.0, 0.01, 0.0])  # of no weight: X itself is the best, whatever the rounding says
+    problems = Problems.pose(images, features, features.mean(dim=(2, 3)).argmax(dim=1), weights, weights)
+    space = PixelSpace(tiny.space().mean.float(), tiny.space().std.float())
+    start = losses(problems, features, images).total
+    solver = FastSolver(space, budget=100, first=100)
+    for row, solution in enumerate(solve(net, problems, solver, precision=torch.bfloat16)):
+        one = problems.select(torch.tensor([row]))
+        again = losses(one, net(solution.x[None]).relu(), solution.x[None]).total
+        assert solution.precision == "bfloat16"
+        assert solution.loss == pytest.approx(float(again), rel=1e-5, abs=1e-6)
+        assert solution.loss <= float(start[row]) + 1e-6
+
+
 def test_stopped_before_the_first_evaluation() -> None:
-    """X̂ = X, and no pretended loss."""
+    """X̂ = X, and its own loss."""
     net = tiny.network()
     (solution,) = solve(net, tiny.problems(net, 1), FAST, should_stop=lambda: "deadline")
     assert solution.iterations == 0
@@ -262,3 +317,62 @@ def test_closed_form_colour_kernels() -> None:
     assert float(((solution.x - expected) * space.std).abs().max()) <= 1 / 255
     shown = space.to_bytes(solution.x)
     assert torch.equal(shown[[0, 2]], space.mean_bytes[[0, 2]].expand(2, 32, 32))
+
+
+def test_a_bound_on_preservation_has_the_known_minimiser() -> None:
+    """The minimum of ‖x‖₁ under ‖x − F‖₂ ≤ ε·‖F‖₂ is F less the same t everywhere: ‖min(F, t)‖₂ = ε·‖F‖₂."""
+    space = PixelSpace.of((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    pixels = (torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 255).round() / 255
+    image = (pixels - space.mean) / space.std
+    net = nn.Conv2d(3, 3, 1, bias=False).requires_grad_(False)  # each kernel reads one colour channel
+    net.weight.copy_(torch.eye(3).view(3, 3, 1, 1))
+    weight = torch.ones(1)
+    features = net(image).relu()
+    problem = Problems.pose(image, features, torch.tensor([1]), weight, weight).within(0.3 * weight, -weight)
+    (solution,) = solve(net, problem, FastSolver(space))
+    shown = space.from_bytes(space.to_bytes(solution.x[None]))
+    found = losses(problem, net(shown).relu(), shown)
+    target = features[0, 1]
+    low, high = 0.0, float(target.max())
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if target.clamp_max(middle).norm() < 0.3 * target.norm() else (low, middle)
+    expected = torch.zeros_like(image)
+    expected[0, 1] = (target - low).clamp_min(0)
+    ideal = losses(problem, net(expected).relu(), expected)
+    assert float(ideal.preservation) == pytest.approx(0.3, abs=1e-4)
+    assert 0.29 <= float(found.preservation) <= 0.3
+    least = float(ideal.suppression + ideal.regularization)
+    float_x = losses(problem, net(solution.x[None]).relu(), solution.x[None])
+    print(least, float(float_x.suppression + float_x.regularization), float(found.preservation))
+    assert float(float_x.suppression + float_x.regularization) == pytest.approx(least, rel=0.03)
+
+
+def test_a_bound_on_ssim_is_kept_and_used() -> None:
+    """The 8-bit picture keeps it, and what is left of the others falls with it."""
+    net = tiny.network(2)
+    one = tiny.problems(net, 1, 2)
+    image = tiny.space().from_bytes(tiny.space().to_bytes(one.image)).double()
+    one = Problems.pose(image, net(image).relu(), one.kernel, one.alpha, one.beta)
+    rest = []
+    for least in (0.5, 0.9):
+        bounded = one.within(torch.full_like(one.alpha, torch.inf), torch.full_like(one.alpha, least))
+        (solution,) = solve(net, bounded, FastSolver(tiny.space()), precision=torch.float64)
+        shown = tiny.space().from_bytes(tiny.space().to_bytes(solution.x[None])).double()
+        found = losses(bounded, net(shown).relu(), shown)
+        assert least <= float(found.ssim) <= least + 0.09
+        rest.append(float(one.alpha * found.suppression + one.beta * found.regularization))
+    assert rest[0] < rest[1] < float(one.alpha + one.beta * one.image.abs().mean())
+
+
+def test_a_bounded_batch_mate_changes_nothing() -> None:
+    """Bounds belong to a problem, not to the batch."""
+    net = tiny.network()
+    problems = tiny.problems(net, 3)
+    most = torch.tensor([torch.inf, 0.2, torch.inf], dtype=torch.float64)
+    least = torch.tensor([-1.0, -1.0, 0.8], dtype=torch.float64)
+    mixed = run(net, problems.within(most, least), FAST)
+    (alone,) = run(net, problems.select(torch.tensor([0])), FAST)
+    assert torch.allclose(mixed[0], alone, atol=1e-10)
+    (bounded,) = run(net, problems.within(most, least).select(torch.tensor([2])), FAST)
+    assert torch.allclose(mixed[2], bounded, atol=1e-10)

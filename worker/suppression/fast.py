@@ -44,7 +44,7 @@ ENOUGH = 1e30  # a dual step that takes u to 0 or 1 at once
 
 # One descent; as many as gain something; longer ones.
 EFFORTS: dict[str, dict[str, Any]] = {
-    "quick": {"budget": 100, "first": 100},
+    "quick": {"budget": 100, "first": 100, "travel": 5.0},
     "standard": {},
     "thorough": {"budget": 2000, "first": 400, "again": 200, "gain": 0.001},
 }
@@ -90,10 +90,10 @@ class FastSolver:
 
     space: PixelSpace
     budget: int = 1000
-    first: int = 150
+    first: int = 200
     again: int = 100
     gain: float = 0.003
-    travel: float = 5.0  # h·√first, in normalised units: a short descent takes longer steps
+    travel: float = 3.5  # h·√first, in normalised units: a short descent takes longer steps
     last: float = 0.001  # what is left of the step at the end
     height: float = 0.1  # where the step of a later descent begins, or at L_p where more of the map is lost
     hope: float = 3.0  # κ half-way
