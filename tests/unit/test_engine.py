@@ -103,9 +103,8 @@ def test_a_batch_mate_changes_a_result_by_less_than_two_percent(engine: TorchEng
 def test_bounds_are_kept_by_the_picture(engine: TorchEngine) -> None:
     """`target_met` is of the 8-bit picture; null where nothing was asked for."""
     kernel = engine.ranking("vgg_mini", "conv2_2", PICTURE)[0]
-    asked = [
-        question(kernel, iterations=100, **bound) for bound in ({}, {"target_ssim": 0.8}, {"max_preservation": 0.2})
-    ]
+    bounds: list[dict[str, Any]] = [{}, {"target_ssim": 0.8}, {"max_preservation": 0.2}]
+    asked = [question(kernel, iterations=100, **bound) for bound in bounds]
     free, alike, near = (answer for _, answer in sorted(ask(engine, asked).items()))
     assert (free.target_met, alike.target_met, near.target_met) == (None, True, True)
     assert alike.precision == near.precision == "float32"  # a bound is a bound on what is reported
