@@ -4,6 +4,8 @@ With `--weights-dir`, `--images-dir` and `--reference FILE`: the problems of tha
 procedure's trajectory on each. Always: a set on `vgg_mini`, for which the reference procedure is run here, and
 VGG16 conv5_3 with random weights at effort `quick`, for its speed. The summary covers the reference file's problems
 only. `--effort`, or `--evals N` for one descent of N evaluations, says how long the fast solver tries.
+
+A problem's `loss`, `ssim` and `mse_others` are those of the delivered 8-bit picture; the reference's are of its float X̂.
 """
 
 from __future__ import annotations
@@ -159,8 +161,8 @@ def run(case: Case, solver: FastSolver, save: Path | None) -> dict[str, Any]:
     (solution,) = solve(case.cut, case.problem, solver, precision=speed.precision)
     if save:
         _save(case, solution.x, save)
-    final, alike = _measured(case.cut, case.problem, solution.x)
-    png, png_alike = _delivered(case, solution.x)
+    unrounded, unrounded_alike = _measured(case.cut, case.problem, solution.x)
+    final, alike = _delivered(case, solution.x)
     best = _best_so_far(solution)
     reached = [count for count, loss in best if case.target_loss is not None and loss <= case.target_loss]
     reference = case.reference
@@ -179,10 +181,10 @@ def run(case: Case, solver: FastSolver, save: Path | None) -> dict[str, Any]:
         "reference_seconds_per_eval": _reference_pace(case),
         "ssim": alike,
         "reference_ssim": reference.ssim,
-        "png_loss": png,
-        "png_loss_gap": max(0.0, png - 1.01 * final),
-        "png_ssim_gap": alike - png_alike,
-        "mse_others": _others(case.cut, case.problem, solution.x),
+        "loss_float": unrounded,
+        "png_loss_gap": max(0.0, final - 1.01 * unrounded),
+        "png_ssim_gap": unrounded_alike - alike,
+        "mse_others": _others(case.cut, case.problem, case.space.from_bytes(case.space.to_bytes(solution.x))),
         "reference_mse_others": reference.mse_others,
         "precision": str(speed.precision).removeprefix("torch."),
         "peak_share": _peak_share(case, speed),

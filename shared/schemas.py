@@ -194,11 +194,11 @@ class ItemResult(BaseModel):
     beta: float
     status: Literal["succeeded", "failed", "cancelled"]
     losses: Losses | None = Field(None, description="of the delivered PNG")
-    losses_float: Losses | None = Field(None, description="of X̂ before it was rounded to 8 bits")
+    losses_float: Losses | None = Field(None, description="of `optimized.npy`")
     loss_start: float | None = Field(None, description="total loss of the original image")
     loss_blank: float | None = Field(None, description="total loss of the mean colour")
     metrics: Metrics | None = Field(None, description="of the delivered PNG")
-    metrics_float: Metrics | None = Field(None, description="of X̂ before it was rounded to 8 bits")
+    metrics_float: Metrics | None = Field(None, description="of `optimized.npy`")
     target_met: bool | None = Field(
         None, description="whether the delivered PNG keeps `target_ssim` and `max_preservation`; null if none was asked"
     )

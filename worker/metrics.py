@@ -65,8 +65,7 @@ def as_record(row: BatchLosses, index: int) -> Losses:
 
 def png_regularization(picture: Tensor, space: PixelSpace) -> Tensor:
     """L_r of pictures in 8 bits, (B, 3, H, W) → (B,): a byte equal to the rounded mean colour counts as zero."""
-    x = space.from_bytes(picture)
-    return torch.where(picture == space.mean_bytes, 0, x).abs().mean(dim=(1, 2, 3))
+    return space.weighed(picture).abs().mean(dim=(1, 2, 3))
 
 
 def _without(maps: Tensor, kernel: int) -> Tensor:

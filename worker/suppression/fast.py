@@ -22,6 +22,8 @@ the end most of the other kernels' responses stand at 0, where a subgradient of 
   bounded whatever the layer. How stiff y should be, ω, differs between problems by a factor of 30, and r tells: one
   that swings to and fro, cos(r_t, r_{t−1}) < 0.4, asks for less, one that drifts for more.
 * The momentum b follows the same way from cos(g_t, g_{t−1}): gradients that alternate are averaged over more steps.
+* The later descents, or the last quarter where there is one only, show the network the 8-bit picture of x, and X̂ is the
+  best of these pictures: rounding alone can add a third to the loss of an x that is near its end.
 * Under a bound L_p ≤ ε, y is that constraint's multiplier: it is not projected but shortened by σ_y·ε. Where the bound
   is one of SSIM, ε follows: it shrinks while SSIM is below the bound and grows while above.
 """
@@ -44,9 +46,9 @@ ENOUGH = 1e30  # a dual step that takes u to 0 or 1 at once
 
 # One descent; as many as gain something; longer ones.
 EFFORTS: dict[str, dict[str, Any]] = {
-    "quick": {"budget": 100, "first": 100, "travel": 5.0},
+    "quick": {"budget": 100, "first": 100, "faithful": 75, "travel": 5.0},
     "standard": {},
-    "thorough": {"budget": 2000, "first": 400, "again": 200, "gain": 0.001},
+    "thorough": {"budget": 2000, "first": 400, "again": 200, "gain": 0.001, "faithful": 400},
 }
 
 
@@ -93,6 +95,7 @@ class FastSolver:
     first: int = 200
     again: int = 100
     gain: float = 0.003
+    faithful: int = 200  # evaluation from which the network is shown the 8-bit picture
     travel: float = 3.5  # h·√first, in normalised units: a short descent takes longer steps
     last: float = 0.001  # what is left of the step at the end
     height: float = 0.1  # where the step of a later descent begins, or at L_p where more of the map is lost
@@ -111,7 +114,7 @@ class FastSolver:
     def of(cls, space: PixelSpace, effort: str = "standard", iterations: int | None = None) -> FastSolver:
         """By how long it is to try (`quick`, `standard`, `thorough`), or one descent of `iterations` evaluations."""
         if iterations is not None:
-            return cls(space, budget=iterations, first=iterations)
+            return cls(space, budget=iterations, first=iterations, faithful=iterations - iterations // 4)
         return cls(space, **EFFORTS[effort])
 
     def start(self, problems: Problems) -> FastState:
@@ -158,17 +161,26 @@ class FastSolver:
             dual.update(self._gates(problems, state, before_relu, age))
             return dual["multiplier"] * (hoped | (chosen > 0)), dual["gates"]
 
-        now, slope = gradient(network, problems, self._seen(problems, state.x), pull, precision)
+        shown, weighed = self._shown(problems, state.x, age)
+        now, slope = gradient(network, problems, shown, pull, precision, weighed)
         primal = self._primal(problems, state, slope, age, now.preservation)
         turned = norms(dual["multiplier"] - state.multiplier)
         largest = (primal["x"] - state.x).abs().amax(dim=(1, 2, 3))
         still = (largest < 1e-3 / 255) & (turned < 1e-4)  # a thousandth of an 8-bit level
-        descents = self._descents(state, now, age)
+        descents = self._descents(state, now, age, self.forgets(problems, age))
         return now, FastState(**primal, **dual, **descents, bound=self._bound(problems, state, now), still=still)
 
     def converged(self, state: FastState) -> Tensor:
         """(B,) bool: X̂ and what pulls at it stand still, or a whole descent gained next to nothing."""
         return state.still | state.settled
+
+    def forgets(self, problems: Problems, age: Tensor) -> Tensor:
+        """(B,) bool: the first evaluation of the 8-bit picture, whose losses earlier ones cannot be compared with."""
+        return (age == self.faithful) & ~problems.bounded
+
+    def handed_out(self, problems: Problems, x: Tensor, age: Tensor) -> tuple[Tensor, Tensor]:
+        """X̂ of the best iterate: its 8-bit picture, where that was what the last evaluation saw."""
+        return self._shown(problems, x, age - 1)
 
     def _primal(
         self, problems: Problems, state: FastState, slope: Tensor, age: Tensor, preservation: Tensor
@@ -235,15 +247,16 @@ class FastSolver:
         now = torch.where(age > 0, met / moved.clamp_min(1e-30), 0)
         return torch.maximum(now, self.curvature_memory * before).clamp_min(1e-12)
 
-    def _descents(self, state: FastState, now: Losses, age: Tensor) -> dict[str, Tensor]:
+    def _descents(self, state: FastState, now: Losses, age: Tensor, forgets: Tensor) -> dict[str, Tensor]:
         """What the descents have reached, whether the last of them was worth it, and how high the next one begins."""
-        best = torch.fmin(state.best, now.merit)
+        best = torch.where(forgets, now.merit, torch.fmin(state.best, now.merit))
+        descended = torch.where(forgets, now.merit, state.descended)
         ends = self._share(age) == 1
         return {
             "best": best,
-            "descended": torch.where(ends, best, state.descended),
+            "descended": torch.where(ends, best, descended),
             "height": torch.where(ends, now.preservation.clamp(self.height, 1), state.height),
-            "settled": ends & (age >= self.first) & (best > (1 - self.gain) * state.descended),
+            "settled": ends & (age >= self.first) & (best > (1 - self.gain) * descended),
         }
 
     def _first_bound(self, problems: Problems) -> Tensor:
@@ -279,12 +292,14 @@ class FastSolver:
         root = (square / _column(1 - self.square_memory ** (age + 1))).sqrt()
         return _column(longest * schedule) * pixels / (1 + pixels * root)
 
-    def _seen(self, problems: Problems, x: Tensor) -> Tensor:
-        """What the network is shown: under a bound the 8-bit picture, which is what has to keep it."""
-        bounded = problems.bounded
-        if not bool(bounded.any()):
-            return x
-        return torch.where(_column(bounded), self.space.from_bytes(self.space.to_bytes(x)).to(x), x)
+    def _shown(self, problems: Problems, x: Tensor, age: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network is shown and what L_r is taken of: X̂, or its 8-bit picture, which is what is delivered."""
+        rounded = problems.bounded | (age >= self.faithful)
+        if not bool(rounded.any()):
+            return x, x
+        picture = self.space.to_bytes(x)
+        shown, weighed = self.space.from_bytes(picture).to(x), self.space.weighed(picture).to(x)
+        return torch.where(_column(rounded), shown, x), torch.where(_column(rounded), weighed, x)
 
     def _boxed(self, x: Tensor) -> Tensor:
         return torch.minimum(torch.maximum(x, self.space.low.to(x.dtype)), self.space.high.to(x.dtype))

@@ -39,6 +39,14 @@ class Solver(Protocol[StateT]):
         """One gradient evaluation at X̂, after `age` (B,) earlier ones: the losses there, and the next state."""
         ...
 
+    def forgets(self, problems: Problems, age: Tensor, /) -> Tensor:
+        """(B,) bool: the merit of earlier evaluations cannot be compared with that at `age`."""
+        ...
+
+    def handed_out(self, problems: Problems, x: Tensor, age: Tensor, /) -> tuple[Tensor, Tensor]:
+        """X̂ of the best iterate x after `age` evaluations, and of what its L_r is taken."""
+        ...
+
     def converged(self, state: StateT, /) -> Tensor:
         """(B,) bool: more steps would not change X̂ visibly."""
         ...
@@ -48,7 +56,7 @@ class Solver(Protocol[StateT]):
 class Solution:
     """What became of one problem."""
 
-    x: Tensor  # the best iterate X̂, (3, H, W)
+    x: Tensor  # X̂, the best that was seen, (3, H, W)
     loss: float  # its total loss, in the dtype of X and never above X's own
     iterations: int
     seconds: float
@@ -138,7 +146,8 @@ class _Run(Generic[StateT]):
 
     def _step(self) -> Losses:
         now, state = self.solver.step(self.network, self.problems, self.state, self.age, self.precision)
-        better = now.merit < self.best_merit  # false for NaN
+        forgets = self.solver.forgets(self.problems, self.age) & now.merit.isfinite()
+        better = (now.merit < self.best_merit) | forgets  # false for NaN
         self.best_merit = torch.where(better, now.merit, self.best_merit)
         self.best_x = torch.where(better[:, None, None, None], self.state.x, self.best_x)  # type: ignore[attr-defined]
         self.done = self.solver.converged(state)
@@ -180,8 +189,9 @@ class _Run(Generic[StateT]):
     @torch.no_grad()
     def _in_full_precision(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The best X̂ (b, 3, H, W) and its loss (b,) in the dtype of X: X itself where the best was so by rounding."""
-        problems, x = self.problems.select(rows), self.best_x[rows]
-        seen = losses(problems, self.network(x).clamp_min(0), x)
+        problems = self.problems.select(rows)
+        x, weighed = self.solver.handed_out(problems, self.best_x[rows], self.age[rows])
+        seen = losses(problems, self.network(x).clamp_min(0), weighed)
         start = problems.alpha + problems.beta * problems.image.abs().mean(dim=(1, 2, 3))  # L_p = 0, L_s = 1
         worse = (seen.total > start) & ~problems.bounded
         return torch.where(worse[:, None, None, None], problems.image, x), torch.where(worse, start, seen.total)

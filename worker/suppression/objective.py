@@ -69,7 +69,12 @@ def _ssim(problems: Problems, selected: Tensor) -> Tensor:
 
 
 def gradient(
-    network: nn.Module, problems: Problems, x: Tensor, pull: Pull, precision: torch.dtype
+    network: nn.Module,
+    problems: Problems,
+    x: Tensor,
+    pull: Pull,
+    precision: torch.dtype,
+    weighed: Tensor | None = None,
 ) -> tuple[Losses, Tensor]:
     """The losses at x, and the gradient of ⟨p, Ẑ_i⟩ / ‖F_i‖ + α·Σ_{j≠i} ⟨q_j, Ẑ_j⟩ / Σ_{j≠i} ‖F_j‖₁.
 
@@ -81,6 +86,7 @@ def gradient(
         x: (B, 3, H, W), normalised.
         precision: `torch.bfloat16` runs the network under autocast; anything else in the dtype of x. The losses are
             summed in the dtype of x in either case.
+        weighed: of which L_r is taken, x unless given.
 
     Returns:
         The losses, and the gradient (B, 3, H, W) in the dtype of x.
@@ -90,7 +96,7 @@ def gradient(
     with torch.autocast(x.device.type, precision, enabled=precision is torch.bfloat16):
         before_relu = network(x)  # Ẑ, (B, C, h, w)
     seen = before_relu.detach()
-    now = losses(problems, seen.clamp_min(0), x.detach())
+    now = losses(problems, seen.clamp_min(0), x.detach() if weighed is None else weighed)
     selected, others = pull(seen, seen[rows, problems.kernel].to(x.dtype))
     # Weights are in units of α / Σ‖F_j‖, so that those of the others are at most 1 and exact in bfloat16 too.
     suppressed = problems.alpha > 0

@@ -51,6 +51,10 @@ class PixelSpace:
         """Normalised → the nearest displayable (…, 3, H, W) uint8."""
         return ((x * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
+    def weighed(self, pixels: Tensor) -> Tensor:
+        """(…, 3, H, W) uint8 → normalised for L_r, in which a byte equal to the rounded mean colour is 0."""
+        return torch.where(pixels == self.mean_bytes, 0, self.from_bytes(pixels))
+
     @property
     def mean_bytes(self) -> Tensor:
         """The mean colour in 8 bits, (3, 1, 1): the byte that counts as zero in a PNG's L_r."""

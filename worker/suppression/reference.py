@@ -66,6 +66,14 @@ class ReferenceSolver:
             plateau=torch.where(halve, 0, plateau),
         )
 
+    def forgets(self, _problems: Problems, age: Tensor) -> Tensor:
+        """(B,) bool: never; every evaluation is of the same loss."""
+        return torch.zeros_like(age, dtype=torch.bool)
+
+    def handed_out(self, _problems: Problems, x: Tensor, _age: Tensor) -> tuple[Tensor, Tensor]:
+        """The best iterate itself, which need not be displayable."""
+        return x, x
+
     def converged(self, state: ReferenceState) -> Tensor:
         """(B,) bool: never; the procedure is a fixed number of iterations."""
         return torch.zeros_like(state.rate, dtype=torch.bool)
