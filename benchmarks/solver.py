@@ -5,7 +5,8 @@ procedure's trajectory on each. Always: a set on `vgg_mini`, for which the refer
 VGG16 conv5_3 with random weights at effort `quick`, for its speed. The summary covers the reference file's problems
 only. `--effort`, or `--evals N` for one descent of N evaluations, says how long the fast solver tries.
 
-A problem's `loss`, `ssim` and `mse_others` are those of the delivered 8-bit picture; the reference's are of its float X̂.
+A problem's `loss`, `ssim` and `mse_others` are those of the delivered 8-bit picture; the reference's are of its float
+X̂.
 """
 
 from __future__ import annotations

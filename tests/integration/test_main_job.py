@@ -34,7 +34,7 @@ def job(stack: Stack) -> Job:
     assert job.status is Status.SUCCEEDED
     running = [each.progress for each in seen if each.progress.iteration]
     assert running, "no progress was seen"
-    assert all(progress.budget == 400 and progress.loss for progress in running)
+    assert all(progress.budget == 1000 and progress.loss for progress in running)
     return job
 
 
