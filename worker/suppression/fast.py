@@ -23,7 +23,7 @@ the end most of the other kernels' responses stand at 0, where a subgradient of 
   that swings to and fro, cos(r_t, r_{t−1}) < 0.4, asks for less, one that drifts for more.
 * The momentum b follows the same way from cos(g_t, g_{t−1}): gradients that alternate are averaged over more steps.
 * The later descents, or the last quarter where there is one only, show the network the 8-bit picture of x, and X̂ is the
-  best of these pictures: rounding alone can add a third to the loss of an x that is near its end.
+  best of these pictures: rounding alone can add 45 % to the loss of an x that is near its end.
 * Under a bound L_p ≤ ε, y is that constraint's multiplier: it is not projected but shortened by σ_y·ε. Where the bound
   is one of SSIM, ε follows: it shrinks while SSIM is below the bound and grows while above.
 """
