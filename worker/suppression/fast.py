@@ -178,9 +178,9 @@ class FastSolver:
         """(B,) bool: the first evaluation of the 8-bit picture, whose losses earlier ones cannot be compared with."""
         return (age == self.faithful) & ~problems.bounded
 
-    def handed_out(self, problems: Problems, x: Tensor, age: Tensor) -> tuple[Tensor, Tensor]:
-        """X̂ of the best iterate: its 8-bit picture, where that was what the last evaluation saw."""
-        return self._shown(problems, x, age - 1)
+    def handed_out(self, problems: Problems, x: Tensor, age: Tensor) -> Tensor:
+        """X̂ of the best iterate: its 8-bit picture, with the mean colour at 0, once that is what is evaluated."""
+        return self._shown(problems, x, age - 1)[1]
 
     def _primal(
         self, problems: Problems, state: FastState, slope: Tensor, age: Tensor, preservation: Tensor

@@ -43,8 +43,8 @@ class Solver(Protocol[StateT]):
         """(B,) bool: the merit of earlier evaluations cannot be compared with that at `age`."""
         ...
 
-    def handed_out(self, problems: Problems, x: Tensor, age: Tensor, /) -> tuple[Tensor, Tensor]:
-        """X̂ of the best iterate x after `age` evaluations, and of what its L_r is taken."""
+    def handed_out(self, problems: Problems, x: Tensor, age: Tensor, /) -> Tensor:
+        """X̂ of the best iterate x after `age` evaluations."""
         ...
 
     def converged(self, state: StateT, /) -> Tensor:
@@ -190,8 +190,8 @@ class _Run(Generic[StateT]):
     def _in_full_precision(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The best X̂ (b, 3, H, W) and its loss (b,) in the dtype of X: X itself where the best was so by rounding."""
         problems = self.problems.select(rows)
-        x, weighed = self.solver.handed_out(problems, self.best_x[rows], self.age[rows])
-        seen = losses(problems, self.network(x).clamp_min(0), weighed)
+        x = self.solver.handed_out(problems, self.best_x[rows], self.age[rows])
+        seen = losses(problems, self.network(x).clamp_min(0), x)
         start = problems.alpha + problems.beta * problems.image.abs().mean(dim=(1, 2, 3))  # L_p = 0, L_s = 1
         worse = (seen.total > start) & ~problems.bounded
         return torch.where(worse[:, None, None, None], problems.image, x), torch.where(worse, start, seen.total)

@@ -70,9 +70,9 @@ class ReferenceSolver:
         """(B,) bool: never; every evaluation is of the same loss."""
         return torch.zeros_like(age, dtype=torch.bool)
 
-    def handed_out(self, _problems: Problems, x: Tensor, _age: Tensor) -> tuple[Tensor, Tensor]:
+    def handed_out(self, _problems: Problems, x: Tensor, _age: Tensor) -> Tensor:
         """The best iterate itself, which need not be displayable."""
-        return x, x
+        return x
 
     def converged(self, state: ReferenceState) -> Tensor:
         """(B,) bool: never; the procedure is a fixed number of iterations."""
