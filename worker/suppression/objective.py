@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from worker.suppression.likeness import ssim, window_for
 from worker.suppression.problems import Problems, Rows
 
+TO_SPARE = 1e-4  # by which a bound must be kept, so that the rounding of another batch size does not break it
 BROKEN = 1e6  # the merit of an X̂ that breaks a bound begins here
 
 # Ẑ (B, C, h, w) and Ẑ_i (B, h, w) → the weights p (B, h, w) and q (B, C, h, w), of which row i does not count.
@@ -54,7 +55,8 @@ def losses(problems: Problems, features: Tensor, x: Tensor) -> Losses:
     if not bool(problems.bounded.any()):
         return Losses(preservation, suppression, regularization, total, torch.ones_like(total), total)
     alike = _ssim(problems, selected)
-    broken = (preservation - problems.max_preservation).clamp_min(0) + (problems.min_ssim - alike).clamp_min(0)
+    too_far = preservation - (1 - TO_SPARE) * problems.max_preservation
+    broken = too_far.clamp_min(0) + (problems.min_ssim + TO_SPARE - alike).clamp_min(0)
     bounded = torch.where(broken > 0, BROKEN * (1 + broken), rest)
     return Losses(
         preservation, suppression, regularization, total, alike, torch.where(problems.bounded, bounded, total)
