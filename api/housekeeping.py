@@ -1,7 +1,7 @@
 """All periodic work, in a small process of its own: `python -m api.housekeeping`.
 
-Slices whose worker went silent are queued again, or failed after the last attempt; messages that were lost are sent
-again; jobs whose time is over are removed with the blobs that nobody else refers to. Several of these processes may
+Slices whose worker went silent are queued again, or failed after the last attempt; those that wait beyond their
+deadline are failed; messages that were lost are sent again; jobs whose time is over are removed with the blobs that nobody else refers to. Several of these processes may
 run: a lock in Redis lets one work.
 """
 
@@ -16,27 +16,23 @@ from redis.lock import Lock
 
 from api.services import Services
 from shared import logs
-from shared.errors import AttemptsExhausted, StoreUnavailable
+from shared.errors import StoreUnavailable
 from shared.jobs.record import redis_errors
 from shared.queue import announce, backlog
 from shared.settings import settings
 
 log = logging.getLogger(__name__)
 
-TICK_SECONDS = 2.0
+TICK_SECONDS = 1.0
 LOCK_SECONDS = 30.0
 LOST_AFTER_SECONDS = 15.0  # a message that nobody took for this long, while the broker holds too few, is lost
 
 
 def tick(services: Services) -> None:
     """One round."""
-    requeued, exhausted = services.transitions.lapsed(services.settings.max_attempts)
-    for claim in exhausted:
-        log.error("%s: given up after %d attempts", claim.slice_id, claim.attempt)
-        services.transitions.fail(
-            claim,
-            AttemptsExhausted(f"the worker died or went silent {claim.attempt} times while it ran this; given up"),
-        )
+    requeued = services.transitions.lapsed(services.settings.max_attempts)
+    for slice_id in services.transitions.overdue():
+        log.warning("%s: its deadline passed in the queue", slice_id)
     for slice_id in requeued + _lost(services):
         if queue := services.transitions.sent(slice_id):
             log.warning("%s: announced again", slice_id)

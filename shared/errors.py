@@ -168,6 +168,27 @@ class AttemptsExhausted(KernelscopeError):
     title = "Attempts exhausted"
 
 
+class DeadlinePassed(KernelscopeError):
+    """The job's `deadline_s` was over before this item had begun. What was begun by then is delivered as far as it was."""
+
+    status = 504
+    title = "Deadline passed"
+
+
+class IdempotencyConflict(KernelscopeError):
+    """The `Idempotency-Key` names another request of the last 24 hours. A new request needs a new key."""
+
+    status = 422
+    title = "Idempotency key used before"
+
+
+class JobEnded(KernelscopeError):
+    """The job has succeeded, failed or been cancelled: it can no longer be cancelled."""
+
+    status = 409
+    title = "Job ended"
+
+
 class JobNotFound(KernelscopeError):
     """No job has this id."""
 

@@ -111,6 +111,12 @@ class ExplainOptions(BaseModel):
         description="suppress and empty as far as this SSIM of the kernel's map in the PNG allows, and weigh no L_p",
     )
     max_preservation: float | None = Field(None, gt=0, le=1, description="the same with a bound on L_p in the PNG")
+    deadline_s: float | None = Field(
+        None,
+        gt=0,
+        le=30 * 86400,
+        description="seconds from now after which X̂ is delivered as far as it is, and what has not begun fails",
+    )
 
     @model_validator(mode="after")
     def _bounds_need_the_fast_solver(self) -> Self:
@@ -212,6 +218,7 @@ class ItemResult(BaseModel):
     )
     weights: WeightsUsed | None = None
     device: str | None = None
+    reused: bool = Field(False, description="the same work had been done before: this is its result")
     error: Problem | None = None
     artifacts: dict[str, str] = Field(default_factory=dict, description="name → URL path")
 
@@ -220,6 +227,10 @@ class ItemResult(BaseModel):
         """The result of an item that succeeded, still without its numbers."""
         axes = item.model_dump(include={"index", "rank", "method", "alpha", "beta"})
         return cls(**axes, image=request.images[item.image], kernel=kernel, status="succeeded")
+
+    def cancelled(self) -> ItemResult:
+        """The same item, cancelled."""
+        return self.model_copy(update={"status": "cancelled"})
 
     def failed(self, error: KernelscopeError) -> ItemResult:
         """The same item, failed."""

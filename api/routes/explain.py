@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from typing import Annotated
 from uuid import uuid4
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Header, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from api.body import read_explain
@@ -40,16 +41,32 @@ BODY = {
 }
 
 
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        description="names this request for 24 h: sent again with it, the request is answered 200 with the same job",
+    ),
+]
+
+
 @router.post("/explain", status_code=202, openapi_extra={"requestBody": BODY})
-async def explain(request: Request, response: Response, services: Access) -> Job:
+async def explain(
+    request: Request, response: Response, services: Access, idempotency_key: IdempotencyKey = None
+) -> Job:
     """Explain kernels on images. Answers at once with a queued job; `Location` is where to poll it."""
     body = await read_explain(request)
-    job = await run_in_threadpool(_accept, services, body)
+    job, replayed = await run_in_threadpool(_accept, services, body, idempotency_key)
     response.headers["Location"] = f"/jobs/{job.id}"
+    if replayed:
+        response.status_code = 200
+        response.headers["Idempotent-Replayed"] = "true"
     return job
 
 
-def _accept(services: Services, body: ExplainBody) -> Job:
+def _accept(services: Services, body: ExplainBody, idempotency_key: str | None) -> tuple[Job, bool]:
+    """The job, and whether it was there before."""
     layer = catalogue.network(body.model).layer(body.layer)
     if isinstance(body.kernels, list):
         catalogue.check_kernels(layer, body.kernels)
@@ -66,8 +83,9 @@ def _accept(services: Services, body: ExplainBody) -> Job:
     for _, data in blobs:
         if data is not None:
             services.store.put(data)
-    _announce(services, services.transitions.submit(job_id, wanted, slices, expires_at))
-    return services.records.job(job_id)
+    submitted = services.transitions.submit(job_id, wanted, slices, expires_at, idempotency_key)
+    _announce(services, submitted.slices)
+    return services.records.job(submitted.job_id), submitted.replayed
 
 
 def _check_available(services: Services, model: str, layer: str) -> None:

@@ -1,4 +1,4 @@
-"""`GET /jobs/{id}`."""
+"""`GET /jobs/{id}` and `POST /jobs/{id}/cancel`."""
 
 from __future__ import annotations
 
@@ -18,3 +18,10 @@ def job(job_id: str, response: Response, services: Access) -> Job:
     if not found.status.terminal:
         response.headers["Retry-After"] = "1"
     return found
+
+
+@router.post("/{job_id}/cancel")
+def cancel(job_id: str, services: Access) -> Job:
+    """End a job that is queued or running; what is finished of it stays. 409 where it has ended already."""
+    services.transitions.cancel(job_id)
+    return services.records.job(job_id)

@@ -6,6 +6,8 @@ A job is cut into slices of at most 16 items. A slice is what a worker claims, h
        ▲                 │
        └── release, lapse┘                              (a worker that stops; a lease that ran out)
 
+`cancel` ends a job from any of these states, at once.
+
 Every transition is one Lua script, so it happens wholly or not at all; every transition of a running slice needs
 the token of its claim, so a worker that lost its lease can write nothing.
 """
@@ -17,7 +19,7 @@ from shared.jobs.record import (
     Records,
     connect,
 )
-from shared.jobs.transitions import Claim, LostLease, Transitions
+from shared.jobs.transitions import Claim, LostLease, Submitted, Transitions
 
 __all__ = [
     "DRAWN_ARTIFACTS",
@@ -26,6 +28,7 @@ __all__ = [
     "Claim",
     "LostLease",
     "Records",
+    "Submitted",
     "Transitions",
     "connect",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from shared.errors import ArtifactNotFound, JobExpired, JobNotFound, Problem, StoreUnavailable
-from shared.schemas import ExplainRequest, ItemResult, Job, Progress, Status
+from shared.schemas import ExplainRequest, ItemResult, Job, Progress, Status, plan
 
 STORED_ARTIFACTS = ("optimized.png", "optimized.npy", "maps.npz", "history.json")
 DRAWN_ARTIFACTS = ("contrast.png", "feature_map.png", "optimized_feature_map.png", "difference.png", "panel.png")
@@ -28,8 +29,13 @@ MEDIA_TYPES = {
 }
 
 
-def connect(url: str, *, patience: float = 1.0) -> Redis:
-    """A Redis client whose calls fail within about `patience` seconds when Redis is down."""
+def connect(url: str, *, patience: float = 1.0, retries: int = 2) -> Redis:
+    """A Redis client.
+
+    Args:
+        patience: seconds that one try may wait for an answer.
+        retries: further tries where Redis is away, up to half a second apart.
+    """
     return cast(
         Redis,
         Redis.from_url(
@@ -38,7 +44,7 @@ def connect(url: str, *, patience: float = 1.0) -> Redis:
             socket_timeout=patience,
             socket_connect_timeout=patience / 2,
             socket_keepalive=True,
-            retry=Retry(ExponentialBackoff(cap=0.1, base=0.02), 2),
+            retry=Retry(ExponentialBackoff(cap=0.5, base=0.02), retries),
             retry_on_error=[RedisConnectionError],
         ),
     )
@@ -68,11 +74,12 @@ class Records:
         with redis_errors(), self.redis.pipeline(transaction=True) as pipe:
             pipe.hgetall(f"ks:job:{job_id}")
             pipe.hgetall(f"ks:job:{job_id}:results")
-            pipe.zrank("ks:queued", f"{job_id}:0")
+            pipe.zrank("ks:queued:interactive", f"{job_id}:0")
+            pipe.zrank("ks:queued:bulk", f"{job_id}:0")
             pipe.exists(f"ks:gone:{job_id}")
-            record, results, rank, gone = pipe.execute()
+            record, results, small, big, gone = pipe.execute()
         if record:
-            return _job(job_id, record, results, rank)
+            return _job(job_id, record, results, big if small is None else small)
         if gone:
             raise JobExpired(f"job {job_id} has expired and was removed")
         raise JobNotFound(f"there is no job {job_id}")
@@ -91,12 +98,26 @@ class Records:
             request, stored, drawn, gone = pipe.execute()
         if request is None:
             raise (JobExpired if gone else JobNotFound)(f"there is no job {job_id}" + (" any more" if gone else ""))
-        if stored is None:
+        if not stored:
             raise ArtifactNotFound(f"job {job_id} has no result {index} yet")
         result = json.loads(stored)
         kept = {name: digest for name, digest in zip(DRAWN_ARTIFACTS, drawn, strict=True) if digest}
         blobs = {**result.pop("blobs"), **kept}
         return ExplainRequest.model_validate_json(request), ItemResult.model_validate(result), blobs
+
+    def same(self, fingerprint: str) -> tuple[ItemResult, dict[str, str]] | None:
+        """The kept result of the same work, with its blobs; None where there is none."""
+        with redis_errors():
+            place = self.redis.get(f"ks:same:{fingerprint}")
+            if place is None:
+                return None
+            job_id, index = place.rsplit(":", 1)
+            stored = self.redis.hget(f"ks:job:{job_id}:results", index)
+        if not stored:
+            return None
+        result = json.loads(stored)
+        blobs: dict[str, str] = result.pop("blobs")
+        return ItemResult.model_validate(result), blobs
 
     def keep_drawn(self, job_id: str, index: int, name: str, digest: str) -> None:
         """Remember a picture that was drawn on request, so that it is drawn once."""
@@ -127,7 +148,11 @@ def _refer(pipe: Any, job_id: str, digests: list[str]) -> None:
 
 def _job(job_id: str, record: dict[str, str], stored: dict[str, str], rank: int | None) -> Job:
     status = Status(record["status"])
-    results = [_result(job_id, text) for _, text in sorted(stored.items(), key=lambda pair: int(pair[0]))]
+    request = ExplainRequest.model_validate_json(record["request"])
+    results = {int(index): _result(job_id, text) for index, text in stored.items() if text}
+    if status is Status.CANCELLED:
+        results.update(_unfinished(request, stored))
+    ordered = [results[index] for index in sorted(results)]
     total = int(record["planned"]) if record["unresolved"] == "0" else None
     running = json.loads(record.get("progress") or "{}")
     return Job(
@@ -139,13 +164,19 @@ def _job(job_id: str, record: dict[str, str], stored: dict[str, str], rank: int 
         expires_at=_time(record["expires_at"]),
         attempt=int(record["attempt"]),
         queue_position=rank + 1 if rank is not None and status is Status.QUEUED else None,
-        request=ExplainRequest.model_validate_json(record["request"]),
+        request=request,
         progress=Progress(completed=int(record["completed"]), failed=int(record["failed"]), total=total, **running),
         failed_items=int(record["failed"]),
-        results=results,
-        error=_error(results) if status is Status.FAILED else None,
+        results=ordered,
+        error=_error(ordered) if status is Status.FAILED else None,
         links={"self": f"/jobs/{job_id}"},
     )
+
+
+def _unfinished(request: ExplainRequest, stored: dict[str, str]) -> dict[int, ItemResult]:
+    """The items that a cancelled job has no result of."""
+    items = [item for part in plan(request, sys.maxsize) for item in part if str(item.index) not in stored]
+    return {item.index: ItemResult.of(item, request, item.kernel).cancelled() for item in items}
 
 
 def _result(job_id: str, text: str) -> ItemResult:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Literal
@@ -13,15 +14,24 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 from redis import Redis
 
-from shared.errors import KernelscopeError
+from shared.errors import (
+    AttemptsExhausted,
+    DeadlinePassed,
+    IdempotencyConflict,
+    JobEnded,
+    JobNotFound,
+    KernelscopeError,
+)
 from shared.jobs.record import redis_errors
-from shared.schemas import SLICE_ITEMS, ExplainRequest, Item, ItemResult
+from shared.schemas import SLICE_ITEMS, ExplainRequest, Item, ItemResult, Status
 
 TOMBSTONE_SECONDS = 7 * 24 * 3600
-SCRIPTS = ("claim", "renew", "resolve", "commit", "finish", "release", "lapse")
+IDEMPOTENCY_SECONDS = 24 * 3600
+SCRIPTS = ("submit", "claim", "renew", "resolve", "commit", "finish", "release", "lapse", "cancel")
 ITEMS = TypeAdapter(list[Item])
 
 Queue = Literal["interactive", "bulk"]
+QUEUES: tuple[Queue, ...] = ("interactive", "bulk")
 
 
 class LostLease(Exception):
@@ -36,9 +46,24 @@ class Claim:
     job_id: str
     token: str
     attempt: int
+    strikes: int  # attempts since the last finished item, this one included
     items: list[Item]  # those that have no result yet
     request: ExplainRequest
     expires_at: float
+    deadline: float | None  # seconds since 1970
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """The job that a request has: a new one, or the one that its idempotency key already made."""
+
+    job_id: str
+    slices: list[tuple[str, Queue]]  # to announce; none where the job is an old one
+
+    @property
+    def replayed(self) -> bool:
+        """Whether the job was there before."""
+        return not self.slices
 
 
 class Transitions:
@@ -59,18 +84,32 @@ class Transitions:
         }
 
     def submit(
-        self, job_id: str, request: ExplainRequest, slices: list[list[Item]], expires_at: float
-    ) -> list[tuple[str, Queue]]:
-        """Create a job with its slices, all queued. Returns the slices to announce, with their queue."""
+        self,
+        job_id: str,
+        request: ExplainRequest,
+        slices: list[list[Item]],
+        expires_at: float,
+        idempotency_key: str | None = None,
+    ) -> Submitted:
+        """Create a job with its slices, all queued.
+
+        Args:
+            idempotency_key: names the request for 24 h: the same request with it is given the same job.
+
+        Raises:
+            IdempotencyConflict: the key was used with another request.
+        """
         now = self.clock()
         planned = sum(map(len, slices))
         queue: Queue = "interactive" if planned <= SLICE_ITEMS else "bulk"
-        ids = [f"{job_id}:{number}" for number in range(len(slices))]
+        text = request.model_dump_json()
+        deadline = now + request.deadline_s if request.deadline_s is not None else ""
         record = {
             "status": "queued",
             "created_at": now,
             "expires_at": expires_at,
-            "request": request.model_dump_json(),
+            "deadline": deadline,
+            "request": text,
             "planned": planned,
             "unresolved": len(slices) if isinstance(request.kernels, str) else 0,
             "slices": len(slices),
@@ -79,16 +118,17 @@ class Transitions:
             "failed": 0,
             "attempt": 0,
         }
-        with redis_errors(), self.redis.pipeline(transaction=True) as pipe:
-            pipe.hset(f"ks:job:{job_id}", mapping=record)
-            pipe.zadd("ks:jobs", {job_id: now})
-            pipe.zadd("ks:expiry", {job_id: expires_at})
-            for slice_id, items in zip(ids, slices, strict=True):
-                fields = {"status": "queued", "job": job_id, "queue": queue, "attempt": 0, "sent_at": now}
-                pipe.hset(f"ks:slice:{slice_id}", mapping={**fields, "items": ITEMS.dump_json(items).decode()})
-            pipe.zadd("ks:queued", dict.fromkeys(ids, now))
-            pipe.execute()
-        return [(slice_id, queue) for slice_id in ids]
+        fields = json.dumps({name: str(value) for name, value in record.items()})
+        items = json.dumps([ITEMS.dump_json(part).decode() for part in slices])
+        known = f"ks:idempotency:{_sha256(idempotency_key)}" if idempotency_key is not None else ""
+        arguments = (job_id, now, expires_at, _sha256(text), IDEMPOTENCY_SECONDS, queue, fields, items, deadline)
+        with redis_errors():
+            found, state = self._scripts["submit"](keys=[f"ks:job:{job_id}", known], args=arguments)
+        if state < 0:
+            raise IdempotencyConflict(
+                f"this Idempotency-Key came with another request in the last 24 hours (job {found}); use a new key"
+            )
+        return Submitted(found, [(f"{job_id}:{number}", queue) for number in range(len(slices))] if state else [])
 
     def claim(self, slice_id: str) -> Claim | None:
         """Queued → running. None where there is nothing to do: already claimed, done, or gone."""
@@ -97,8 +137,16 @@ class Transitions:
         claimed = self._run("claim", slice_id, slice_id, token, now, now + self.lease_seconds)
         if claimed is None:
             return None
-        job_id, items, attempt = claimed
-        return self._claim(slice_id, job_id, token, attempt, items)
+        job_id, items, attempt, strikes = claimed
+        try:
+            return self._claim(slice_id, job_id, token, (attempt, strikes), items)
+        except LostLease:  # its job has just been removed
+            return None
+
+    def strikes(self, slice_id: str) -> int:
+        """How often the slice was begun in vain since its last finished item; 0 where it is gone."""
+        with redis_errors():
+            return int(self.redis.hget(f"ks:slice:{slice_id}", "strikes") or 0)
 
     def renew(self, claim: Claim, progress: dict[str, Any]) -> None:
         """A sign of life from the engine: extends the lease and publishes the progress.
@@ -106,19 +154,34 @@ class Transitions:
         Raises:
             LostLease: the claim no longer holds.
         """
+        if not self.renew_all([(claim, progress)])[0]:
+            raise LostLease(claim.slice_id)
+
+    def renew_all(self, claims: Sequence[tuple[Claim, dict[str, Any]]]) -> list[bool]:
+        """Several signs of life in one round trip (and one sync of the append-only file). Returns which claims hold."""
         lease = self.clock() + self.lease_seconds
-        self._fenced("renew", claim, claim.slice_id, claim.token, lease, json.dumps(progress))
+        with redis_errors(), self.redis.pipeline(transaction=False) as pipe:
+            for claim, progress in claims:
+                arguments = (claim.slice_id, claim.token, lease, json.dumps(progress) if progress else "")
+                self._scripts["renew"](keys=[f"ks:slice:{claim.slice_id}"], args=arguments, client=pipe)
+            return list(map(bool, pipe.execute()))
 
-    def resolve(self, claim: Claim, skipped: int) -> None:
-        """The ranks of this slice have kernels now; `skipped` of them have none, because too few kernels are active."""
-        self._fenced("resolve", claim, claim.token, skipped)
+    def resolve(self, claim: Claim, skipped: Sequence[Item]) -> None:
+        """The ranks of this slice have kernels now, but for the `skipped`, because too few kernels are active."""
+        self._fenced("resolve", claim, claim.token, *(item.index for item in skipped))
 
-    def commit(self, claim: Claim, result: ItemResult, blobs: dict[str, str]) -> None:
-        """One item is finished: its result and its blobs (name → SHA-256, already stored) become visible, once."""
+    def commit(self, claim: Claim, result: ItemResult, blobs: dict[str, str], fingerprint: str = "") -> None:
+        """One item is finished: its result and its blobs (name → SHA-256, already stored) become visible, once.
+
+        Args:
+            fingerprint: of the work, under which `Records.same` finds the result while the job is kept; empty: nowhere.
+        """
         text = json.dumps({**result.model_dump(mode="json", exclude={"artifacts"}), "blobs": blobs})
         lease = self.clock() + self.lease_seconds
         failed = int(result.status == "failed")
-        self._fenced("commit", claim, claim.slice_id, claim.token, lease, result.index, text, failed)
+        kept = max(1, int(claim.expires_at - self.clock()))
+        arguments = (claim.token, lease, result.index, text, failed, fingerprint, kept)
+        self._fenced("commit", claim, claim.slice_id, *arguments)
 
     def finish(self, claim: Claim) -> None:
         """Running → done; with the last slice the job ends."""
@@ -131,19 +194,33 @@ class Transitions:
     def fail(self, claim: Claim, error: KernelscopeError) -> None:
         """Running → done, every item that has no result yet failed with this error."""
         if isinstance(claim.request.kernels, str):
-            self.resolve(claim, 0)
+            self.resolve(claim, [])
         for item in claim.items:
             self.commit(claim, ItemResult.of(item, claim.request, item.kernel).failed(error), {})
         self.finish(claim)
 
-    def lapsed(self, max_attempts: int) -> tuple[list[str], list[Claim]]:
-        """Take back every slice whose lease has run out.
+    def cancel(self, job_id: str) -> None:
+        """Queued or running → cancelled, at once: what is not finished never will be, and no claim of it holds.
 
-        Returns the slices that were queued again, and those that were tried too often, claimed so that the caller
-        can fail their items.
+        Raises:
+            JobNotFound: there is no such job.
+            JobEnded: it ended before.
+        """
+        with redis_errors():
+            before = self.redis.hget(f"ks:job:{job_id}", "status")
+            status = self._scripts["cancel"](keys=[f"ks:job:{job_id}"], args=[job_id, self.clock()])
+        if status is None:
+            raise JobNotFound(f"there is no job {job_id}")
+        if status != Status.CANCELLED or before == Status.CANCELLED:
+            raise JobEnded(f"job {job_id} has already {status}; only a queued or running job can be cancelled")
+
+    def lapsed(self, max_attempts: int) -> list[str]:
+        """Take back every slice whose lease has run out. Returns those that are queued again.
+
+        One that was begun `max_attempts` times in vain is failed.
         """
         now = self.clock()
-        queued, exhausted = [], []
+        queued = []
         with redis_errors():
             late: list[str] = self.redis.zrangebyscore("ks:leases", "-inf", now)
         for slice_id in late:
@@ -152,16 +229,35 @@ class Transitions:
             if state == "queued":
                 queued.append(slice_id)
             elif state == "exhausted":
-                with redis_errors():
-                    fields = self.redis.hmget(f"ks:slice:{slice_id}", "job", "attempt", "items")
-                exhausted.append(self._claim(slice_id, fields[0], token, int(fields[1]), fields[2]))
-        return queued, exhausted
+                self._exhausted(slice_id, token)
+        return queued
+
+    def _exhausted(self, slice_id: str, token: str) -> None:
+        with redis_errors():
+            job_id, attempt, strikes, items = self.redis.hmget(
+                f"ks:slice:{slice_id}", "job", "attempt", "strikes", "items"
+            )
+        claim = self._claim(slice_id, job_id, token, (int(attempt), int(strikes)), items)
+        error = AttemptsExhausted(f"the worker died or went silent {strikes} times while it ran this; given up")
+        self.fail(claim, error)
+
+    def overdue(self) -> list[str]:
+        """Fail every queued slice whose deadline has passed; returns them. A running one is its worker's business."""
+        with redis_errors():
+            late: list[str] = self.redis.zrangebyscore("ks:deadlines", "-inf", self.clock())
+        failed = []
+        for slice_id in late:
+            if claim := self.claim(slice_id):
+                self.fail(claim, DeadlinePassed("the deadline passed before a worker was free"))
+                failed.append(slice_id)
+        return failed
 
     def queued(self) -> list[str]:
-        """Every queued slice, oldest first."""
-        with redis_errors():
-            slices: list[str] = self.redis.zrange("ks:queued", 0, -1)
-        return slices
+        """Every queued slice, those of small jobs first, each oldest first."""
+        with redis_errors(), self.redis.pipeline(transaction=True) as pipe:
+            for queue in QUEUES:
+                pipe.zrange(f"ks:queued:{queue}", 0, -1)
+            return [slice_id for slices in pipe.execute() for slice_id in slices]
 
     def unsent(self, slices: list[str], older_than: float) -> list[str]:
         """Those slices about which the last message went out more than `older_than` seconds ago."""
@@ -191,8 +287,8 @@ class Transitions:
         count = int(self.redis.hget(f"ks:job:{job_id}", "slices") or 0)
         with self.redis.pipeline(transaction=True) as pipe:
             for slice_id in (f"{job_id}:{number}" for number in range(count)):
-                pipe.zrem("ks:queued", slice_id)
-                pipe.zrem("ks:leases", slice_id)
+                for kept in ("leases", "deadlines", *(f"queued:{queue}" for queue in QUEUES)):
+                    pipe.zrem(f"ks:{kept}", slice_id)
                 pipe.delete(f"ks:slice:{slice_id}")
             pipe.delete(*(f"ks:job:{job_id}{part}" for part in ("", ":results", ":drawn", ":blobs")))
             pipe.zrem("ks:jobs", job_id)
@@ -203,19 +299,23 @@ class Transitions:
             pipe.execute()
         return [digest for digest in blobs if not self.redis.exists(f"ks:blob:{digest}")]
 
-    def _claim(self, slice_id: str, job_id: str, token: str, attempt: int, items: str) -> Claim:
+    def _claim(self, slice_id: str, job_id: str, token: str, tries: tuple[int, int], items: str) -> Claim:
         with redis_errors(), self.redis.pipeline(transaction=True) as pipe:
             pipe.hkeys(f"ks:job:{job_id}:results")
-            pipe.hmget(f"ks:job:{job_id}", "request", "expires_at")
-            done, (request, expires_at) = pipe.execute()
+            pipe.hmget(f"ks:job:{job_id}", "request", "expires_at", "deadline")
+            done, (request, expires_at, deadline) = pipe.execute()
+        if request is None:
+            raise LostLease(slice_id)
         return Claim(
             slice_id=slice_id,
             job_id=job_id,
             token=token,
-            attempt=attempt,
+            attempt=tries[0],
+            strikes=tries[1],
             items=[item for item in ITEMS.validate_json(items) if str(item.index) not in done],
             request=ExplainRequest.model_validate_json(request),
             expires_at=float(expires_at),
+            deadline=float(deadline) if deadline else None,
         )
 
     def _fenced(self, name: str, claim: Claim, *arguments: object) -> None:
@@ -225,3 +325,7 @@ class Transitions:
     def _run(self, name: str, slice_id: str, *arguments: object) -> Any:
         with redis_errors():
             return self._scripts[name](keys=[f"ks:slice:{slice_id}"], args=arguments)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

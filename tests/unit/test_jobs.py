@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 from redis import Redis
 
-from shared.errors import AttemptsExhausted, JobExpired, JobNotFound, SilentKernel
-from shared.jobs import Claim, LostLease, Records, Transitions
+from shared.errors import IdempotencyConflict, JobEnded, JobExpired, JobNotFound, SilentKernel
+from shared.jobs import Claim, LostLease, Records, Submitted, Transitions
 from shared.schemas import ExplainRequest, ItemResult, Status, plan
 
 LEASE = 20.0
@@ -49,7 +49,7 @@ def submit(transitions: Transitions, job_id: str = "j", kernels: object = None, 
     fields = {"images": ["0" * 64], "layer": "conv1_1", "kernels": wanted}
     request = ExplainRequest.model_validate(fields)
     announced = transitions.submit(job_id, request, plan(request, 10_000), transitions.clock() + lifetime)
-    return [slice_id for slice_id, _ in announced]
+    return [slice_id for slice_id, _ in announced.slices]
 
 
 def claimed(transitions: Transitions, slice_id: str) -> Claim:
@@ -100,7 +100,7 @@ def test_small_jobs_and_big_ones_have_queues_of_their_own(transitions: Transitio
     for count, queue in ((16, "interactive"), (17, "bulk")):
         request = ExplainRequest.model_validate({**fields, "kernels": list(range(count))})
         announced = transitions.submit(f"j{count}", request, plan(request, 100), 2e9)
-        assert {name for _, name in announced} == {queue}
+        assert {name for _, name in announced.slices} == {queue}
 
 
 def test_the_queue_position_counts_slices_ahead(transitions: Transitions, records: Records, clock: Clock) -> None:
@@ -128,7 +128,7 @@ def test_progress_is_seen_and_holds_the_lease(transitions: Transitions, records:
     for iteration in range(5):
         clock.now += LEASE - 1
         transitions.renew(claim, {"iteration": iteration, "budget": 10, "loss": 0.5})
-        assert transitions.lapsed(3) == ([], [])
+        assert transitions.lapsed(3) == []
     progress = records.job("j").progress
     assert (progress.iteration, progress.budget, progress.loss) == (4, 10, 0.5)
     complete(transitions, claim)
@@ -143,7 +143,7 @@ def test_a_lapsed_slice_is_queued_again_without_its_finished_items(
     dead = claimed(transitions, slice_id)
     transitions.commit(dead, done(dead, 0), {})
     clock.now += LEASE + 1
-    assert transitions.lapsed(3) == ([slice_id], [])
+    assert transitions.lapsed(3) == [slice_id]
     again = claimed(transitions, slice_id)
     assert [item.kernel for item in again.items] == [2, 3]
     assert again.attempt == 2
@@ -162,7 +162,7 @@ def test_a_late_worker_can_write_nothing(transitions: Transitions, records: Reco
     before = records.job("j")
     attempts: list[Callable[[], None]] = [
         lambda: transitions.renew(late, {"iteration": 1}),
-        lambda: transitions.resolve(late, 0),
+        lambda: transitions.resolve(late, []),
         lambda: transitions.commit(late, done(late, 0), {}),
         lambda: transitions.finish(late),
         lambda: transitions.release(late),
@@ -199,27 +199,141 @@ def test_a_released_slice_does_not_count_as_an_attempt(transitions: Transitions,
     assert records.job("j").status is Status.RUNNING
 
 
-def test_after_the_last_attempt_the_reaper_holds_the_slice_and_fails_it(
+def test_after_the_last_attempt_in_vain_the_slice_is_failed(
     transitions: Transitions, records: Records, clock: Clock
 ) -> None:
-    """Poison does not loop; finished items stay finished."""
+    """Poison does not loop; finished items stay finished, and one that was finished starts the count anew."""
     (slice_id,) = submit(transitions, kernels=[1, 2])
     first = claimed(transitions, slice_id)
     transitions.commit(first, done(first, 0), {})
-    for _ in range(2):
+    for attempt in range(3):
         clock.now += LEASE + 1
-        assert transitions.lapsed(3) == ([slice_id], [])
-        claimed(transitions, slice_id)
+        assert transitions.lapsed(3) == [slice_id]
+        assert transitions.strikes(slice_id) == attempt
+        assert claimed(transitions, slice_id).strikes == attempt + 1
     clock.now += LEASE + 1
-    queued, (exhausted,) = transitions.lapsed(3)
-    assert queued == []
-    assert exhausted.attempt == 3
-    transitions.fail(exhausted, AttemptsExhausted("three times"))
+    assert transitions.lapsed(3) == []
     job = records.job("j")
     assert job.status is Status.SUCCEEDED  # one item did succeed
     assert job.failed_items == 1
+    assert job.attempt == 4
     assert job.results[1].error is not None
     assert job.results[1].error.type == "/problems/attempts-exhausted"
+    assert "3 times" in job.results[1].error.detail
+
+
+def test_a_cancelled_job_ends_at_once(transitions: Transitions, records: Records, clock: Clock) -> None:
+    """What is finished stays, the rest is cancelled, its worker has lost the lease, and nothing waits any more."""
+    first, second = submit(transitions)
+    claim = claimed(transitions, first)
+    transitions.commit(claim, done(claim, 0), {})
+    clock.now += 1
+    transitions.cancel("j")
+    job = records.job("j")
+    assert job.status is Status.CANCELLED
+    assert job.finished_at is not None
+    assert [result.status for result in job.results] == ["succeeded"] + ["cancelled"] * 19
+    assert (job.results[1].kernel, job.progress.completed, job.error) == (1, 1, None)
+    with pytest.raises(LostLease):
+        transitions.renew(claim, {})
+    assert transitions.claim(second) is None
+    assert transitions.queued() == []
+    with pytest.raises(JobEnded, match="already cancelled"):
+        transitions.cancel("j")
+    with pytest.raises(JobNotFound):
+        transitions.cancel("nobody")
+
+
+def test_a_finished_job_cannot_be_cancelled(transitions: Transitions) -> None:
+    """The error says how it ended."""
+    (slice_id,) = submit(transitions, kernels=[1])
+    complete(transitions, claimed(transitions, slice_id))
+    with pytest.raises(JobEnded, match="already succeeded"):
+        transitions.cancel("j")
+
+
+def test_ranks_without_a_kernel_have_no_result_even_in_a_cancelled_job(
+    transitions: Transitions, records: Records
+) -> None:
+    """They were skipped before."""
+    (slice_id,) = submit(transitions, kernels="top:5")
+    claim = claimed(transitions, slice_id)
+    transitions.resolve(claim, claim.items[3:])
+    transitions.cancel("j")
+    assert [result.rank for result in records.job("j").results] == [0, 1, 2]
+
+
+def test_a_key_names_one_request(transitions: Transitions, records: Records) -> None:
+    """The same request with the same key is the same job; another one is refused; without a key all are new."""
+    request = ExplainRequest.model_validate({"images": ["0" * 64], "layer": "conv1_1", "kernels": [1]})
+    other = request.model_copy(update={"kernels": [2]})
+
+    def submitted(name: str, asked: ExplainRequest, key: str | None) -> Submitted:
+        return transitions.submit(name, asked, plan(asked, 10), transitions.clock() + 100, key)
+
+    assert not submitted("a", request, "key").replayed
+    again = submitted("b", request, "key")
+    assert (again.job_id, again.slices, again.replayed) == ("a", [], True)
+    with pytest.raises(IdempotencyConflict):
+        submitted("c", other, "key")
+    assert submitted("d", request, "another key").job_id == "d"
+    assert submitted("e", request, None).job_id == "e"
+    assert transitions.queued() == ["a:0", "d:0", "e:0"]
+
+
+def test_a_transition_whose_answer_was_lost_can_be_asked_again(
+    transitions: Transitions, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis did it, the connection broke, the client tries again."""
+    monkeypatch.setattr("shared.jobs.transitions.secrets.token_hex", lambda _: "token")
+    (slice_id,) = submit(transitions, kernels=[1])
+    assert submit(transitions, kernels=[1]) == []
+    claim = claimed(transitions, slice_id)
+    assert claimed(transitions, slice_id) == claim
+    for _ in range(2):
+        transitions.release(claim)
+    assert transitions.queued() == [slice_id]
+    claim = claimed(transitions, slice_id)
+    assert claim.attempt == 1
+    transitions.commit(claim, done(claim, 0), {})
+    for _ in range(2):
+        transitions.finish(claim)
+    assert records.job("j").status is Status.SUCCEEDED
+
+
+def test_what_waits_beyond_its_deadline_is_failed(transitions: Transitions, records: Records, clock: Clock) -> None:
+    """What runs by then is its worker's business, which knows the deadline."""
+    fields = {"images": ["0" * 64], "layer": "conv1_1", "kernels": [1], "deadline_s": 10}
+    request = ExplainRequest.model_validate(fields)
+    for name in ("waiting", "running"):
+        transitions.submit(name, request, plan(request, 100), clock.now + 1000)
+    claim = claimed(transitions, "running:0")
+    assert claim.deadline == clock.now + 10
+    assert transitions.overdue() == []
+    clock.now += 11
+    assert transitions.overdue() == ["waiting:0"]
+    job = records.job("waiting")
+    assert job.status is Status.FAILED
+    assert job.error is not None
+    assert job.error.type == "/problems/deadline-passed"
+    assert records.job("running").status is Status.RUNNING
+
+
+def test_the_same_work_is_found_as_long_as_its_job_is_kept(
+    transitions: Transitions, records: Records, clock: Clock
+) -> None:
+    """By its fingerprint; a failure is never the answer."""
+    (slice_id,) = submit(transitions, kernels=[1], lifetime=10)
+    claim = claimed(transitions, slice_id)
+    assert records.same("print") is None
+    transitions.commit(claim, done(claim, 0), {"optimized.png": "f" * 64}, "print")
+    found = records.same("print")
+    assert found is not None
+    assert found[0].kernel == 1
+    assert found[1] == {"optimized.png": "f" * 64}
+    clock.now += 11
+    transitions.expire()
+    assert records.same("print") is None
 
 
 def test_a_job_without_a_success_is_failed(transitions: Transitions, records: Records) -> None:
@@ -238,11 +352,11 @@ def test_top_n_has_a_total_once_every_slice_is_resolved(transitions: Transitions
     first, second = submit(transitions, kernels="top:20")
     assert records.job("j").progress.total is None
     claim = claimed(transitions, first)
-    transitions.resolve(claim, 0)
-    transitions.resolve(claim, 0)  # a repeated call changes nothing
+    transitions.resolve(claim, [])
+    transitions.resolve(claim, [])  # a repeated call changes nothing
     assert records.job("j").progress.total is None
     other = claimed(transitions, second)
-    transitions.resolve(other, 3)
+    transitions.resolve(other, other.items[1:])
     assert records.job("j").progress.total == 17
 
 
@@ -276,7 +390,7 @@ def test_a_worker_whose_job_has_expired_loses_its_lease(transitions: Transitions
     transitions.expire()
     with pytest.raises(LostLease):
         transitions.commit(claim, done(claim, 0), {})
-    assert transitions.lapsed(3) == ([], [])
+    assert transitions.lapsed(3) == []
 
 
 def test_unsent_messages_are_found_by_their_age(transitions: Transitions, clock: Clock) -> None:

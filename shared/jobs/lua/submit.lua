@@ -1,0 +1,24 @@
+-- Creates a job with its slices, all queued. KEYS: job, idempotency key or ''.
+-- ARGV: job id, now, expires at, digest of the request, seconds that the idempotency key is kept, queue,
+--       JSON of the record's fields, JSON of the slices' items (one string each), deadline or ''.
+-- Returns {job id, 1}; where the key or the job is known, {job id, 0}; where the key had another request, {job id, -1}.
+if redis.call('EXISTS', KEYS[1]) == 1 then return {ARGV[1], 0} end
+if KEYS[2] ~= '' then
+  local known = redis.call('HMGET', KEYS[2], 'job', 'digest')
+  if known[1] and redis.call('EXISTS', 'ks:job:' .. known[1]) == 1 then
+    return {known[1], known[2] == ARGV[4] and 0 or -1}
+  end
+  redis.call('HSET', KEYS[2], 'job', ARGV[1], 'digest', ARGV[4])
+  redis.call('EXPIRE', KEYS[2], ARGV[5])
+end
+for name, value in pairs(cjson.decode(ARGV[7])) do redis.call('HSET', KEYS[1], name, value) end
+redis.call('ZADD', 'ks:jobs', ARGV[2], ARGV[1])
+redis.call('ZADD', 'ks:expiry', ARGV[3], ARGV[1])
+for number, items in ipairs(cjson.decode(ARGV[8])) do
+  local id = ARGV[1] .. ':' .. (number - 1)
+  redis.call('HSET', 'ks:slice:' .. id, 'status', 'queued', 'job', ARGV[1], 'queue', ARGV[6], 'items', items,
+    'attempt', 0, 'strikes', 0, 'sent_at', ARGV[2])
+  redis.call('ZADD', 'ks:queued:' .. ARGV[6], ARGV[2], id)
+  if ARGV[9] ~= '' then redis.call('ZADD', 'ks:deadlines', ARGV[9], id) end
+end
+return {ARGV[1], 1}
