@@ -1,8 +1,8 @@
 """All periodic work, in a small process of its own: `python -m api.housekeeping`.
 
 Slices whose worker went silent are queued again, or failed after the last attempt; those that wait beyond their
-deadline are failed; messages that were lost are sent again; jobs whose time is over are removed with the blobs that nobody else refers to. Several of these processes may
-run: a lock in Redis lets one work.
+deadline are failed; messages that were lost are sent again; jobs whose time is over are removed with the blobs that
+nobody else refers to. Several of these processes may run: a lock in Redis lets one work.
 """
 
 from __future__ import annotations

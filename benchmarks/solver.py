@@ -34,7 +34,7 @@ from worker.architectures import ARCHITECTURES, cuts
 from worker.memory import keep_memory
 from worker.metrics import likeness, png_regularization
 from worker.networks import Networks
-from worker.precision import Pace, pace
+from worker.pace import Pace, pace
 from worker.suppression import EFFORTS, FastSolver, PixelSpace, Problems, ReferenceSolver, Solution, losses, solve
 
 CPU = torch.device("cpu")

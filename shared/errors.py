@@ -169,7 +169,7 @@ class AttemptsExhausted(KernelscopeError):
 
 
 class DeadlinePassed(KernelscopeError):
-    """The job's `deadline_s` was over before this item had begun. What was begun by then is delivered as far as it was."""
+    """The job's `deadline_s` was over before this item had begun; what had begun is delivered as far as it was."""
 
     status = 504
     title = "Deadline passed"

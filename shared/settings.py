@@ -43,12 +43,18 @@ class Settings(BaseSettings):
     engine: Literal["torch", "dummy"] = Field(
         "torch", description="`dummy` answers at once without a network, to test what is around it"
     )
+    slices: int = Field(
+        0,
+        ge=0,
+        description="parts of jobs (of up to 16 items) that a worker holds at once, a quarter of them of big jobs; "
+        "0: 8 on a CPU, 64 on a GPU",
+    )
     max_body_mb: int = Field(32, ge=1, description="largest request body, in megabytes (10⁶ bytes)")
     max_megapixels: float = Field(50.0, gt=0, description="largest image, in megapixels")
     max_items: int = Field(2048, ge=1, description="most items (image × kernel × method × α × β) in one job")
     retention_days: float = Field(30.0, gt=0, description="days after which a job and its pictures are removed")
     lease_seconds: float = Field(
-        20.0, gt=0, description="a worker that shows no progress for this long loses its slice"
+        20.0, gt=0, description="a worker that shows no progress for this long loses what it runs, and ends itself"
     )
     max_attempts: int = Field(
         3, ge=1, description="times that a slice is tried when its worker dies before it is failed"

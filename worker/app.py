@@ -13,11 +13,15 @@ from celery import signals
 from shared import logs
 from shared.queue import QUEUES, announce, make_celery
 from shared.settings import settings
+from worker import turns
 from worker.memory import keep_memory
 from worker.process import WorkerProcess
 
+POLL_SECONDS = 0.2  # after which the queues are asked again, and which of them
+
 celery = make_celery(settings().redis_url.get_secret_value())
 celery.conf.update(imports=["worker.tasks"])
+celery.conf.broker_transport_options.update(queue_order_strategy="worker.turns:Turns", polling_interval=POLL_SECONDS)
 process: WorkerProcess | None = None
 
 
@@ -40,7 +44,7 @@ def _gone(**_: Any) -> None:
 
 
 def main() -> None:
-    """Load the networks, then take slices: one thread takes them, one engine on the process's device answers.
+    """Load the networks, then take slices: a thread runs each, one engine on the process's device answers them all.
 
     The process is made before Celery starts, whose hooks would swallow an error of it, and before anything is
     consumed: a worker that is still loading is not ready for jobs.
@@ -50,5 +54,6 @@ def main() -> None:
     logs.configure(settings().log_level)
     process = WorkerProcess(settings(), partial(announce, celery))
     process.start()
-    arguments = ["worker", "--pool=threads", "--concurrency=1", f"--queues={','.join(QUEUES)}"]
+    turns.bulk.most = max(1, process.slices // 4)
+    arguments = ["worker", "--pool=threads", f"--concurrency={process.slices}", f"--queues={','.join(QUEUES)}"]
     celery.worker_main([*arguments, "--without-gossip", "--without-mingle"])

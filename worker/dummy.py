@@ -1,4 +1,4 @@
-"""An engine without a network, behind the real interface: for tests of what is around it (`KERNELSCOPE_ENGINE=dummy`).
+"""A device without a network, behind the real interface: for tests of what is around it (`KERNELSCOPE_ENGINE=dummy`).
 
 X̂ is the picture with every channel but green at the mean colour; kernel k is active on every picture unless its index
 ends in 9. Each evaluation takes a millisecond, so that progress, stopping and leases are real.
@@ -7,24 +7,25 @@ ends in 9. Each evaluation takes a millisecond, so that progress, stopping and l
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from shared import catalogue
-from shared.errors import KernelscopeError, SilentKernel
-from shared.schemas import Losses, Metrics, WeightsUsed
+from shared.errors import SilentKernel
+from shared.schemas import Losses, Metrics, Stop, WeightsUsed
 from shared.workers import NetworkState
-from worker.questions import Answer, Engine, OnStep, Picture, Question, ShouldStop, Step
+from worker.questions import Answer, Answered, Batch, Device, Picture, Question, Step, Ticket
 
 MAP_SIDE = 12
 WEIGHTS = WeightsUsed(source="dummy", sha256="0" * 64)
 
 
-class DummyEngine(Engine):
+class DummyDevice(Device):
     """Answers at once; no torch computation."""
 
-    device = "dummy"
+    name = "dummy"
+    version = "dummy"
 
     def preload(self, model: str) -> None:
         """Nothing to load."""
@@ -46,29 +47,74 @@ class DummyEngine(Engine):
         """As the catalogue has it."""
         return catalogue.network(model).input_size
 
+    def weights(self, model: str) -> WeightsUsed:  # noqa: ARG002
+        """None worth the name."""
+        return WEIGHTS
+
     def ranking(self, model: str, layer: str, picture: Picture) -> list[int]:  # noqa: ARG002
         """Every kernel whose index does not end in 9, in order."""
         kernels = catalogue.network(model).layer(layer).kernels
         return [kernel for kernel in range(kernels) if kernel % 10 != 9]
 
-    def answer(
-        self, questions: Sequence[Question], on_step: OnStep, should_stop: ShouldStop
-    ) -> Iterator[tuple[int, Answer | KernelscopeError]]:
+    def batch(self, question: Question) -> Batch:  # noqa: ARG002
         """One question after another."""
-        for number, question in enumerate(questions):
-            budget = question.iterations or 20
-            for iteration in range(1, budget + 1):
-                if should_stop():
-                    return
-                time.sleep(0.001)
-                on_step(Step(iteration, budget, 2.0 - iteration / budget))
-            if question.kernel % 10 == 9:
-                yield number, SilentKernel(f"kernel {question.kernel} is silent on this image")
-            else:
-                yield number, _answer(question, budget)
+        return DummyBatch()
+
+    def broken(self, error: Exception) -> bool:  # noqa: ARG002
+        """Never."""
+        return False
 
 
-def _answer(question: Question, iterations: int) -> Answer:
+class DummyBatch(Batch):
+    """One question at a time."""
+
+    def __init__(self) -> None:
+        self.ticket: Ticket | None = None
+        self.iteration = 0
+
+    def __len__(self) -> int:
+        """At most one."""
+        return int(self.ticket is not None)
+
+    @property
+    def room(self) -> int:
+        """For one."""
+        return 1 - len(self)
+
+    def add(self, tickets: Sequence[Ticket]) -> Answered:
+        """A kernel whose index ends in 9 is silent."""
+        (ticket,) = tickets
+        if ticket.question.kernel % 10 == 9:
+            return [(ticket, SilentKernel(f"kernel {ticket.question.kernel} is silent on this image"))]
+        self.ticket, self.iteration = ticket, 0
+        return []
+
+    def step(self) -> Answered:
+        """A millisecond's work."""
+        if self.ticket is None:
+            return []
+        budget = self.ticket.question.iterations or 20
+        self.iteration += 1
+        time.sleep(0.001)
+        self.ticket.step = Step(self.iteration, budget, 2.0 - self.iteration / budget)
+        return self._end("budget") if self.iteration == budget else []
+
+    def stop(self, tickets: Sequence[Ticket]) -> Answered:
+        """As far as it is."""
+        return self._end("deadline") if self.ticket in tickets else []
+
+    def drop(self, tickets: Sequence[Ticket]) -> None:
+        """Forget it."""
+        if self.ticket in tickets:
+            self.ticket = None
+
+    def _end(self, reason: Stop) -> Answered:
+        assert self.ticket is not None
+        ticket, self.ticket = self.ticket, None
+        return [(ticket, _answer(ticket.question, self.iteration, reason))]
+
+
+def _answer(question: Question, iterations: int, reason: Stop) -> Answer:
     picture = question.picture.copy()
     picture[:, :, (0, 2)] = 128
     x = ((picture / 255 - 0.5) / 0.25).astype(np.float32).transpose(2, 0, 1)
@@ -105,7 +151,7 @@ def _answer(question: Question, iterations: int) -> Answer:
         target_met=True if question.bounded else None,
         iterations=iterations,
         seconds=iterations / 1000,
-        stopped="budget",
+        stopped=reason,
         precision="float32",
         history=[(1, 0.0, 1.0, 1.0, 2.0), (iterations, 0.1, 0.2, 0.3, 0.6)],
         weights=WEIGHTS,

@@ -1,241 +1,222 @@
-"""The engine on a torch device: it answers questions about kernels, many at once. It knows problems, not jobs."""
+"""The engine: one thread that keeps a device busy with many callers' questions at once. It knows questions, not jobs.
+
+Questions of the same network and layer are answered in one batch, whoever asked them: new ones join between two steps
+and each leaves when it is answered (continuous batching). Batches take turns by the time that they have used, so a slow
+layer and a fast one, and big jobs and small ones of the same layer, each get their share of the device.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from math import inf
-from typing import Any
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-
-from shared.errors import DeviceOutOfMemory, KernelscopeError, LoneKernel, NotANumber, SilentKernel
-from shared.schemas import Losses, Metrics
-from shared.workers import NetworkState
-from worker.metrics import as_record, metrics, png_regularization
-from worker.networks import LoadedNetwork, Networks
-from worker.precision import Pace, pace
-from worker.questions import Answer, Engine, OnStep, Picture, Question, ShouldStop, Step
-from worker.suppression import FastSolver, PixelSpace, Problems, ReferenceSolver, Solution, Solver, losses, solve
-from worker.suppression.loop import Progress
+from shared.errors import DeadlinePassed, KernelscopeError
+from worker.questions import Answer, Answered, Batch, Device, Question, Ticket
 
 log = logging.getLogger(__name__)
 
-LOUDEST_OTHERS = 2
+T = TypeVar("T")
 
 
-class TorchEngine(Engine):
-    """The engine on one torch device."""
+class Asked:
+    """Questions in the hands of the engine. Iterate over it for the answers."""
 
-    def __init__(self, networks: Networks) -> None:
-        self.networks = networks
+    def __init__(self, questions: Sequence[Question], *, urgent: bool, deadline: float | None) -> None:
+        self.tickets = [Ticket(question) for question in questions]
+        self.urgent = urgent
+        self.deadline = deadline
+        self.withdrawn = False
+        self._answers: SimpleQueue[tuple[int, Answer | KernelscopeError] | None] = SimpleQueue()
+        self._numbers = {ticket: number for number, ticket in enumerate(self.tickets)}
+
+    def __iter__(self) -> Iterator[tuple[int, Answer | KernelscopeError]]:
+        """(number of the question, its answer or why there is none) as each comes; ends early if withdrawn."""
+        for _ in self.tickets:
+            found = self._answers.get()
+            if found is None:
+                return
+            yield found
+
+    def withdraw(self) -> None:
+        """The answers that are still open are not wanted any more; the engine forgets them before its next step."""
+        self.withdrawn = True
+        self._answers.put(None)
+
+    def answer(self, ticket: Ticket, answer: Answer | KernelscopeError) -> None:
+        """From the engine."""
+        self._answers.put((self._numbers[ticket], answer))
 
     @property
-    def device(self) -> str:
-        """`cpu`, or the card's name."""
-        device = self.networks.device
-        return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    def late(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and time.time() >= self.deadline
 
-    def preload(self, model: str) -> None:
-        """Load a network now."""
-        self.networks.get(model)
 
-    def states(self) -> dict[str, NetworkState]:
-        """Which networks can be run."""
-        return self.networks.states()
+@dataclass
+class _Group:
+    """The questions of one kind and urgency."""
 
-    def input_size(self, model: str) -> int:
-        """Side of the network's input in pixels."""
-        return self.networks.get(model).input_size
+    batch: Batch
+    used: float  # seconds of the device
+    waiting: deque[tuple[Asked, deque[Ticket]]] = field(default_factory=deque)
+    running: dict[Ticket, Asked] = field(default_factory=dict)
 
-    @torch.no_grad()
-    def ranking(self, model: str, layer: str, picture: Picture) -> list[int]:
-        """The layer's active kernels by mean activation, highest first."""
-        network = self.networks.get(model)
-        activation = network.features_of(layer, _images([picture], network))[0].mean(dim=(1, 2))  # (C,)
-        order = activation.argsort(descending=True, stable=True)
-        return [kernel for kernel in order.tolist() if activation[kernel] > 0]
+    def next(self, count: int) -> list[Ticket]:
+        """Up to `count` that wait, one of each caller in turn; they run from now on."""
+        taken: list[Ticket] = []
+        while self.waiting and len(taken) < count:
+            asked, tickets = self.waiting.popleft()
+            ticket = tickets.popleft()
+            taken.append(ticket)
+            self.running[ticket] = asked
+            if tickets:
+                self.waiting.append((asked, tickets))
+        return taken
 
-    def answer(
-        self, questions: Sequence[Question], on_step: OnStep, should_stop: ShouldStop
-    ) -> Iterator[tuple[int, Answer | KernelscopeError]]:
-        """Answer the questions in batches of those that share network, layer and solver."""
-        groups: dict[tuple[object, ...], list[int]] = {}
-        for number, question in enumerate(questions):
-            groups.setdefault(question.setup, []).append(number)
-        for numbers in groups.values():
-            yield from self._group(questions, numbers, on_step, should_stop)
+    def open(self) -> Iterator[tuple[Asked, Ticket]]:
+        """All that have no answer yet."""
+        yield from ((asked, ticket) for ticket, asked in self.running.items())
+        yield from ((asked, ticket) for asked, tickets in self.waiting for ticket in tickets)
 
-    def _group(
-        self, questions: Sequence[Question], numbers: list[int], on_step: OnStep, should_stop: ShouldStop
-    ) -> Iterator[tuple[int, Answer | KernelscopeError]]:
-        first = questions[numbers[0]]
-        network = self.networks.get(first.model)
-        cut = network.cut(first.layer)
-        speed = pace(cut, network.input_size, self.networks.device)
-        size = min(speed.batch, len(numbers))
-        while numbers:
-            if should_stop():
-                return
-            batch, rest = numbers[:size], numbers[size:]
+
+class Engine:
+    """Answers questions on one device.
+
+    Args:
+        device: what computes. Nothing but the engine's own thread steps its batches.
+        on_broken: called on the engine's thread, which ends then, when the device is good for nothing any more.
+    """
+
+    def __init__(self, device: Device, on_broken: Callable[[Exception], None] = lambda _: None) -> None:
+        self.device = device
+        self.on_broken = on_broken
+        self.steps = 0  # grows as long as the engine lives and has something to do
+        self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._groups: dict[tuple[object, ...], _Group] = {}
+        self._busy = False
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+
+    def ask(self, questions: Sequence[Question], *, urgent: bool = True, deadline: float | None = None) -> Asked:
+        """Have these questions answered.
+
+        Args:
+            urgent: those of small jobs do not wait behind those of big ones.
+            deadline: seconds since 1970; what is running then is answered as far as it is, what waits is not.
+        """
+        asked = Asked(questions, urgent=urgent, deadline=deadline)
+        self._inbox.put(lambda: self._sort_in(asked))
+        return asked
+
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run something else on the engine's thread, before its next step."""
+        future: Future[T] = Future()
+
+        def run() -> None:
             try:
-                answers = _answers(network, cut, speed, [questions[n] for n in batch], on_step, should_stop)
-            except torch.OutOfMemoryError:
-                if size > 1:
-                    size //= 2
-                    log.warning("out of memory: batches of %d now", size)
+                future.set_result(function(*arguments))
+            except Exception as error:
+                future.set_exception(error)
+                if self.device.broken(error):
+                    raise
+
+        self._inbox.put(run)
+        return future.result()
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do."""
+        return self._busy or not self._inbox.empty()
+
+    def close(self) -> None:
+        """End the thread after its present step."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        try:
+            while self._read():
+                if self._groups:
+                    self._turn(*min(self._groups.items(), key=lambda pair: pair[1].used))
+                self.steps += 1
+        except Exception as error:
+            log.critical("the device %s is broken", self.device.name, exc_info=True)
+            self.on_broken(error)
+
+    def _read(self) -> bool:
+        """Take in what is new; wait for it where there is nothing else to do. False: close."""
+        self._busy = bool(self._groups)
+        while not self._busy or not self._inbox.empty():
+            order = self._inbox.get()
+            if order is None:
+                return False
+            self._busy = True
+            order()
+        return True
+
+    def _sort_in(self, asked: Asked) -> None:
+        tickets: dict[tuple[object, ...], deque[Ticket]] = {}
+        for ticket in asked.tickets:
+            tickets.setdefault((asked.urgent, *ticket.question.kind), deque()).append(ticket)
+        for key, part in tickets.items():
+            if key not in self._groups:
+                try:
+                    batch = self.device.batch(part[0].question)
+                except Exception as error:
+                    self._fail([(asked, ticket) for ticket in part], error)
                     continue
-                answers = {0: DeviceOutOfMemory(f"{first.layer} of {first.model} does not fit into {self.device}")}
-            yield from ((batch[row], answer) for row, answer in answers.items())
-            numbers = rest
+                least = min((group.used for group in self._groups.values()), default=0.0)
+                self._groups[key] = _Group(batch, least)
+            self._groups[key].waiting.append((asked, part))
 
+    def _turn(self, key: tuple[object, ...], group: _Group) -> None:
+        begin = time.perf_counter()
+        try:
+            self._weed(group)
+            if new := group.next(group.batch.room):
+                self._deliver(group, group.batch.add(new))
+            self._deliver(group, group.batch.step())
+        except Exception as error:
+            self._fail(list(group.open()), error)
+            del self._groups[key]
+            return
+        group.used += time.perf_counter() - begin
+        if not group.running and not group.waiting:
+            del self._groups[key]
 
-def make_solver(question: Question, space: PixelSpace) -> Solver[Any]:
-    """The solver that a question asks for."""
-    if question.solver == "reference":
-        return ReferenceSolver(budget=question.iterations or ReferenceSolver.budget)
-    return FastSolver.of(space, question.effort, question.iterations)
+    def _weed(self, group: _Group) -> None:
+        """Forget what is not wanted any more, and answer what is late."""
+        gone = [ticket for ticket, asked in group.running.items() if asked.withdrawn]
+        group.batch.drop(gone)
+        for ticket in gone:
+            del group.running[ticket]
+        if late := [ticket for ticket, asked in group.running.items() if asked.late]:
+            self._deliver(group, group.batch.stop(late))
+        for asked, tickets in group.waiting:
+            if asked.late and not asked.withdrawn:
+                for ticket in tickets:
+                    asked.answer(ticket, DeadlinePassed("the deadline passed before the device was free"))
+        group.waiting = deque(pair for pair in group.waiting if not (pair[0].withdrawn or pair[0].late))
 
+    @staticmethod
+    def _deliver(group: _Group, answered: Answered) -> None:
+        for ticket, answer in answered:
+            group.running.pop(ticket).answer(ticket, answer)
 
-def _answers(
-    network: LoadedNetwork,
-    cut: nn.Sequential,
-    speed: Pace,
-    questions: list[Question],
-    on_step: OnStep,
-    should_stop: ShouldStop,
-) -> dict[int, Answer | KernelscopeError]:
-    """One batch, from pictures to answers, by row; a row that was cancelled has none."""
-    problems, features = _posed(network, cut, questions)
-    answers: dict[int, Answer | KernelscopeError] = {}
-    for row, (silent, lone) in enumerate(zip(problems.silent.tolist(), problems.lone.tolist(), strict=True)):
-        if silent or lone:
-            answers[row] = _refusal(questions[row], silent=silent)
-    rows = [row for row in range(len(questions)) if row not in answers]
-    solver = make_solver(questions[0], network.space)
-    exact = isinstance(solver, ReferenceSolver) or questions[0].bounded
-    precision = torch.float32 if exact else speed.precision
-
-    def report(progress: Progress) -> None:
-        on_step(Step(progress.iteration, solver.budget, float(progress.losses.total.mean())))
-
-    solutions = solve(
-        cut,
-        problems.select(torch.tensor(rows, dtype=torch.long)),
-        solver,
-        precision=precision,
-        on_step=report,
-        should_stop=should_stop,
-    )
-    for row, solution in zip(rows, solutions, strict=True):
-        if solution.stopped != "cancelled":
-            answers[row] = _measured(network, cut, problems.select(torch.tensor([row])), features[row], solution)
-    return answers
-
-
-def _refusal(question: Question, *, silent: bool) -> KernelscopeError:
-    if silent:
-        return SilentKernel(
-            f"kernel {question.kernel} of {question.layer} is silent on this image (its feature map is zero "
-            'everywhere), so there is nothing to explain; "top:N" takes the most active kernels'
-        )
-    return LoneKernel(
-        f"every kernel of {question.layer} but {question.kernel} is silent on this image: nothing to suppress"
-    )
-
-
-@torch.no_grad()
-def _posed(network: LoadedNetwork, cut: nn.Sequential, questions: list[Question]) -> tuple[Problems, Tensor]:
-    """The batch's problems, and the feature maps of their images, (B, C, h, w)."""
-    images = _images([question.picture for question in questions], network)
-    features = torch.cat([cut(image[None]) for image in images]).clamp_min(0)
-    kernel = torch.tensor([question.kernel for question in questions], device=images.device)
-    rows = [(q.alpha, q.beta, _or(q.max_preservation, inf), _or(q.target_ssim, -1)) for q in questions]
-    alpha, beta, most, least = torch.tensor(rows, device=images.device).unbind(1)
-    return Problems.pose(images, features, kernel, alpha, beta).within(most, least), features
-
-
-@torch.no_grad()
-def _measured(
-    network: LoadedNetwork, cut: nn.Sequential, problem: Problems, before: Tensor, solution: Solution
-) -> Answer | KernelscopeError:
-    """Feed the delivered picture, and X̂ before it was rounded, back through the network."""
-    space, kernel = network.space, int(problem.kernel)
-    x = solution.x[None]
-    picture = space.to_bytes(x)
-    shown = space.from_bytes(picture)
-    after, after_float, blank = (cut(image).clamp_min(0) for image in (shown, x, torch.zeros_like(x)))
-    terms, terms_float, terms_blank, terms_start = (
-        as_record(losses(problem, maps, image), 0)
-        for maps, image in (
-            (after, shown),
-            (after_float, x),
-            (blank, torch.zeros_like(x)),
-            (before[None], problem.image),
-        )
-    )
-    terms.regularization = float(png_regularization(picture, space))
-    terms.total = (
-        terms.preservation + float(problem.alpha) * terms.suppression + float(problem.beta) * terms.regularization
-    )
-    if not np.isfinite([terms.total, terms_float.total]).all():
-        return NotANumber(f"X̂ of kernel {kernel} is not finite; its start is {terms_start.total:g}")
-    others = _loudest_others(before, kernel)
-    found = metrics(before, after[0], kernel, picture[0], space)
-    return Answer(
-        picture=picture[0].permute(1, 2, 0).cpu().numpy(),
-        x=solution.x.cpu().numpy(),
-        maps={
-            "before": _array(before[kernel]),
-            "after": _array(after[0, kernel]),
-            "others": others.cpu().numpy(),
-            "others_before": _array(before[others]),
-            "others_after": _array(after[0, others]),
-        },
-        losses=terms,
-        losses_float=terms_float,
-        loss_start=terms_start.total,
-        loss_blank=terms_blank.total,
-        metrics=found,
-        metrics_float=metrics(before, after_float[0], kernel, picture[0], space),
-        target_met=_target_met(problem, terms, found),
-        iterations=solution.iterations,
-        seconds=solution.seconds,
-        stopped=solution.stopped,
-        precision=solution.precision,
-        history=solution.history,
-        weights=network.weights,
-    )
-
-
-def _or(value: float | None, otherwise: float) -> float:
-    return otherwise if value is None else value
-
-
-def _target_met(problem: Problems, terms: Losses, found: Metrics) -> bool | None:
-    """Whether the delivered picture keeps what was asked for."""
-    if not bool(problem.bounded):
-        return None
-    return terms.preservation <= float(problem.max_preservation) and (
-        found.ssim is None or found.ssim >= float(problem.min_ssim)
-    )
-
-
-def _loudest_others(before: Tensor, kernel: int) -> Tensor:
-    """The kernels of the highest mean activation but the selected one."""
-    mean = before.mean(dim=(1, 2))
-    mean[kernel] = -1
-    return mean.topk(min(LOUDEST_OTHERS, len(mean) - 1)).indices
-
-
-def _images(pictures: Sequence[Picture], network: LoadedNetwork) -> Tensor:
-    """(B, 3, H, W), normalised, on the network's device."""
-    stack = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-    return network.space.from_bytes(stack.to(network.space.mean.device)).contiguous(memory_format=torch.channels_last)
-
-
-def _array(maps: Tensor) -> NDArray[np.float32]:
-    return maps.float().cpu().numpy()
+    def _fail(self, tickets: Sequence[tuple[Asked, Ticket]], error: Exception) -> None:
+        """An error of ours is told; a bug is told in short, and the log says where."""
+        if self.device.broken(error):
+            raise error
+        if not isinstance(error, KernelscopeError):
+            log.error("%d questions failed", len(tickets), exc_info=error)
+            kind = type(error).__name__
+            error = KernelscopeError(f"internal error ({kind}); the worker's log has the details")
+        for asked, ticket in tickets:
+            asked.answer(ticket, error)

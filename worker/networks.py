@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
@@ -83,7 +84,10 @@ class Networks:
         """
         with self._lock:
             if name not in self._loaded:
-                self._loaded[name] = self._load(name)
+                # In a thread that ends: OpenMP keeps helpers for each thread that has run torch, and once there are
+                # more of them than cores they sleep between operations: conv1_1 was half as fast.
+                with ThreadPoolExecutor(1, "load") as loader:
+                    self._loaded[name] = loader.submit(self._load, name).result()
             return self._loaded[name]
 
     def states(self) -> dict[str, NetworkState]:

@@ -14,12 +14,17 @@ from shared.jobs import Records, Transitions, connect
 from shared.settings import Settings
 from shared.store import BlobStore
 from shared.workers import HEARTBEAT_SECONDS, WorkerState, publish, retire
-from worker.questions import Engine
+from worker.engine import Engine
+from worker.pulse import Pulse
+from worker.questions import Device
 from worker.runner import Runner
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 10.0  # seconds that a Redis call of a worker may take, a restart of Redis included
+PATIENCE = 5.0  # seconds that one try of a Redis call may take
+RETRIES = 40  # about 20 s, a restart of Redis included
+GRACE_SECONDS = 8.0  # from SIGTERM to the end, whatever happens
+BROKEN, HUNG = 70, 71  # exit codes
 
 
 class WorkerProcess:
@@ -31,41 +36,54 @@ class WorkerProcess:
 
     def __init__(self, settings: Settings, announce: Callable[[str, str], None]) -> None:
         self.settings = settings
-        self.redis = connect(settings.redis_url.get_secret_value(), patience=PATIENCE)
-        self.engine = make_engine(settings)
+        self.redis = connect(settings.redis_url.get_secret_value(), patience=PATIENCE, retries=RETRIES)
+        self.device = make_device(settings)
+        self.engine = Engine(self.device, on_broken=lambda _: _end(BROKEN))
         self.stopping = Event()
         self.ready = Event()
         self.started_at = time.time()
         self.id = f"{socket.gethostname()}-{os.getpid()}"
+        transitions = Transitions(self.redis, settings.lease_seconds)
         self.runner = Runner(
             engine=self.engine,
+            pulse=Pulse(transitions, self.engine, on_hang=lambda: _end(HUNG)),
             records=Records(self.redis),
-            transitions=Transitions(self.redis, settings.lease_seconds),
+            transitions=transitions,
             store=BlobStore(settings.store),
             max_pixels=int(settings.max_megapixels * 1e6),
+            max_attempts=settings.max_attempts,
             announce=announce,
-            stopping=self.stopping.is_set,
         )
+
+    @property
+    def slices(self) -> int:
+        """How many slices it may hold at once."""
+        return self.settings.slices or (8 if self.device.name in ("cpu", "dummy") else 64)
 
     def start(self) -> None:
         """Begin the heartbeat, then load the networks of the `preload` setting, those that can be had."""
         Thread(target=self._beat, name="heartbeat", daemon=True).start()
-        # In a thread that ends: OpenMP keeps helpers for each thread that has run torch, and once there are more of
-        # them than cores they sleep between operations, which made an evaluation of conv1_1 half as fast.
-        loader = Thread(target=self._preload, name="preload")
-        loader.start()
-        loader.join()
-
-    def _preload(self) -> None:
         for name in self.settings.preload:
             try:
-                self.engine.preload(name)
+                self.device.preload(name)
             except KernelscopeError as error:
                 log.warning("%s is not preloaded: %s", name, error)
 
     def stop(self) -> None:
-        """Hand back what is running; the solver asks at its next evaluation."""
-        self.stopping.set()
+        """Hand back what is running. What cannot be stopped (a download, say) is handed back all the same."""
+        if not self.stopping.is_set():
+            self.stopping.set()
+            Thread(target=self._give_up, name="grace", daemon=True).start()
+            self.runner.stop()
+
+    def _give_up(self) -> None:
+        time.sleep(GRACE_SECONDS)
+        log.warning("not everything could be stopped in %.0f s", GRACE_SECONDS)
+        try:
+            self.runner.abandon()
+            self.gone()
+        finally:
+            _end(0)
 
     def gone(self) -> None:
         """Say goodbye."""
@@ -85,27 +103,33 @@ class WorkerProcess:
     def _state(self) -> WorkerState:
         return WorkerState(
             id=self.id,
-            device=self.engine.device,
+            device=self.device.name,
             started_at=self.started_at,
             ready=self.ready.is_set(),
-            networks=self.engine.states(),
+            networks=self.device.states(),
         )
 
 
-def make_engine(settings: Settings) -> Engine:
-    """The engine that the settings ask for."""
+def make_device(settings: Settings) -> Device:
+    """The device that the settings ask for."""
     if settings.engine == "dummy":
-        from worker.dummy import DummyEngine
+        from worker.dummy import DummyDevice
 
-        return DummyEngine()
+        return DummyDevice()
     import torch
 
-    from worker.engine import TorchEngine
+    from worker.device import TorchDevice
     from worker.networks import Networks
 
     device = torch.device(_best_device() if settings.device == "auto" else settings.device)
     log.info("device: %s, %d threads", device, torch.get_num_threads())
-    return TorchEngine(Networks(settings.weights, device, download=settings.download_weights))
+    return TorchDevice(Networks(settings.weights, device, download=settings.download_weights))
+
+
+def _end(code: int) -> None:
+    """At once: threads that hang cannot be waited for. The supervisor starts the process again."""
+    logging.shutdown()
+    os._exit(code)
 
 
 def _best_device() -> str:

@@ -1,8 +1,13 @@
-"""What a runner asks and what an engine answers. No torch here, so that an engine can be a double."""
+"""What a runner asks, what an engine answers, and what an engine needs of a device.
+
+No torch here, so that a device can be a double.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +22,7 @@ Picture = NDArray[np.uint8]  # (H, W, 3)
 Maps = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Question:
     """What does this kernel see in this picture?"""
 
@@ -39,9 +44,15 @@ class Question:
         return self.target_ssim is not None or self.max_preservation is not None
 
     @property
-    def setup(self) -> tuple[object, ...]:
+    def kind(self) -> tuple[str, ...]:
         """What questions must share to be answered in one batch."""
-        return self.model, self.layer, self.solver, self.effort, self.iterations, self.bounded
+        return self.model, self.layer, self.solver
+
+    def fingerprint(self, weights: WeightsUsed, version: str) -> str:
+        """The same for the same work: pixels, weights, layer, kernel, parameters and the solver's version."""
+        parameters = {name: value for name, value in vars(self).items() if name not in ("picture", "model")}
+        text = json.dumps([parameters, self.picture.shape, weights.sha256, version], sort_keys=True)
+        return hashlib.sha256(text.encode() + self.picture.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -68,23 +79,64 @@ class Answer:
 
 @dataclass(frozen=True)
 class Step:
-    """How far the questions that run now are."""
+    """How far a question is that is being answered."""
 
     iteration: int
     budget: int
     loss: float
 
 
-OnStep = Callable[[Step], None]
-ShouldStop = Callable[[], Stop | None]
+@dataclass(eq=False)
+class Ticket:
+    """One question in the hands of an engine."""
+
+    question: Question
+    step: Step | None = None  # none while it waits
 
 
-class Engine(Protocol):
-    """What a runner asks of an engine; `worker/dummy.py` has one without a network."""
+Answered = list[tuple[Ticket, Answer | KernelscopeError]]
+
+
+class Batch(Protocol):
+    """Questions of one kind that a device answers together. They come and go between steps."""
+
+    def __len__(self) -> int:
+        """How many are being answered."""
+        ...
 
     @property
-    def device(self) -> str:
-        """For people: which device computes."""
+    def room(self) -> int:
+        """How many more may come now."""
+        ...
+
+    def add(self, tickets: Sequence[Ticket]) -> Answered:
+        """Begin with these. Returns those that are answered at once: a kernel that is silent, say."""
+        ...
+
+    def step(self) -> Answered:
+        """Go on for at most half a second with each; note how far it is in its ticket. Returns what is answered."""
+        ...
+
+    def stop(self, tickets: Sequence[Ticket]) -> Answered:
+        """Answer these now, as far as they are: their deadline has passed."""
+        ...
+
+    def drop(self, tickets: Sequence[Ticket]) -> None:
+        """Forget these."""
+        ...
+
+
+class Device(Protocol):
+    """What computes; `worker/dummy.py` has one without a network."""
+
+    @property
+    def name(self) -> str:
+        """For people: `cpu`, or the card's name."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Of what it answers: another version may answer the same question otherwise."""
         ...
 
     def preload(self, model: str) -> None:
@@ -99,12 +151,21 @@ class Engine(Protocol):
         """Side of the network's input in pixels. Loads the network; raises ModelUnavailable."""
         ...
 
-    def ranking(self, model: str, layer: str, picture: Picture) -> list[int]:
-        """The layer's kernels that are active on the picture, by mean activation, highest first."""
+    def weights(self, model: str) -> WeightsUsed:
+        """Which weights the network has. Loads the network; raises ModelUnavailable."""
         ...
 
-    def answer(
-        self, questions: Sequence[Question], on_step: OnStep, should_stop: ShouldStop
-    ) -> Iterator[tuple[int, Answer | KernelscopeError]]:
-        """Yield (number of the question, answer or why there is none), as each is done."""
+    def ranking(self, model: str, layer: str, picture: Picture) -> list[int]:
+        """The layer's kernels that are active on the picture, by mean activation, highest first.
+
+        Like the batches, on the engine's thread only. Raises LayerNotCovered.
+        """
+        ...
+
+    def batch(self, question: Question) -> Batch:
+        """An empty batch for questions of this one's kind. Raises ModelUnavailable, LayerNotCovered."""
+        ...
+
+    def broken(self, error: Exception) -> bool:
+        """Whether after this error the device is good for nothing in this process."""
         ...

@@ -5,77 +5,117 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
-from threading import Event, Thread
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from shared import images
-from shared.errors import KernelscopeError, StoreUnavailable, UnknownImage
+from shared.errors import DeadlinePassed, KernelscopeError, StoreUnavailable, UnknownImage
 from shared.jobs import Claim, LostLease, Records, Transitions
-from shared.schemas import Item, ItemResult, Stop
+from shared.schemas import Item, ItemResult
 from shared.store import BlobStore
-from worker.questions import Answer, Engine, Picture, Question, Step
+from worker.engine import Asked, Engine
+from worker.pulse import Pulse
+from worker.quarantine import Quarantine
+from worker.questions import Answer, Picture, Question
 
 log = logging.getLogger(__name__)
-
-PROGRESS_SECONDS = 0.25  # the append-only file is synced at each write
 
 
 @dataclass
 class Runner:
-    """Runs slices on one engine.
+    """Runs slices on one engine, each in a thread of its own.
 
     Args:
-        stopping: asked at every evaluation; once true, the slice is handed back to the queue.
+        max_attempts: a slice runs alone when it is tried for the last time, so that it takes no other with it.
+        announce: sends the message that a slice may be runnable: (slice id, queue).
     """
 
     engine: Engine
+    pulse: Pulse
     records: Records
     transitions: Transitions
     store: BlobStore
     max_pixels: int
+    max_attempts: int
     announce: Callable[[str, str], None]
-    stopping: Callable[[], bool]
+    quarantine: Quarantine = field(default_factory=Quarantine)
+    stopping: bool = False
+    _running: set[_SliceRun] = field(default_factory=set)
+    _lock: Lock = field(default_factory=Lock)
 
     def run(self, slice_id: str) -> None:
         """Claim the slice and bring it to its end; a duplicate message finds nothing to claim."""
-        claim = self.transitions.claim(slice_id)
-        if claim is None:
-            return
-        log.info("%s: begun, attempt %d, %d items", slice_id, claim.attempt, len(claim.items))
-        try:
-            _SliceRun(self, claim).to_the_end()
-        except LostLease:
-            log.warning("%s: lost the lease; what is not committed is left to others", slice_id)
-        except StoreUnavailable as error:
-            log.warning("%s: %s; its lease will lapse and the slice be tried again", slice_id, error)
+        last = 1 < self.max_attempts <= self.transitions.strikes(slice_id) + 1
+        with self.quarantine.alone() if last else self.quarantine.together():
+            if self.stopping:
+                self._announce(slice_id)
+            elif claim := self.transitions.claim(slice_id):
+                if 1 < self.max_attempts <= claim.strikes and not last:  # tried in vain since we looked
+                    self.hand_back(claim)
+                else:
+                    self._run(claim)
+
+    def stop(self) -> None:
+        """Hand back everything that runs; take nothing more."""
+        with self._lock:
+            self.stopping = True
+            running = list(self._running)
+        for run in running:
+            run.end()
+
+    def abandon(self) -> None:
+        """Hand back what does not let itself be stopped; its thread can write nothing from here on."""
+        with self._lock:
+            running = list(self._running)
+        for run in running:
+            self.hand_back(run.claim)
 
     def hand_back(self, claim: Claim) -> None:
-        """The worker stops: somebody else shall go on after the last finished item."""
+        """Somebody else shall go on after the last finished item."""
         self.transitions.release(claim)
-        if queue := self.transitions.sent(claim.slice_id):
-            self.announce(claim.slice_id, queue)
+        self._announce(claim.slice_id)
         log.info("%s: handed back", claim.slice_id)
 
+    def _announce(self, slice_id: str) -> None:
+        if queue := self.transitions.sent(slice_id):
+            self.announce(slice_id, queue)
 
-@dataclass
+    def _run(self, claim: Claim) -> None:
+        log.info("%s: begun, attempt %d, %d items", claim.slice_id, claim.attempt, len(claim.items))
+        run = _SliceRun(self, claim)
+        with self._lock:
+            self._running.add(run)
+        self.pulse.take(run)
+        try:
+            run.to_the_end()
+        except LostLease:
+            log.warning("%s: cancelled, or lost to another worker; what is not committed is dropped", claim.slice_id)
+        except StoreUnavailable as error:
+            log.warning("%s: %s; its lease will lapse and the slice be tried again", claim.slice_id, error)
+        finally:
+            self.pulse.let_go(run)
+            with self._lock:
+                self._running.discard(run)
+
+
+@dataclass(eq=False)
 class _SliceRun:
     runner: Runner
     claim: Claim
-    reported: float = field(default=0.0)
+    asked: Asked | None = None
+    lost: bool = False
+    ended: bool = False
 
     def to_the_end(self) -> None:
         try:
-            with self._alive():
-                questions = self._questions()
-            self._answer(questions)
+            self._answer(self._questions())
         except (LostLease, StoreUnavailable):
             raise
         except KernelscopeError as error:
@@ -87,12 +127,48 @@ class _SliceRun:
                 self.claim, KernelscopeError(f"internal error ({kind}); the worker's log has the details")
             )
 
+    @property
+    def in_engine(self) -> bool:
+        return self.asked is not None
+
+    def progress(self) -> dict[str, Any]:
+        """Of the items that run now: the evaluations done, the most that they may take, their mean loss."""
+        steps = [ticket.step for ticket in self.asked.tickets if ticket.step] if self.asked else []
+        if not steps:
+            return {}
+        return {
+            "iteration": max(step.iteration for step in steps),
+            "budget": max(step.budget for step in steps),
+            "loss": sum(step.loss for step in steps) / len(steps),
+        }
+
+    def lose(self) -> None:
+        self.lost = True
+        self.end()
+
+    def end(self) -> None:
+        """Stop waiting for the engine."""
+        self.ended = True
+        if self.asked:
+            self.asked.withdraw()
+
     def _answer(self, questions: list[tuple[Item, Question]]) -> None:
-        answers = self.runner.engine.answer([question for _, question in questions], self._on_step, self._should_stop)
-        for number, answer in answers:
-            item, question = questions[number]
-            self._commit(item, question.kernel, answer)
-        if self.runner.stopping():
+        engine = self.runner.engine
+        if self.claim.deadline is not None and time.time() >= self.claim.deadline:
+            raise DeadlinePassed("the deadline passed before a worker was free")
+        open_ = [(item, question) for item, question in questions if not self._reused(item, question)]
+        small = self.claim.queue == "interactive"
+        self.asked = engine.ask([question for _, question in open_], urgent=small, deadline=self.claim.deadline)
+        if self.ended or self.runner.stopping:  # told so before there was anything to withdraw
+            self.asked.withdraw()
+        left = len(open_)
+        for number, answer in self.asked:
+            self._commit(*open_[number], answer)
+            left -= 1
+        self.asked = None
+        if self.lost:
+            raise LostLease(self.claim.slice_id)
+        if left:
             self.runner.hand_back(self.claim)
         else:
             self.runner.transitions.finish(self.claim)
@@ -101,7 +177,9 @@ class _SliceRun:
         """The items with their kernels; ranks that no active kernel fills are skipped."""
         kernels = {item.index: self._kernel(item) for item in self.claim.items}
         if isinstance(self.claim.request.kernels, str):
-            self.runner.transitions.resolve(self.claim, sum(kernel is None for kernel in kernels.values()))
+            self.runner.transitions.resolve(
+                self.claim, [item for item in self.claim.items if kernels[item.index] is None]
+            )
         return [
             (item, self._question(item, kernel))
             for item in self.claim.items
@@ -133,13 +211,16 @@ class _SliceRun:
     @cached_property
     def _pictures(self) -> dict[int, Picture]:
         """By the image's number in the request: the network's input, (H, W, 3) in 8 bits."""
-        size = self.runner.engine.input_size(self.claim.request.model)
+        size = self.runner.engine.device.input_size(self.claim.request.model)
         return {number: self._picture(self.claim.request.images[number], size) for number in self._numbers}
 
     @cached_property
     def _rankings(self) -> dict[int, list[int]]:
         request, engine = self.claim.request, self.runner.engine
-        return {n: engine.ranking(request.model, request.layer, self._pictures[n]) for n in self._numbers}
+        return {
+            number: engine.call(engine.device.ranking, request.model, request.layer, self._pictures[number])
+            for number in self._numbers
+        }
 
     @property
     def _numbers(self) -> list[int]:
@@ -151,15 +232,36 @@ class _SliceRun:
             raise UnknownImage(f"the bytes of image {digest} are gone from the store")
         return np.asarray(images.resized(images.decode(data, self.runner.max_pixels), size))
 
-    def _commit(self, item: Item, kernel: int, answer: Answer | KernelscopeError) -> None:
-        result = ItemResult.of(item, self.claim.request, kernel)
+    def _reused(self, item: Item, question: Question) -> bool:
+        """Whether the same work was done before, by this job or another: then its result is this item's too."""
+        records = self.runner.records
+        fingerprint = self._fingerprint(question)
+        found = records.same(fingerprint)
+        if found is None:
+            return False
+        result, blobs = found
+        records.hold(self.claim.job_id, list(blobs.values()), self.claim.expires_at)
+        if records.same(fingerprint) is None:  # it was removed before our hold, and its blobs with it
+            return False
+        own = ItemResult.of(item, self.claim.request, question.kernel)
+        mine = {name: getattr(own, name) for name in ("index", "image", "kernel", "rank")}
+        self.runner.transitions.commit(self.claim, result.model_copy(update={**mine, "reused": True}), blobs)
+        return True
+
+    def _fingerprint(self, question: Question) -> str:
+        device = self.runner.engine.device
+        return question.fingerprint(device.weights(question.model), device.version)
+
+    def _commit(self, item: Item, question: Question, answer: Answer | KernelscopeError) -> None:
+        result = ItemResult.of(item, self.claim.request, question.kernel)
         if isinstance(answer, KernelscopeError):
             self.runner.transitions.commit(self.claim, result.failed(answer), {})
-        else:
-            facts = {**_facts(answer), "device": self.runner.engine.device}
-            self.runner.transitions.commit(
-                self.claim, result.model_copy(update=facts), self._stored(_artifacts(answer))
-            )
+            return
+        facts = {**_facts(answer), "device": self.runner.engine.device.name}
+        blobs = self._stored(_artifacts(answer))
+        whole = answer.stopped in ("converged", "budget")
+        fingerprint = self._fingerprint(question) if whole else ""
+        self.runner.transitions.commit(self.claim, result.model_copy(update=facts), blobs, fingerprint)
 
     def _stored(self, artifacts: dict[str, bytes]) -> dict[str, str]:
         """Blobs are referred to before they are written, and written before the item is committed."""
@@ -168,41 +270,6 @@ class _SliceRun:
         for data in artifacts.values():
             self.runner.store.put(data)
         return digests
-
-    def _on_step(self, step: Step) -> None:
-        now = time.monotonic()
-        if now - self.reported >= PROGRESS_SECONDS:
-            self.reported = now
-            self._renew(asdict(step))
-
-    def _renew(self, progress: dict[str, Any]) -> None:
-        try:
-            self.runner.transitions.renew(self.claim, progress)
-        except StoreUnavailable:
-            log.warning("%s: Redis does not answer; going on while the lease may hold", self.claim.slice_id)
-
-    def _should_stop(self) -> Stop | None:
-        return "cancelled" if self.runner.stopping() else None
-
-    @contextmanager
-    def _alive(self) -> Iterator[None]:
-        """Keep the lease while there is nothing to report yet: a network is loaded, or downloaded."""
-        done = Event()
-
-        def renew() -> None:
-            while not done.wait(self.runner.transitions.lease_seconds / 3):
-                try:
-                    self._renew({})
-                except LostLease:
-                    return
-
-        thread = Thread(target=renew, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
 
 
 def _facts(answer: Answer) -> dict[str, Any]:

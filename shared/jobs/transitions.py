@@ -51,6 +51,7 @@ class Claim:
     request: ExplainRequest
     expires_at: float
     deadline: float | None  # seconds since 1970
+    queue: Queue
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ class Transitions:
             "created_at": now,
             "expires_at": expires_at,
             "deadline": deadline,
+            "queue": queue,
             "request": text,
             "planned": planned,
             "unresolved": len(slices) if isinstance(request.kernels, str) else 0,
@@ -302,8 +304,8 @@ class Transitions:
     def _claim(self, slice_id: str, job_id: str, token: str, tries: tuple[int, int], items: str) -> Claim:
         with redis_errors(), self.redis.pipeline(transaction=True) as pipe:
             pipe.hkeys(f"ks:job:{job_id}:results")
-            pipe.hmget(f"ks:job:{job_id}", "request", "expires_at", "deadline")
-            done, (request, expires_at, deadline) = pipe.execute()
+            pipe.hmget(f"ks:job:{job_id}", "request", "expires_at", "deadline", "queue")
+            done, (request, expires_at, deadline, queue) = pipe.execute()
         if request is None:
             raise LostLease(slice_id)
         return Claim(
@@ -316,6 +318,7 @@ class Transitions:
             request=ExplainRequest.model_validate_json(request),
             expires_at=float(expires_at),
             deadline=float(deadline) if deadline else None,
+            queue=queue,
         )
 
     def _fenced(self, name: str, claim: Claim, *arguments: object) -> None:

@@ -20,7 +20,8 @@ from shared.schemas import ItemResult, Status
 from tests.integration.conftest import local_settings
 from tests.recompute import VGG_BLOCKS, PlainVgg, numbers
 from worker import metrics
-from worker.engine import TorchEngine
+from worker.device import TorchDevice
+from worker.engine import Engine
 from worker.networks import Networks
 from worker.questions import Answer, Question
 from worker.suppression import Problems, ReferenceSolver, losses, solve
@@ -102,20 +103,22 @@ def test_an_explanation_of_a_photograph(
 
 def test_a_batch_mate_changes_a_real_explanation_by_less_than_two_percent(weights: Path) -> None:
     """CPU kernels differ with the batch size; the loss and the reason to stop do not."""
-    engine = TorchEngine(Networks(weights, torch.device("cpu"), download=False))
+    device = TorchDevice(Networks(weights, torch.device("cpu"), download=False))
+    engine = Engine(device)
     for model, layer, name in (("vgg16", "conv1_1", PROBLEMS[0][3]), ("squeezenet1_1", "fire2", PROBLEMS[2][3])):
         picture = np.asarray(images.resized(images.decode(photograph(name), 10**8), 224))
-        kernels = engine.ranking(model, layer, picture)[:3]
+        kernels = engine.call(device.ranking, model, layer, picture)[:3]
         asked = [Question(model, layer, picture, kernel, 1.0, 1.0, "fast", "standard", None) for kernel in kernels]
-        together = dict(engine.answer(asked, lambda _: None, lambda: None))
+        together = dict(engine.ask(asked))
         for number in (0, 2):
-            ((_, alone),) = engine.answer([asked[number]], lambda _: None, lambda: None)
+            ((_, alone),) = engine.ask([asked[number]])
             mate = together[number]
             assert isinstance(alone, Answer)
             assert isinstance(mate, Answer)
             print(model, layer, kernels[number], alone.losses_float.total, mate.losses_float.total, alone.stopped)
             assert alone.losses_float.total == pytest.approx(mate.losses_float.total, rel=0.02)
             assert alone.stopped == mate.stopped
+    engine.close()
 
 
 def test_partial_weights_are_told(client: Client) -> None:

@@ -12,7 +12,8 @@ from api import figures
 from shared.jobs import DRAWN_ARTIFACTS
 from shared.schemas import ExplainRequest, ItemResult, WeightsUsed
 from tests.conftest import noise
-from worker.dummy import DummyEngine
+from worker.dummy import DummyDevice
+from worker.engine import Engine
 from worker.questions import Question
 
 
@@ -21,7 +22,9 @@ def evidence(side: int = 12) -> figures.Evidence:
     request = ExplainRequest(images=["0" * 64], model="vgg_mini", layer="conv1_1", kernels=[3])
     picture = np.asarray(noise(96, 96))
     question = Question("vgg_mini", "conv1_1", picture, 3, 1.0, 1.0, "fast", "quick", 2)
-    ((_, answer),) = DummyEngine().answer([question], lambda _: None, lambda: None)
+    engine = Engine(DummyDevice())
+    ((_, answer),) = engine.ask([question])
+    engine.close()
     assert not isinstance(answer, Exception)
     result = ItemResult(
         index=0,

@@ -3,37 +3,52 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 from redis import Redis
 
-from shared.errors import KernelscopeError, LayerNotCovered, StoreUnavailable
+from shared.errors import LayerNotCovered, StoreUnavailable
 from shared.jobs import Records, Transitions
 from shared.schemas import ExplainRequest, Job, Status, plan
 from shared.store import BlobStore
 from tests.conftest import noise, png
-from worker.dummy import DummyEngine
-from worker.questions import Answer, OnStep, Question, ShouldStop
+from worker.dummy import DummyBatch, DummyDevice
+from worker.engine import Engine
+from worker.pulse import Pulse
+from worker.questions import Answered, Batch, Question, Ticket
 from worker.runner import Runner
 
 
 @dataclass
-class Scripted(DummyEngine):
-    """The dummy engine, but the n-th answer is an exception that is raised."""
+class Scripted(DummyDevice):
+    """The dummy device, but its batches raise when they come to this kernel."""
 
     raises: dict[int, Exception] = field(default_factory=dict)
 
-    def answer(
-        self, questions: Sequence[Question], on_step: OnStep, should_stop: ShouldStop
-    ) -> Iterator[tuple[int, Answer | KernelscopeError]]:
-        """Answers until the script says otherwise."""
-        for number, answer in super().answer(questions, on_step, should_stop):
-            if number in self.raises:
-                raise self.raises[number]
-            yield number, answer
+    def batch(self, question: Question) -> Batch:  # noqa: ARG002
+        """A batch that knows the script."""
+        return ScriptedBatch(self.raises)
+
+
+class ScriptedBatch(DummyBatch):
+    """Follows the script."""
+
+    def __init__(self, raises: dict[int, Exception]) -> None:
+        super().__init__()
+        self.raises = raises
+
+    def add(self, tickets: Sequence[Ticket]) -> Answered:
+        """Raises where the script says so."""
+        (ticket,) = tickets
+        if ticket.question.kernel in self.raises:
+            raise self.raises[ticket.question.kernel]
+        return super().add(tickets)
 
 
 @dataclass
@@ -42,31 +57,52 @@ class Bench:
 
     redis: Redis
     store: BlobStore
-    engine: DummyEngine = field(default_factory=Scripted)
-    stopping: bool = False
+    device: DummyDevice = field(default_factory=Scripted)
     announced: list[tuple[str, str]] = field(default_factory=list)
+    hung: Event = field(default_factory=Event)
+    lease_seconds: float = 20.0
 
-    def submit(self, **fields: object) -> None:
-        """The job "j"."""
+    def submit(self, name: str = "j", **fields: object) -> None:
+        """A job."""
         digest = self.store.put(png(noise()))
         base = {"images": [digest], "model": "vgg_mini", "layer": "conv2_1", "kernels": [1, 2, 3], "iterations": 3}
         request = ExplainRequest.model_validate({**base, **fields})
-        Transitions(self.redis).submit("j", request, plan(request, 100), 2e9)
+        self.transitions.submit(name, request, plan(request, 100), 2e9)
 
-    def run(self) -> Job:
-        """Run its slice; the job afterwards."""
-        records = Records(self.redis)
+    @property
+    def transitions(self) -> Transitions:
+        """Of the record."""
+        return Transitions(self.redis, self.lease_seconds)
+
+    @property
+    def records(self) -> Records:
+        """Of the record."""
+        return Records(self.redis)
+
+    @contextmanager
+    def runner(self, max_attempts: int = 3) -> Iterator[Runner]:
+        """A runner on an engine of its own."""
+        engine = Engine(self.device)
         runner = Runner(
-            engine=self.engine,
-            records=records,
-            transitions=Transitions(self.redis),
+            engine=engine,
+            pulse=Pulse(self.transitions, engine, on_hang=self.hung.set),
+            records=self.records,
+            transitions=self.transitions,
             store=self.store,
             max_pixels=10**8,
+            max_attempts=max_attempts,
             announce=lambda *message: self.announced.append(message),
-            stopping=lambda: self.stopping,
         )
-        runner.run("j:0")
-        return records.job("j")
+        yield runner
+        runner.pulse.close()
+        if not self.hung.is_set():
+            engine.close()
+
+    def run(self, slice_id: str = "j:0") -> Job:
+        """Run a slice; the job afterwards."""
+        with self.runner() as runner:
+            runner.run(slice_id)
+        return self.records.job(slice_id.split(":", maxsplit=1)[0])
 
 
 @pytest.fixture
@@ -77,7 +113,7 @@ def bench(redis: Redis, tmp_path: Path) -> Bench:
 
 def test_a_bug_fails_the_job_and_is_logged(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     """The caller reads a short sentence without internals; the log has the traceback; what was finished stays."""
-    bench.engine = Scripted(raises={1: ZeroDivisionError("secret detail")})
+    bench.device = Scripted(raises={2: ZeroDivisionError("secret detail")})
     bench.submit()
     with caplog.at_level(logging.ERROR):
         job = bench.run()
@@ -90,7 +126,7 @@ def test_a_bug_fails_the_job_and_is_logged(bench: Bench, caplog: pytest.LogCaptu
 
 def test_an_error_of_ours_keeps_its_type(bench: Bench) -> None:
     """A layer that the weights do not cover, say: nothing was told when the job was taken without workers."""
-    bench.engine = Scripted(raises={0: LayerNotCovered("the weights end at conv1_1")})
+    bench.device = Scripted(raises={1: LayerNotCovered("the weights end at conv1_1")})
     bench.submit()
     job = bench.run()
     assert job.status is Status.FAILED
@@ -99,25 +135,128 @@ def test_an_error_of_ours_keeps_its_type(bench: Bench) -> None:
     assert job.error.detail == "all 3 items failed; the first: the weights end at conv1_1"
 
 
-def test_an_unavailable_store_is_not_the_job_s_fault(bench: Bench) -> None:
+def test_an_unavailable_store_is_not_the_job_s_fault(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The slice keeps its lease, which lapses, and is tried again; nothing is failed."""
-    bench.engine = Scripted(raises={1: StoreUnavailable("the object store took no data")})
+
+    def full(_: bytes) -> str:
+        raise StoreUnavailable("the object store took no data")
+
     bench.submit()
+    monkeypatch.setattr(bench.store, "put", full)
     job = bench.run()
     assert job.status is Status.RUNNING
     assert job.failed_items == 0
-    assert job.progress.completed == 1
+    assert job.progress.completed == 0
 
 
 def test_a_worker_that_stops_hands_the_slice_back_and_says_so(bench: Bench) -> None:
-    """The message goes out again, so that nobody has to wait for housekeeping."""
-    bench.stopping = True
-    bench.submit()
-    job = bench.run()
-    assert bench.announced == [("j:0", "interactive")]
-    assert job.progress.completed == 0
-    bench.stopping = False
+    """The message goes out again, so that nobody has to wait for housekeeping; finished items stay."""
+    bench.submit(iterations=100)
+    with bench.runner() as runner:
+        thread = Thread(target=runner.run, args=("j:0",))
+        thread.start()
+        until(lambda: bench.records.job("j").progress.completed == 1)
+        runner.stop()
+        thread.join(5)
+        assert not thread.is_alive()
+        runner.run("j:0")  # a message that came late: it is sent on
+    assert bench.announced == [("j:0", "interactive")] * 2
+    assert bench.records.job("j").progress.completed < 3
     assert bench.run().status is Status.SUCCEEDED
+    assert bench.records.job("j").attempt == 1
+
+
+def test_a_cancelled_job_leaves_the_engine(bench: Bench) -> None:
+    """Within a second, keeping what is finished; the engine is free for others."""
+    bench.submit(iterations=500)
+    bench.submit("other", iterations=3)
+    with bench.runner() as runner:
+        thread = Thread(target=runner.run, args=("j:0",))
+        thread.start()
+        until(lambda: bench.records.job("j").progress.completed == 1)
+        bench.transitions.cancel("j")
+        begin = time.monotonic()
+        thread.join(5)
+        assert time.monotonic() - begin < 1
+        until(lambda: not runner.engine.busy)
+        runner.run("other:0")
+    assert bench.records.job("j").status is Status.CANCELLED
+    assert [r.status for r in bench.records.job("j").results] == ["succeeded", "cancelled", "cancelled"]
+    assert bench.records.job("other").status is Status.SUCCEEDED
+
+
+def test_at_the_deadline_x_is_delivered_as_far_as_it_is(bench: Bench) -> None:
+    """What had not begun fails."""
+    bench.submit(iterations=100_000, deadline_s=0.5)
+    job = bench.run()
+    assert job.status is Status.SUCCEEDED
+    assert [result.status for result in job.results] == ["succeeded", "failed", "failed"]
+    assert job.results[0].stopped == "deadline"
+    assert job.results[1].error is not None
+    assert job.results[1].error.type == "/problems/deadline-passed"
+
+
+def test_the_same_work_is_not_done_twice(bench: Bench) -> None:
+    """Another job about the same pixels takes over the results; other parameters are other work; so is a deadline's."""
+    bench.submit()
+    first = bench.run()
+    bench.submit("again", kernels=[2, 3, 4])
+    again = bench.run("again:0")
+    assert [result.reused for result in again.results] == [True, True, False]
+    assert [result.kernel for result in again.results] == [2, 3, 4]
+    assert again.results[0].losses == first.results[1].losses
+    assert bench.records.result("again", 0)[2] == bench.records.result("j", 1)[2]
+    bench.submit("other", iterations=4)
+    assert not any(result.reused for result in bench.run("other:0").results)
+    bench.redis.zadd("ks:expiry", {"j": 0})
+    assert bench.transitions.expire() == []  # the blobs of kernels 2 and 3 are held by the other job
+    assert bench.records.result("again", 0)[2]
+
+
+def test_the_last_attempt_runs_alone(bench: Bench) -> None:
+    """So that a job that kills its worker takes no other with it."""
+    bench.lease_seconds = 0.01
+    bench.submit("poison", iterations=200)
+    bench.submit("other", iterations=200)
+    for _ in range(2):
+        bench.transitions.claim("poison:0")
+        time.sleep(0.02)
+        assert bench.transitions.lapsed(3) == ["poison:0"]
+    bench.lease_seconds = 20.0
+    with bench.runner() as runner:
+        threads = [Thread(target=runner.run, args=(f"{name}:0",)) for name in ("other", "poison")]
+        threads[0].start()
+        until(lambda: bench.records.job("other").status is Status.RUNNING)
+        threads[1].start()
+        time.sleep(0.1)
+        assert bench.transitions.queued() == ["poison:0"]
+        for thread in threads:
+            thread.join()
+    other, poison = bench.records.job("other"), bench.records.job("poison")
+    assert other.status is poison.status is Status.SUCCEEDED
+    assert other.finished_at is not None
+    assert poison.results[0].status == "succeeded"
+
+
+class HungBatch(DummyBatch):
+    """Never returns."""
+
+    def step(self) -> Answered:
+        """Until the test is over."""
+        Event().wait(30)
+        return []
+
+
+def test_a_device_that_hangs_loses_its_leases_and_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker process ends itself then."""
+    monkeypatch.setattr(bench.device, "batch", lambda _: HungBatch())
+    bench.lease_seconds = 1.0
+    bench.submit()
+    with bench.runner() as runner:
+        Thread(target=runner.run, args=("j:0",), daemon=True).start()
+        assert bench.hung.wait(5)
+        assert bench.transitions.lapsed(3) == ["j:0"]
+        runner.stop()
 
 
 def test_an_image_that_is_gone_is_told(bench: Bench) -> None:
@@ -133,24 +272,17 @@ def test_ranks_are_resolved_and_those_without_a_kernel_skipped(bench: Bench) -> 
     bench.submit(kernels="top:31", iterations=1)
     first = bench.run()
     assert first.progress.total is None
-    claim_rest = Transitions(bench.redis)
-    assert claim_rest.queued() == ["j:1"]
-    runner_job = _run_second(bench)
-    assert runner_job.status is Status.SUCCEEDED
-    assert runner_job.progress.total == len(runner_job.results) == 29
-    assert [result.rank for result in runner_job.results] == list(range(29))
-    assert all(result.kernel is not None and result.kernel % 10 != 9 for result in runner_job.results)
+    assert bench.transitions.queued() == ["j:1"]
+    job = bench.run("j:1")
+    assert job.status is Status.SUCCEEDED
+    assert job.progress.total == len(job.results) == 29
+    assert [result.rank for result in job.results] == list(range(29))
+    assert all(result.kernel is not None and result.kernel % 10 != 9 for result in job.results)
 
 
-def _run_second(bench: Bench) -> Job:
-    records = Records(bench.redis)
-    Runner(
-        engine=bench.engine,
-        records=records,
-        transitions=Transitions(bench.redis),
-        store=bench.store,
-        max_pixels=10**8,
-        announce=lambda *_: None,
-        stopping=lambda: False,
-    ).run("j:1")
-    return records.job("j")
+def until(condition: Callable[[], object], seconds: float = 10) -> None:
+    """Wait for something."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.01)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.unit import tiny
-from worker.suppression import EFFORTS, FastSolver, PixelSpace, Problems, ReferenceSolver, after, losses, solve
-from worker.suppression.loop import Progress
+from worker.suppression import EFFORTS, Batch, FastSolver, PixelSpace, Problems, ReferenceSolver, after, losses, solve
 
 FAST = FastSolver(tiny.space(), budget=200)
 SLOW = ReferenceSolver(rate=0.3, budget=300, patience=20)  # the tiny networks have 350 times fewer pixels
@@ -209,7 +208,7 @@ def test_without_other_terms_the_image_stays() -> None:
 def test_progress_and_stopping(solver: Any) -> None:
     """It reports each evaluation, and stops when it is told to, with the best X̂ so far."""
     net = tiny.network()
-    seen: list[Progress] = []
+    seen: list[int] = []
     solutions = solve(
         net,
         tiny.problems(net, 2),
@@ -218,10 +217,53 @@ def test_progress_and_stopping(solver: Any) -> None:
         on_step=seen.append,
         should_stop=lambda: "cancelled" if len(seen) == 7 else None,
     )
-    assert [progress.iteration for progress in seen] == list(range(1, 8))
+    assert seen == list(range(1, 8))
     assert [solution.stopped for solution in solutions] == ["cancelled", "cancelled"]
     assert [solution.iterations for solution in solutions] == [7, 7]
     assert solutions[0].loss == min(row[-1] for row in solutions[0].history)
+
+
+@SOLVERS
+def test_problems_come_and_go(solver: Any) -> None:
+    """One joins later with a smaller budget, one is dropped, one is stopped: the others never notice."""
+    net = tiny.network()
+    problems = tiny.problems(net, 4)
+    rows = [problems.select(torch.tensor([row])) for row in range(4)]
+    alone = [
+        run(net, row, replace(solver, budget=budget))[0] for row, budget in zip(rows, (40, 40, 40, 25), strict=True)
+    ]
+    batch: Batch[Any] = Batch(net, torch.float64)
+    first, dropped, stopped = batch.add(problems.select(torch.arange(3)), replace(solver, budget=40))
+    found: dict[int, Any] = {}
+    for _ in range(10):
+        assert batch.step() == []
+    (late,) = batch.add(rows[3], replace(solver, budget=25))
+    batch.drop([dropped])
+    found.update(batch.stop([stopped], "deadline"))
+    while len(batch):
+        found.update(batch.step())
+    assert set(found) == {first, stopped, late}
+    assert torch.equal(found[first].x, alone[0])
+    assert torch.equal(found[late].x, alone[3])
+    assert (found[stopped].iterations, found[stopped].stopped) == (10, "deadline")
+    assert (found[late].iterations, found[late].stopped) == (25, "budget")
+
+
+@SOLVERS
+def test_the_read_out_changes_nothing(solver: Any) -> None:
+    """Where the host looks only at every seventh evaluation, a problem still ends at its own."""
+    net = tiny.network()
+    problems = tiny.problems(net, 3)
+    each = solve(net, problems, replace(solver, budget=150), precision=torch.float64)
+    batch: Batch[Any] = Batch(net, torch.float64)
+    batch.add(problems, replace(solver, budget=150))
+    found: list[Any] = []
+    while len(batch):
+        found += batch.step(7)
+    for expected, (_, solution) in zip(each, found, strict=True):
+        assert torch.equal(solution.x, expected.x)
+        assert (solution.iterations, solution.stopped) == (expected.iterations, expected.stopped)
+        assert solution.history == expected.history
 
 
 def test_a_time_limit() -> None:

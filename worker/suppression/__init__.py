@@ -7,17 +7,21 @@ Pure torch over a batch of independent problems: no Celery, no Redis, no files, 
     likeness.py    SSIM of feature maps
     fast.py        the default solver: a preconditioned primal-dual method
     reference.py   the paper's procedure: momentum SGD
-    loop.py        step after step until each problem has converged, run out of budget, or been stopped
+    loop.py        a batch of problems that come and go: step after step until each has converged or been stopped
 """
 
 from worker.suppression.fast import EFFORTS, FastSolver
-from worker.suppression.loop import Solution, Solver, after, solve
+from worker.suppression.loop import Batch, Solution, Solver, after, solve
 from worker.suppression.objective import Losses, losses
 from worker.suppression.problems import PixelSpace, Problems
 from worker.suppression.reference import ReferenceSolver
 
+VERSION = 1  # of what the solvers find: to be raised whenever the same problem would get another X̂
+
 __all__ = [
     "EFFORTS",
+    "VERSION",
+    "Batch",
     "FastSolver",
     "Losses",
     "PixelSpace",

@@ -31,17 +31,18 @@ the end most of the other kernels' responses stand at 0, where a subgradient of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import pi
+from math import pi, sqrt
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from worker.suppression.objective import Losses, gradient, norms
-from worker.suppression.problems import PixelSpace, Problems, Rows
+from worker.suppression.problems import PixelSpace, Problems, Rows, none_of
 
 # ‖r‖ below which a change of it is rounding and says nothing about the curvature.
 NOISE = {torch.bfloat16: 1e-3, torch.float32: 1e-6, torch.float64: 1e-14}
+TOLD = ("first", "again", "gain", "faithful", "longest")  # settings that problems of one batch may differ in
 ENOUGH = 1e30  # a dual step that takes u to 0 or 1 at once
 
 # One descent; as many as gain something; longer ones.
@@ -74,6 +75,11 @@ class FastState(Rows):
     descended: Tensor  # what it was when the last descent ended, (B,)
     height: Tensor  # where the step of this descent begins, (B,)
     bound: Tensor  # ε: what L_p may be, (B,)
+    first: Tensor  # what the solver was told, (B,) each
+    again: Tensor
+    gain: Tensor
+    faithful: Tensor
+    longest: Tensor
     still: Tensor  # bool: neither X̂ nor y moved, (B,)
     settled: Tensor  # bool: a descent ended that gained next to nothing, (B,)
 
@@ -117,6 +123,11 @@ class FastSolver:
             return cls(space, budget=iterations, first=iterations, faithful=iterations - iterations // 4)
         return cls(space, **EFFORTS[effort])
 
+    @property
+    def longest(self) -> float:
+        """The longest step of a pixel, h, in normalised units."""
+        return self.travel / sqrt(self.first)
+
     def start(self, problems: Problems) -> FastState:
         """X̂ = X inside the box, multipliers 0."""
         zeros = torch.zeros_like(problems.image)
@@ -143,6 +154,7 @@ class FastSolver:
             descended=torch.full_like(none, torch.inf),
             height=torch.ones_like(none),
             bound=self._first_bound(problems),
+            **{name: torch.full_like(none, getattr(self, name), dtype=torch.float32) for name in TOLD},
             still=torch.zeros_like(none, dtype=torch.bool),
             settled=torch.zeros_like(none, dtype=torch.bool),
         )
@@ -154,33 +166,35 @@ class FastSolver:
         dual: dict[str, Tensor] = {}
 
         def pull(before_relu: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-            hoped = (problems.target > 0) & (chosen > -self._hope(age) * problems.target)
+            hoped = (problems.target > 0) & (chosen > -self._hope(state, age) * problems.target)
             seen = torch.where(hoped, chosen, chosen.clamp_min(0))
             residual = (seen - problems.target) / problems.target_norm[:, None, None]
             dual.update(self._multiplier(problems, state, residual, age, NOISE[precision]))
             dual.update(self._gates(problems, state, before_relu, age))
             return dual["multiplier"] * (hoped | (chosen > 0)), dual["gates"]
 
-        shown, weighed = self._shown(problems, state.x, age)
+        shown, weighed = self._shown(problems, state, state.x, age)
         now, slope = gradient(network, problems, shown, pull, precision, weighed)
         primal = self._primal(problems, state, slope, age, now.preservation)
         turned = norms(dual["multiplier"] - state.multiplier)
         largest = (primal["x"] - state.x).abs().amax(dim=(1, 2, 3))
         still = (largest < 1e-3 / 255) & (turned < 1e-4)  # a thousandth of an 8-bit level
-        descents = self._descents(state, now, age, self.forgets(problems, age))
-        return now, FastState(**primal, **dual, **descents, bound=self._bound(problems, state, now), still=still)
+        descents = self._descents(state, now, age, self.forgets(problems, state, age))
+        told = {name: getattr(state, name) for name in TOLD}
+        bound = self._bound(problems, state, now)
+        return now, FastState(**primal, **dual, **descents, **told, bound=bound, still=still)
 
     def converged(self, state: FastState) -> Tensor:
         """(B,) bool: X̂ and what pulls at it stand still, or a whole descent gained next to nothing."""
         return state.still | state.settled
 
-    def forgets(self, problems: Problems, age: Tensor) -> Tensor:
+    def forgets(self, problems: Problems, state: FastState, age: Tensor) -> Tensor:
         """(B,) bool: the first evaluation of the 8-bit picture, whose losses earlier ones cannot be compared with."""
-        return (age == self.faithful) & ~problems.bounded
+        return (age == state.faithful) & ~problems.bounded
 
-    def handed_out(self, problems: Problems, x: Tensor, age: Tensor) -> Tensor:
+    def handed_out(self, problems: Problems, state: FastState, x: Tensor, age: Tensor) -> Tensor:
         """X̂ of the best iterate: its 8-bit picture, with the mean colour at 0, once that is what is evaluated."""
-        return self._shown(problems, x, age - 1)[1]
+        return self._shown(problems, state, x, age - 1)[1]
 
     def _primal(
         self, problems: Problems, state: FastState, slope: Tensor, age: Tensor, preservation: Tensor
@@ -192,7 +206,7 @@ class FastSolver:
         mean = memory * state.mean + (1 - memory) * slope
         forgotten = memory[:, 0, 0, 0] * state.forgotten
         square = self.square_memory * state.square + (1 - self.square_memory) * slope.square()
-        step = self._step_size(square, state.height, age, preservation)
+        step = self._step_size(square, state, age, preservation)
         aimed = state.x - step * mean / _column(1 - forgotten)
         x = self._boxed(_shrink(aimed, step * _column(problems.beta) / slope[0].numel()))
         return {
@@ -235,7 +249,7 @@ class FastSolver:
         met = _squares(change).to(kind)
         curvature = self._curvature(met, state.others_curvature, state.moved, age)
         first, last = self.others_stiffness
-        stiffness = first * (last / first) ** self._share(age)
+        stiffness = first * (last / first) ** self._share(state, age)
         unit = problems.others_sum / torch.where(problems.alpha > 0, problems.alpha, 1)
         sigma = torch.where(age > 0, stiffness / curvature * unit, ENOUGH)
         ahead = change.add_(before_relu)  # 2·Ẑ_t − Ẑ_{t−1}
@@ -251,12 +265,12 @@ class FastSolver:
         """What the descents have reached, whether the last of them was worth it, and how high the next one begins."""
         best = torch.where(forgets, now.merit, torch.fmin(state.best, now.merit))
         descended = torch.where(forgets, now.merit, state.descended)
-        ends = self._share(age) == 1
+        ends = self._share(state, age) == 1
         return {
             "best": best,
             "descended": torch.where(ends, best, descended),
             "height": torch.where(ends, now.preservation.clamp(self.height, 1), state.height),
-            "settled": ends & (age >= self.first) & (best > (1 - self.gain) * descended),
+            "settled": ends & (age >= state.first) & (best > (1 - state.gain) * descended),
         }
 
     def _first_bound(self, problems: Problems) -> Tensor:
@@ -272,30 +286,30 @@ class FastSolver:
         follows = follows.minimum(self.inside * problems.max_preservation)
         return torch.where(problems.min_ssim > -1, follows, state.bound)
 
-    def _share(self, age: Tensor) -> Tensor:
+    def _share(self, state: FastState, age: Tensor) -> Tensor:
         """t, (B,): the share of the present descent that is spent, in (0, 1]."""
-        later = (age - self.first) % self.again + 1
-        return torch.where(age < self.first, (age + 1) / self.first, later / self.again)
+        later = (age - state.first) % state.again + 1
+        return torch.where(age < state.first, (age + 1) / state.first, later / state.again)
 
-    def _hope(self, age: Tensor) -> Tensor:
+    def _hope(self, state: FastState, age: Tensor) -> Tensor:
         """κ_t, (B, 1, 1)."""
-        share = self._share(age)
-        share = torch.where(age < self.first, share, 0.3 + 0.7 * share)
+        share = self._share(state, age)
+        share = torch.where(age < state.first, share, 0.3 + 0.7 * share)
         return (self.hope * ((1 - share) / share) ** 2)[:, None, None]
 
-    def _step_size(self, square: Tensor, height: Tensor, age: Tensor, preservation: Tensor) -> Tensor:
+    def _step_size(self, square: Tensor, state: FastState, age: Tensor, preservation: Tensor) -> Tensor:
         """τ, (B, 3, H, W). It waits while L_p is large."""
-        cosine = 0.5 * (1 + torch.cos(pi * self._share(age)))
+        cosine = 0.5 * (1 + torch.cos(pi * self._share(state, age)))
         schedule = (self.last + (1 - self.last) * cosine**1.5) / (1 + preservation)
-        longest = self.travel / self.first**0.5 * height
+        longest = state.longest * state.height
         pixels = square[0].numel()
         root = (square / _column(1 - self.square_memory ** (age + 1))).sqrt()
         return _column(longest * schedule) * pixels / (1 + pixels * root)
 
-    def _shown(self, problems: Problems, x: Tensor, age: Tensor) -> tuple[Tensor, Tensor]:
+    def _shown(self, problems: Problems, state: FastState, x: Tensor, age: Tensor) -> tuple[Tensor, Tensor]:
         """What the network is shown and what L_r is taken of: X̂, or its 8-bit picture, which is what is delivered."""
-        rounded = problems.bounded | (age >= self.faithful)
-        if not bool(rounded.any()):
+        rounded = problems.bounded | (age >= state.faithful)
+        if none_of(rounded):
             return x, x
         picture = self.space.to_bytes(x)
         shown, weighed = self.space.from_bytes(picture).to(x), self.space.weighed(picture).to(x)

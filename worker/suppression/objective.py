@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from worker.suppression.likeness import ssim, window_for
-from worker.suppression.problems import Problems, Rows
+from worker.suppression.problems import Problems, Rows, none_of
 
 TO_SPARE = 1e-4  # by which a bound must be kept, so that the rounding of another batch size does not break it
 BROKEN = 1e6  # the merit of an X̂ that breaks a bound begins here
@@ -52,7 +52,7 @@ def losses(problems: Problems, features: Tensor, x: Tensor) -> Losses:
     regularization = x.abs().mean(dim=(1, 2, 3))
     rest = problems.alpha * suppression + problems.beta * regularization
     total = preservation + rest
-    if not bool(problems.bounded.any()):
+    if none_of(problems.bounded):
         return Losses(preservation, suppression, regularization, total, torch.ones_like(total), total)
     alike = _ssim(problems, selected)
     too_far = preservation - (1 - TO_SPARE) * problems.max_preservation
@@ -65,7 +65,7 @@ def losses(problems: Problems, features: Tensor, x: Tensor) -> Losses:
 
 def _ssim(problems: Problems, selected: Tensor) -> Tensor:
     window = window_for(*selected.shape[1:])
-    if window is None or not bool((problems.min_ssim > -1).any()):
+    if window is None or none_of(problems.min_ssim > -1):
         return torch.ones_like(problems.target_norm)
     return ssim(selected, problems.target, data_range=problems.target.amax(dim=(1, 2)), window=window)
 
@@ -104,7 +104,7 @@ def gradient(
     suppressed = problems.alpha > 0
     unit = torch.where(suppressed, problems.alpha, 1) / problems.others_sum  # (B,)
     weights = others.to(seen.dtype, copy=True)
-    if not bool(suppressed.all()):
+    if not none_of(~suppressed):
         weights *= suppressed.to(weights.dtype)[:, None, None, None]
     weights[rows, problems.kernel] = (selected / (problems.target_norm * unit)[:, None, None]).to(weights.dtype)
     (slope,) = torch.autograd.grad(before_relu, x, weights)

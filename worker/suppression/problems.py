@@ -20,11 +20,20 @@ class Rows:
 
     def join(self, other: Self) -> Self:
         """These problems, then those of `other`."""
-        pairs = {field.name: (getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
-        return type(self)(**{name: torch.cat(pair) for name, pair in pairs.items()})
+        return self.join_all([self, other])
+
+    @classmethod
+    def join_all(cls, parts: Sequence[Self]) -> Self:
+        """The problems of each part, in order."""
+        return cls(**{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)})
 
     def _each(self, change: Any) -> Self:
         return type(self)(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
+
+
+def none_of(rows: Tensor) -> bool:
+    """Whether no row is set: a short cut, which is not taken on a device that would have to be waited for."""
+    return rows.device.type == "cpu" and not bool(rows.any())
 
 
 @dataclass(frozen=True)

@@ -66,11 +66,11 @@ class ReferenceSolver:
             plateau=torch.where(halve, 0, plateau),
         )
 
-    def forgets(self, _problems: Problems, age: Tensor) -> Tensor:
+    def forgets(self, _problems: Problems, _state: ReferenceState, age: Tensor) -> Tensor:
         """(B,) bool: never; every evaluation is of the same loss."""
         return torch.zeros_like(age, dtype=torch.bool)
 
-    def handed_out(self, _problems: Problems, x: Tensor, _age: Tensor) -> Tensor:
+    def handed_out(self, _problems: Problems, _state: ReferenceState, x: Tensor, _age: Tensor) -> Tensor:
         """The best iterate itself, which need not be displayable."""
         return x
 

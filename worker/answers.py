@@ -1,0 +1,143 @@
+"""From a question to a problem, and from a solution to an answer: X̂ is fed back through the network and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from shared.errors import KernelscopeError, LoneKernel, NotANumber, SilentKernel
+from shared.schemas import Losses, Metrics
+from worker.metrics import as_record, metrics, png_regularization
+from worker.networks import LoadedNetwork
+from worker.questions import Answer, Picture, Question
+from worker.suppression import Problems, Solution, losses
+
+LOUDEST_OTHERS = 2
+
+
+@dataclass(frozen=True)
+class Posed:
+    """A question as a problem."""
+
+    problem: Problems  # one row
+    features: Tensor  # the feature maps F of its image, (C, h, w), shared by the questions about it
+
+
+@torch.no_grad()
+def pose(questions: Sequence[Question], network: LoadedNetwork, cut: nn.Sequential) -> list[Posed]:
+    """Each question as a problem; the feature maps of a picture are computed once for all questions about it."""
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
+    for question in questions:
+        if id(question.picture) not in seen:
+            image = pictures([question.picture], network)
+            seen[id(question.picture)] = image, cut(image).clamp_min(0)
+    return [_posed(question, *seen[id(question.picture)]) for question in questions]
+
+
+def _posed(question: Question, image: Tensor, features: Tensor) -> Posed:
+    kernel = torch.tensor([question.kernel], device=image.device)
+    bounds = _or(question.max_preservation, inf), _or(question.target_ssim, -1)
+    alpha, beta, most, least = torch.tensor([[question.alpha, question.beta, *bounds]], device=image.device).unbind(1)
+    return Posed(Problems.pose(image, features, kernel, alpha, beta).within(most, least), features[0])
+
+
+def posable(question: Question, posed: Posed) -> KernelscopeError | None:
+    """Why there is nothing to solve, if so."""
+    if bool(posed.problem.silent):
+        return SilentKernel(
+            f"kernel {question.kernel} of {question.layer} is silent on this image (its feature map is zero "
+            'everywhere), so there is nothing to explain; "top:N" takes the most active kernels'
+        )
+    if bool(posed.problem.lone):
+        return LoneKernel(
+            f"every kernel of {question.layer} but {question.kernel} is silent on this image: nothing to suppress"
+        )
+    return None
+
+
+@torch.no_grad()
+def measured(network: LoadedNetwork, cut: nn.Sequential, posed: Posed, solution: Solution) -> Answer | KernelscopeError:
+    """Feed the delivered picture, and X̂ before it was rounded, back through the network."""
+    problem, before = posed.problem, posed.features
+    space, kernel = network.space, int(problem.kernel)
+    x = solution.x[None]
+    picture = space.to_bytes(x)
+    shown = space.from_bytes(picture)
+    after, after_float, blank = (cut(image).clamp_min(0) for image in (shown, x, torch.zeros_like(x)))
+    terms, terms_float, terms_blank, terms_start = (
+        as_record(losses(problem, maps, image), 0)
+        for maps, image in (
+            (after, shown),
+            (after_float, x),
+            (blank, torch.zeros_like(x)),
+            (before[None], problem.image),
+        )
+    )
+    terms.regularization = float(png_regularization(picture, space))
+    terms.total = (
+        terms.preservation + float(problem.alpha) * terms.suppression + float(problem.beta) * terms.regularization
+    )
+    if not np.isfinite([terms.total, terms_float.total]).all():
+        return NotANumber(f"X̂ of kernel {kernel} is not finite; its start is {terms_start.total:g}")
+    others = _loudest_others(before, kernel)
+    found = metrics(before, after[0], kernel, picture[0], space)
+    return Answer(
+        picture=picture[0].permute(1, 2, 0).cpu().numpy(),
+        x=solution.x.cpu().numpy(),
+        maps={
+            "before": _array(before[kernel]),
+            "after": _array(after[0, kernel]),
+            "others": others.cpu().numpy(),
+            "others_before": _array(before[others]),
+            "others_after": _array(after[0, others]),
+        },
+        losses=terms,
+        losses_float=terms_float,
+        loss_start=terms_start.total,
+        loss_blank=terms_blank.total,
+        metrics=found,
+        metrics_float=metrics(before, after_float[0], kernel, picture[0], space),
+        target_met=_target_met(problem, terms, found),
+        iterations=solution.iterations,
+        seconds=solution.seconds,
+        stopped=solution.stopped,
+        precision=solution.precision,
+        history=solution.history,
+        weights=network.weights,
+    )
+
+
+def _or(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value
+
+
+def _target_met(problem: Problems, terms: Losses, found: Metrics) -> bool | None:
+    """Whether the delivered picture keeps what was asked for."""
+    if not bool(problem.bounded):
+        return None
+    return terms.preservation <= float(problem.max_preservation) and (
+        found.ssim is None or found.ssim >= float(problem.min_ssim)
+    )
+
+
+def _loudest_others(before: Tensor, kernel: int) -> Tensor:
+    """The kernels of the highest mean activation but the selected one."""
+    mean = before.mean(dim=(1, 2))
+    mean[kernel] = -1
+    return mean.topk(min(LOUDEST_OTHERS, len(mean) - 1)).indices
+
+
+def pictures(images: Sequence[Picture], network: LoadedNetwork) -> Tensor:
+    """(B, 3, H, W), normalised, on the network's device."""
+    stack = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    return network.space.from_bytes(stack.to(network.space.mean.device)).contiguous(memory_format=torch.channels_last)
+
+
+def _array(maps: Tensor) -> NDArray[np.float32]:
+    return maps.float().cpu().numpy()

@@ -1,0 +1,112 @@
+"""How fast a cut network runs here and what memory it takes, measured when it is first used.
+
+Its precision and how many problems are stepped together follow.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+STEP_SECONDS = 0.4  # a batch's step stays under this, so that a cancelled job answers within a second
+LARGEST_BATCH = {"cpu": 16, "cuda": 512}  # more is no faster
+WORTH_IT = 0.85  # bfloat16 is used where it takes less than this share of float32's time
+SHARE = 0.8  # of the free memory that may be planned with
+LAYER_TENSORS = 6  # of the layer's size that a solver keeps or makes in a step
+IMAGE_TENSORS = 12
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The outcome of the measurement."""
+
+    precision: torch.dtype
+    seconds: float  # of one gradient evaluation of one problem
+    bytes: int  # that one problem takes while it is stepped
+    batch: int  # problems to begin with
+    most: int  # problems, if their step turns out to be short enough
+
+
+_measured: WeakKeyDictionary[nn.Module, Pace] = WeakKeyDictionary()
+
+
+def pace(cut: nn.Sequential, size: int, device: torch.device) -> Pace:
+    """Measure once for a layer."""
+    if cut not in _measured:
+        single, half = (_seconds(cut, size, device, dtype) for dtype in (torch.float32, torch.bfloat16))
+        precision, seconds = (torch.bfloat16, half) if half < WORTH_IT * single else (torch.float32, single)
+        most = LARGEST_BATCH.get(device.type, 64)
+        batch = max(1, min(most, int(STEP_SECONDS / seconds)))
+        _measured[cut] = Pace(precision, seconds, _bytes(cut, size, device), batch, most)
+        log.info(
+            "one evaluation: float32 %.1f ms, bfloat16 %.1f ms, %.0f MB; batches of %d",
+            1e3 * single,
+            1e3 * half,
+            _measured[cut].bytes / 1e6,
+            batch,
+        )
+    return _measured[cut]
+
+
+def room_in_memory(speed: Pace, device: torch.device) -> int:
+    """How many more problems fit into the memory that is free now."""
+    return int(SHARE * _free(device) / speed.bytes)
+
+
+def _free(device: torch.device) -> int:
+    """Bytes: of the card, or of the machine and the container."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    group = Path("/sys/fs/cgroup")
+    free = psutil.virtual_memory().available
+    try:
+        limit, used = ((group / name).read_text() for name in ("memory.max", "memory.current"))
+        return min(free, int(limit) - int(used))
+    except (OSError, ValueError):  # no such file, or no limit: "max"
+        return int(free)
+
+
+def _seconds(cut: nn.Sequential, size: int, device: torch.device, precision: torch.dtype) -> float:
+    """The faster of two evaluations after one to warm up."""
+    best = float("inf")
+    for trial in range(3):
+        begin = time.perf_counter()
+        _evaluate(cut, size, device, precision)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if trial:
+            best = min(best, time.perf_counter() - begin)
+    return best
+
+
+def _bytes(cut: nn.Sequential, size: int, device: torch.device) -> int:
+    """Of a problem: what its evaluation keeps for the way back, and the solver's own tensors."""
+    known = {parameter.data_ptr() for parameter in cut.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in known:
+            kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        features = _evaluate(cut, size, device, torch.float32)
+    return sum(kept.values()) + LAYER_TENSORS * features.nbytes + IMAGE_TENSORS * 3 * size * size * 4
+
+
+def _evaluate(cut: nn.Sequential, size: int, device: torch.device, precision: torch.dtype) -> Tensor:
+    image = torch.zeros(1, 3, size, size, device=device).contiguous(memory_format=torch.channels_last).requires_grad_()
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision is torch.bfloat16):
+        features: Tensor = cut(image)
+    torch.autograd.grad(features, image, torch.ones_like(features))
+    return features.detach()
