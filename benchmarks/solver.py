@@ -28,9 +28,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks import curves
+from benchmarks.random_weights import vgg16_features
 from shared import catalogue, images
 from shared.drawings import all_colours, scene
-from worker.architectures import ARCHITECTURES, cuts
+from worker.architectures import cuts
 from worker.memory import keep_memory
 from worker.metrics import likeness, png_regularization
 from worker.networks import Networks
@@ -143,14 +144,7 @@ def mini_cases(iterations: int) -> Iterator[Case]:
 
 def random_case() -> Case:
     """VGG16 conv5_3 with random weights: nothing to compare with, but the size of the real thing."""
-    generator = torch.Generator().manual_seed(0)
-    features = ARCHITECTURES["vgg16"].features().to_empty(device="cpu")
-    for name, tensor in features.state_dict().items():
-        fan_in = tensor[0].numel() if tensor.ndim > 1 else 1
-        scale = (2 / fan_in) ** 0.5 if name.endswith("weight") else 0.0
-        tensor.copy_(torch.randn(tensor.shape, generator=generator) * scale)
-    features = features.requires_grad_(False).to(memory_format=torch.channels_last)
-    cut = cuts("vgg16")["conv5_3"].preactivation(features)
+    cut = cuts("vgg16")["conv5_3"].preactivation(vgg16_features())
     space = PixelSpace.of((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     problem = posed(cut, space, scene(5, 224).image, 0)
     return Case("vgg16-random/conv5_3/0", cut, problem, space, Reference(), None, None, from_file=False)

@@ -27,12 +27,18 @@ MOST_EVALUATIONS = 8  # between two read-outs on a device that the host must wai
 
 
 class TorchDevice(Device):
-    """One torch device with its networks."""
+    """One torch device with its networks.
+
+    Args:
+        networks: on the device.
+        most: problems in a batch at most; a benchmark compares them.
+    """
 
     version = f"suppression {VERSION}"
 
-    def __init__(self, networks: Networks) -> None:
+    def __init__(self, networks: Networks, most: int | None = None) -> None:
         self.networks = networks
+        self.most = most
         self.running = 0  # problems in all batches
 
     @property
@@ -119,7 +125,7 @@ class TorchBatch(Batch):
 
     @property
     def _most(self) -> int:
-        return self.most or self.pace.batch
+        return self.device.most or self.most or self.pace.batch
 
     @property
     def _where(self) -> torch.device:

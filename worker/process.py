@@ -22,7 +22,6 @@ from worker.runner import Runner
 log = logging.getLogger(__name__)
 
 PATIENCE = 5.0  # seconds that one try of a Redis call may take
-RETRIES = 40  # about 20 s, a restart of Redis included
 GRACE_SECONDS = 8.0  # from SIGTERM to the end, whatever happens
 BROKEN, HUNG = 70, 71  # exit codes
 
@@ -36,7 +35,7 @@ class WorkerProcess:
 
     def __init__(self, settings: Settings, announce: Callable[[str, str], None]) -> None:
         self.settings = settings
-        self.redis = connect(settings.redis_url.get_secret_value(), patience=PATIENCE, retries=RETRIES)
+        self.redis = connect(settings.redis_url.get_secret_value(), patience=PATIENCE, persistent=True)
         self.device = make_device(settings)
         self.engine = Engine(self.device, on_broken=lambda _: _end(BROKEN))
         self.stopping = Event()
@@ -50,6 +49,7 @@ class WorkerProcess:
             records=Records(self.redis),
             transitions=transitions,
             store=BlobStore(settings.store),
+            worker=self.id,
             max_pixels=int(settings.max_megapixels * 1e6),
             max_attempts=settings.max_attempts,
             announce=announce,

@@ -33,7 +33,8 @@ class Runner:
     """Runs slices on one engine, each in a thread of its own.
 
     Args:
-        max_attempts: a slice runs alone when it is tried for the last time, so that it takes no other with it.
+        worker: its name.
+        max_attempts: of a slice; one that is suspected of killing workers runs alone.
         announce: sends the message that a slice may be runnable: (slice id, queue).
     """
 
@@ -42,6 +43,7 @@ class Runner:
     records: Records
     transitions: Transitions
     store: BlobStore
+    worker: str
     max_pixels: int
     max_attempts: int
     announce: Callable[[str, str], None]
@@ -52,15 +54,12 @@ class Runner:
 
     def run(self, slice_id: str) -> None:
         """Claim the slice and bring it to its end; a duplicate message finds nothing to claim."""
-        last = 1 < self.max_attempts <= self.transitions.strikes(slice_id) + 1
-        with self.quarantine.alone() if last else self.quarantine.together():
-            if self.stopping:
-                self._announce(slice_id)
-            elif claim := self.transitions.claim(slice_id):
-                if 1 < self.max_attempts <= claim.strikes and not last:  # tried in vain since we looked
-                    self.hand_back(claim)
-                else:
-                    self._run(claim)
+        with self.quarantine.together():
+            if not self.transitions.suspected(slice_id, self.max_attempts):
+                self._claim(slice_id)
+                return
+        with self.quarantine.alone():
+            self._claim(slice_id)
 
     def stop(self) -> None:
         """Hand back everything that runs; take nothing more."""
@@ -86,6 +85,12 @@ class Runner:
     def _announce(self, slice_id: str) -> None:
         if queue := self.transitions.sent(slice_id):
             self.announce(slice_id, queue)
+
+    def _claim(self, slice_id: str) -> None:
+        if self.stopping:
+            self._announce(slice_id)
+        elif claim := self.transitions.claim(slice_id, self.worker):
+            self._run(claim)
 
     def _run(self, claim: Claim) -> None:
         log.info("%s: begun, attempt %d, %d items", claim.slice_id, claim.attempt, len(claim.items))

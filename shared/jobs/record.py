@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import cast
 
 from redis import Redis
 from redis.backoff import ExponentialBackoff
@@ -16,7 +16,7 @@ from redis.exceptions import OutOfMemoryError, ReadOnlyError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-from shared.errors import ArtifactNotFound, JobExpired, JobNotFound, Problem, StoreUnavailable
+from shared.errors import ArtifactNotFound, JobExpired, JobNotFound, Problem, SilentKernel, StoreUnavailable
 from shared.schemas import ExplainRequest, ItemResult, Job, Progress, Status, plan
 
 STORED_ARTIFACTS = ("optimized.png", "optimized.npy", "maps.npz", "history.json")
@@ -28,14 +28,34 @@ MEDIA_TYPES = {
     "json": "application/json",
 }
 
+# A job as it is at one moment: {its record as JSON, its rank in the queue or -1, its results (index, JSON, index, …)};
+# where there is none: {'', 1 if it has expired, {}}. KEYS: job, results, tombstone. ARGV: id of its first slice.
+JOB = """
+local fields, record = redis.call('HGETALL', KEYS[1]), {}
+if #fields == 0 then return {'', redis.call('EXISTS', KEYS[3]), {}} end
+for at = 1, #fields, 2 do record[fields[at]] = fields[at + 1] end
+local rank = record.status == 'queued' and redis.call('ZRANK', 'ks:queued:' .. record.queue, ARGV[1])
+return {cjson.encode(record), rank or -1, redis.call('HGETALL', KEYS[2])}
+"""
 
-def connect(url: str, *, patience: float = 1.0, retries: int = 2) -> Redis:
+
+# Remembers a picture of a job that is still there. KEYS: job, set of the blob's jobs. ARGV: job id, item/name, digest.
+KEEP = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return end
+redis.call('HSET', KEYS[1] .. ':drawn', ARGV[2], ARGV[3])
+redis.call('SADD', KEYS[1] .. ':blobs', ARGV[3])
+redis.call('SADD', KEYS[2], ARGV[1])
+"""
+
+
+def connect(url: str, *, patience: float = 1.0, persistent: bool = False) -> Redis:
     """A Redis client.
 
     Args:
-        patience: seconds that one try may wait for an answer.
-        retries: further tries where Redis is away, up to half a second apart.
+        patience: seconds that a call waits for an answer. One that finds nobody there is tried twice more.
+        persistent: try again for about 20 s, whatever is wrong: a restart of Redis is sat out.
     """
+    worth_it = (RedisConnectionError, RedisTimeoutError) if persistent else (RedisConnectionError,)
     return cast(
         Redis,
         Redis.from_url(
@@ -44,8 +64,7 @@ def connect(url: str, *, patience: float = 1.0, retries: int = 2) -> Redis:
             socket_timeout=patience,
             socket_connect_timeout=patience / 2,
             socket_keepalive=True,
-            retry=Retry(ExponentialBackoff(cap=0.5, base=0.02), retries),
-            retry_on_error=[RedisConnectionError],
+            retry=Retry(ExponentialBackoff(cap=0.5, base=0.02), 40 if persistent else 2, supported_errors=worth_it),
         ),
     )
 
@@ -64,6 +83,8 @@ class Records:
 
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
+        self._read = redis.register_script(JOB)
+        self._keep = redis.register_script(KEEP)
 
     def job(self, job_id: str) -> Job:
         """The job as it stands.
@@ -71,16 +92,12 @@ class Records:
         Raises:
             JobNotFound, JobExpired, StoreUnavailable.
         """
-        with redis_errors(), self.redis.pipeline(transaction=True) as pipe:
-            pipe.hgetall(f"ks:job:{job_id}")
-            pipe.hgetall(f"ks:job:{job_id}:results")
-            pipe.zrank("ks:queued:interactive", f"{job_id}:0")
-            pipe.zrank("ks:queued:bulk", f"{job_id}:0")
-            pipe.exists(f"ks:gone:{job_id}")
-            record, results, small, big, gone = pipe.execute()
+        keys = [f"ks:job:{job_id}", f"ks:job:{job_id}:results", f"ks:gone:{job_id}"]
+        with redis_errors():
+            record, rank, results = self._read(keys=keys, args=[f"{job_id}:0"])
         if record:
-            return _job(job_id, record, results, big if small is None else small)
-        if gone:
+            return _job(job_id, json.loads(record), dict(zip(results[::2], results[1::2], strict=True)), rank)
+        if rank:
             raise JobExpired(f"job {job_id} has expired and was removed")
         raise JobNotFound(f"there is no job {job_id}")
 
@@ -121,16 +138,17 @@ class Records:
 
     def keep_drawn(self, job_id: str, index: int, name: str, digest: str) -> None:
         """Remember a picture that was drawn on request, so that it is drawn once."""
-        with redis_errors(), self.redis.pipeline(transaction=True) as pipe:
-            pipe.hset(f"ks:job:{job_id}:drawn", f"{index}/{name}", digest)
-            _refer(pipe, job_id, [digest])
-            pipe.execute()
+        with redis_errors():
+            self._keep(keys=[f"ks:job:{job_id}", f"ks:blob:{digest}"], args=[job_id, f"{index}/{name}", digest])
 
     def hold(self, job_id: str, digests: list[str], expires_at: float) -> None:
         """Refer to blobs before they are written, so that retention leaves them alone; they go with the job."""
         with redis_errors(), self.redis.pipeline(transaction=True) as pipe:
             pipe.zadd("ks:expiry", {job_id: expires_at}, nx=True)
-            _refer(pipe, job_id, digests)
+            for digest in digests:
+                pipe.sadd(f"ks:blob:{digest}", job_id)
+            if digests:
+                pipe.sadd(f"ks:job:{job_id}:blobs", *digests)
             pipe.execute()
 
     def known_image(self, digest: str) -> bool:
@@ -139,14 +157,7 @@ class Records:
             return bool(self.redis.exists(f"ks:blob:{digest}"))
 
 
-def _refer(pipe: Any, job_id: str, digests: list[str]) -> None:
-    for digest in digests:
-        pipe.sadd(f"ks:blob:{digest}", job_id)
-    if digests:
-        pipe.sadd(f"ks:job:{job_id}:blobs", *digests)
-
-
-def _job(job_id: str, record: dict[str, str], stored: dict[str, str], rank: int | None) -> Job:
+def _job(job_id: str, record: dict[str, str], stored: dict[str, str], rank: int) -> Job:
     status = Status(record["status"])
     request = ExplainRequest.model_validate_json(record["request"])
     results = {int(index): _result(job_id, text) for index, text in stored.items() if text}
@@ -163,12 +174,12 @@ def _job(job_id: str, record: dict[str, str], stored: dict[str, str], rank: int 
         finished_at=_time(record["finished_at"]) if "finished_at" in record else None,
         expires_at=_time(record["expires_at"]),
         attempt=int(record["attempt"]),
-        queue_position=rank + 1 if rank is not None and status is Status.QUEUED else None,
+        queue_position=rank + 1 if rank >= 0 else None,
         request=request,
         progress=Progress(completed=int(record["completed"]), failed=int(record["failed"]), total=total, **running),
         failed_items=int(record["failed"]),
         results=ordered,
-        error=_error(ordered) if status is Status.FAILED else None,
+        error=_error(request, ordered) if status is Status.FAILED else None,
         links={"self": f"/jobs/{job_id}"},
     )
 
@@ -188,11 +199,13 @@ def _result(job_id: str, text: str) -> ItemResult:
     return result
 
 
-def _error(results: list[ItemResult]) -> Problem | None:
+def _error(request: ExplainRequest, results: list[ItemResult]) -> Problem:
     """The problem of a failed job: that of its first item, which says how many more there are."""
     problems = [result.error for result in results if result.error]
-    if len(problems) < 2:
-        return problems[0] if problems else None
+    if not problems:  # "top:N", and none is active
+        return SilentKernel(f"every kernel of {request.layer} is silent on this image: nothing to explain").problem()
+    if len(problems) == 1:
+        return problems[0]
     return problems[0].model_copy(
         update={"detail": f"all {len(problems)} items failed; the first: {problems[0].detail}"}
     )

@@ -6,7 +6,9 @@ import hashlib
 import json
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Literal
@@ -27,6 +29,7 @@ from shared.schemas import SLICE_ITEMS, ExplainRequest, Item, ItemResult, Status
 
 TOMBSTONE_SECONDS = 7 * 24 * 3600
 IDEMPOTENCY_SECONDS = 24 * 3600
+SAME_DEATH_SECONDS = 1.0  # leases of one worker that end so close together were last renewed together
 SCRIPTS = ("submit", "claim", "renew", "resolve", "commit", "finish", "release", "lapse", "cancel")
 ITEMS = TypeAdapter(list[Item])
 
@@ -46,7 +49,6 @@ class Claim:
     job_id: str
     token: str
     attempt: int
-    strikes: int  # attempts since the last finished item, this one included
     items: list[Item]  # those that have no result yet
     request: ExplainRequest
     expires_at: float
@@ -132,23 +134,28 @@ class Transitions:
             )
         return Submitted(found, [(f"{job_id}:{number}", queue) for number in range(len(slices))] if state else [])
 
-    def claim(self, slice_id: str) -> Claim | None:
-        """Queued → running. None where there is nothing to do: already claimed, done, or gone."""
+    def claim(self, slice_id: str, worker: str = "") -> Claim | None:
+        """Queued → running. None where there is nothing to do: already claimed, done, or gone.
+
+        Args:
+            worker: who claims; slices of the same worker that lapse together died together.
+        """
         token = secrets.token_hex(8)
         now = self.clock()
-        claimed = self._run("claim", slice_id, slice_id, token, now, now + self.lease_seconds)
+        claimed = self._run("claim", slice_id, slice_id, token, now, now + self.lease_seconds, worker)
         if claimed is None:
             return None
-        job_id, items, attempt, strikes = claimed
+        job_id, items, attempt = claimed
         try:
-            return self._claim(slice_id, job_id, token, (attempt, strikes), items)
+            return self._claim(slice_id, job_id, token, attempt, items)
         except LostLease:  # its job has just been removed
             return None
 
-    def strikes(self, slice_id: str) -> int:
-        """How often the slice was begun in vain since its last finished item; 0 where it is gone."""
+    def suspected(self, slice_id: str, max_attempts: int) -> bool:
+        """Whether workers died of this slice, or might have: it shall run alone."""
         with redis_errors():
-            return int(self.redis.hget(f"ks:slice:{slice_id}", "strikes") or 0)
+            alone, company = self.redis.hmget(f"ks:slice:{slice_id}", "strikes", "company")
+        return int(alone or 0) > 0 or int(company or 0) >= max(1, max_attempts - 1)
 
     def renew(self, claim: Claim, progress: dict[str, Any]) -> None:
         """A sign of life from the engine: extends the lease and publishes the progress.
@@ -219,29 +226,46 @@ class Transitions:
     def lapsed(self, max_attempts: int) -> list[str]:
         """Take back every slice whose lease has run out. Returns those that are queued again.
 
-        One that was begun `max_attempts` times in vain is failed.
+        One whose worker died of it `max_attempts` times, with no item finished in between, is failed. A worker that
+        held several slices died of none of them, as far as one can know.
         """
         now = self.clock()
         queued = []
-        with redis_errors():
-            late: list[str] = self.redis.zrangebyscore("ks:leases", "-inf", now)
-        for slice_id in late:
+        for slice_id, company in self._late(now):
             token = secrets.token_hex(8)
-            state = self._run("lapse", slice_id, slice_id, token, now, now + self.lease_seconds, max_attempts)
+            until, lease = now + SAME_DEATH_SECONDS, now + self.lease_seconds
+            arguments = (slice_id, token, now, until, lease, max_attempts, int(company))
+            state = self._run("lapse", slice_id, *arguments)
             if state == "queued":
                 queued.append(slice_id)
             elif state == "exhausted":
                 self._exhausted(slice_id, token)
         return queued
 
+    def _late(self, now: float) -> list[tuple[str, bool]]:
+        """The slices of workers that a lease has run out of, and whether the worker held others."""
+        with redis_errors():
+            if not self.redis.zcount("ks:leases", "-inf", now):
+                return []
+            ends: list[tuple[str, float]] = self.redis.zrangebyscore(
+                "ks:leases", "-inf", now + SAME_DEATH_SECONDS, withscores=True
+            )
+            with self.redis.pipeline(transaction=False) as pipe:
+                for slice_id, _ in ends:
+                    pipe.hget(f"ks:slice:{slice_id}", "worker")
+                workers = [worker or slice_id for worker, (slice_id, _) in zip(pipe.execute(), ends, strict=True)]
+        dead = {worker for worker, (_, end) in zip(workers, ends, strict=True) if end <= now}
+        held = Counter(workers)
+        return [
+            (slice_id, held[worker] > 1) for (slice_id, _), worker in zip(ends, workers, strict=True) if worker in dead
+        ]
+
     def _exhausted(self, slice_id: str, token: str) -> None:
         with redis_errors():
-            job_id, attempt, strikes, items = self.redis.hmget(
-                f"ks:slice:{slice_id}", "job", "attempt", "strikes", "items"
-            )
-        claim = self._claim(slice_id, job_id, token, (int(attempt), int(strikes)), items)
-        error = AttemptsExhausted(f"the worker died or went silent {strikes} times while it ran this; given up")
-        self.fail(claim, error)
+            job_id, attempt, items = self.redis.hmget(f"ks:slice:{slice_id}", "job", "attempt", "items")
+        error = AttemptsExhausted(f"the worker died or went silent {attempt} times while it ran this; given up")
+        with suppress(LostLease):  # cancelled or removed at this moment
+            self.fail(self._claim(slice_id, job_id, token, int(attempt), items), error)
 
     def overdue(self) -> list[str]:
         """Fail every queued slice whose deadline has passed; returns them. A running one is its worker's business."""
@@ -250,7 +274,8 @@ class Transitions:
         failed = []
         for slice_id in late:
             if claim := self.claim(slice_id):
-                self.fail(claim, DeadlinePassed("the deadline passed before a worker was free"))
+                with suppress(LostLease):  # cancelled or removed at this moment
+                    self.fail(claim, DeadlinePassed("the deadline passed before a worker was free"))
                 failed.append(slice_id)
         return failed
 
@@ -301,7 +326,7 @@ class Transitions:
             pipe.execute()
         return [digest for digest in blobs if not self.redis.exists(f"ks:blob:{digest}")]
 
-    def _claim(self, slice_id: str, job_id: str, token: str, tries: tuple[int, int], items: str) -> Claim:
+    def _claim(self, slice_id: str, job_id: str, token: str, attempt: int, items: str) -> Claim:
         with redis_errors(), self.redis.pipeline(transaction=True) as pipe:
             pipe.hkeys(f"ks:job:{job_id}:results")
             pipe.hmget(f"ks:job:{job_id}", "request", "expires_at", "deadline", "queue")
@@ -312,8 +337,7 @@ class Transitions:
             slice_id=slice_id,
             job_id=job_id,
             token=token,
-            attempt=tries[0],
-            strikes=tries[1],
+            attempt=attempt,
             items=[item for item in ITEMS.validate_json(items) if str(item.index) not in done],
             request=ExplainRequest.model_validate_json(request),
             expires_at=float(expires_at),

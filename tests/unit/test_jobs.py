@@ -158,6 +158,8 @@ def test_a_late_worker_can_write_nothing(transitions: Transitions, records: Reco
     late = claimed(transitions, slice_id)
     clock.now += LEASE + 1
     transitions.lapsed(3)
+    with pytest.raises(LostLease):
+        transitions.release(late)
     holder = claimed(transitions, slice_id)
     before = records.job("j")
     attempts: list[Callable[[], None]] = [
@@ -199,18 +201,21 @@ def test_a_released_slice_does_not_count_as_an_attempt(transitions: Transitions,
     assert records.job("j").status is Status.RUNNING
 
 
-def test_after_the_last_attempt_in_vain_the_slice_is_failed(
-    transitions: Transitions, records: Records, clock: Clock
-) -> None:
+def test_what_kills_its_worker_each_time_is_failed(transitions: Transitions, records: Records, clock: Clock) -> None:
     """Poison does not loop; finished items stay finished, and one that was finished starts the count anew."""
     (slice_id,) = submit(transitions, kernels=[1, 2])
-    first = claimed(transitions, slice_id)
-    transitions.commit(first, done(first, 0), {})
-    for attempt in range(3):
+    assert not transitions.suspected(slice_id, 3)
+    claimed(transitions, slice_id)
+    clock.now += LEASE + 1
+    assert transitions.lapsed(3) == [slice_id]
+    assert transitions.suspected(slice_id, 3)
+    second = claimed(transitions, slice_id)
+    transitions.commit(second, done(second, 0), {})
+    assert not transitions.suspected(slice_id, 3)
+    for _ in range(2):
         clock.now += LEASE + 1
         assert transitions.lapsed(3) == [slice_id]
-        assert transitions.strikes(slice_id) == attempt
-        assert claimed(transitions, slice_id).strikes == attempt + 1
+        claimed(transitions, slice_id)
     clock.now += LEASE + 1
     assert transitions.lapsed(3) == []
     job = records.job("j")
@@ -219,7 +224,25 @@ def test_after_the_last_attempt_in_vain_the_slice_is_failed(
     assert job.attempt == 4
     assert job.results[1].error is not None
     assert job.results[1].error.type == "/problems/attempts-exhausted"
-    assert "3 times" in job.results[1].error.detail
+    assert "4 times" in job.results[1].error.detail
+
+
+def test_who_dies_in_company_is_suspected_and_not_failed(transitions: Transitions, clock: Clock) -> None:
+    """Slices of one worker that lapse together: nothing is proved. Those of other workers are no company."""
+    first, second = submit(transitions)
+    (alone,) = submit(transitions, "k", kernels=[1])
+    for death in range(4):
+        assert transitions.suspected(first, 3) == (death >= 2)
+        assert transitions.claim(first, "worker") is not None
+        clock.now += 0.5  # the last renewal of the first, and the claim of the second
+        assert transitions.claim(second, "worker") is not None
+        clock.now += LEASE - 0.1
+        assert sorted(transitions.lapsed(3)) == [first, second]  # one has still a moment; its worker is dead
+    assert transitions.claim(alone, "another") is not None
+    assert transitions.claim(first, "worker") is not None
+    clock.now += LEASE + 1
+    assert sorted(transitions.lapsed(3)) == [first, alone]
+    assert transitions.suspected(alone, 3)
 
 
 def test_a_cancelled_job_ends_at_once(transitions: Transitions, records: Records, clock: Clock) -> None:
@@ -261,6 +284,31 @@ def test_ranks_without_a_kernel_have_no_result_even_in_a_cancelled_job(
     transitions.resolve(claim, claim.items[3:])
     transitions.cancel("j")
     assert [result.rank for result in records.job("j").results] == [0, 1, 2]
+
+
+def test_a_job_on_which_no_kernel_is_active_says_so(transitions: Transitions, records: Records) -> None:
+    """Every rank is skipped, so there is no item whose error could be told."""
+    (slice_id,) = submit(transitions, kernels="top:2")
+    claim = claimed(transitions, slice_id)
+    transitions.resolve(claim, claim.items)
+    transitions.finish(claim)
+    job = records.job("j")
+    assert job.status is Status.FAILED
+    assert job.error is not None
+    assert job.error.type == "/problems/silent-kernel"
+
+
+def test_a_picture_of_a_job_that_has_gone_is_not_remembered(
+    transitions: Transitions, records: Records, redis: Redis, clock: Clock
+) -> None:
+    """It was being drawn while the job expired: nothing would ever remove it."""
+    submit(transitions, kernels=[1], lifetime=10)
+    records.keep_drawn("j", 0, "panel.png", "e" * 64)
+    assert records.known_image("e" * 64)
+    clock.now += 11
+    assert transitions.expire() == ["e" * 64]
+    records.keep_drawn("j", 0, "panel.png", "f" * 64)
+    assert redis.keys("ks:*") == ["ks:gone:j"]
 
 
 def test_a_key_names_one_request(transitions: Transitions, records: Records) -> None:

@@ -89,6 +89,7 @@ class Bench:
             records=self.records,
             transitions=self.transitions,
             store=self.store,
+            worker="worker",
             max_pixels=10**8,
             max_attempts=max_attempts,
             announce=lambda *message: self.announced.append(message),
@@ -213,29 +214,25 @@ def test_the_same_work_is_not_done_twice(bench: Bench) -> None:
     assert bench.records.result("again", 0)[2]
 
 
-def test_the_last_attempt_runs_alone(bench: Bench) -> None:
-    """So that a job that kills its worker takes no other with it."""
+def test_a_suspect_runs_alone(bench: Bench) -> None:
+    """So that a job that kills its worker takes no other with it. It is not claimed before it is alone."""
     bench.lease_seconds = 0.01
-    bench.submit("poison", iterations=200)
+    bench.submit("suspect", iterations=200)
     bench.submit("other", iterations=200)
-    for _ in range(2):
-        bench.transitions.claim("poison:0")
-        time.sleep(0.02)
-        assert bench.transitions.lapsed(3) == ["poison:0"]
+    bench.transitions.claim("suspect:0")
+    time.sleep(0.02)
+    assert bench.transitions.lapsed(3) == ["suspect:0"]
     bench.lease_seconds = 20.0
     with bench.runner() as runner:
-        threads = [Thread(target=runner.run, args=(f"{name}:0",)) for name in ("other", "poison")]
+        threads = [Thread(target=runner.run, args=(f"{name}:0",)) for name in ("other", "suspect")]
         threads[0].start()
         until(lambda: bench.records.job("other").status is Status.RUNNING)
         threads[1].start()
         time.sleep(0.1)
-        assert bench.transitions.queued() == ["poison:0"]
+        assert bench.transitions.queued() == ["suspect:0"]
         for thread in threads:
             thread.join()
-    other, poison = bench.records.job("other"), bench.records.job("poison")
-    assert other.status is poison.status is Status.SUCCEEDED
-    assert other.finished_at is not None
-    assert poison.results[0].status == "succeeded"
+    assert bench.records.job("other").status is bench.records.job("suspect").status is Status.SUCCEEDED
 
 
 class HungBatch(DummyBatch):

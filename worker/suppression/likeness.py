@@ -24,7 +24,7 @@ def ssim(after: Tensor, before: Tensor, *, data_range: Tensor, window: int = WIN
     Returns:
         (B,), at most 1.
     """
-    kernel = _gaussian(window).to(before)
+    kernel = _gaussian(window, before.dtype, before.device)
     stack = torch.stack([after, before, after * after, before * before, after * before], dim=1)  # (B, 5, h, w)
     blurred = conv2d(stack.flatten(0, 1)[:, None], kernel, padding=padding).unflatten(0, (-1, 5))[:, :, 0]
     mean_a, mean_b, square_a, square_b, cross = blurred.unbind(1)
@@ -45,9 +45,9 @@ def window_for(height: int, width: int) -> int | None:
 
 
 @cache
-def _gaussian(window: int) -> Tensor:
-    """(1, 1, window, window), sums to 1."""
+def _gaussian(window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(1, 1, window, window), sums to 1. Kept on the device: to copy it at each evaluation would wait for that."""
     sigma = SIGMA * window / WINDOW
     line = torch.exp(-((torch.arange(window, dtype=torch.float64) - window // 2) ** 2) / (2 * sigma**2))
     line = line / line.sum()
-    return (line[:, None] * line[None, :])[None, None]
+    return (line[:, None] * line[None, :])[None, None].to(device, dtype)

@@ -8,7 +8,7 @@ redis.call('ZADD', 'ks:leases', ARGV[3], ARGV[1])
 if redis.call('HSETNX', job .. ':results', ARGV[4], ARGV[5]) == 1 then
   redis.call('HINCRBY', job, 'completed', 1)
   redis.call('HINCRBY', job, 'failed', ARGV[6])
-  redis.call('HSET', KEYS[1], 'strikes', 0)
+  redis.call('HSET', KEYS[1], 'strikes', 0, 'company', 0)
   if ARGV[7] ~= '' then
     redis.call('SET', 'ks:same:' .. ARGV[7], id .. ':' .. ARGV[4], 'EX', ARGV[8])
   end

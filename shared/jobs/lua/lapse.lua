@@ -1,19 +1,20 @@
--- The lease has run out. KEYS: slice. ARGV: slice id, token for the reaper, now, lease end for it, most attempts.
+-- The lease has run out. KEYS: slice. ARGV: slice id, token for the reaper, now, latest lease end that counts as run out,
+-- lease end for the reaper, most strikes, 1 if the worker held other slices.
 -- Returns 'queued' where another worker may try, 'exhausted' where the reaper now holds the slice to fail it, else nothing.
--- What counts is the attempts since the last finished item.
+-- Only a death alone is a strike: one in company proves nothing against any of them.
 local lease = redis.call('ZSCORE', 'ks:leases', ARGV[1])
-if not lease or tonumber(lease) > tonumber(ARGV[3]) then return nil end
-local slice = redis.call('HMGET', KEYS[1], 'status', 'strikes', 'queue')
-if slice[1] ~= 'running' then
+if not lease or tonumber(lease) > tonumber(ARGV[4]) then return nil end
+if redis.call('HGET', KEYS[1], 'status') ~= 'running' then
   redis.call('ZREM', 'ks:leases', ARGV[1])
   return nil
 end
-if tonumber(slice[2]) < tonumber(ARGV[5]) then
+local deaths = redis.call('HINCRBY', KEYS[1], ARGV[7] == '1' and 'company' or 'strikes', 1)
+if ARGV[7] == '1' or deaths < tonumber(ARGV[6]) then
   redis.call('HSET', KEYS[1], 'status', 'queued', 'token', '')
   redis.call('ZREM', 'ks:leases', ARGV[1])
-  redis.call('ZADD', 'ks:queued:' .. slice[3], ARGV[3], ARGV[1])
+  redis.call('ZADD', 'ks:queued:' .. redis.call('HGET', KEYS[1], 'queue'), ARGV[3], ARGV[1])
   return 'queued'
 end
-redis.call('HSET', KEYS[1], 'token', ARGV[2])
-redis.call('ZADD', 'ks:leases', ARGV[4], ARGV[1])
+redis.call('HSET', KEYS[1], 'token', ARGV[2], 'worker', 'reaper')
+redis.call('ZADD', 'ks:leases', ARGV[5], ARGV[1])
 return 'exhausted'

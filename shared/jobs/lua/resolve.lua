@@ -4,7 +4,8 @@ if redis.call('HGET', KEYS[1], 'status') ~= 'running' or redis.call('HGET', KEYS
 if redis.call('HSETNX', KEYS[1], 'resolved', 1) == 1 then
   local job = 'ks:job:' .. redis.call('HGET', KEYS[1], 'job')
   redis.call('HINCRBY', job, 'unresolved', -1)
-  redis.call('HINCRBY', job, 'planned', 1 - #ARGV)
-  for place = 2, #ARGV do redis.call('HSET', job .. ':results', ARGV[place], '') end
+  for place = 2, #ARGV do
+    redis.call('HINCRBY', job, 'planned', -redis.call('HSETNX', job .. ':results', ARGV[place], ''))
+  end
 end
 return 1

@@ -17,7 +17,7 @@ redis.call('ZADD', 'ks:expiry', ARGV[3], ARGV[1])
 for number, items in ipairs(cjson.decode(ARGV[8])) do
   local id = ARGV[1] .. ':' .. (number - 1)
   redis.call('HSET', 'ks:slice:' .. id, 'status', 'queued', 'job', ARGV[1], 'queue', ARGV[6], 'items', items,
-    'attempt', 0, 'strikes', 0, 'sent_at', ARGV[2])
+    'attempt', 0, 'strikes', 0, 'company', 0, 'sent_at', ARGV[2])
   redis.call('ZADD', 'ks:queued:' .. ARGV[6], ARGV[2], id)
   if ARGV[9] ~= '' then redis.call('ZADD', 'ks:deadlines', ARGV[9], id) end
 end

@@ -1,0 +1,197 @@
+"""A plant to break: a Redis with an append-only file, workers, API and housekeeping as processes of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from redis import Redis
+from redis.exceptions import RedisError
+
+from kernelscope.client import Client
+from kernelscope.stack import free_port, redis_server
+from shared.drawings import scene
+from shared.jobs import Records, connect
+from shared.schemas import Job, Status
+from tests.conftest import noise, png
+
+ROOT = Path(__file__).parents[2]
+FULL = bool(os.environ.get("KERNELSCOPE_FULL_COUNTS"))
+PASSWORD = "private-to-the-tests"
+
+
+class Plant:
+    """Processes by name; those that are supervised are started again when they die."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.folder = folder
+        self.redis_port, self.api_port = free_port(), free_port()
+        self.redis_url = f"redis://:{PASSWORD}@127.0.0.1:{self.redis_port}/0"
+        self.url = f"http://127.0.0.1:{self.api_port}"
+        self.environment = {
+            "KERNELSCOPE_REDIS_URL": self.redis_url,
+            "KERNELSCOPE_DATA_DIR": str(folder),
+            "KERNELSCOPE_STORE_URL": (folder / "store").as_uri(),
+            "KERNELSCOPE_WEIGHTS_DIR": str(folder / "weights"),
+            "KERNELSCOPE_DOWNLOAD_WEIGHTS": "false",
+            "KERNELSCOPE_PRELOAD": "vgg_mini",
+            "OMP_NUM_THREADS": "1",  # two workers on two cores
+            **environment,
+        }
+        self.commands: dict[str, tuple[Sequence[str], Mapping[str, str]]] = {}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.supervised: set[str] = set()
+        self._closing = Event()
+        self._supervisor = Thread(target=self._supervise, daemon=True)
+        self._supervisor.start()
+
+    def start_redis(self) -> None:
+        """On its old data, if there are any."""
+        options = ["--bind", "127.0.0.1", "--port", str(self.redis_port), "--requirepass", PASSWORD, "--save", ""]
+        durable = ["--dir", str(self.folder), "--appendonly", "yes", "--appendfsync", "always"]
+        self.start("redis", [redis_server(), *options, *durable])
+        until(self._redis_answers, 30)
+
+    def start_service(self) -> None:
+        """API and housekeeping, ready."""
+        python = [sys.executable, "-m"]
+        self.start("housekeeping", [*python, "api.housekeeping"])
+        serve = ["uvicorn", "api.app:create_app", "--factory", "--port", str(self.api_port), "--log-level", "warning"]
+        self.start("api", [*python, *serve])
+        until(lambda: self.ready() == 200, 30)
+
+    def start_worker(self, name: str, *command: str, supervised: bool = False, **environment: str) -> None:
+        """A worker, once it is ready for jobs."""
+        self.start(name, [sys.executable, "-m", *(command or ("worker",))], environment)
+        if supervised:
+            self.supervised.add(name)
+        until(lambda: self.worker_ready(name), 90)
+
+    def start(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        """Any process; its output is in `NAME.log`."""
+        self.commands[name] = command, environment or {}
+        with (self.folder / f"{name}.log").open("ab") as log:
+            own = {**os.environ, **self.environment, **(environment or {})}
+            self.processes[name] = subprocess.Popen(command, cwd=ROOT, env=own, stdout=log, stderr=log)
+
+    def kill(self, name: str, number: int = signal.SIGKILL) -> None:
+        """By a signal; kill −9 unless told otherwise, and then it is waited for."""
+        self.processes[name].send_signal(number)
+        if number == signal.SIGKILL:
+            self.processes[name].wait()
+
+    def ready(self) -> int:
+        """The status of `/readyz`; 0 where nothing answers."""
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=5).status_code
+        except httpx.TransportError:
+            return 0
+
+    def worker_ready(self, name: str) -> bool:
+        """Whether this worker says so."""
+        try:
+            answer = httpx.get(f"{self.url}/readyz", timeout=5)
+        except httpx.TransportError:
+            return False
+        suffix = f"-{self.processes[name].pid}"
+        return answer.status_code == 200 and any(
+            worker["ready"] and worker["id"].endswith(suffix) for worker in answer.json()["workers"]
+        )
+
+    def submit(self, kernels: str = "1", **fields: str) -> str:
+        """A job of its own picture; its id."""
+        own = {"model": "vgg_mini", "layer": "conv2_1", "effort": "quick", **fields}
+        with Client(self.url) as client:
+            return client.explain([picture()], kernels=kernels, **own).id
+
+    def job(self, job_id: str) -> Job:
+        """As it stands in the record."""
+        with connect(self.redis_url) as redis:
+            return Records(redis).job(job_id)
+
+    def wait(self, job_ids: Sequence[str], seconds: float) -> list[Job]:
+        """All of them, at their end."""
+        with connect(self.redis_url, persistent=True) as redis:
+            records = Records(redis)
+            jobs: dict[str, Job] = {}
+            deadline = time.monotonic() + seconds
+            while len(jobs) < len(job_ids):
+                jobs.update((job.id, job) for job in map(records.job, set(job_ids) - set(jobs)) if job.status.terminal)
+                assert time.monotonic() < deadline, f"{len(job_ids) - len(jobs)} jobs of {len(job_ids)} are not done"
+                time.sleep(0.1)
+        return [jobs[job_id] for job_id in job_ids]
+
+    def close(self) -> None:
+        """Kill everything."""
+        self._closing.set()
+        self._supervisor.join()
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+
+    def _redis_answers(self) -> bool:
+        try:
+            with Redis.from_url(self.redis_url) as redis:
+                return bool(redis.ping())
+        except RedisError:
+            return False
+
+    def _supervise(self) -> None:
+        while not self._closing.wait(0.2):
+            for name in list(self.supervised):
+                if self.processes[name].poll() is not None:
+                    self.start(name, *self.commands[name])
+
+
+@pytest.fixture
+def plant(tmp_path: Path) -> Iterator[Plant]:
+    """A plant with Redis, API and housekeeping; the test starts the workers that it wants."""
+    with running(tmp_path) as plant:
+        yield plant
+
+
+@contextmanager
+def running(folder: Path, **environment: str) -> Iterator[Plant]:
+    """The same with an environment."""
+    plant = Plant(folder, **environment)
+    try:
+        plant.start_redis()
+        plant.start_service()
+        yield plant
+    finally:
+        plant.close()
+
+
+def picture() -> bytes:
+    """A picture that nobody has sent before, on which the kernels of `vgg_mini` are active."""
+    seed = int.from_bytes(os.urandom(4))
+    pixels = np.asarray(scene(seed, 96).image, dtype=np.int16) + np.asarray(noise(96, 96, seed)) // 16
+    return png(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
+
+
+def until(condition: Callable[[], object], seconds: float) -> float:
+    """Wait for something; how long it took."""
+    begin = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begin < seconds, f"it did not happen in {seconds} s"
+        time.sleep(0.02)
+    return time.monotonic() - begin
+
+
+def whole(job: Job, items: int) -> None:
+    """The job has succeeded, with one result for each item."""
+    assert job.status is Status.SUCCEEDED, job.error
+    assert [result.index for result in job.results] == list(range(items))
+    assert all(result.status == "succeeded" for result in job.results), job.results
+    assert job.progress.completed == items
