@@ -51,7 +51,7 @@ class Services:
         return int(self.settings.max_megapixels * 1e6)
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:  # not `def`: FastAPI would call that in a thread
     services: Services = request.app.state.services
     return services
 

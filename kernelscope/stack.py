@@ -231,7 +231,7 @@ class Stack:
 
     def _programs(self) -> dict[str, list[str]]:
         python = [sys.executable, "-m"]
-        api = ["uvicorn", "api.app:create_app", "--factory", "--host", self.settings.host]
+        api = ["uvicorn", "api.app:create_app", "--factory", "--no-access-log", "--host", self.settings.host]
         return {
             "housekeeping": [*python, "api.housekeeping"],
             "worker": [*python, "worker"],

@@ -10,14 +10,14 @@ from shared.schemas import Job
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 
-@router.get("/{job_id}")
-def job(job_id: str, response: Response, services: Access) -> Job:
+@router.get("/{job_id}", response_model=Job)
+def job(job_id: str, services: Access) -> Response:
     """The job as it stands; `Retry-After` says when to ask again while it is not finished."""
     found = services.records.job(job_id)
-    response.headers["Cache-Control"] = "no-store"
+    headers = {"Cache-Control": "no-store"}
     if not found.status.terminal:
-        response.headers["Retry-After"] = "1"
-    return found
+        headers["Retry-After"] = "1"
+    return Response(found.model_dump_json(), media_type="application/json", headers=headers)
 
 
 @router.post("/{job_id}/cancel")

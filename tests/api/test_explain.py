@@ -23,10 +23,10 @@ from tests.conftest import encoded, noise, png
 MINI = {"model": "vgg_mini", "layer": "conv2_2", "kernels": "3,16"}
 
 
-def post(client: Client, image: bytes | None = None, **fields: str) -> Response:
+def post(client: Client, image: bytes | None = None, headers: dict[str, str] | None = None, **fields: str) -> Response:
     """A multipart request."""
     data = png(noise()) if image is None else image
-    return client.post("/explain", files={"image": ("x", data)}, data={**MINI, **fields})
+    return client.post("/explain", files={"image": ("x", data)}, data={**MINI, **fields}, headers=headers)
 
 
 def post_json(client: Client, **fields: Any) -> Response:
@@ -76,6 +76,7 @@ def test_a_form_makes_a_job(client: Client) -> None:
         "iterations": None,
         "target_ssim": None,
         "max_preservation": None,
+        "deadline_s": None,
     }
     assert job["progress"] == {
         "completed": 0,
@@ -276,3 +277,31 @@ def test_nothing_of_a_refused_request_is_kept(client: Client, redis: Redis) -> N
     post(client, b"no image")
     post_json(client, alpha=-1)
     assert redis.keys("ks:*") == []
+
+
+def test_a_request_that_is_sent_twice_with_its_key_is_one_job(client: Client, redis: Redis) -> None:
+    """The second is answered 200 with the same job; another request with the key is refused."""
+    first = post(client, headers={"Idempotency-Key": "mine"})
+    assert first.status_code == 202
+    assert "idempotent-replayed" not in first.headers
+    again = post(client, headers={"Idempotency-Key": "mine"})
+    assert again.status_code == 200
+    assert again.headers["idempotent-replayed"] == "true"
+    assert again.headers["location"] == first.headers["location"]
+    assert redis.llen("interactive") == 1
+    refused(
+        post(client, headers={"Idempotency-Key": "mine"}, kernels="4"), 422, "idempotency-conflict", "use a new key"
+    )
+    assert post(client, headers={"Idempotency-Key": "other"}).status_code == 202
+    refused(post(client, headers={"Idempotency-Key": "x" * 256}), 422, "invalid-request", "idempotency-key")
+
+
+def test_cancelling(client: Client) -> None:
+    """A queued job never starts; one that has ended says so; unknown ones are 404."""
+    job_id = post(client).json()["id"]
+    cancelled = client.post(f"/jobs/{job_id}/cancel")
+    assert cancelled.status_code == 200
+    assert cancelled.json()["status"] == "cancelled"
+    assert [result["status"] for result in cancelled.json()["results"]] == ["cancelled", "cancelled"]
+    refused(client.post(f"/jobs/{job_id}/cancel"), 409, "job-ended", "already cancelled")
+    refused(client.post("/jobs/nobody/cancel"), 404, "job-not-found", "nobody")

@@ -1,0 +1,351 @@
+"""How fast the service is around the solver: `python -m benchmarks.service [--json] [--quick]`.
+
+Real processes, as `kernelscope up` starts them: Redis that syncs every write, the API, housekeeping and one worker.
+
+- Submit and poll: many callers at a constant rate (`benchmarks/load.py`). The jobs go to a second API on a database of
+  its own in the same Redis, from which no worker takes them: the worker is there and idle.
+- Start: from a job's creation to the moment at which the idle worker begins with it, one job after the other.
+- Overhead: a VGG16 conv2_2 job from POST to seeing it done, against `worker.suppression.solve` alone, in turns. The
+  weights are those of `KERNELSCOPE_WEIGHTS_DIR` or `KERNELSCOPE_TEST_WEIGHTS`; without one they are random.
+
+Everything shares the machine's cores, the load generator too. A figure is the median of its rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+import numpy as np
+import torch
+
+from benchmarks.load import Plan, pictures
+from benchmarks.random_weights import vgg16_file
+from kernelscope.client import Client
+from kernelscope.stack import Child, Stack, free_port
+from shared import images, workers
+from shared.jobs import connect
+from shared.schemas import Job
+from shared.settings import Settings
+from worker.answers import pose
+from worker.device import make_solver
+from worker.memory import keep_memory
+from worker.networks import LoadedNetwork, Networks
+from worker.pace import pace
+from worker.questions import Question
+from worker.suppression import solve
+
+MINI = {"model": "vgg_mini", "layer": "conv2_2", "kernels": "3", "effort": "quick"}
+VGG16 = {"model": "vgg16", "layer": "conv2_2", "kernels": "12", "effort": "quick"}
+POLLED_JOBS = 50
+POLL_SECONDS = 0.05
+GLANCE_SECONDS = 0.005  # between polls of a job whose start is awaited
+
+# name, what it is, unit, the most that it may be
+BARS = (
+    ("submit_p99", "submit, p99", "ms", 50.0),
+    ("poll_p99", "poll, p99", "ms", 20.0),
+    ("start_median", "submit to start, median", "ms", 100.0),
+    ("overhead", "service over solver", "%", 10.0),
+)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured."""
+
+    rounds: int
+    seconds: float
+    starts: int
+    pairs: int
+
+
+WHOLE, QUICK = Effort(rounds=3, seconds=20, starts=30, pairs=6), Effort(rounds=1, seconds=5, starts=8, pairs=2)
+
+
+def weights_folder(otherwise: Path) -> Path:
+    """The folder that the environment names; else one with a VGG16 of random weights."""
+    for name in ("KERNELSCOPE_WEIGHTS_DIR", "KERNELSCOPE_TEST_WEIGHTS"):
+        if folder := os.environ.get(name):
+            return Path(folder)
+    vgg16_file(otherwise)
+    return otherwise
+
+
+@contextmanager
+def stack_of(folder: Path, weights: Path) -> Iterator[Stack]:
+    """Every process of a machine, in a folder of its own."""
+    settings = Settings(_env_file=None).model_copy(
+        update={
+            "data_dir": folder,
+            "store_url": "",
+            "weights_dir": weights,
+            "download_weights": False,
+            "preload": ("vgg_mini",),
+            "host": "127.0.0.1",
+            "port": free_port(),
+        }
+    )
+    with Stack(settings, lambda line: print(line, file=sys.stderr)).running() as stack:
+        yield stack
+
+
+def unserved(stack: Stack, folder: Path) -> str:
+    """The address of a second API, with housekeeping, whose jobs no worker takes: their Redis database is its own.
+
+    It believes that the worker lives there too, so that it checks a request against what the worker says.
+    """
+    port, url = str(free_port()), stack.environment["KERNELSCOPE_REDIS_URL"]
+    other = f"{url.removesuffix('/0')}/1"
+    here, there = connect(url), connect(other)
+    for state in workers.living(here):
+        workers.publish(there, state)
+        there.persist(f"ks:worker:{state.id}")
+    environment = {**stack.environment, "KERNELSCOPE_REDIS_URL": other}
+    for child in [child for child in stack.children if child.name in ("api", "housekeeping")]:
+        command = [port if word == str(stack.settings.port) else word for word in child.command]
+        second = Child(f"second-{child.name}", command, environment, folder / "logs" / f"second-{child.name}.log")
+        second.start()
+        stack.children.append(second)
+    address = f"http://127.0.0.1:{port}"
+    _until(lambda: _answers(address), "the second API")
+    return address
+
+
+def _answers(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/readyz").is_success
+    except httpx.TransportError:
+        return False
+
+
+def _until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what} was not ready within {seconds:.0f} s")
+        time.sleep(0.1)
+
+
+def load(plan: Plan) -> dict[str, Any]:
+    """Run the generator; percentiles of its raw response times in milliseconds, of all requests that were answered."""
+    command = [sys.executable, "-m", "benchmarks.load"]
+    found = subprocess.run(command, input=plan.command(), stdout=subprocess.PIPE, text=True, check=True)
+    rows: list[tuple[float, float, str]] = json.loads(found.stdout)
+    taken = np.array([milliseconds for _, milliseconds, _ in rows])
+    p50, p95, p99 = np.percentile(taken, [50, 95, 99]).tolist()
+    errors = [error for *_, error in rows if error]
+    return {
+        "p50": p50,
+        "p95": p95,
+        "p99": p99,
+        "worst": float(taken.max()),
+        "requests": len(rows),
+        "rate": len(rows) / plan.seconds,
+        "errors": len(errors),
+        "first_error": errors[0] if errors else None,
+    }
+
+
+def median_of(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Each figure's median over the rounds, all errors, and the rounds themselves."""
+    figures = {name: statistics.median(found[name] for found in rounds) for name in ("p50", "p95", "p99", "rate")}
+    return {**figures, "errors": sum(found["errors"] for found in rounds), "rounds": rounds}
+
+
+def submits(address: str, effort: Effort) -> dict[str, Any]:
+    """`POST /explain` at 100 a second."""
+    plan = Plan(address, rate=100, seconds=effort.seconds, users=100, paths=[])
+    return median_of([load(plan) for _ in range(effort.rounds)])
+
+
+def polls(address: str, effort: Effort) -> dict[str, Any]:
+    """`GET /jobs/{id}` of queued jobs at 1,000 a second."""
+    with Client(address) as client:
+        jobs = [client.explain([picture], **MINI) for picture, _ in zip(pictures(1), range(POLLED_JOBS), strict=False)]
+    paths = [job.links["self"] for job in jobs]
+    plan = Plan(address, rate=1000, seconds=effort.seconds, users=200, paths=paths)
+    return median_of([load(plan) for _ in range(effort.rounds)])
+
+
+def starts(client: Client, effort: Effort) -> dict[str, Any]:
+    """One-kernel jobs on the idle worker, one after the other; milliseconds."""
+    recorded, seen, answered = [], [], []
+    fresh = pictures(2)
+    for _ in range(effort.starts):
+        time.sleep(random.uniform(0.3, 0.7))  # noqa: S311 - in step with nothing that the worker does
+        begin = time.perf_counter()
+        job = client.explain([next(fresh)], **MINI)
+        answered.append(time.perf_counter() - begin)
+        while job.started_at is None:
+            time.sleep(GLANCE_SECONDS)
+            job = client.job(job.id)
+        seen.append(time.perf_counter() - begin)
+        recorded.append((job.started_at - job.created_at).total_seconds())
+        _finished(client, job)
+    return {
+        "median": 1e3 * statistics.median(recorded),
+        "worst": 1e3 * max(recorded),
+        "client_median": 1e3 * statistics.median(seen),
+        "client_worst": 1e3 * max(seen),
+        "answer_median": 1e3 * statistics.median(answered),
+        "all": [1e3 * seconds for seconds in recorded],
+    }
+
+
+def _finished(client: Client, job: Job) -> Job:
+    """The job once it has ended; it must have succeeded."""
+    while not job.status.terminal:
+        time.sleep(POLL_SECONDS)
+        job = client.job(job.id)
+    if job.status != "succeeded":
+        raise RuntimeError(f"job {job.id} {job.status}: {job.error}")
+    return job
+
+
+def overhead(client: Client, weights: Path, effort: Effort) -> dict[str, Any]:
+    """The service's time over the solver's, never both at once. Each pair has a picture of its own."""
+    rows: list[dict[str, Any]] = []
+    with ProcessPoolExecutor(1, get_context("spawn"), keep_memory) as alone:
+        for number, picture in zip(range(effort.pairs + 1), pictures(3), strict=False):
+            row: dict[str, Any] = {}
+            for side in ("service", "solver") if number % 2 else ("solver", "service"):
+                if side == "service":
+                    row[side], row["evaluations"] = _through_the_service(client, picture)
+                else:
+                    row[side], row["solver_evaluations"] = alone.submit(_alone, picture, weights).result()
+            rows.append({**row, "overhead": 100 * (row["service"] / row["solver"] - 1)})
+    del rows[0]  # it loaded the networks and measured their pace
+    return {name: statistics.median(row[name] for row in rows) for name in ("service", "solver", "overhead")} | {
+        "pairs": rows
+    }
+
+
+def _through_the_service(client: Client, picture: bytes) -> tuple[float, int]:
+    """Seconds from POST to seeing the job succeeded, and its evaluations."""
+    begin = time.perf_counter()
+    job = _finished(client, client.explain([picture], **VGG16))
+    return time.perf_counter() - begin, job.results[0].iterations or 0
+
+
+def _alone(picture: bytes, weights: Path) -> tuple[float, int]:
+    """Seconds of `solve` in this process, as a worker would call it, and its evaluations."""
+    network = _network(weights)
+    cut = network.cut(VGG16["layer"])
+    pixels = np.asarray(images.resized(images.decode(picture, 10**9), network.input_size))
+    question = Question(
+        model=VGG16["model"],
+        layer=VGG16["layer"],
+        picture=pixels,
+        kernel=int(VGG16["kernels"]),
+        alpha=1.0,
+        beta=1.0,
+        solver="fast",
+        effort=VGG16["effort"],
+        iterations=None,
+    )
+    precision = pace(cut, network.input_size, network.space.mean.device).precision
+    (posed,) = pose([question], network, cut)
+    solver = make_solver(question, network.space)
+    begin = time.perf_counter()
+    (solution,) = solve(cut, posed.problem, solver, precision=precision)
+    return time.perf_counter() - begin, solution.iterations
+
+
+@cache
+def _network(weights: Path) -> LoadedNetwork:
+    return Networks(weights, torch.device("cpu"), download=False).get(VGG16["model"])
+
+
+def machine() -> dict[str, Any]:
+    """Where and when this was measured."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpus": os.cpu_count(),
+        "model": models[0] if models else platform.processor(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def measure(effort: Effort) -> dict[str, Any]:
+    """Everything, one after the other."""
+    with TemporaryDirectory(prefix="kernelscope-benchmark-") as name:
+        folder = Path(name)
+        weights = weights_folder(folder / "weights")
+        with stack_of(folder / "data", weights) as stack, Client(stack.url) as client:
+            address = unserved(stack, folder / "data")
+            report: dict[str, Any] = {"machine": machine(), "submit": submits(address, effort)}
+            report["poll"] = polls(address, effort)
+            _finished(client, client.explain([next(pictures(4))], **MINI))
+            report["start"] = starts(client, effort)
+            report["overhead"] = overhead(client, weights, effort)
+    figures = (
+        report["submit"]["p99"],
+        report["poll"]["p99"],
+        report["start"]["median"],
+        report["overhead"]["overhead"],
+    )
+    report["bars"] = {
+        key: {"figure": figure, "bar": bar, "unit": unit, "met": figure <= bar}
+        for (key, _, unit, bar), figure in zip(BARS, figures, strict=True)
+    }
+    return report
+
+
+def table(report: dict[str, Any]) -> str:
+    """For people."""
+    where, start, over = report["machine"], report["start"], report["overhead"]
+    lines = [f"{where['cpus']} × {where['model']}, torch {where['torch']}, {where['date']}"]
+    for name in ("submit", "poll"):
+        found = report[name]
+        lines.append(
+            f"{name:9} p50 {found['p50']:.1f}  p95 {found['p95']:.1f}  p99 {found['p99']:.1f} ms"
+            f"  at {found['rate']:.0f}/s, {found['errors']} errors"
+        )
+    lines += [
+        f"start     median {start['median']:.0f}  worst {start['worst']:.0f} ms"
+        f"  (a caller sees it after {start['client_median']:.0f}, at worst {start['client_worst']:.0f} ms)",
+        f"overhead  {over['overhead']:.1f} %  (service {over['service']:.2f} s, solver {over['solver']:.2f} s)",
+        "",
+    ]
+    for key, title, unit, bar in BARS:
+        outcome = report["bars"][key]
+        verdict = "met" if outcome["met"] else "NOT met"
+        lines.append(f"{title:24} {outcome['figure']:8.1f} {unit:2}  bar {bar:g} {unit}: {verdict}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, and print a table or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="shorter and fewer rounds")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    report = measure(QUICK if options.quick else WHOLE)
+    print(json.dumps(report, indent=1) if options.json else table(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""`GET /jobs/{id}`: the whole record, as it is now."""
+
+from __future__ import annotations
+
+from httpx import Client
+from redis import Redis
+
+from shared.jobs import Transitions
+from tests.api.test_explain import post, refused
+
+
+def test_polling_tells_what_submitting_told(client: Client) -> None:
+    """The same document, not to be kept, with the time to ask again."""
+    submitted = post(client)
+    answer = client.get(submitted.headers["location"])
+    assert answer.json() == submitted.json()
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["retry-after"] == "1"
+
+
+def test_an_ended_job_is_not_to_be_asked_again(client: Client) -> None:
+    """No `Retry-After`; its place in the queue is gone."""
+    path = post(client).headers["location"]
+    assert client.get(path).json()["queue_position"] == 1
+    client.post(f"{path}/cancel").raise_for_status()
+    answer = client.get(path)
+    assert answer.json()["status"] == "cancelled"
+    assert answer.json()["queue_position"] is None
+    assert "retry-after" not in answer.headers
+
+
+def test_the_place_in_the_queue_is_that_of_now(client: Client, redis: Redis) -> None:
+    """Small and big jobs have a queue each; a job moves up when one before it is taken."""
+    many = ",".join(map(str, range(20)))
+    small, big = ([post(client, kernels=kernels).json()["id"] for _ in range(3)] for kernels in ("3", many))
+
+    def places() -> list[int | None]:
+        return [client.get(f"/jobs/{job}").json()["queue_position"] for job in (*small, *big)]
+
+    assert places() == [1, 2, 3, 1, 3, 5]  # the big ones have two slices each
+    assert Transitions(redis).claim(f"{small[0]}:0")
+    assert places()[:3] == [None, 1, 2]
+
+
+def test_the_document_of_a_job_is_described(client: Client) -> None:
+    """The answer is written without FastAPI's help; its schema is still there."""
+    described = client.get("/openapi.json").json()["paths"]["/jobs/{job_id}"]["get"]["responses"]["200"]
+    assert described["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Job"}
+
+
+def test_an_expired_job(client: Client, redis: Redis) -> None:
+    """410 while its tombstone is kept."""
+    redis.set("ks:gone:old", 1)
+    refused(client.get("/jobs/old"), 410, "job-expired", "old")
