@@ -29,7 +29,7 @@ def create_app(configuration: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.services = Services.open(configuration)
         yield
-        app.state.services.close()
+        await app.state.services.close()
 
     app = FastAPI(title="Kernelscope", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
     app.add_middleware(BodyLimit, limit=configuration.max_body_mb * 10**6)

@@ -9,10 +9,12 @@ from celery import Celery
 from fastapi import Depends, Request
 from redis import Redis
 
-from shared.jobs import Records, Transitions, connect
+from shared.jobs import Polling, Records, Transitions, connect
 from shared.queue import make_celery
 from shared.settings import Settings
 from shared.store import BlobStore
+
+PATIENCE = 0.8  # seconds that Redis may take: a caller is told within one that it is away
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Services:
     settings: Settings
     redis: Redis
     records: Records
+    polling: Polling
     transitions: Transitions
     store: BlobStore
     queue: Celery
@@ -30,18 +33,20 @@ class Services:
     def open(cls, settings: Settings) -> Services:
         """Nothing is connected yet: an API that starts before Redis answers 503 until it is there."""
         url = settings.redis_url.get_secret_value()
-        redis = connect(url, patience=0.8)
+        redis = connect(url, patience=PATIENCE)
         return cls(
             settings=settings,
             redis=redis,
             records=Records(redis),
+            polling=Polling(url, patience=PATIENCE),
             transitions=Transitions(redis, settings.lease_seconds),
             store=BlobStore(settings.store),
             queue=make_celery(url),
         )
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the connections."""
+        await self.polling.close()
         self.queue.close()
         self.redis.close()
 

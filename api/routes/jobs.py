@@ -11,9 +11,9 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 
 @router.get("/{job_id}", response_model=Job)
-def job(job_id: str, services: Access) -> Response:
+async def job(job_id: str, services: Access) -> Response:
     """The job as it stands; `Retry-After` says when to ask again while it is not finished."""
-    found = services.records.job(job_id)
+    found = await services.polling.job(job_id)
     headers = {"Cache-Control": "no-store"}
     if not found.status.terminal:
         headers["Retry-After"] = "1"

@@ -16,6 +16,7 @@ from shared.jobs.record import (
     DRAWN_ARTIFACTS,
     MEDIA_TYPES,
     STORED_ARTIFACTS,
+    Polling,
     Records,
     connect,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "STORED_ARTIFACTS",
     "Claim",
     "LostLease",
+    "Polling",
     "Records",
     "Submitted",
     "Transitions",

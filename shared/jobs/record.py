@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import cast
+from typing import Any, cast
 
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, ReadOnlyError
@@ -27,6 +30,8 @@ MEDIA_TYPES = {
     "npz": "application/octet-stream",
     "json": "application/json",
 }
+
+BIG = 64  # results, above which a record is not read on an event loop
 
 # A job as it is at one moment: {its record as JSON, its rank in the queue or -1, its results (index, JSON, index, …)};
 # where there is none: {'', 1 if it has expired, {}}. KEYS: job, results, tombstone. ARGV: id of its first slice.
@@ -56,17 +61,17 @@ def connect(url: str, *, patience: float = 1.0, persistent: bool = False) -> Red
         persistent: try again for about 20 s, whatever is wrong: a restart of Redis is sat out.
     """
     worth_it = (RedisConnectionError, RedisTimeoutError) if persistent else (RedisConnectionError,)
-    return cast(
-        Redis,
-        Redis.from_url(
-            url,
-            decode_responses=True,
-            socket_timeout=patience,
-            socket_connect_timeout=patience / 2,
-            socket_keepalive=True,
-            retry=Retry(ExponentialBackoff(cap=0.5, base=0.02), 40 if persistent else 2, supported_errors=worth_it),
-        ),
-    )
+    retry = Retry(ExponentialBackoff(cap=0.5, base=0.02), 40 if persistent else 2, supported_errors=worth_it)
+    return cast(Redis, Redis.from_url(url, retry=retry, **_options(patience)))
+
+
+def _options(patience: float) -> dict[str, Any]:
+    return {
+        "decode_responses": True,
+        "socket_timeout": patience,
+        "socket_connect_timeout": patience / 2,
+        "socket_keepalive": True,
+    }
 
 
 @contextmanager
@@ -92,14 +97,8 @@ class Records:
         Raises:
             JobNotFound, JobExpired, StoreUnavailable.
         """
-        keys = [f"ks:job:{job_id}", f"ks:job:{job_id}:results", f"ks:gone:{job_id}"]
         with redis_errors():
-            record, rank, results = self._read(keys=keys, args=[f"{job_id}:0"])
-        if record:
-            return _job(job_id, json.loads(record), dict(zip(results[::2], results[1::2], strict=True)), rank)
-        if rank:
-            raise JobExpired(f"job {job_id} has expired and was removed")
-        raise JobNotFound(f"there is no job {job_id}")
+            return _found(job_id, self._read(*_place(job_id)))
 
     def result(self, job_id: str, index: int) -> tuple[ExplainRequest, ItemResult, dict[str, str]]:
         """The job's request, one of its results, and the blobs (name → SHA-256) that it has so far.
@@ -155,6 +154,51 @@ class Records:
         """Whether a job that still exists refers to these bytes."""
         with redis_errors():
             return bool(self.redis.exists(f"ks:blob:{digest}"))
+
+
+class Polling:
+    """Job records for readers that come often: the same as `Records.job`, on an event loop.
+
+    Args:
+        url: of Redis.
+        patience: as of `connect`.
+    """
+
+    def __init__(self, url: str, *, patience: float = 1.0) -> None:
+        retry = AsyncRetry(ExponentialBackoff(cap=0.5, base=0.02), 2, supported_errors=(RedisConnectionError,))
+        self._redis = AsyncRedis.from_url(url, retry=retry, **_options(patience))
+        self._read = self._redis.register_script(JOB)
+
+    async def job(self, job_id: str) -> Job:
+        """The job as it stands.
+
+        Raises:
+            JobNotFound, JobExpired, StoreUnavailable.
+        """
+        with redis_errors():
+            answer = await self._read(*_place(job_id))
+        if len(answer[2]) > 2 * BIG:
+            return await asyncio.to_thread(_found, job_id, answer)
+        return _found(job_id, answer)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._redis.aclose()
+
+
+def _place(job_id: str) -> tuple[list[str], list[str]]:
+    """Keys and arguments of the script that reads a job."""
+    return [f"ks:job:{job_id}", f"ks:job:{job_id}:results", f"ks:gone:{job_id}"], [f"{job_id}:0"]
+
+
+def _found(job_id: str, answer: tuple[str, int, list[str]]) -> Job:
+    """What the script has read."""
+    record, rank, results = answer
+    if record:
+        return _job(job_id, json.loads(record), dict(zip(results[::2], results[1::2], strict=True)), rank)
+    if rank:
+        raise JobExpired(f"job {job_id} has expired and was removed")
+    raise JobNotFound(f"there is no job {job_id}")
 
 
 def _job(job_id: str, record: dict[str, str], stored: dict[str, str], rank: int) -> Job:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
@@ -34,7 +35,7 @@ def services(settings: Settings, redis: Redis) -> Iterator[Services]:
     """The API's side, with leases short enough to wait for."""
     services = Services.open(settings.model_copy(update={"lease_seconds": 1.5}))
     yield services
-    services.close()
+    asyncio.run(services.close())
 
 
 @contextmanager
