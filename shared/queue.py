@@ -12,6 +12,7 @@ from shared.jobs.record import redis_errors
 
 QUEUES = ("interactive", "bulk")
 RUN_SLICE = "worker.run_slice"
+RETRY = {"max_retries": 1, "interval_start": 0}  # a connection that Redis's restart has cut is made anew
 
 
 def make_celery(redis_url: str) -> Celery:
@@ -26,7 +27,7 @@ def make_celery(redis_url: str) -> Celery:
         task_serializer="json",
         task_ignore_result=True,
         task_acks_late=False,
-        task_queues=[Queue(name) for name in QUEUES],
+        task_queues=[Queue(name, routing_key=name) for name in QUEUES],
         task_default_queue="interactive",
         task_publish_retry=False,
         worker_prefetch_multiplier=1,
@@ -54,7 +55,7 @@ def announce(app: Celery, slice_id: str, queue: str) -> None:
         StoreUnavailable: the broker does not take it.
     """
     try:
-        app.send_task(RUN_SLICE, args=[slice_id], queue=queue)
+        app.send_task(RUN_SLICE, args=[slice_id], queue=queue, retry=True, retry_policy=RETRY)
     except OperationalError as error:
         raise StoreUnavailable("the queue does not answer") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from worker.questions import Answer, Picture, Question
 from worker.suppression import Problems, Solution, losses
 
 LOUDEST_OTHERS = 2
+
+_blanks: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ def measured(network: LoadedNetwork, cut: nn.Sequential, posed: Posed, solution:
     x = solution.x[None]
     picture = space.to_bytes(x)
     shown = space.from_bytes(picture)
-    after, after_float, blank = (cut(image).clamp_min(0) for image in (shown, x, torch.zeros_like(x)))
+    after, after_float = (cut(image).clamp_min(0) for image in (shown, x))
+    blank = _blank(cut, torch.zeros_like(x))
     terms, terms_float, terms_blank, terms_start = (
         as_record(losses(problem, maps, image), 0)
         for maps, image in (
@@ -111,6 +115,13 @@ def measured(network: LoadedNetwork, cut: nn.Sequential, posed: Posed, solution:
         history=solution.history,
         weights=network.weights,
     )
+
+
+def _blank(cut: nn.Sequential, nothing: Tensor) -> Tensor:
+    """The feature maps of the mean colour, (1, C, h, w), computed once for a layer."""
+    if cut not in _blanks:
+        _blanks[cut] = cut(nothing).clamp_min(0)
+    return _blanks[cut]
 
 
 def _or(value: float | None, otherwise: float) -> float:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 from redis import Redis
+from redis.asyncio import BlockingConnectionPool
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff
@@ -31,6 +32,7 @@ MEDIA_TYPES = {
     "json": "application/json",
 }
 
+CONNECTIONS = 8  # of an event loop: a reader who finds none free waits for one
 BIG = 64  # results, above which a record is not read on an event loop
 
 # A job as it is at one moment: {its record as JSON, its rank in the queue or -1, its results (index, JSON, index, …)};
@@ -166,7 +168,10 @@ class Polling:
 
     def __init__(self, url: str, *, patience: float = 1.0) -> None:
         retry = AsyncRetry(ExponentialBackoff(cap=0.5, base=0.02), 2, supported_errors=(RedisConnectionError,))
-        self._redis = AsyncRedis.from_url(url, retry=retry, **_options(patience))
+        pool = BlockingConnectionPool.from_url(
+            url, max_connections=CONNECTIONS, timeout=patience, retry=retry, **_options(patience)
+        )
+        self._redis = AsyncRedis.from_pool(pool)
         self._read = self._redis.register_script(JOB)
 
     async def job(self, job_id: str) -> Job:

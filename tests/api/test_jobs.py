@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from httpx import Client
 from redis import Redis
 
-from shared.jobs import Transitions
+from shared.jobs import Polling, Transitions
+from shared.settings import Settings
 from tests.api.test_explain import post, refused
 
 
@@ -53,3 +56,16 @@ def test_an_expired_job(client: Client, redis: Redis) -> None:
     """410 while its tombstone is kept."""
     redis.set("ks:gone:old", 1)
     refused(client.get("/jobs/old"), 410, "job-expired", "old")
+
+
+def test_many_readers_at_once_are_all_answered(client: Client, settings: Settings) -> None:
+    """More than there are connections to Redis: they wait for one another."""
+    job_id = post(client).json()["id"]
+
+    async def read() -> set[str]:
+        polling = Polling(settings.redis_url.get_secret_value())
+        found = await asyncio.gather(*(polling.job(job_id) for _ in range(500)))
+        await polling.close()
+        return {job.id for job in found}
+
+    assert asyncio.run(read()) == {job_id}

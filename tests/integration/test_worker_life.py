@@ -227,6 +227,17 @@ def test_duplicate_messages_are_harmless(services: Services) -> None:
     assert job(services, job_id).attempt == 1
 
 
+def test_small_jobs_find_a_place_while_big_ones_wait(services: Services) -> None:
+    """Of four places one is for big jobs: a job of ten slices does not take them all."""
+    big = submit(services, kernels=160, iterations=300)
+    with worker(services, KERNELSCOPE_SLICES="4"):
+        until(lambda: job(services, big).progress.completed >= 1)
+        small = submit(services, kernels=1)
+        until(finished(services, small))
+        assert services.redis.zcard("ks:queued:bulk") >= 7  # one that runs, and one or two taken in the same moment
+        services.transitions.cancel(big)
+
+
 def test_a_worker_survives_a_pause_of_redis(services: Services) -> None:
     """Redis says nothing for three seconds; the worker goes on afterwards."""
     with worker(services) as process:
