@@ -104,7 +104,8 @@ class TorchBatch(Batch):
         self.parts: deque[SolverBatch[Any]] = deque()
         self.later: list[tuple[Ticket, bool]] = []  # set back; and whether they are to be exact
         self.ran = 0  # problems on the device when the last was set back
-        self.most: int | None = None  # problems, after memory ran out or the time of a step was seen
+        self.most: int | None = None  # problems, once the time of a step was seen
+        self.fits: int | None = None  # problems, once memory ran out
 
     def __len__(self) -> int:
         """How many are being answered."""
@@ -125,7 +126,8 @@ class TorchBatch(Batch):
 
     @property
     def _most(self) -> int:
-        return self.device.most or self.most or self.pace.batch
+        most = self.device.most or self.most or self.pace.batch
+        return min(most, self.fits or most)
 
     @property
     def _where(self) -> torch.device:
@@ -187,7 +189,8 @@ class TorchBatch(Batch):
             part.drop(numbers)
             exact = part.precision is torch.float32
             return answered + self._set_back([(self._forget(number)[0], exact) for number in numbers])
-        self._adapt(part, time.perf_counter() - begin)
+        if not ended:  # to end one takes an evaluation in float32, which says nothing about a step
+            self._adapt(part, time.perf_counter() - begin)
         for number, course in part.courses.items():
             self.tickets[number][0].step = Step(course.iteration, course.budget, course.loss)
         answered += self._ended(ended)
@@ -266,7 +269,7 @@ class TorchBatch(Batch):
         if len(pairs) == 1 and not self.device.running:
             ticket, _ = pairs[0]
             return [(ticket, self._too_large(ticket.question))]
-        self.most = max(1, len(self.tickets))
+        self.fits = max(1, len(self.tickets))
         self.later += pairs
         self.ran = self.device.running
         return []

@@ -76,6 +76,8 @@ class Pulse:
                 self._beat()
             except StoreUnavailable as error:
                 log.warning("%s; going on while the leases may hold", error)
+            except Exception:  # a bug; without this thread every slice of this worker would lapse, again and again
+                log.exception("the leases could not be renewed")
 
     def _beat(self) -> None:
         alive = self._alive()

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
@@ -74,7 +75,8 @@ class Runner:
         with self._lock:
             running = list(self._running)
         for run in running:
-            self.hand_back(run.claim)
+            with suppress(LostLease):
+                self.hand_back(run.claim)
 
     def hand_back(self, claim: Claim) -> None:
         """Somebody else shall go on after the last finished item."""

@@ -157,28 +157,6 @@ def test_kill_9_costs_one_lease(services: Services) -> None:
     assert ended.attempt == 2
 
 
-@pytest.mark.chaos
-def test_many_kills_at_random_moments(services: Services, record_property: Callable[[str, object], None]) -> None:
-    """Each time every item is committed once, and the job ends well (2 kills, or 20 in `make soak`)."""
-    kills = 20 if os.environ.get("KERNELSCOPE_FULL_COUNTS") else 2
-    slowest = 0.0
-    moments = random.Random(0)
-    for _ in range(kills):
-        job_id = submit(services, kernels=16, iterations=100)
-        with worker(services) as victim:
-            time.sleep(moments.uniform(0, 1.5))
-            victim.kill()
-            victim.wait()
-        begin = time.monotonic()
-        with worker(services):
-            until(finished(services, job_id, housekeep=True))
-        slowest = max(slowest, time.monotonic() - begin)
-        assert job(services, job_id).status is Status.SUCCEEDED
-        assert [result.index for result in job(services, job_id).results] == list(range(16))
-    record_property("kills", kills)
-    record_property("slowest_recovery_seconds", round(slowest, 1))
-
-
 def test_a_slice_whose_worker_dies_each_time_is_failed(services: Services) -> None:
     """After three attempts, with the reason; the worker's death is not taken for the caller's fault."""
     job_id = submit(services, kernels=4, iterations=100_000)

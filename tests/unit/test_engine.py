@@ -317,3 +317,23 @@ def test_batches_grow_and_shrink_with_the_time_of_a_step(device: TorchDevice) ->
     assert batch.most == 16
     batch._adapt(part, 0.8)
     assert batch.most == 4
+
+
+def test_what_memory_holds_is_not_outgrown(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are short, so the batch would grow; it does not beyond what ran out of memory once."""
+    kernels = top(engine)[:6]
+    cramped = Cramped(monkeypatch, steps=2, poses=10)
+    answers = ask(engine, [question(kernel) for kernel in kernels])
+    assert all(isinstance(answer, Answer) for answer in answers.values())
+    assert cramped.refusals <= 3  # 6, 3, and one more at most
+
+
+def test_a_step_that_ends_something_says_nothing_about_the_pace(
+    device: TorchDevice, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is longer, and fewer are left after it."""
+    seen: list[int] = []
+    monkeypatch.setattr(TorchBatch, "_adapt", lambda _, part, __: seen.append(len(part)))
+    ask(engine, [question(kernel, iterations=5) for kernel in top(engine)[:3]])
+    assert set(seen) == {3}
+    assert len(seen) == 4

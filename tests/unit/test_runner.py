@@ -22,7 +22,7 @@ from worker.dummy import DummyBatch, DummyDevice
 from worker.engine import Engine
 from worker.pulse import Pulse
 from worker.questions import Answered, Batch, Question, Ticket
-from worker.runner import Runner
+from worker.runner import Runner, _SliceRun
 
 
 @dataclass
@@ -283,3 +283,38 @@ def until(condition: Callable[[], object], seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.01)
+
+
+def test_the_pulse_outlives_a_bug(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unexpected error is logged, and the leases are renewed all the same from the next beat on."""
+    bench.submit(iterations=300)
+    with bench.runner() as runner:
+        renew, failures = runner.pulse.transitions.renew_all, [ValueError("a bug")]
+
+        def once(claims: object) -> list[bool]:
+            if failures:
+                raise failures.pop()
+            return renew(claims)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(runner.pulse.transitions, "renew_all", once)
+        runner.run("j:0")
+    assert "a bug" in caplog.text
+    assert bench.records.job("j").status is Status.SUCCEEDED
+    assert not failures
+
+
+def test_one_lost_lease_does_not_keep_the_others(bench: Bench) -> None:
+    """Whatever does not let itself be stopped is handed back, each for itself."""
+    for name in ("cancelled", "other"):
+        bench.submit(name)
+    with bench.runner() as runner:
+        for name in ("cancelled", "other"):
+            claim = bench.transitions.claim(f"{name}:0")
+            assert claim is not None
+            runner._running.add(_SliceRun(runner, claim))
+        bench.transitions.cancel("cancelled")
+        runner.abandon()
+    assert bench.transitions.queued() == ["other:0"]
+    assert bench.announced == [("other:0", "interactive")]
