@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from celery import signals
+from kombu.asynchronous import get_event_loop
 
 from shared import logs
 from shared.queue import QUEUES, announce, make_celery
@@ -18,6 +19,7 @@ from worker.memory import keep_memory
 from worker.process import WorkerProcess
 
 POLL_SECONDS = 0.2  # after which the queues are asked again, and which of them
+WAKE_SECONDS = 0.1  # after which a free place is noticed
 
 celery = make_celery(settings().redis_url.get_secret_value())
 celery.conf.update(imports=["worker.tasks"])
@@ -27,6 +29,8 @@ process: WorkerProcess | None = None
 
 @signals.worker_ready.connect
 def _ready(**_: Any) -> None:
+    if loop := get_event_loop():  # with every place taken it sleeps for a second, even when one becomes free meanwhile
+        loop.call_repeatedly(WAKE_SECONDS, lambda: None)
     if process:
         process.ready.set()
 
