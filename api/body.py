@@ -2,27 +2,55 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from fastapi import Request
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.problems import invalid
-from shared.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedContentType
-from shared.schemas import MAX_IMAGES, ExplainBody, ExplainOptions, ImageSource
+from shared.errors import BodyTooLarge, InvalidRequest, MalformedBody, RequestTimeout, UnsupportedContentType
+from shared.schemas import (
+    MAX_IMAGES,
+    ActivationsBody,
+    ActivationsOptions,
+    ExplainBody,
+    ExplainOptions,
+    ImageSource,
+)
 
 LISTS = ("methods", "alpha", "beta")
 FIELD_BYTES = 64 * 1024
+PAUSE_SECONDS = 15.0  # that a body may take between two of its pieces
+BODY_SECONDS = 120.0  # and as a whole
+
+
+OptionsT = TypeVar("OptionsT", bound=BaseModel)
+BodyT = TypeVar("BodyT", ExplainBody, ActivationsBody)
+
+
+@dataclass(frozen=True)
+class Form(Generic[OptionsT, BodyT]):
+    """The two forms of a body: everything but the images, and everything."""
+
+    options: type[OptionsT]
+    body: type[BodyT]
+
+
+EXPLAIN = Form(ExplainOptions, ExplainBody)
+ACTIVATIONS = Form(ActivationsOptions, ActivationsBody)
 
 
 class BodyLimit:
-    """ASGI middleware: a body over the limit is refused while it streams, before it is read whole."""
+    """ASGI middleware: a body over the limit is refused while it streams, before it is read whole; so is a slow one."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self.app = app
@@ -34,13 +62,22 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        seen = 0
+        seen, whole = 0, False
+        until = time.monotonic() + BODY_SECONDS
 
         async def counted() -> Message:
-            nonlocal seen
+            nonlocal seen, whole
+            if whole:  # what comes now is that the caller has gone
+                return await receive()
             self._check(int(announced) if announced.isdigit() else 0)
-            message = await receive()
+            try:
+                message = await asyncio.wait_for(receive(), min(until - time.monotonic(), PAUSE_SECONDS))
+            except TimeoutError:
+                raise RequestTimeout(
+                    f"the body came too slowly; it may pause for {PAUSE_SECONDS:g} s and take {BODY_SECONDS:g} s"
+                ) from None
             seen += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
             self._check(seen)
             return message
 
@@ -51,41 +88,41 @@ class BodyLimit:
             raise BodyTooLarge(f"the body is over {self.limit / 1e6:g} MB, the most that this server takes")
 
 
-async def read_explain(request: Request) -> ExplainBody:
-    """The body of `POST /explain` in either form.
+async def read(request: Request, form: Form[OptionsT, BodyT]) -> BodyT:
+    """A request's body, as JSON or as a multipart form.
 
     Raises:
         UnsupportedContentType, MalformedBody, InvalidRequest, BodyTooLarge.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "application/json":
-        return await run_in_threadpool(_from_json, await request.body())
+        return await run_in_threadpool(_from_json, await request.body(), form)
     if media_type == "multipart/form-data":
-        return await _from_form(request)
+        return await _from_form(request, form)
     raise UnsupportedContentType(
         f"Content-Type is {media_type or 'missing'}; send application/json or multipart/form-data"
     )
 
 
-def _from_json(body: bytes) -> ExplainBody:
+def _from_json(body: bytes, form: Form[OptionsT, BodyT]) -> BodyT:
     try:
         fields = json.loads(body, parse_constant=_no_constant)
     except RecursionError:
         raise MalformedBody("the body is JSON that is nested too deeply") from None
     except ValueError as error:
         raise MalformedBody(f"the body is not JSON: {error}") from None
-    return _validated(fields)
+    return _validated(fields, form.body)
 
 
 def _no_constant(name: str) -> float:
     raise InvalidRequest(f"{name} is not a number that can be used; give a finite number")
 
 
-async def _from_form(request: Request) -> ExplainBody:
+async def _from_form(request: Request, form: Form[OptionsT, BodyT]) -> BodyT:
     try:
-        async with request.form(max_files=MAX_IMAGES, max_fields=64, max_part_size=FIELD_BYTES) as form:
+        async with request.form(max_files=MAX_IMAGES, max_fields=64, max_part_size=FIELD_BYTES) as parts:
             images, fields = [], {}
-            for name, value in form.multi_items():
+            for name, value in parts.multi_items():
                 if isinstance(value, UploadFile):
                     if name != "image":
                         raise InvalidRequest(f"file field {name!r} is not known; send files as 'image'")
@@ -94,11 +131,11 @@ async def _from_form(request: Request) -> ExplainBody:
                     fields[name] = _value(name, value)
     except HTTPException as error:
         raise MalformedBody(f"the form cannot be read: {error.detail}") from None
-    options = await run_in_threadpool(_validated_options, fields)
+    options = await run_in_threadpool(_validated_options, fields, form.options)
     if not images:
         raise InvalidRequest("image: the form has no file; send one or more as 'image' (curl -F image=@cat.jpg)")
     sources = [ImageSource.model_construct(data=data, sha256=None) for data in images]
-    return ExplainBody.model_construct(**dict(options), images=sources)
+    return form.body.model_construct(**dict(options), images=sources)
 
 
 def _value(name: str, text: str) -> object:
@@ -119,21 +156,21 @@ def _number(text: str) -> object:
     return text.strip()
 
 
-def _validated(fields: object) -> ExplainBody:
+def _validated(fields: object, model: type[BodyT]) -> BodyT:
     if not isinstance(fields, dict):
-        raise InvalidRequest('the body is JSON but not an object; send {"images": […], "layer": …, "kernels": …}')
+        raise InvalidRequest('the body is JSON but not an object; send {"images": […], "layer": …}')
     try:
-        body = ExplainBody.model_validate(fields)
+        body = model.model_validate(fields)
     except ValidationError as error:
-        raise invalid(error.errors(), list(ExplainBody.model_fields)) from None
+        raise invalid(error.errors(), list(model.model_fields)) from None
     for number, image in enumerate(body.images):
         if (image.data is None) == (image.sha256 is None):
             raise InvalidRequest(f"images.{number}: give either data (base64) or sha256")
     return body
 
 
-def _validated_options(fields: Mapping[str, Any]) -> ExplainOptions:
+def _validated_options(fields: Mapping[str, Any], model: type[OptionsT]) -> OptionsT:
     try:
-        return ExplainOptions.model_validate(fields)
+        return model.model_validate(fields)
     except ValidationError as error:
-        raise invalid(error.errors(), ["image", *ExplainOptions.model_fields]) from None
+        raise invalid(error.errors(), ["image", *model.model_fields]) from None

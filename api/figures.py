@@ -63,6 +63,19 @@ def draw(name: str, evidence: Evidence) -> bytes:
     return buffer.getvalue()
 
 
+def thumbnails(maps: NDArray[np.uint8], result: ItemResult) -> bytes:
+    """The PNG of a ranking's feature maps, (C, t, t) in its order: rows of tiles, each from 0 to its own highest."""
+    assert result.thumbnails
+    columns, tile = result.thumbnails.columns, result.thumbnails.tile
+    sheet = Image.new("RGB", (columns * tile, -(-len(maps) // columns) * tile), PAPER)
+    for rank, one in enumerate(maps):
+        picture = heat((one / 255).astype(np.float32), 1.0).resize((tile, tile), Image.Resampling.NEAREST)
+        sheet.paste(picture, (rank % columns * tile, rank // columns * tile))
+    buffer = BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def heat(maps: Maps, scale: float) -> Image.Image:
     """An activation map, 0 dark to `scale` bright, one pixel a position."""
     return _coloured("inferno", maps / scale if scale else maps)

@@ -1,8 +1,8 @@
 """All periodic work, in a small process of its own: `python -m api.housekeeping`.
 
 Slices whose worker went silent are queued again, or failed after the last attempt; those that wait beyond their
-deadline are failed; messages that were lost are sent again; jobs whose time is over are removed with the blobs that
-nobody else refers to. Several of these processes may run: a lock in Redis lets one work.
+deadline are failed; messages that were lost are sent again; webhooks are delivered; jobs whose time is over are removed
+with the blobs that nobody else refers to. Several of these processes may run: a lock in Redis lets one work.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from redis.exceptions import LockError
 from redis.lock import Lock
 
 from api.services import Services
+from api.webhooks import Postman
 from shared import logs
 from shared.errors import StoreUnavailable
 from shared.jobs.record import redis_errors
@@ -54,6 +55,7 @@ class Housekeeper:
 
     def __init__(self, services: Services) -> None:
         self.services = services
+        self.postman = Postman(services.webhooks, private=services.settings.webhook_private)
         self.lock = Lock(services.redis, "ks:housekeeping", timeout=LOCK_SECONDS)
 
     def round(self) -> None:
@@ -62,11 +64,13 @@ class Housekeeper:
             with redis_errors():
                 if self._mine():
                     tick(self.services)
+                    self.postman.round()
         except (StoreUnavailable, LockError) as error:
             log.warning("no housekeeping now: %s", error)
 
     def release(self) -> None:
         """Let another process take over at once."""
+        self.postman.close()
         try:
             with redis_errors():
                 if self.lock.owned():
@@ -82,7 +86,7 @@ class Housekeeper:
 
 def main() -> None:
     """Until SIGTERM or SIGINT."""
-    logs.configure(settings().log_level)
+    logs.configure(settings().log_level, settings().log_format)
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -14,7 +14,6 @@ from starlette.exceptions import HTTPException
 from shared.errors import InvalidRequest, KernelscopeError, MethodNotAllowed, NoSuchPath, Problem
 
 PROBLEM_JSON = "application/problem+json"
-RETRY_SECONDS = 2
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -25,11 +24,9 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unexpected)
 
 
-def respond(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
+def respond(problem: Problem, headers: dict[str, str] | None = None, retry_after: int | None = None) -> JSONResponse:
     """A problem as a response."""
-    headers = dict(headers or {})
-    if problem.status == HTTPStatus.SERVICE_UNAVAILABLE:
-        headers.setdefault("Retry-After", str(RETRY_SECONDS))
+    headers = {**(headers or {}), **({"Retry-After": str(retry_after)} if retry_after else {})}
     return JSONResponse(problem.model_dump(), problem.status, headers, media_type=PROBLEM_JSON)
 
 
@@ -56,7 +53,7 @@ def _message(error: Any, known_fields: list[str] | None) -> str:
 
 async def _ours(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, KernelscopeError)
-    return respond(error.problem())
+    return respond(error.problem(), retry_after=error.retry_after)
 
 
 async def _validation(_: Request, error: Exception) -> JSONResponse:

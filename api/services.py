@@ -9,10 +9,13 @@ from celery import Celery
 from fastapi import Depends, Request
 from redis import Redis
 
+from api.access import Access
+from api.news import Feeds, News
 from shared.jobs import Polling, Records, Transitions, connect
 from shared.queue import make_celery
 from shared.settings import Settings
 from shared.store import BlobStore
+from shared.webhooks import Webhooks
 
 PATIENCE = 0.8  # seconds that Redis may take: a caller is told within one that it is away
 
@@ -28,24 +31,35 @@ class Services:
     transitions: Transitions
     store: BlobStore
     queue: Celery
+    access: Access
+    news: News
+    feeds: Feeds
+    webhooks: Webhooks
 
     @classmethod
     def open(cls, settings: Settings) -> Services:
         """Nothing is connected yet: an API that starts before Redis answers 503 until it is there."""
         url = settings.redis_url.get_secret_value()
         redis = connect(url, patience=PATIENCE)
+        polling = Polling(url, patience=PATIENCE)
+        news = News(polling)
         return cls(
             settings=settings,
             redis=redis,
             records=Records(redis),
-            polling=Polling(url, patience=PATIENCE),
+            polling=polling,
             transitions=Transitions(redis, settings.lease_seconds),
             store=BlobStore(settings.store),
             queue=make_celery(url),
+            access=Access(settings, polling.redis),
+            news=news,
+            feeds=Feeds(polling, news),
+            webhooks=Webhooks(redis),
         )
 
     async def close(self) -> None:
         """Close the connections."""
+        await self.news.close()
         await self.polling.close()
         self.queue.close()
         self.redis.close()
@@ -61,4 +75,4 @@ async def _services(request: Request) -> Services:  # not `def`: FastAPI would c
     return services
 
 
-Access = Annotated[Services, Depends(_services)]
+Opened = Annotated[Services, Depends(_services)]

@@ -56,7 +56,6 @@ from worker.suppression import solve
 MINI = {"model": "vgg_mini", "layer": "conv2_2", "kernels": "3", "effort": "quick"}
 VGG16 = {"model": "vgg16", "layer": "conv2_2", "kernels": "12", "effort": "quick"}
 POLLED_JOBS = 50
-POLL_SECONDS = 0.05
 GLANCE_SECONDS = 0.005  # between polls of a job whose start is awaited
 
 # name, what it is, unit, the most that it may be
@@ -119,10 +118,9 @@ def unserved(stack: Stack, folder: Path) -> str:
     for state in workers.living(here):
         workers.publish(there, state)
         there.persist(f"ks:worker:{state.id}")
-    environment = {**stack.environment, "KERNELSCOPE_REDIS_URL": other}
+    environment = {**stack.environment, "KERNELSCOPE_REDIS_URL": other, "KERNELSCOPE_PORT": port}
     for child in [child for child in stack.children if child.name in ("api", "housekeeping")]:
-        command = [port if word == str(stack.settings.port) else word for word in child.command]
-        second = Child(f"second-{child.name}", command, environment, folder / "logs" / f"second-{child.name}.log")
+        second = Child(f"second-{child.name}", child.command, environment, folder / "logs" / f"second-{child.name}.log")
         second.start()
         stack.children.append(second)
     address = f"http://127.0.0.1:{port}"
@@ -213,9 +211,7 @@ def starts(client: Client, effort: Effort) -> dict[str, Any]:
 
 def _finished(client: Client, job: Job) -> Job:
     """The job once it has ended; it must have succeeded."""
-    while not job.status.terminal:
-        time.sleep(POLL_SECONDS)
-        job = client.job(job.id)
+    job = client.wait(job.id)
     if job.status != "succeeded":
         raise RuntimeError(f"job {job.id} {job.status}: {job.error}")
     return job

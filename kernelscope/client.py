@@ -13,6 +13,7 @@ from shared.errors import Problem
 from shared.schemas import Job
 
 POLL_SECONDS = 0.25
+WAIT_SECONDS = 20
 
 
 class ServerError(Exception):
@@ -46,18 +47,21 @@ class Client:
         files = [("image", (f"image{number}", data)) for number, data in enumerate(images)]
         return Job.model_validate_json(self._checked(self._http.post("/explain", files=files, data=fields)))
 
-    def job(self, job_id: str) -> Job:
-        """`GET /jobs/{id}`."""
-        return Job.model_validate_json(self._checked(self._http.get(f"/jobs/{job_id}")))
+    def job(self, job_id: str, wait: int = 0) -> Job:
+        """`GET /jobs/{id}`: as it stands, or once it has ended, or after so many seconds (at most 60)."""
+        headers = {"Prefer": f"wait={wait}"} if wait else {}
+        return Job.model_validate_json(self._checked(self._http.get(f"/jobs/{job_id}", headers=headers)))
 
-    def wait(self, job_id: str, on_change: Callable[[Job], None] = lambda _: None) -> Job:
-        """Poll until the job is finished; `on_change` sees it at each poll."""
+    def wait(self, job_id: str, on_change: Callable[[Job], None] | None = None) -> Job:
+        """The job once it has ended; `on_change` sees it four times a second until then."""
         while True:
-            job = self.job(job_id)
-            on_change(job)
+            job = self.job(job_id, wait=0 if on_change else WAIT_SECONDS)
+            if on_change:
+                on_change(job)
             if job.status.terminal:
                 return job
-            time.sleep(POLL_SECONDS)
+            if on_change:
+                time.sleep(POLL_SECONDS)
 
     def file(self, path: str) -> bytes:
         """A file by the URL path that a result names."""

@@ -222,6 +222,8 @@ class Stack:
             "KERNELSCOPE_REDIS_URL": f"redis://:{password}@127.0.0.1:{port}/0",
             "KERNELSCOPE_DATA_DIR": str(directory.absolute()),
             "KERNELSCOPE_STORE_URL": self.settings.store,
+            "KERNELSCOPE_HOST": self.settings.host,
+            "KERNELSCOPE_PORT": str(self.settings.port),
             "KERNELSCOPE_WEIGHTS_DIR": str(self.settings.weights.absolute()),
             "KERNELSCOPE_PRELOAD": ",".join(self.settings.preload),
             "KERNELSCOPE_DOWNLOAD_WEIGHTS": str(self.settings.download_weights),
@@ -230,13 +232,8 @@ class Stack:
         return Child("redis", [redis_server(), str(configuration)], {}, directory / "logs" / "redis.log")
 
     def _programs(self) -> dict[str, list[str]]:
-        python = [sys.executable, "-m"]
-        api = ["uvicorn", "api.app:create_app", "--factory", "--no-access-log", "--host", self.settings.host]
-        return {
-            "housekeeping": [*python, "api.housekeeping"],
-            "worker": [*python, "worker"],
-            "api": [*python, *api, "--port", str(self.settings.port), "--log-level", "warning"],
-        }
+        modules = {"housekeeping": "api.housekeeping", "worker": "worker", "api": "api"}
+        return {name: [sys.executable, "-m", module] for name, module in modules.items()}
 
     def _take_lock(self, directory: Path) -> None:
         self._lock = (directory / "lock").open("a+")

@@ -44,6 +44,12 @@ class KernelscopeError(Exception):
         """The problem's `type`: a path on the server that answered, which explains it."""
         return f"/problems/{cls.slug()}"
 
+    @property
+    def retry_after(self) -> int | None:
+        """Seconds after which it is worth to ask again."""
+        found = self.members.get("retry_after", 2 if self.status == 503 else None)
+        return found if found is None else int(found)
+
     def problem(self) -> Problem:
         """The error as a caller sees it."""
         return Problem(type=self.type_uri(), title=self.title, status=self.status, detail=self.detail, **self.members)
@@ -189,6 +195,55 @@ class JobEnded(KernelscopeError):
     title = "Job ended"
 
 
+class QuotaExceeded(KernelscopeError):
+    """You have as much unfinished work in the queue as your key may have. Wait for it, or cancel some."""
+
+    status = 429
+    title = "Quota exceeded"
+
+
+class RateLimited(KernelscopeError):
+    """More requests came with your key than it may send. `Retry-After` says when the next one is taken."""
+
+    status = 429
+    title = "Too many requests"
+
+
+class QueueFull(KernelscopeError):
+    """The queue holds all that it takes. `Retry-After` estimates when there is room again."""
+
+    status = 503
+    title = "Queue full"
+
+
+class Unauthorized(KernelscopeError):
+    """This server answers only those who have an API key: `Authorization: Bearer <key>`. Its operator makes keys."""
+
+    status = 401
+    title = "API key needed"
+
+
+class RequestTimeout(KernelscopeError):
+    """The request's body did not arrive in time."""
+
+    status = 408
+    title = "Request timeout"
+
+
+class WebhookRefused(KernelscopeError):
+    """`webhook_url` is not an address that this server calls: a public one, by http or https."""
+
+    status = 422
+    title = "Webhook refused"
+
+
+class RangeNotSatisfiable(KernelscopeError):
+    """The file has no bytes in this `Range`; `Content-Range` says how many it has."""
+
+    status = 416
+    title = "Range not satisfiable"
+
+
 class JobNotFound(KernelscopeError):
     """No job has this id."""
 
@@ -197,10 +252,10 @@ class JobNotFound(KernelscopeError):
 
 
 class JobExpired(KernelscopeError):
-    """The job was kept for its retention time and then removed with its pictures."""
+    """The job was deleted, or kept for its retention time and then removed with its pictures."""
 
     status = 410
-    title = "Job expired"
+    title = "Job removed"
 
 
 class ArtifactNotFound(KernelscopeError):

@@ -28,9 +28,7 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
         UnsupportedImage: the bytes are not of these formats.
         UnusableImage: too many pixels, a side under 8 pixels, truncated or damaged.
     """
-    form = next((form for form, start in SIGNATURES.items() if re.match(start, data, re.DOTALL)), None)
-    if form is None:
-        raise UnsupportedImage("not an image that can be read; PNG, JPEG and WebP are taken")
+    form = form_of(data)
     try:
         image = Image.open(BytesIO(data), formats=[form])
         _check_size(image.width, image.height, max_pixels)
@@ -39,6 +37,18 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
         raise
     except Exception as error:  # whatever hostile bytes make a decoder raise
         raise UnusableImage(f"{form} image is truncated or damaged ({error})") from None
+
+
+def form_of(data: bytes) -> str:
+    """`PNG`, `JPEG` or `WEBP`, by the first bytes.
+
+    Raises:
+        UnsupportedImage: none of them.
+    """
+    form = next((form for form, start in SIGNATURES.items() if re.match(start, data, re.DOTALL)), None)
+    if form is None:
+        raise UnsupportedImage("not an image that can be read; PNG, JPEG and WebP are taken")
+    return form
 
 
 def resized(image: Image.Image, size: int) -> Image.Image:

@@ -76,6 +76,7 @@ Stop = Literal["converged", "budget", "deadline", "cancelled"]
 Base64 = Annotated[bytes, BeforeValidator(_base64, json_schema_input_type=str)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Kernels = Annotated[list[int] | str, BeforeValidator(_kernels)]
+AskedKernels = Annotated[list[int] | str, BeforeValidator(lambda value: value if value == [] else _kernels(value))]
 LossWeights = Annotated[
     list[Annotated[FiniteFloat, Field(ge=0)]],
     BeforeValidator(_one_or_more),
@@ -87,6 +88,24 @@ Methods = Annotated[
     BeforeValidator(_one_or_more),
     AfterValidator(_without_repeats),
     Field(min_length=1),
+]
+
+
+Deadline = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        le=30 * 86400,
+        description="seconds from now after which X̂ is delivered as far as it is, and what has not begun fails",
+    ),
+]
+WebhookUrl = Annotated[
+    str | None,
+    Field(
+        max_length=2048,
+        pattern=r"^https?://[^\s]+$",
+        description="a public address that is told once the job has ended, see docs/webhooks.md",
+    ),
 ]
 
 
@@ -111,12 +130,8 @@ class ExplainOptions(BaseModel):
         description="suppress and empty as far as this SSIM of the kernel's map in the PNG allows, and weigh no L_p",
     )
     max_preservation: float | None = Field(None, gt=0, le=1, description="the same with a bound on L_p in the PNG")
-    deadline_s: float | None = Field(
-        None,
-        gt=0,
-        le=30 * 86400,
-        description="seconds from now after which X̂ is delivered as far as it is, and what has not begun fails",
-    )
+    deadline_s: Deadline = None
+    webhook_url: WebhookUrl = None
 
     @model_validator(mode="after")
     def _bounds_need_the_fast_solver(self) -> Self:
@@ -124,6 +139,17 @@ class ExplainOptions(BaseModel):
         if asked and self.solver != "fast":
             raise ValueError(f'{" and ".join(asked)} cannot be kept by solver "reference"; use "fast"')
         return self
+
+
+class ActivationsOptions(BaseModel):
+    """Everything of `POST /activations` but its images."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field("vgg16", description="network, see `GET /models`")
+    layer: str = Field(description="as of `POST /explain`")
+    deadline_s: Deadline = None
+    webhook_url: WebhookUrl = None
 
 
 class ImageSource(BaseModel):
@@ -141,14 +167,25 @@ class ExplainBody(ExplainOptions):
     images: list[ImageSource] = Field(min_length=1, max_length=MAX_IMAGES)
 
 
+class ActivationsBody(ActivationsOptions):
+    """The JSON body of `POST /activations`."""
+
+    images: list[ImageSource] = Field(min_length=1, max_length=MAX_IMAGES)
+
+
 class ExplainRequest(ExplainOptions):
     """A request as the job keeps it: images by the SHA-256 of the bytes that were sent."""
 
+    kernels: AskedKernels = Field(description='as they were asked for; empty where `methods` is `["activations"]`')
+    methods: list[Literal["suppression", "activations"]] = Field(["suppression"])  # type: ignore[assignment]
     images: list[Sha256] = Field(min_length=1, max_length=MAX_IMAGES)
 
 
 class Item(BaseModel):
-    """One X̂ to make. Of `kernel` and `rank` one is set: rank r is the (r+1)-th most active kernel on the image."""
+    """One X̂ to make, or one image whose kernels are to be ranked.
+
+    Of an X̂'s `kernel` and `rank` one is set: rank r is the (r+1)-th most active kernel on the image.
+    """
 
     index: int
     image: int
@@ -188,6 +225,22 @@ class WeightsUsed(BaseModel):
     sha256: str = Field(description="SHA-256 of the weights file")
 
 
+class ActiveKernel(BaseModel):
+    """How active a kernel is on an image."""
+
+    kernel: int
+    mean: float = Field(description="mean activation over its feature map: what kernels are ranked by")
+    max: float = Field(description="highest activation")
+    active: float = Field(description="share of positions where the activation is above zero")
+
+
+class Thumbnails(BaseModel):
+    """How `thumbnails.png` is laid out: entry r of the ranking is in column r mod `columns`, row r div `columns`."""
+
+    columns: int
+    tile: int = Field(description="side of one thumbnail in pixels")
+
+
 class ItemResult(BaseModel):
     """What became of one item."""
 
@@ -218,6 +271,8 @@ class ItemResult(BaseModel):
     )
     weights: WeightsUsed | None = None
     device: str | None = None
+    ranking: list[ActiveKernel] | None = Field(None, description="of `POST /activations`: every kernel of the layer")
+    thumbnails: Thumbnails | None = Field(None, description="of `POST /activations`")
     reused: bool = Field(False, description="the same work had been done before: this is its result")
     error: Problem | None = None
     artifacts: dict[str, str] = Field(default_factory=dict, description="name → URL path")
@@ -248,8 +303,8 @@ class Progress(BaseModel):
     loss: float | None = Field(None, description="their mean total loss now")
 
 
-class Job(BaseModel):
-    """A job as `GET /jobs/{id}` tells it."""
+class JobSummary(BaseModel):
+    """A job as `GET /jobs` lists it."""
 
     id: str
     status: Status
@@ -262,9 +317,14 @@ class Job(BaseModel):
     request: ExplainRequest
     progress: Progress
     failed_items: int
+    links: dict[str, str]
+
+
+class Job(JobSummary):
+    """A job as `GET /jobs/{id}` tells it."""
+
     results: list[ItemResult]
     error: Problem | None
-    links: dict[str, str]
 
 
 def plan(request: ExplainRequest, max_items: int) -> list[list[Item]]:
@@ -273,7 +333,8 @@ def plan(request: ExplainRequest, max_items: int) -> list[list[Item]]:
     Raises:
         InvalidRequest: more than `max_items` items.
     """
-    axes = (range(len(request.images)), _choices(request.kernels), request.methods, request.alpha, request.beta)
+    choices = [(None, None)] if request.methods == ["activations"] else _choices(request.kernels)
+    axes = (range(len(request.images)), choices, request.methods, request.alpha, request.beta)
     count = prod(map(len, axes))
     if count > max_items:
         raise InvalidRequest(

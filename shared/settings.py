@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,6 +10,19 @@ from typing import Annotated, Literal
 from platformdirs import user_data_path
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+RATE = re.compile(r"[1-9][0-9]{0,8}/(second|minute|hour|day)")
+
+
+def checked_rate(value: str) -> str:
+    """The rate itself.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not RATE.fullmatch(value):
+        raise ValueError(f"{value!r} is no rate; write 100/second, 6000/minute, …/hour or …/day")
+    return value
 
 
 class Settings(BaseSettings):
@@ -49,6 +63,27 @@ class Settings(BaseSettings):
         description="parts of jobs (of up to 16 items) that a worker holds at once, a quarter of them of big jobs; "
         "0: 8 on a CPU, 64 on a GPU",
     )
+    access: Literal["auto", "keys", "open"] = Field(
+        "auto",
+        description="who is answered: `keys`: who has an API key; `open`: everybody; `auto`: everybody on a loopback "
+        "address as long as no key was ever made, else who has one",
+    )
+    rate_limit: str = Field(
+        "6000/minute", description="requests that a key may send, unless it has a rate of its own: `100/second`"
+    )
+    max_open: int = Field(
+        1024, ge=1, description="parts of jobs (of up to 16 items) that a key may have unfinished, unless it says so"
+    )
+    max_queued: int = Field(100_000, ge=1, description="parts of jobs that may wait, of everybody together")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="other sites whose pages may call the API, `https://lab.example`, separated by commas; `*`: all"
+    )
+    webhook_private: bool = Field(False, description="call webhooks on private and loopback addresses too")
+    metrics_bind: str = Field(
+        "",
+        description="`127.0.0.1:9100`: an address for the API's metrics alone, without keys; empty: at `/metrics`",
+    )
+    worker_metrics_bind: str = Field("", description="`127.0.0.1:9101`: an address for a worker's metrics; empty: none")
     max_body_mb: int = Field(32, ge=1, description="largest request body, in megabytes (10⁶ bytes)")
     max_megapixels: float = Field(50.0, gt=0, description="largest image, in megapixels")
     max_items: int = Field(2048, ge=1, description="most items (image × kernel × method × α × β) in one job")
@@ -63,13 +98,28 @@ class Settings(BaseSettings):
         "INFO", description="least severe log line that is written"
     )
 
-    @field_validator("preload", mode="before")
+    log_format: Literal["text", "json"] = Field("text", description="form of a log line")
+
+    @field_validator("preload", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         """`vgg16,vgg_mini` → two names; an empty string → none."""
         if isinstance(value, str):
             return tuple(name.strip() for name in value.split(",") if name.strip())
         return value
+
+    @field_validator("metrics_bind", "worker_metrics_bind")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if value and not (host and port.isdigit() and int(port) < 65536):
+            raise ValueError(f"{value!r} is no address; write host:port, such as 127.0.0.1:9100")
+        return value
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _rate(cls, value: str) -> str:
+        return checked_rate(value)
 
     @field_validator("weights_dir", mode="before")
     @classmethod

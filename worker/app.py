@@ -55,7 +55,7 @@ def main() -> None:
     """
     global process  # noqa: PLW0603 - Celery's hooks and tasks have no other place to find it
     keep_memory()
-    logs.configure(settings().log_level)
+    logs.configure(settings().log_level, settings().log_format)
     process = WorkerProcess(settings(), partial(announce, celery))
     process.start()
     turns.bulk.most = max(1, process.slices // 4)

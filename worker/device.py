@@ -17,7 +17,7 @@ from shared.workers import NetworkState
 from worker.answers import Posed, measured, pictures, posable, pose
 from worker.networks import LoadedNetwork, Networks
 from worker.pace import STEP_SECONDS, Pace, pace, room_in_memory
-from worker.questions import Answer, Answered, Batch, Device, Picture, Question, Step, Ticket
+from worker.questions import Answer, Answered, Batch, Device, Maps, Picture, Question, Step, Ticket
 from worker.suppression import VERSION, FastSolver, PixelSpace, Problems, ReferenceSolver, Solution, Solver
 from worker.suppression import Batch as SolverBatch
 
@@ -70,6 +70,13 @@ class TorchDevice(Device):
         activation = network.features_of(layer, pictures([picture], network))[0].mean(dim=(1, 2))  # (C,)
         order = activation.argsort(descending=True, stable=True)
         return [kernel for kernel in order.tolist() if activation[kernel] > 0]
+
+    @torch.no_grad()
+    def feature_maps(self, model: str, layer: str, picture: Picture) -> Maps:
+        """F, (C, h, w), on the host."""
+        network = self.networks.get(model)
+        maps: Maps = network.features_of(layer, pictures([picture], network))[0].float().cpu().numpy()
+        return maps
 
     def batch(self, question: Question) -> Batch:
         """An empty batch for a layer."""
@@ -192,7 +199,7 @@ class TorchBatch(Batch):
         if not ended:  # to end one takes an evaluation in float32, which says nothing about a step
             self._adapt(part, time.perf_counter() - begin)
         for number, course in part.courses.items():
-            self.tickets[number][0].step = Step(course.iteration, course.budget, course.loss)
+            self.tickets[number][0].step = Step(course.iteration, course.budget, course.terms)
         answered += self._ended(ended)
         self._sweep()
         return answered

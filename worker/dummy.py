@@ -15,7 +15,7 @@ from shared import catalogue
 from shared.errors import SilentKernel
 from shared.schemas import Losses, Metrics, Stop, WeightsUsed
 from shared.workers import NetworkState
-from worker.questions import Answer, Answered, Batch, Device, Picture, Question, Step, Ticket
+from worker.questions import Answer, Answered, Batch, Device, Maps, Picture, Question, Step, Ticket
 
 MAP_SIDE = 12
 WEIGHTS = WeightsUsed(source="dummy", sha256="0" * 64)
@@ -55,6 +55,14 @@ class DummyDevice(Device):
         """Every kernel whose index does not end in 9, in order."""
         kernels = catalogue.network(model).layer(layer).kernels
         return [kernel for kernel in range(kernels) if kernel % 10 != 9]
+
+    def feature_maps(self, model: str, layer: str, picture: Picture) -> Maps:
+        """Kernel k's is k+1 everywhere, but for the silent ones."""
+        kernels = catalogue.network(model).layer(layer).kernels
+        maps = np.zeros((kernels, MAP_SIDE, MAP_SIDE), np.float32)
+        for kernel in self.ranking(model, layer, picture):
+            maps[kernel] = kernel + 1
+        return maps
 
     def batch(self, question: Question) -> Batch:  # noqa: ARG002
         """One question after another."""
@@ -96,7 +104,7 @@ class DummyBatch(Batch):
         budget = self.ticket.question.iterations or 20
         self.iteration += 1
         time.sleep(0.001)
-        self.ticket.step = Step(self.iteration, budget, 2.0 - self.iteration / budget)
+        self.ticket.step = Step(self.iteration, budget, (0.0, 1.0, 1.0, 2.0 - self.iteration / budget))
         return self._end("budget") if self.iteration == budget else []
 
     def stop(self, tickets: Sequence[Ticket]) -> Answered:

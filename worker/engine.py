@@ -51,6 +51,7 @@ class Asked:
 
     def answer(self, ticket: Ticket, answer: Answer | KernelscopeError) -> None:
         """From the engine."""
+        ticket.answered = True
         self._answers.put((self._numbers[ticket], answer))
 
     @property

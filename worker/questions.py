@@ -83,7 +83,7 @@ class Step:
 
     iteration: int
     budget: int
-    loss: float
+    terms: tuple[float, float, float, float]  # L_p, L_s, L_r, L
 
 
 @dataclass(eq=False)
@@ -92,6 +92,7 @@ class Ticket:
 
     question: Question
     step: Step | None = None  # none while it waits
+    answered: bool = False
 
 
 Answered = list[tuple[Ticket, Answer | KernelscopeError]]
@@ -160,6 +161,10 @@ class Device(Protocol):
 
         Like the batches, on the engine's thread only. Raises LayerNotCovered.
         """
+        ...
+
+    def feature_maps(self, model: str, layer: str, picture: Picture) -> Maps:
+        """The layer's feature maps F of a picture, (C, h, w). On the engine's thread only. Raises LayerNotCovered."""
         ...
 
     def batch(self, question: Question) -> Batch:

@@ -19,14 +19,19 @@ from PIL import Image
 from shared import images
 from shared.errors import DeadlinePassed, KernelscopeError, StoreUnavailable, UnknownImage
 from shared.jobs import Claim, LostLease, Records, Transitions
-from shared.schemas import Item, ItemResult
+from shared.schemas import Item, ItemResult, Thumbnails
 from shared.store import BlobStore
+from worker.activations import ranked, thumbnails
 from worker.engine import Asked, Engine
 from worker.pulse import Pulse
 from worker.quarantine import Quarantine
 from worker.questions import Answer, Picture, Question
 
 log = logging.getLogger(__name__)
+
+THUMBNAIL_COLUMNS = 16
+SMALLEST_TILE = 56  # pixels a side
+TERMS = ("preservation", "suppression", "regularization", "total")
 
 
 @dataclass
@@ -117,12 +122,16 @@ class _SliceRun:
     runner: Runner
     claim: Claim
     asked: Asked | None = None
+    open: list[Item] = field(default_factory=list)  # the items of the questions that are asked
     lost: bool = False
     ended: bool = False
 
     def to_the_end(self) -> None:
         try:
-            self._answer(self._questions())
+            if self.claim.request.methods == ["activations"]:
+                self._rank()
+            else:
+                self._answer(self._questions())
         except (LostLease, StoreUnavailable):
             raise
         except KernelscopeError as error:
@@ -139,14 +148,19 @@ class _SliceRun:
         return self.asked is not None
 
     def progress(self) -> dict[str, Any]:
-        """Of the items that run now: the evaluations done, the most that they may take, their mean loss."""
-        steps = [ticket.step for ticket in self.asked.tickets if ticket.step] if self.asked else []
+        """Of the items that run now: the evaluations done, the most that they may take, their mean loss; and each."""
+        open_ = zip(self.open, self.asked.tickets, strict=True) if self.asked else ()
+        steps = {item.index: ticket.step for item, ticket in open_ if ticket.step and not ticket.answered}
         if not steps:
             return {}
         return {
-            "iteration": max(step.iteration for step in steps),
-            "budget": max(step.budget for step in steps),
-            "loss": sum(step.loss for step in steps) / len(steps),
+            "iteration": max(step.iteration for step in steps.values()),
+            "budget": max(step.budget for step in steps.values()),
+            "loss": sum(step.terms[-1] for step in steps.values()) / len(steps),
+            "items": [
+                {"index": index, "iteration": step.iteration, "losses": dict(zip(TERMS, step.terms, strict=True))}
+                for index, step in steps.items()
+            ],
         }
 
     def lose(self) -> None:
@@ -161,9 +175,9 @@ class _SliceRun:
 
     def _answer(self, questions: list[tuple[Item, Question]]) -> None:
         engine = self.runner.engine
-        if self.claim.deadline is not None and time.time() >= self.claim.deadline:
-            raise DeadlinePassed("the deadline passed before a worker was free")
+        self._check_deadline()
         open_ = [(item, question) for item, question in questions if not self._reused(item, question)]
+        self.open = [item for item, _ in open_]
         small = self.claim.queue == "interactive"
         self.asked = engine.ask([question for _, question in open_], urgent=small, deadline=self.claim.deadline)
         if self.ended or self.runner.stopping:  # told so before there was anything to withdraw
@@ -179,6 +193,37 @@ class _SliceRun:
             self.runner.hand_back(self.claim)
         else:
             self.runner.transitions.finish(self.claim)
+
+    def _rank(self) -> None:
+        """Of each image, how active the layer's kernels are."""
+        for item in self.claim.items:
+            if self.lost:
+                raise LostLease(self.claim.slice_id)
+            if self.ended or self.runner.stopping:
+                self.runner.hand_back(self.claim)
+                return
+            self._check_deadline()
+            self._rank_one(item)
+        self.runner.transitions.finish(self.claim)
+
+    def _rank_one(self, item: Item) -> None:
+        request, engine = self.claim.request, self.runner.engine
+        maps = engine.call(engine.device.feature_maps, request.model, request.layer, self._pictures[item.image])
+        ranking, small = ranked(maps), thumbnails(maps)
+        facts = {
+            "ranking": ranking,
+            "thumbnails": Thumbnails(columns=THUMBNAIL_COLUMNS, tile=max(small.shape[1], SMALLEST_TILE)),
+            "weights": engine.device.weights(request.model),
+            "device": engine.device.name,
+        }
+        file, order = BytesIO(), np.array([one.kernel for one in ranking])
+        np.savez_compressed(file, allow_pickle=False, kernels=order, thumbnails=small[order])
+        result = ItemResult.of(item, request, None).model_copy(update=facts)
+        self.runner.transitions.commit(self.claim, result, self._stored({"activations.npz": file.getvalue()}))
+
+    def _check_deadline(self) -> None:
+        if self.claim.deadline is not None and time.time() >= self.claim.deadline:
+            raise DeadlinePassed("the deadline passed before a worker was free")
 
     def _questions(self) -> list[tuple[Item, Question]]:
         """The items with their kernels; ranks that no active kernel fills are skipped."""
@@ -257,7 +302,8 @@ class _SliceRun:
 
     def _fingerprint(self, question: Question) -> str:
         device = self.runner.engine.device
-        return question.fingerprint(device.weights(question.model), device.version)
+        own = question.fingerprint(device.weights(question.model), device.version)
+        return f"{self.claim.owner}:{own}"
 
     def _commit(self, item: Item, question: Question, answer: Answer | KernelscopeError) -> None:
         result = ItemResult.of(item, self.claim.request, question.kernel)

@@ -1,52 +1,156 @@
-"""`GET /jobs/{id}/artifacts/{item}/{name}`: immutable files; pictures are drawn when first asked for."""
+"""`GET /jobs/{id}/artifacts/{item}/{name}`: the files of a result. `GET /jobs/{id}/bundle.zip`: all of them.
+
+The URL names content that never changes, so caches may keep it for ever. Pictures that only show a result are drawn
+when they are first asked for, and kept.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from io import BytesIO
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Header, Response
+from fastapi.responses import StreamingResponse
 from PIL import Image
+from zipstream import ZipStream
 
 from api import figures
-from api.services import Access, Services
+from api.routes.jobs import Own
+from api.services import Opened, Services
 from shared import catalogue, images
-from shared.errors import ArtifactNotFound
-from shared.jobs import DRAWN_ARTIFACTS, MEDIA_TYPES, STORED_ARTIFACTS
-from shared.schemas import ExplainRequest, ItemResult
+from shared.errors import ArtifactNotFound, RangeNotSatisfiable
+from shared.jobs import ARTIFACTS, MEDIA_TYPES, drawn_artifacts
+from shared.schemas import ExplainRequest, ItemResult, Job
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 CACHE = "private, max-age=31536000, immutable"
+FORMS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
+ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+BYTES: dict[str, Any] = {
+    media: {"schema": {"type": "string", "format": "binary"}} for media in sorted(set(MEDIA_TYPES.values()))
+}
 FILES: dict[int | str, dict[str, Any]] = {
-    200: {"content": {media: {} for media in sorted(set(MEDIA_TYPES.values()))}, "description": "The file."},
+    200: {"content": BYTES, "description": "The file."},
+    206: {"content": BYTES, "description": "The part of it that `Range` asked for."},
     304: {"description": "The caller has it already."},
+}
+ZIP: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
+        "description": "A ZIP file.",
+    }
 }
 
 
 @router.get("/{job_id}/artifacts/{item}/{name}", response_class=Response, responses=FILES)
-def artifact(
-    job_id: str, item: int, name: str, services: Access, if_none_match: Annotated[str, Header()] = ""
+def artifact(  # noqa: PLR0913, PLR0917 - its headers
+    job_id: Own,
+    item: int,
+    name: str,
+    services: Opened,
+    if_none_match: Annotated[str, Header()] = "",
+    if_range: Annotated[str, Header()] = "",
+    range: Annotated[str, Header(description="one range of bytes, `bytes=0-1023`")] = "",  # noqa: A002
 ) -> Response:
-    """One file of one result."""
-    if name not in (*STORED_ARTIFACTS, *DRAWN_ARTIFACTS):
-        raise ArtifactNotFound(f"no artifact is named {name}; names: {', '.join(STORED_ARTIFACTS + DRAWN_ARTIFACTS)}")
+    """One file of one result; `ETag` is its SHA-256."""
+    if name not in ARTIFACTS:
+        raise ArtifactNotFound(f"no artifact is named {name}; names: {', '.join(ARTIFACTS)}")
     request, result, blobs = services.records.result(job_id, item)
     if not blobs:
         raise ArtifactNotFound(f"result {item} of job {job_id} has no artifacts: it {result.status}")
-    data: bytes | None = None
-    if name not in blobs:
-        data = figures.draw(name, _evidence(services, request, result, blobs))
-        blobs[name] = services.store.digest(data)
-        services.records.keep_drawn(job_id, item, name, blobs[name])
-        services.store.put(data)
-    etag = f'"{blobs[name]}"'
-    headers = {"ETag": etag, "Cache-Control": CACHE}
-    if etag in [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]:
+    data = _drawn(services, job_id, name, (request, result, blobs))
+    headers = {"ETag": f'"{blobs[name]}"', "Cache-Control": CACHE, "Accept-Ranges": "bytes"}
+    if _matches(headers["ETag"], if_none_match):
         return Response(status_code=304, headers=headers)
     media_type = MEDIA_TYPES[name.rsplit(".", 1)[-1]]
-    return Response(data or _blob(services, blobs, name), media_type=media_type, headers=headers)
+    data = data or _blob(services, blobs, name)
+    if (wanted := _range(range, len(data))) and if_range in ("", headers["ETag"]):
+        start, end = wanted
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
+        return Response(data[start:end], 206, media_type=media_type, headers=headers)
+    return Response(data, media_type=media_type, headers=headers)
+
+
+Found = tuple[ExplainRequest, ItemResult, dict[str, str]]
+
+
+def _drawn(services: Services, job_id: str, name: str, found: Found) -> bytes | None:
+    """The picture, where it had to be drawn now; its digest is among the blobs afterwards."""
+    request, result, blobs = found
+    if name in blobs:
+        return None
+    if name not in drawn_artifacts(result.method):
+        raise ArtifactNotFound(f"result {result.index} is of method {result.method}, which makes no {name}")
+    if result.method == "activations":
+        data = figures.thumbnails(np.load(BytesIO(_blob(services, blobs, "activations.npz")))["thumbnails"], result)
+    else:
+        data = figures.draw(name, _evidence(services, request, result, blobs))
+    blobs[name] = services.store.digest(data)
+    services.records.keep_drawn(job_id, result.index, name, blobs[name])
+    services.store.put(data)
+    return data
+
+
+def _matches(etag: str, condition: str) -> bool:
+    return condition.strip() == "*" or etag in [tag.strip().removeprefix("W/") for tag in condition.split(",")]
+
+
+def _range(text: str, size: int) -> tuple[int, int] | None:
+    """(first byte, byte after the last); None where the whole is to be sent: no range, several, or no valid one.
+
+    Raises:
+        RangeNotSatisfiable: it begins behind the end.
+    """
+    match = ONE_RANGE.fullmatch(text.replace(" ", ""))
+    if match is None or match[0] == "bytes=-":
+        return None
+    first, last = match.groups()
+    if first:
+        start, end = int(first), min(size, int(last) + 1 if last else size)
+        if last and int(last) < start:
+            return None
+    else:
+        start, end = max(0, size - int(last)), size
+    if start >= end:
+        raise RangeNotSatisfiable(f"the file has {size} bytes; {text} is outside", size=size)
+    return start, end
+
+
+@router.get("/{job_id}/bundle.zip", response_class=StreamingResponse, responses=ZIP)
+def bundle(job_id: Own, services: Opened) -> StreamingResponse:
+    """Everything that there is of the job so far: `job.json`, the images, a folder for each result. Streamed."""
+    job = services.records.job(job_id)
+    headers = {"Content-Disposition": f'attachment; filename="kernelscope-{job_id}.zip"', "Cache-Control": "no-store"}
+    return StreamingResponse(_packed(services, job), media_type="application/zip", headers=headers)
+
+
+def _packed(services: Services, job: Job) -> Iterator[bytes]:
+    sheet = ZipStream()
+    sheet.add(job.model_dump_json(indent=1), "job.json")
+    for digest in dict.fromkeys(job.request.images):
+        if data := services.store.get(digest):
+            sheet.add(data, f"images/{digest}.{FORMS[images.form_of(data)]}")
+            yield from sheet.all_files()
+    for result in job.results:
+        for name in result.artifacts:
+            sheet.add(_lazily(services, job.id, result.index, name), f"{folder(job, result)}/{name}")
+            yield from sheet.all_files()
+    yield from sheet.finalize()
+
+
+def _lazily(services: Services, job_id: str, index: int, name: str) -> Iterator[bytes]:
+    found = services.records.result(job_id, index)
+    yield _drawn(services, job_id, name, found) or _blob(services, found[2], name)
+
+
+def folder(job: Job, result: ItemResult) -> str:
+    """`0003-conv1_2-kernel18`."""
+    what = "activations" if result.kernel is None else f"kernel{result.kernel}"
+    return f"{result.index:04}-{job.request.layer}-{what}"
 
 
 def _evidence(

@@ -1,12 +1,15 @@
-"""`/healthz`: the process lives. `/readyz`: it can take jobs."""
+"""`/healthz`: the process lives. `/readyz`: it can take jobs. `/metrics`: how it fares."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic import BaseModel
 
-from api.services import Access
+from api.services import Opened
 from shared import workers
+from shared.errors import NoSuchPath
 
 router = APIRouter(tags=["health"])
 
@@ -42,11 +45,19 @@ async def healthz() -> Alive:
 
 
 @router.get("/readyz")
-def readyz(services: Access) -> Ready:
+def readyz(services: Opened) -> Ready:
     """Redis and the object store answer. 503 with the reason where they do not."""
     living = workers.living(services.redis)
     services.store.has(ABSENT)
     return Ready(workers=[_info(worker) for worker in living])
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+def metrics(request: Request, services: Opened) -> Response:
+    """Prometheus metrics of this process and of the queue, unless they have an address of their own."""
+    if services.settings.metrics_bind:
+        raise NoSuchPath("the metrics have an address of their own (KERNELSCOPE_METRICS_BIND)")
+    return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 def _info(worker: workers.WorkerState) -> WorkerInfo:

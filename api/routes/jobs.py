@@ -1,27 +1,126 @@
-"""`GET /jobs/{id}` and `POST /jobs/{id}/cancel`."""
+"""`/jobs`: the list, one job, its events and webhook, cancelling and deleting it."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+import base64
+import binascii
+from typing import Annotated
+from urllib.parse import urlencode
 
-from api.services import Access
-from shared.schemas import Job
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field
+
+from api.accept import Prefer, answered
+from api.access import Asking
+from api.services import Opened
+from shared import catalogue
+from shared.errors import InvalidRequest
+from shared.jobs import Place, Wanted
+from shared.schemas import Job, JobSummary, Status
+from shared.webhooks import Delivery
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
+RETRY_SECONDS = "1"
+
+
+async def _own(job_id: str, services: Opened, caller: Asking) -> str:
+    """The id of a job that is there and the caller's."""
+    await services.polling.check(job_id, caller.owner)
+    return job_id
+
+
+Own = Annotated[str, Depends(_own)]
+
+
+class Page(BaseModel):
+    """Jobs, newest first."""
+
+    jobs: list[JobSummary]
+    next_cursor: str | None = Field(description="for the next page; null: this was the last")
+
+
+@router.get("")
+def jobs(  # noqa: PLR0913, PLR0917 - its filters
+    request: Request,
+    response: Response,
+    services: Opened,
+    caller: Asking,
+    status: Annotated[Status | None, Query(description="only jobs in this state")] = None,
+    model: Annotated[str | None, Query(max_length=64, description="only jobs on this network")] = None,
+    layer: Annotated[str | None, Query(max_length=64, description="only jobs on this layer")] = None,
+    limit: Annotated[int, Query(ge=1, le=100, description="jobs on a page at most")] = 20,
+    cursor: Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before")] = None,
+) -> Page:
+    """Your jobs, newest first. A page may be short or empty and yet have a next one, where a filter rarely fits."""
+    if model is not None and layer is not None:
+        layer = catalogue.network(model).layer(layer).name
+    after = _place(cursor) if cursor is not None else None
+    found, place = services.records.page(caller.owner, Wanted(status, model, layer), limit, after)
+    following = _cursor(place) if place else None
+    if following:
+        query = dict(request.query_params) | {"cursor": following}
+        response.headers["Link"] = f'</jobs?{urlencode(query)}>; rel="next"'
+    response.headers["Cache-Control"] = "no-store"
+    return Page(jobs=found, next_cursor=following)
+
+
+def _cursor(place: Place) -> str:
+    return base64.urlsafe_b64encode(f"{place.created!r} {place.job_id}".encode()).decode().rstrip("=")
+
+
+def _place(cursor: str) -> Place:
+    try:
+        text = base64.urlsafe_b64decode(cursor.encode() + b"=" * (-len(cursor) % 4)).decode()
+        created, job_id = text.split(" ")
+        return Place(float(created), job_id)
+    except (ValueError, binascii.Error):
+        raise InvalidRequest("cursor: not one that this server gave; send `next_cursor` as it came") from None
+
 
 @router.get("/{job_id}", response_model=Job)
-async def job(job_id: str, services: Access) -> Response:
-    """The job as it stands; `Retry-After` says when to ask again while it is not finished."""
-    found = await services.polling.job(job_id)
-    headers = {"Cache-Control": "no-store"}
+async def job(job_id: str, services: Opened, caller: Asking, prefer: Prefer = "") -> Response:
+    """The job as it stands; `Retry-After` says when to ask again while it has not ended."""
+    response = Response(media_type="application/json", headers={"Cache-Control": "no-store"})
+    found = await services.polling.job(job_id, caller.owner)
+    found = await answered(services, caller, found, prefer, response)
     if not found.status.terminal:
-        headers["Retry-After"] = "1"
-    return Response(found.model_dump_json(), media_type="application/json", headers=headers)
+        response.headers["Retry-After"] = RETRY_SECONDS
+    response.body = found.model_dump_json().encode()
+    response.headers["Content-Length"] = str(len(response.body))
+    return response
 
 
 @router.post("/{job_id}/cancel")
-def cancel(job_id: str, services: Access) -> Job:
+def cancel(job_id: Own, services: Opened) -> Job:
     """End a job that is queued or running; what is finished of it stays. 409 where it has ended already."""
     services.transitions.cancel(job_id)
     return services.records.job(job_id)
+
+
+@router.delete("/{job_id}", status_code=204)
+def delete(job_id: Own, services: Opened) -> None:
+    """Cancel a job if need be, and remove it with its files. It answers 410 from now on, and 404 in a week."""
+    for digest in services.transitions.remove(job_id):
+        services.store.remove(digest)
+
+
+@router.get("/{job_id}/events", response_class=StreamingResponse)
+async def events(
+    job_id: Own, services: Opened, last_event_id: Annotated[str | None, Header(max_length=64)] = None
+) -> StreamingResponse:
+    """What happens to the job, as Server-Sent Events: `status`, `progress`, `result`; ends when the job has ended.
+
+    A reader that comes back with `Last-Event-ID` misses no `status` and no `result` and is told none twice; of the
+    `progress` that it missed it is told the latest.
+    """
+    stream = await services.feeds.follow(job_id, last_event_id)
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+
+
+@router.get("/{job_id}/webhook")
+def webhook(job_id: Own, services: Opened) -> Delivery:
+    """How it goes with the job's webhook: each attempt to deliver it, and when the next one is."""
+    return services.webhooks.delivery(job_id)

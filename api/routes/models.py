@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from api.services import Access, Services
+from api.services import Opened, Services
 from shared import catalogue, workers
 from shared.errors import ModelNotFound, UnknownModel
 
@@ -32,14 +32,14 @@ class ModelInfo(BaseModel):
 
 
 @router.get("")
-def models(services: Access) -> list[ModelInfo]:
+def models(services: Opened) -> list[ModelInfo]:
     """Every network with its layers."""
     states = _states(services)
     return [_info(network, states) for network in catalogue.networks().values()]
 
 
 @router.get("/{name}")
-def model(name: str, services: Access) -> ModelInfo:
+def model(name: str, services: Opened) -> ModelInfo:
     """One network with its layers."""
     try:
         network = catalogue.network(name)

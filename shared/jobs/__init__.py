@@ -13,24 +13,36 @@ the token of its claim, so a worker that lost its lease can write nothing.
 """
 
 from shared.jobs.record import (
+    ARTIFACTS,
     DRAWN_ARTIFACTS,
     MEDIA_TYPES,
     STORED_ARTIFACTS,
+    Event,
+    Place,
     Polling,
     Records,
+    Wanted,
     connect,
+    drawn_artifacts,
 )
-from shared.jobs.transitions import Claim, LostLease, Submitted, Transitions
+from shared.jobs.transitions import ANYONE, Caller, Claim, LostLease, Submitted, Transitions
 
 __all__ = [
+    "ANYONE",
+    "ARTIFACTS",
     "DRAWN_ARTIFACTS",
     "MEDIA_TYPES",
     "STORED_ARTIFACTS",
+    "Caller",
     "Claim",
+    "Event",
     "LostLease",
+    "Place",
     "Polling",
     "Records",
     "Submitted",
     "Transitions",
+    "Wanted",
     "connect",
+    "drawn_artifacts",
 ]

@@ -7,8 +7,9 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from redis import Redis
 from redis.asyncio import BlockingConnectionPool
@@ -21,10 +22,13 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from shared.errors import ArtifactNotFound, JobExpired, JobNotFound, Problem, SilentKernel, StoreUnavailable
-from shared.schemas import ExplainRequest, ItemResult, Job, Progress, Status, plan
+from shared.schemas import ExplainRequest, ItemResult, Job, JobSummary, Progress, Status, plan
 
 STORED_ARTIFACTS = ("optimized.png", "optimized.npy", "maps.npz", "history.json")
 DRAWN_ARTIFACTS = ("contrast.png", "feature_map.png", "optimized_feature_map.png", "difference.png", "panel.png")
+LOOKED_AT = ("activations.npz",)  # stored, and
+SHEETS = ("thumbnails.png",)  # drawn, where kernels are ranked
+ARTIFACTS = (*STORED_ARTIFACTS, *DRAWN_ARTIFACTS, *LOOKED_AT, *SHEETS)
 MEDIA_TYPES = {
     "png": "image/png",
     "npy": "application/octet-stream",
@@ -32,18 +36,25 @@ MEDIA_TYPES = {
     "json": "application/json",
 }
 
-CONNECTIONS = 8  # of an event loop: a reader who finds none free waits for one
+LINKS = {"events": "events", "cancel": "cancel", "bundle": "bundle.zip"}
+BATCH, MOST_BATCHES = 100, 20  # jobs that are read together for a list, and how often for one page
+CONNECTIONS = 9  # of an event loop: a reader who finds none free waits for one; the news take one for themselves
 BIG = 64  # results, above which a record is not read on an event loop
 
 # A job as it is at one moment: {its record as JSON, its rank in the queue or -1, its results (index, JSON, index, …)};
-# where there is none: {'', 1 if it has expired, {}}. KEYS: job, results, tombstone. ARGV: id of its first slice.
+# where there is none: {'', -2, {}}, and where it is gone, with nothing but its owner in the record.
+# KEYS: job, tombstone, and results where they are wanted. ARGV: id of its first slice.
 JOB = """
 local fields, record = redis.call('HGETALL', KEYS[1]), {}
-if #fields == 0 then return {'', redis.call('EXISTS', KEYS[3]), {}} end
+if #fields == 0 then
+  local owner = redis.call('GET', KEYS[2])
+  return {owner and cjson.encode({owner = owner}) or '', -2, {}}
+end
 for at = 1, #fields, 2 do record[fields[at]] = fields[at + 1] end
 local rank = record.status == 'queued' and redis.call('ZRANK', 'ks:queued:' .. record.queue, ARGV[1])
-return {cjson.encode(record), rank or -1, redis.call('HGETALL', KEYS[2])}
+return {cjson.encode(record), rank or -1, KEYS[3] and redis.call('HGETALL', KEYS[3]) or {}}
 """
+GONE = -2
 
 
 # Remembers a picture of a job that is still there. KEYS: job, set of the blob's jobs. ARGV: job id, item/name, digest.
@@ -85,41 +96,103 @@ def redis_errors() -> Iterator[None]:
         raise StoreUnavailable(f"Redis does not answer ({type(error).__name__})") from error
 
 
+def drawn_artifacts(method: str) -> tuple[str, ...]:
+    """The pictures of a result that are drawn when they are first asked for."""
+    return SHEETS if method == "activations" else DRAWN_ARTIFACTS
+
+
 class Records:
-    """Job records as readers see them."""
+    """Job records as readers see them.
+
+    Where an owner is given, what is not theirs does not exist.
+    """
 
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
         self._read = redis.register_script(JOB)
         self._keep = redis.register_script(KEEP)
 
-    def job(self, job_id: str) -> Job:
+    def job(self, job_id: str, owner: str | None = None) -> Job:
         """The job as it stands.
 
         Raises:
             JobNotFound, JobExpired, StoreUnavailable.
         """
         with redis_errors():
-            return _found(job_id, self._read(*_place(job_id)))
+            return _found(job_id, self._read(*_place(job_id)), owner)
+
+    def check(self, job_id: str, owner: str) -> None:
+        """Nothing, if the job is there and this owner's.
+
+        Raises:
+            JobNotFound, JobExpired, StoreUnavailable.
+        """
+        with redis_errors():
+            _checked(job_id, self._read(*_place(job_id, results=False)), owner)
+
+    def page(
+        self, owner: str, wanted: Wanted, limit: int, after: Place | None = None
+    ) -> tuple[list[JobSummary], Place | None]:
+        """An owner's jobs, newest first, and where to go on; None: there are no more.
+
+        Args:
+            after: the last job of the page before.
+        """
+        found: list[JobSummary] = []
+        with redis_errors():
+            for _ in range(MOST_BATCHES):
+                places = self._places(owner, after)
+                for job_id, summary in zip(places, self._summaries(list(places)), strict=True):
+                    after = Place(places[job_id], job_id)
+                    if summary and wanted.fits(summary):
+                        found.append(summary)
+                    if len(found) == limit:
+                        return found, after
+                if not places:
+                    return found, None
+        return found, after
+
+    def _places(self, owner: str, after: Place | None) -> dict[str, float]:
+        """The next jobs behind a place: id → when it was created."""
+        places: list[tuple[str, float]] = []
+        start = 0
+        while True:
+            batch = self.redis.zrevrangebyscore(
+                f"ks:jobs:{owner}", after.created if after else "+inf", "-inf", start, BATCH, withscores=True
+            )
+            places += [pair for pair in batch if after is None or (pair[1], pair[0]) < (after.created, after.job_id)]
+            start += BATCH
+            if places or len(batch) < BATCH:
+                return dict(places)
+
+    def _summaries(self, job_ids: list[str]) -> list[JobSummary | None]:
+        with self.redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                keys, arguments = _place(job_id, results=False)
+                self._read(keys, arguments, client=pipe)
+            answers = pipe.execute()
+        return [
+            _summary(job_id, json.loads(record), rank) if rank != GONE else None
+            for job_id, (record, rank, _) in zip(job_ids, answers, strict=True)
+        ]
 
     def result(self, job_id: str, index: int) -> tuple[ExplainRequest, ItemResult, dict[str, str]]:
         """The job's request, one of its results, and the blobs (name → SHA-256) that it has so far.
 
         Raises:
-            JobNotFound, JobExpired, ArtifactNotFound, StoreUnavailable.
+            JobNotFound, ArtifactNotFound, StoreUnavailable.
         """
         with redis_errors(), self.redis.pipeline(transaction=True) as pipe:
             pipe.hget(f"ks:job:{job_id}", "request")
             pipe.hget(f"ks:job:{job_id}:results", str(index))
-            pipe.hmget(f"ks:job:{job_id}:drawn", [f"{index}/{name}" for name in DRAWN_ARTIFACTS])
-            pipe.exists(f"ks:gone:{job_id}")
-            request, stored, drawn, gone = pipe.execute()
+            pipe.hmget(f"ks:job:{job_id}:drawn", [f"{index}/{name}" for name in (*DRAWN_ARTIFACTS, *SHEETS)])
+            request, stored, drawn = pipe.execute()
         if request is None:
-            raise (JobExpired if gone else JobNotFound)(f"there is no job {job_id}" + (" any more" if gone else ""))
+            raise JobNotFound(f"there is no job {job_id}")
         if not stored:
             raise ArtifactNotFound(f"job {job_id} has no result {index} yet")
         result = json.loads(stored)
-        kept = {name: digest for name, digest in zip(DRAWN_ARTIFACTS, drawn, strict=True) if digest}
+        kept = {name: digest for name, digest in zip((*DRAWN_ARTIFACTS, *SHEETS), drawn, strict=True) if digest}
         blobs = {**result.pop("blobs"), **kept}
         return ExplainRequest.model_validate_json(request), ItemResult.model_validate(result), blobs
 
@@ -145,21 +218,67 @@ class Records:
     def hold(self, job_id: str, digests: list[str], expires_at: float) -> None:
         """Refer to blobs before they are written, so that retention leaves them alone; they go with the job."""
         with redis_errors(), self.redis.pipeline(transaction=True) as pipe:
-            pipe.zadd("ks:expiry", {job_id: expires_at}, nx=True)
-            for digest in digests:
-                pipe.sadd(f"ks:blob:{digest}", job_id)
-            if digests:
-                pipe.sadd(f"ks:job:{job_id}:blobs", *digests)
+            _hold(pipe, job_id, digests, expires_at)
             pipe.execute()
 
-    def known_image(self, digest: str) -> bool:
-        """Whether a job that still exists refers to these bytes."""
+    def hold_images(self, job_id: str, digests: list[str], expires_at: float, owner: str) -> None:
+        """The same, and this owner may refer to them by their digests from now on."""
+        images = [f"ks:image:{owner}:{digest}" for digest in digests]
+        with redis_errors(), self.redis.pipeline(transaction=True) as pipe:
+            _hold(pipe, job_id, digests, expires_at)
+            for image in images:
+                pipe.sadd(image, job_id)
+            pipe.sadd(f"ks:job:{job_id}:images", *images)
+            pipe.execute()
+
+    def known_image(self, digest: str, owner: str) -> bool:
+        """Whether a job of this owner that still exists is about this image."""
         with redis_errors():
-            return bool(self.redis.exists(f"ks:blob:{digest}"))
+            return bool(self.redis.exists(f"ks:image:{owner}:{digest}"))
+
+
+def _hold(pipe: Any, job_id: str, digests: list[str], expires_at: float) -> None:
+    pipe.zadd("ks:expiry", {job_id: expires_at}, nx=True)
+    for digest in digests:
+        pipe.sadd(f"ks:blob:{digest}", job_id)
+    if digests:
+        pipe.sadd(f"ks:job:{job_id}:blobs", *digests)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job stands in its owner's list."""
+
+    created: float
+    job_id: str
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which jobs a reader wants to see listed; what is None does not matter."""
+
+    status: Status | None = None
+    model: str | None = None
+    layer: str | None = None
+
+    def fits(self, job: JobSummary) -> bool:
+        """Whether this is one of them."""
+        own = (job.status, job.request.model, job.request.layer)
+        asked = (self.status, self.model, self.layer)
+        return all(want is None or want == have for want, have in zip(asked, own, strict=True))
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a job, as its readers are told."""
+
+    id: str  # of the stream: later ones are greater
+    kind: Literal["status", "progress", "result"]
+    data: str  # JSON
 
 
 class Polling:
-    """Job records for readers that come often: the same as `Records.job`, on an event loop.
+    """Job records for readers that come often or wait, on an event loop.
 
     Args:
         url: of Redis.
@@ -171,65 +290,109 @@ class Polling:
         pool = BlockingConnectionPool.from_url(
             url, max_connections=CONNECTIONS, timeout=patience, retry=retry, **_options(patience)
         )
-        self._redis = AsyncRedis.from_pool(pool)
-        self._read = self._redis.register_script(JOB)
+        self.redis = AsyncRedis.from_pool(pool)
+        self._read = self.redis.register_script(JOB)
 
-    async def job(self, job_id: str) -> Job:
-        """The job as it stands.
-
-        Raises:
-            JobNotFound, JobExpired, StoreUnavailable.
-        """
+    async def job(self, job_id: str, owner: str | None = None) -> Job:
+        """As `Records.job`."""
         with redis_errors():
             answer = await self._read(*_place(job_id))
         if len(answer[2]) > 2 * BIG:
-            return await asyncio.to_thread(_found, job_id, answer)
-        return _found(job_id, answer)
+            return await asyncio.to_thread(_found, job_id, answer, owner)
+        return _found(job_id, answer, owner)
+
+    async def check(self, job_id: str, owner: str) -> None:
+        """As `Records.check`."""
+        with redis_errors():
+            _checked(job_id, await self._read(*_place(job_id, results=False)), owner)
+
+    async def events(self, job_id: str, after: str = "0") -> list[Event]:
+        """What happened since the event of this id, oldest first; empty where the job is gone."""
+        job = f"ks:job:{job_id}"
+        with redis_errors():
+            async with self.redis.pipeline(transaction=True) as pipe:
+                pipe.xrange(f"{job}:events", f"({after}")
+                pipe.hmget(job, "completed", "planned", "unresolved")
+                entries, (completed, planned, unresolved) = await pipe.execute()
+            done = [entry["data"] for _, entry in entries if entry["kind"] == "result"]
+            texts = await self.redis.hmget(f"{job}:results", done) if done else []
+        results = dict(zip(done, texts, strict=True))
+        counts = {"completed": int(completed or 0), "total": int(planned or 0) if unresolved == "0" else None}
+        return [
+            Event(event, entry["kind"], text)
+            for event, entry in entries
+            if (text := _told(job_id, entry["kind"], entry["data"], results, counts))
+        ]
+
+    async def last_event(self, job_id: str) -> str | None:
+        """The id of the newest event; None where the job is gone."""
+        with redis_errors():
+            newest = await self.redis.xrevrange(f"ks:job:{job_id}:events", count=1)
+        return newest[0][0] if newest else None
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._redis.aclose()
+        await self.redis.aclose()
 
 
-def _place(job_id: str) -> tuple[list[str], list[str]]:
+def _told(job_id: str, kind: str, data: str, results: dict[str, str], counts: dict[str, int | None]) -> str:
+    """An event's data; nothing where its result is gone."""
+    if kind == "result":
+        stored = results[data]
+        return _result(job_id, stored).model_dump_json() if stored else ""
+    return json.dumps({"status": data} if kind == "status" else {**counts, **json.loads(data)})
+
+
+def _place(job_id: str, *, results: bool = True) -> tuple[list[str], list[str]]:
     """Keys and arguments of the script that reads a job."""
-    return [f"ks:job:{job_id}", f"ks:job:{job_id}:results", f"ks:gone:{job_id}"], [f"{job_id}:0"]
+    keys = [f"ks:job:{job_id}", f"ks:gone:{job_id}", *([f"ks:job:{job_id}:results"] if results else [])]
+    return keys, [f"{job_id}:0"]
 
 
-def _found(job_id: str, answer: tuple[str, int, list[str]]) -> Job:
-    """What the script has read."""
-    record, rank, results = answer
-    if record:
-        return _job(job_id, json.loads(record), dict(zip(results[::2], results[1::2], strict=True)), rank)
-    if rank:
-        raise JobExpired(f"job {job_id} has expired and was removed")
-    raise JobNotFound(f"there is no job {job_id}")
+Answer = tuple[str, int, list[str]]
 
 
-def _job(job_id: str, record: dict[str, str], stored: dict[str, str], rank: int) -> Job:
-    status = Status(record["status"])
-    request = ExplainRequest.model_validate_json(record["request"])
+def _checked(job_id: str, answer: Answer, owner: str | None) -> dict[str, str]:
+    """The record that the script has read."""
+    text, rank, _ = answer
+    record: dict[str, str] = json.loads(text) if text else {}
+    if not record or (owner is not None and record.get("owner", "") != owner):
+        raise JobNotFound(f"there is no job {job_id}")
+    if rank == GONE:
+        raise JobExpired(f"job {job_id} was deleted, or has expired and was removed")
+    return record
+
+
+def _found(job_id: str, answer: Answer, owner: str | None = None) -> Job:
+    record = _checked(job_id, answer, owner)
+    summary = _summary(job_id, record, answer[1])
+    stored = dict(zip(answer[2][::2], answer[2][1::2], strict=True))
     results = {int(index): _result(job_id, text) for index, text in stored.items() if text}
-    if status is Status.CANCELLED:
-        results.update(_unfinished(request, stored))
+    if summary.status is Status.CANCELLED:
+        results.update(_unfinished(summary.request, stored))
     ordered = [results[index] for index in sorted(results)]
+    error = _error(summary.request, ordered) if summary.status is Status.FAILED else None
+    return Job(**dict(summary), results=ordered, error=error)
+
+
+def _summary(job_id: str, record: dict[str, str], rank: int) -> JobSummary:
     total = int(record["planned"]) if record["unresolved"] == "0" else None
     running = json.loads(record.get("progress") or "{}")
-    return Job(
+    running.pop("items", None)
+    here = f"/jobs/{job_id}"
+    return JobSummary(
         id=job_id,
-        status=status,
+        status=Status(record["status"]),
         created_at=_time(record["created_at"]),
         started_at=_time(record["started_at"]) if "started_at" in record else None,
         finished_at=_time(record["finished_at"]) if "finished_at" in record else None,
         expires_at=_time(record["expires_at"]),
         attempt=int(record["attempt"]),
         queue_position=rank + 1 if rank >= 0 else None,
-        request=request,
+        request=ExplainRequest.model_validate_json(record["request"]),
         progress=Progress(completed=int(record["completed"]), failed=int(record["failed"]), total=total, **running),
         failed_items=int(record["failed"]),
-        results=ordered,
-        error=_error(request, ordered) if status is Status.FAILED else None,
-        links={"self": f"/jobs/{job_id}"},
+        links={"self": here, **{name: f"{here}/{path}" for name, path in LINKS.items()}},
     )
 
 
@@ -243,7 +406,7 @@ def _result(job_id: str, text: str) -> ItemResult:
     fields = json.loads(text)
     blobs = fields.pop("blobs")
     result = ItemResult.model_validate(fields)
-    names = [*blobs, *DRAWN_ARTIFACTS] if blobs else []
+    names = [*blobs, *drawn_artifacts(result.method)] if blobs else []
     result.artifacts = {name: f"/jobs/{job_id}/artifacts/{result.index}/{name}" for name in names}
     return result
 

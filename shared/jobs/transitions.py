@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,13 +24,18 @@ from shared.errors import (
     JobEnded,
     JobNotFound,
     KernelscopeError,
+    QueueFull,
+    QuotaExceeded,
 )
 from shared.jobs.record import redis_errors
 from shared.schemas import SLICE_ITEMS, ExplainRequest, Item, ItemResult, Status
 
 TOMBSTONE_SECONDS = 7 * 24 * 3600
 IDEMPOTENCY_SECONDS = 24 * 3600
+PACE_MINUTES = 5  # over which the queue's pace is taken
+LONGEST_WAIT, UNKNOWN_WAIT = 3600, 60  # seconds that a caller is asked to wait for room in the queue
 SAME_DEATH_SECONDS = 1.0  # leases of one worker that end so close together were last renewed together
+JOB_PARTS = ("results", "drawn", "blobs", "images", "events", "webhook")  # beside the record itself
 SCRIPTS = ("submit", "claim", "renew", "resolve", "commit", "finish", "release", "lapse", "cancel")
 ITEMS = TypeAdapter(list[Item])
 
@@ -39,6 +45,21 @@ QUEUES: tuple[Queue, ...] = ("interactive", "bulk")
 
 class LostLease(Exception):
     """The slice was given to somebody else, or its job is gone: drop what you have of it."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whose a job is, and how much of the queue is left to them.
+
+    Jobs, images and cached results of one owner are nobody else's business.
+    """
+
+    owner: str = ""
+    max_open: int = sys.maxsize  # slices of this owner that have not ended
+    max_queued: int = sys.maxsize  # slices of all owners that wait
+
+
+ANYONE = Caller()
 
 
 @dataclass(frozen=True)
@@ -54,6 +75,7 @@ class Claim:
     expires_at: float
     deadline: float | None  # seconds since 1970
     queue: Queue
+    owner: str
 
 
 @dataclass(frozen=True)
@@ -82,9 +104,8 @@ class Transitions:
         self.redis = redis
         self.lease_seconds = lease_seconds
         self.clock = clock
-        self._scripts = {
-            name: redis.register_script((files("shared.jobs") / "lua" / f"{name}.lua").read_text()) for name in SCRIPTS
-        }
+        lua = {name: (files("shared.jobs") / "lua" / f"{name}.lua").read_text() for name in ("common", *SCRIPTS)}
+        self._scripts = {name: redis.register_script(lua["common"] + lua[name]) for name in SCRIPTS}
 
     def submit(
         self,
@@ -93,6 +114,7 @@ class Transitions:
         slices: list[list[Item]],
         expires_at: float,
         idempotency_key: str | None = None,
+        caller: Caller = ANYONE,
     ) -> Submitted:
         """Create a job with its slices, all queued.
 
@@ -101,6 +123,8 @@ class Transitions:
 
         Raises:
             IdempotencyConflict: the key was used with another request.
+            QuotaExceeded: the caller has too much open.
+            QueueFull: everybody together has.
         """
         now = self.clock()
         planned = sum(map(len, slices))
@@ -112,6 +136,8 @@ class Transitions:
             "created_at": now,
             "expires_at": expires_at,
             "deadline": deadline,
+            "owner": caller.owner,
+            "webhook": request.webhook_url or "",
             "queue": queue,
             "request": text,
             "planned": planned,
@@ -124,15 +150,42 @@ class Transitions:
         }
         fields = json.dumps({name: str(value) for name, value in record.items()})
         items = json.dumps([ITEMS.dump_json(part).decode() for part in slices])
-        known = f"ks:idempotency:{_sha256(idempotency_key)}" if idempotency_key is not None else ""
-        arguments = (job_id, now, expires_at, _sha256(text), IDEMPOTENCY_SECONDS, queue, fields, items, deadline)
+        known = f"ks:idempotency:{_sha256(f'{caller.owner}/{idempotency_key}')}" if idempotency_key is not None else ""
+        what = (job_id, now, expires_at, _sha256(text), IDEMPOTENCY_SECONDS, queue, fields, items, deadline)
+        whose = (caller.owner, caller.max_queued, caller.max_open)
         with redis_errors():
-            found, state = self._scripts["submit"](keys=[f"ks:job:{job_id}", known], args=arguments)
+            found, state = self._scripts["submit"](keys=[f"ks:job:{job_id}", known], args=(*what, *whose))
         if state < 0:
-            raise IdempotencyConflict(
+            raise self._refusal(state, found, len(slices), caller)
+        return Submitted(found, [(f"{job_id}:{number}", queue) for number in range(len(slices))] if state else [])
+
+    def _refusal(self, state: int, found: str, slices: int, caller: Caller) -> KernelscopeError:
+        """Why a job was not taken: what the script's answer means."""
+        if state == -1:
+            return IdempotencyConflict(
                 f"this Idempotency-Key came with another request in the last 24 hours (job {found}); use a new key"
             )
-        return Submitted(found, [(f"{job_id}:{number}", queue) for number in range(len(slices))] if state else [])
+        wait = self.wait_for(slices)
+        if state == -2:
+            return QuotaExceeded(
+                f"this job has {slices} parts of up to {SLICE_ITEMS} items, and you may have {caller.max_open} that are"
+                " not finished; wait for your jobs, or cancel some",
+                retry_after=wait,
+            )
+        return QueueFull(
+            f"the queue holds {len(self.queued())} parts of jobs and takes {caller.max_queued}; at its present pace "
+            f"there is room for this one in about {wait} s",
+            retry_after=wait,
+        )
+
+    def wait_for(self, slices: int) -> int:
+        """Seconds until so many slices are done, at the pace of the last minutes."""
+        now = self.clock()
+        minutes = [int(now // 60) - back for back in range(PACE_MINUTES)]
+        with redis_errors():
+            done = sum(int(count or 0) for count in self.redis.mget([f"ks:done:{minute}" for minute in minutes]))
+        seconds = (PACE_MINUTES - 1) * 60 + now % 60
+        return max(1, min(LONGEST_WAIT, round(slices * seconds / done))) if done else UNKNOWN_WAIT
 
     def claim(self, slice_id: str, worker: str = "") -> Claim | None:
         """Queued → running. None where there is nothing to do: already claimed, done, or gone.
@@ -307,30 +360,43 @@ class Transitions:
         """Remove every job whose time is over, leaving a tombstone. Returns the blobs that nobody refers to now."""
         with redis_errors():
             jobs: list[str] = self.redis.zrangebyscore("ks:expiry", "-inf", self.clock())
-            return [digest for job_id in jobs for digest in self._remove(job_id)]
+        return [digest for job_id in jobs for digest in self.remove(job_id)]
 
-    def _remove(self, job_id: str) -> list[str]:
-        blobs = list(self.redis.smembers(f"ks:job:{job_id}:blobs"))
-        count = int(self.redis.hget(f"ks:job:{job_id}", "slices") or 0)
+    def remove(self, job_id: str) -> list[str]:
+        """End a job if it runs, and forget it but for a tombstone. Returns the blobs that nobody refers to now."""
+        with suppress(JobNotFound, JobEnded):
+            self.cancel(job_id)
+        with redis_errors():
+            return self._forget(job_id)
+
+    def _forget(self, job_id: str) -> list[str]:
+        job = f"ks:job:{job_id}"
         with self.redis.pipeline(transaction=True) as pipe:
-            for slice_id in (f"{job_id}:{number}" for number in range(count)):
-                for kept in ("leases", "deadlines", *(f"queued:{queue}" for queue in QUEUES)):
-                    pipe.zrem(f"ks:{kept}", slice_id)
-                pipe.delete(f"ks:slice:{slice_id}")
-            pipe.delete(*(f"ks:job:{job_id}{part}" for part in ("", ":results", ":drawn", ":blobs")))
-            pipe.zrem("ks:jobs", job_id)
+            pipe.smembers(f"{job}:blobs")
+            pipe.smembers(f"{job}:images")
+            pipe.hmget(job, "slices", "owner")
+            blobs, images, (count, owner) = pipe.execute()
+        with self.redis.pipeline(transaction=True) as pipe:
+            for number in range(int(count or 0)):
+                pipe.delete(f"ks:slice:{job_id}:{number}")
+            pipe.delete(job, *(f"{job}:{part}" for part in JOB_PARTS))
+            pipe.zrem(f"ks:jobs:{owner or ''}", job_id)
+            pipe.zrem("ks:webhooks", job_id)
             pipe.zrem("ks:expiry", job_id)
-            pipe.set(f"ks:gone:{job_id}", 1, ex=TOMBSTONE_SECONDS)
+            pipe.set(f"ks:gone:{job_id}", owner or "", ex=TOMBSTONE_SECONDS)
             for digest in blobs:
                 pipe.srem(f"ks:blob:{digest}", job_id)
+            for image in images:
+                pipe.srem(image, job_id)
+            pipe.publish("ks:events", f"{job_id} gone")
             pipe.execute()
         return [digest for digest in blobs if not self.redis.exists(f"ks:blob:{digest}")]
 
     def _claim(self, slice_id: str, job_id: str, token: str, attempt: int, items: str) -> Claim:
         with redis_errors(), self.redis.pipeline(transaction=True) as pipe:
             pipe.hkeys(f"ks:job:{job_id}:results")
-            pipe.hmget(f"ks:job:{job_id}", "request", "expires_at", "deadline", "queue")
-            done, (request, expires_at, deadline, queue) = pipe.execute()
+            pipe.hmget(f"ks:job:{job_id}", "request", "expires_at", "deadline", "queue", "owner")
+            done, (request, expires_at, deadline, queue, owner) = pipe.execute()
         if request is None:
             raise LostLease(slice_id)
         return Claim(
@@ -343,6 +409,7 @@ class Transitions:
             expires_at=float(expires_at),
             deadline=float(deadline) if deadline else None,
             queue=queue,
+            owner=owner or "",
         )
 
     def _fenced(self, name: str, claim: Claim, *arguments: object) -> None:

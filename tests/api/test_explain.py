@@ -77,6 +77,7 @@ def test_a_form_makes_a_job(client: Client) -> None:
         "target_ssim": None,
         "max_preservation": None,
         "deadline_s": None,
+        "webhook_url": None,
     }
     assert job["progress"] == {
         "completed": 0,

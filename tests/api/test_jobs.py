@@ -54,7 +54,7 @@ def test_the_document_of_a_job_is_described(client: Client) -> None:
 
 def test_an_expired_job(client: Client, redis: Redis) -> None:
     """410 while its tombstone is kept."""
-    redis.set("ks:gone:old", 1)
+    redis.set("ks:gone:old", "")
     refused(client.get("/jobs/old"), 410, "job-expired", "old")
 
 

@@ -67,8 +67,7 @@ class Plant:
         """API and housekeeping, ready."""
         python = [sys.executable, "-m"]
         self.start("housekeeping", [*python, "api.housekeeping"])
-        serve = ["uvicorn", "api.app:create_app", "--factory", "--port", str(self.api_port), "--log-level", "warning"]
-        self.start("api", [*python, *serve])
+        self.start("api", [*python, "api"], {"KERNELSCOPE_PORT": str(self.api_port)})
         until(lambda: self.ready() == 200, 30)
 
     def start_worker(self, name: str, *command: str, supervised: bool = False, **environment: str) -> None:

@@ -30,7 +30,7 @@ LIFETIMES = st.sampled_from([60.0, 600.0, 6000.0])
 KEYS = st.sampled_from(["", "", "a", "b"])
 MANY = 2000 if os.environ.get("KERNELSCOPE_FULL_COUNTS") else 200
 BLOBS = {"panel.png": "f" * 64}
-LEFT_OVER = ("ks:gone:", "ks:idempotency:", "ks:same:")  # they run out by themselves
+LEFT_OVER = ("ks:gone:", "ks:idempotency:", "ks:same:", "ks:done:", "ks:ended")  # counts, and what runs out by itself
 
 
 def contents(redis: Redis) -> dict[str, Any]:
@@ -47,6 +47,7 @@ class RecordMachine(stateful.RuleBasedStateMachine):
     It finishes a slice when no item is left, and resolves "top:N" only, skipping neither what has a result nor all.
     """
 
+    ENDS = ("succeeded", "failed", "cancelled")
     redis: ClassVar[Redis]
     slices = Bundle("slices")
 
@@ -111,7 +112,7 @@ class RecordMachine(stateful.RuleBasedStateMachine):
         work = self.works[name] = Work(name, request, queue, self.now, expires, deadline)
         work.parts = [Part(f"{name}:{n}", work, items, self.now, self.now) for n, items in enumerate(slices)]
         for part in work.parts:
-            part.claims = [Claim(part.name, name, "made up", 0, part.items, request, expires, deadline, queue)]
+            part.claims = [Claim(part.name, name, "made up", 0, part.items, request, expires, deadline, queue, "")]
         assert submit() == Submitted(name, [(part.name, queue) for part in work.parts])
         assert submit() == Submitted(name, [])  # the answer was lost, the client asks again
         self.parts |= {part.name: part for part in work.parts}
@@ -126,7 +127,7 @@ class RecordMachine(stateful.RuleBasedStateMachine):
         assert (claim is not None) == (part.status == "queued")
         if claim:
             part.begin(claim.token, self.now, worker)
-            about = (part.work.request, part.work.expires, part.work.deadline, part.work.queue)
+            about = (part.work.request, part.work.expires, part.work.deadline, part.work.queue, "")
             assert claim == Claim(slice_id, part.work.name, claim.token, part.attempt, left, *about)
             part.claims.append(claim)
 
@@ -266,7 +267,21 @@ class RecordMachine(stateful.RuleBasedStateMachine):
                 job = self.records.job(work.name)
                 assert facts(job) == work.seen(ranks.get(f"{work.name}:0"))
                 assert all(self.fixed.setdefault((job.id, each.index), each) == each for each in job.results)
+                self.readers_were_told(job)
                 assert not job.status.terminal or self.fixed.setdefault((job.id, None), job) == job
+
+    def readers_were_told(self, job: Job) -> None:
+        """Each state once and in order, each result once; of the progress at most the latest."""
+        events = [entry for _, entry in self.redis.xrange(f"ks:job:{job.id}:events")]
+        states = [entry["data"] for entry in events if entry["kind"] == "status"]
+        assert states == sorted(states, key=["queued", "running", *self.ENDS].index)
+        assert states[-1] == job.status
+        assert len(states) == len(set(states)) <= 3
+        told = [int(entry["data"]) for entry in events if entry["kind"] == "result"]
+        kept = [index for index, text in self.redis.hgetall(f"ks:job:{job.id}:results").items() if text]
+        assert sorted(told) == sorted(map(int, kept))
+        assert [entry["kind"] for entry in events].count("progress") <= 1
+        assert events[-1]["kind"] == "status" or not job.status.terminal
 
     @invariant()
     def indices_are_the_model_s(self) -> None:
@@ -280,10 +295,11 @@ class RecordMachine(stateful.RuleBasedStateMachine):
         expected = {
             "leases": {part.name: part.lease for part in open_ if part.status == "running"},
             "deadlines": {part.name: part.work.deadline for part in open_ if part.work.deadline is not None},
-            "jobs": {work.name: work.created for work in self.works.values() if not work.removed},
+            "jobs:": {work.name: work.created for work in self.works.values() if not work.removed},
             "expiry": {name: at for name, (at, _) in self.holds.items()},
         }
         assert {name: dict(self.redis.zrange(f"ks:{name}", 0, -1, withscores=True)) for name in expected} == expected
+        assert self.redis.smembers("ks:open:") == {part.name for part in open_}
         for fingerprint, (work, index, at) in self.same.items():
             found = self.records.same(fingerprint)
             seen = found and (found[0].index, found[0].status, found[0].seconds, None, found[1])

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from math import nan
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 
 Stop = Literal["converged", "budget", "deadline", "cancelled"]
 StateT = TypeVar("StateT", bound=Rows)
+Terms = tuple[float, float, float, float]  # L_p, L_s, L_r, L
 HistoryRow = tuple[int, float, float, float, float]  # iteration, L_p, L_s, L_r, L
 HISTORY_POINTS = 500
 
@@ -79,7 +81,7 @@ class Course:
 
     budget: int
     iteration: int = 0
-    loss: float = float("nan")
+    terms: Terms = (nan, nan, nan, nan)
     began: float = field(default_factory=time.perf_counter)
     history: list[HistoryRow] = field(default_factory=list)
 
@@ -87,7 +89,7 @@ class Course:
         """One evaluation; a problem that had ended before it notes nothing."""
         if row[0] <= self.iteration:
             return
-        self.iteration, self.loss = int(row[0]), row[4]
+        self.iteration, self.terms = int(row[0]), (row[1], row[2], row[3], row[4])
         every = max(1, self.budget // HISTORY_POINTS)
         if (self.iteration - 1) % every == 0 or self.iteration == self.budget:
             self.history.append((self.iteration, row[1], row[2], row[3], row[4]))

@@ -1,7 +1,7 @@
 -- The job ends here, whatever its slices do; finished items stay. KEYS: job. ARGV: job id, now.
 -- Returns the job's status: 'cancelled', or the one in which it had ended before; nothing where there is no such job.
 -- The slices' tokens are void from here on, so a worker learns of it at its next renewal.
-local job = redis.call('HMGET', KEYS[1], 'status', 'slices')
+local job = redis.call('HMGET', KEYS[1], 'status', 'slices', 'owner')
 if not job[1] then return nil end
 if job[1] ~= 'queued' and job[1] ~= 'running' then return job[1] end
 for number = 0, tonumber(job[2]) - 1 do
@@ -11,9 +11,8 @@ for number = 0, tonumber(job[2]) - 1 do
     redis.call('ZREM', 'ks:queued:' .. redis.call('HGET', slice, 'queue'), id)
     redis.call('HSET', slice, 'status', 'done', 'token', '')
   end
-  redis.call('ZREM', 'ks:leases', id)
-  redis.call('ZREM', 'ks:deadlines', id)
+  slice_done(id, job[3])
 end
-redis.call('HSET', KEYS[1], 'status', 'cancelled', 'finished_at', ARGV[2], 'open', 0)
-redis.call('HDEL', KEYS[1], 'progress')
+redis.call('HSET', KEYS[1], 'open', 0)
+job_ended(ARGV[1], 'cancelled', ARGV[2])
 return 'cancelled'

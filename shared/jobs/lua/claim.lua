@@ -13,6 +13,7 @@ redis.call('ZREM', 'ks:queued:' .. slice[4], ARGV[1])
 redis.call('ZADD', 'ks:leases', ARGV[4], ARGV[1])
 if redis.call('HGET', job, 'status') == 'queued' then
   redis.call('HSET', job, 'status', 'running', 'started_at', ARGV[3])
+  tell(slice[2], 'status', 'running')
 end
 if attempt > tonumber(redis.call('HGET', job, 'attempt')) then redis.call('HSET', job, 'attempt', attempt) end
 return {slice[2], slice[3], attempt}

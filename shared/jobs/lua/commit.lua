@@ -12,5 +12,6 @@ if redis.call('HSETNX', job .. ':results', ARGV[4], ARGV[5]) == 1 then
   if ARGV[7] ~= '' then
     redis.call('SET', 'ks:same:' .. ARGV[7], id .. ':' .. ARGV[4], 'EX', ARGV[8])
   end
+  tell(id, 'result', ARGV[4])
 end
 return 1

@@ -5,13 +5,13 @@ if slice[2] ~= ARGV[2] then return 0 end
 if slice[1] == 'done' then return 1 end
 if slice[1] ~= 'running' then return 0 end
 redis.call('HSET', KEYS[1], 'status', 'done')
-redis.call('ZREM', 'ks:leases', ARGV[1])
-redis.call('ZREM', 'ks:deadlines', ARGV[1])
 local job = 'ks:job:' .. slice[3]
+slice_done(ARGV[1], redis.call('HGET', job, 'owner'))
+local minute = 'ks:done:' .. math.floor(ARGV[3] / 60)
+redis.call('INCR', minute)
+redis.call('EXPIRE', minute, 900)
 if redis.call('HINCRBY', job, 'open', -1) == 0 then
   local counts = redis.call('HMGET', job, 'completed', 'failed')
-  local status = tonumber(counts[1]) > tonumber(counts[2]) and 'succeeded' or 'failed'
-  redis.call('HSET', job, 'status', status, 'finished_at', ARGV[3])
-  redis.call('HDEL', job, 'progress')
+  job_ended(slice[3], tonumber(counts[1]) > tonumber(counts[2]) and 'succeeded' or 'failed', ARGV[3])
 end
 return 1

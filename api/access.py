@@ -1,0 +1,194 @@
+"""Who calls: API keys, sessions of the page, rate limits. Nothing answers without a key where keys are needed.
+
+The check is a middleware, before any routing, so that a route that is added tomorrow is closed as well.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import math
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import limits
+from fastapi import Depends, Request
+from limits.aio.storage import RedisStorage
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
+from starlette.datastructures import MutableHeaders
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.problems import respond
+from shared.errors import KernelscopeError, RateLimited, Unauthorized
+from shared.jobs import Caller
+from shared.jobs.record import redis_errors
+from shared.keys import KEYS, ApiKey, digest_of, entry
+from shared.settings import Settings
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis as AsyncRedis
+
+log = logging.getLogger(__name__)
+
+OPEN = ("/", "/healthz", "/readyz")
+OPEN_FOLDER = "/web/"  # the page's own files
+COOKIE = "kernelscope"
+SESSION_SECONDS = 12 * 3600
+GLANCE_SECONDS = 1.0  # between two looks at whether there are keys at all
+BEARER = re.compile(r"bearer +([!-~]{1,200})", re.IGNORECASE)
+
+
+def is_public(host: str) -> bool:
+    """Whether other machines reach what listens on this address."""
+    if host == "localhost":
+        return False
+    try:
+        return not ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return True
+
+
+class Access:
+    """Finds out who a caller is, and whether they may call now."""
+
+    def __init__(self, settings: Settings, redis: AsyncRedis) -> None:
+        self.settings = settings
+        self.redis = redis
+        url = settings.redis_url.get_secret_value()
+        options: dict[str, Any] = {"socket_timeout": 0.8, "socket_connect_timeout": 0.4}
+        storage = RedisStorage(f"async+{url}", implementation="redispy", key_prefix="ks:rate", **options)
+        self._limiter = SlidingWindowCounterRateLimiter(storage)
+        self._storage = storage
+        self._keys_exist = False
+        self._looked_at = -math.inf
+
+    async def needs_key(self) -> bool:
+        """Whether this server answers only those who have a key."""
+        if self.settings.access != "auto":
+            return self.settings.access == "keys"
+        return is_public(self.settings.host) or await self._any_key()
+
+    async def _any_key(self) -> bool:
+        """Looked up once a second at most; a server that had keys once goes on asking for them."""
+        if not self._keys_exist and time.monotonic() - self._looked_at > GLANCE_SECONDS:
+            with redis_errors():
+                self._keys_exist = bool(await self.redis.hlen(KEYS))
+            self._looked_at = time.monotonic()
+        return self._keys_exist
+
+    async def key(self, connection: HTTPConnection) -> ApiKey:
+        """The key that a request came with, in its `Authorization` or by a session.
+
+        Raises:
+            Unauthorized, StoreUnavailable.
+        """
+        if given := connection.headers.get("authorization"):
+            match = BEARER.fullmatch(given.strip())
+            digest = digest_of(match[1]) if match else ""
+        elif token := connection.cookies.get(COOKIE):
+            with redis_errors():
+                digest = await self.redis.get(f"ks:session:{digest_of(token)}") or ""
+        else:
+            raise Unauthorized("this server needs an API key; send it as `Authorization: Bearer <key>`")
+        with redis_errors():
+            found = entry(await self.redis.hget(KEYS, digest), digest)
+        if found is None:
+            raise Unauthorized("the API key is not known here, or was revoked")
+        return found
+
+    async def count(self, key: ApiKey) -> dict[str, str]:
+        """Count one request; returns the `RateLimit` fields (draft-ietf-httpapi-ratelimit-headers).
+
+        Raises:
+            RateLimited: with `fields`, the same.
+        """
+        limit = limits.parse(key.rate or self.settings.rate_limit)
+        with redis_errors():
+            taken = await self._limiter.hit(limit, key.name)
+            stats = await self._limiter.get_window_stats(limit, key.name)
+        wait = max(1, math.ceil(stats.reset_time - time.time()))
+        policy = f'"key";q={limit.amount};w={limit.get_expiry()}'
+        fields = {"RateLimit-Policy": policy, "RateLimit": f'"key";r={max(0, stats.remaining)};t={wait}'}
+        if not taken:
+            raise Limited(f"your key may send {limit}; the next request is taken in {wait} s", fields, wait)
+        return fields
+
+    async def open_session(self, key: ApiKey) -> str:
+        """A token for the page, which stands for the key as long as that holds."""
+        token = secrets.token_urlsafe(32)
+        with redis_errors():
+            await self.redis.set(f"ks:session:{digest_of(token)}", key.digest, ex=SESSION_SECONDS)
+        return token
+
+    async def end_session(self, token: str) -> None:
+        """Forget a token."""
+        with redis_errors():
+            await self.redis.delete(f"ks:session:{digest_of(token)}")
+
+    def caller(self, key: ApiKey | None) -> Caller:
+        """What the record needs to know of whoever has this key."""
+        if key is None:
+            return Caller(max_queued=self.settings.max_queued)
+        most = self.settings.max_open if key.max_open is None else key.max_open
+        return Caller(owner=key.name, max_open=most, max_queued=self.settings.max_queued)
+
+
+class Limited(RateLimited):
+    """A refusal that knows its `RateLimit` fields."""
+
+    def __init__(self, detail: str, fields: dict[str, str], wait: int) -> None:
+        super().__init__(detail, retry_after=wait)
+        self.fields = fields
+
+    @classmethod
+    def slug(cls) -> str:
+        """That of its parent."""
+        return RateLimited.slug()
+
+
+@dataclass(frozen=True)
+class Gate:
+    """ASGI middleware: finds the caller, or refuses."""
+
+    app: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on whom this server knows."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        access: Access = scope["app"].state.services.access
+        try:
+            key, fields = await self._admitted(access, scope)
+        except KernelscopeError as error:
+            fields = getattr(error, "fields", {})
+            challenge = {"WWW-Authenticate": 'Bearer realm="kernelscope"'} if error.status == 401 else {}
+            await respond(error.problem(), {**fields, **challenge}, error.retry_after)(scope, receive, send)
+            return
+        scope.setdefault("state", {}).update(key=key, caller=access.caller(key))
+
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(fields)
+            await send(message)
+
+        await self.app(scope, receive, told if fields else send)
+
+    async def _admitted(self, access: Access, scope: Scope) -> tuple[ApiKey | None, dict[str, str]]:
+        path: str = scope["path"]
+        if path in OPEN or path.startswith(OPEN_FOLDER) or not await access.needs_key():
+            return None, {}
+        key = await access.key(HTTPConnection(scope))
+        return key, await access.count(key)
+
+
+async def _caller(request: Request) -> Caller:
+    caller: Caller = request.state.caller
+    return caller
+
+
+Asking = Annotated[Caller, Depends(_caller)]
