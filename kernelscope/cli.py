@@ -12,10 +12,13 @@ import typer
 from rich.console import Console
 
 from kernelscope import demo as demonstration
+from kernelscope.keys import keys
 from kernelscope.stack import Stack, StackError, check_weights
+from shared.errors import KernelscopeError
 from shared.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
+app.add_typer(keys, name="keys")
 console = Console(highlight=False)
 
 DataDir = Annotated[Path | None, typer.Option(help="Where Redis, pictures and logs are kept.")]
@@ -70,7 +73,7 @@ def main() -> None:
     """The entry point: our own errors are a line on stderr and exit code 1; Ctrl-C is 130."""
     try:
         app()
-    except (StackError, demonstration.DemoError) as error:
+    except (StackError, demonstration.DemoError, KernelscopeError) as error:
         Console(stderr=True, highlight=False).print(f"[red]kernelscope:[/red] {error}")
         sys.exit(1)
     except KeyboardInterrupt:

@@ -29,10 +29,12 @@ class Client:
 
     Args:
         url: of the server, `http://127.0.0.1:8000`.
+        key: an API key, where the server needs one.
     """
 
-    def __init__(self, url: str, timeout: float = 30.0) -> None:
-        self._http = httpx.Client(base_url=url, timeout=timeout)
+    def __init__(self, url: str, key: str | None = None, timeout: float = 30.0) -> None:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout)
 
     def __enter__(self) -> Self:
         """Itself."""

@@ -26,6 +26,7 @@ import httpx
 from redis import Redis
 from redis.exceptions import RedisError
 
+from shared.jobs import connect
 from shared.settings import Settings
 
 READY_SECONDS = 60.0
@@ -136,6 +137,31 @@ class Stack:
         for name, command in self._programs().items():
             self._launch(Child(name, command, self.environment, directory / "logs" / f"{name}.log"))
         self._wait(self._ready, "the API and the worker")
+
+    @contextmanager
+    def redis_alone(self) -> Iterator[Redis]:
+        """A client of this data directory's Redis: that of the stack that runs there, else one that is started for now.
+
+        Raises:
+            StackError: it does not start.
+        """
+        directory = self.settings.data_dir
+        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            self._take_lock(directory)
+        except StackError:
+            with connect(_address_in(directory / "redis" / "redis.conf")) as redis:
+                yield redis
+            return
+        try:
+            child = self._redis(directory)
+            self._launch(child)
+            url = self.environment["KERNELSCOPE_REDIS_URL"]
+            self._wait(lambda: _redis_answers(url), "Redis", child)
+            with connect(url) as redis:
+                yield redis
+        finally:
+            self.stop()
 
     def watch(self) -> None:
         """Start again what has died; give up on what dies at once every time.
@@ -248,6 +274,12 @@ class Stack:
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()}, {self.url}")
         self._lock.flush()
+
+
+def _address_in(configuration: Path) -> str:
+    """The URL of the Redis that was started with this file."""
+    lines = dict(line.split(" ", 1) for line in configuration.read_text().splitlines() if " " in line)
+    return f"redis://:{lines['requirepass']}@127.0.0.1:{lines['port']}/0"
 
 
 def redis_server() -> str:

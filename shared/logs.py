@@ -37,7 +37,7 @@ def configure(level: str, form: Form = "text") -> None:
     handler = logging.StreamHandler()
     handler.addFilter(_bind)
     handler.setFormatter(_Text(TEXT, "%F %T") if form == "text" else JsonFormatter(JSON, rename_fields=NAMES))
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.basicConfig(level=level, handlers=[handler])
     for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
 

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 
@@ -82,6 +83,13 @@ class TorchDevice(Device):
         """An empty batch for a layer."""
         network = self.networks.get(question.model)
         return TorchBatch(self, network, network.cut(question.layer))
+
+    def memory(self) -> int:
+        """Bytes: of the card that torch has allocated, or of this process."""
+        device = self.networks.device
+        if device.type == "cuda":
+            return torch.cuda.memory_allocated(device)
+        return int(psutil.Process().memory_info().rss)
 
     def broken(self, error: Exception) -> bool:
         """Whether this is an error of the device itself, after which its context cannot be used."""

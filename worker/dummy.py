@@ -68,6 +68,10 @@ class DummyDevice(Device):
         """One question after another."""
         return DummyBatch()
 
+    def memory(self) -> int:
+        """None."""
+        return 0
+
     def broken(self, error: Exception) -> bool:  # noqa: ARG002
         """Never."""
         return False

@@ -136,6 +136,11 @@ class Engine:
         """Whether there is anything to do."""
         return self._busy or not self._inbox.empty()
 
+    @property
+    def running(self) -> int:
+        """How many questions the device works on."""
+        return sum(len(group.running) for group in list(self._groups.values()))
+
     def close(self) -> None:
         """End the thread after its present step."""
         self._inbox.put(None)

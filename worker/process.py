@@ -63,11 +63,21 @@ class WorkerProcess:
     def start(self) -> None:
         """Begin the heartbeat, then load the networks of the `preload` setting, those that can be had."""
         Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        if self.settings.worker_metrics_bind:
+            self._tell()
         for name in self.settings.preload:
             try:
                 self.device.preload(name)
             except KernelscopeError as error:
                 log.warning("%s is not preloaded: %s", name, error)
+
+    def _tell(self) -> None:
+        """Serve the metrics."""
+        telemetry, engine = self.runner.telemetry, self.engine
+        telemetry.watch("kernelscope_engine_items", "Items that the device works on.", lambda: engine.running)
+        telemetry.watch("kernelscope_engine_steps", "Steps that the engine has made.", lambda: engine.steps)
+        telemetry.watch("kernelscope_device_memory_bytes", "Memory that the device has in use.", self.device.memory)
+        telemetry.serve(self.settings.worker_metrics_bind)
 
     def stop(self) -> None:
         """Hand back what is running. What cannot be stopped (a download, say) is handed back all the same."""

@@ -171,6 +171,10 @@ class Device(Protocol):
         """An empty batch for questions of this one's kind. Raises ModelUnavailable, LayerNotCovered."""
         ...
 
+    def memory(self) -> int:
+        """Bytes that it has in use."""
+        ...
+
     def broken(self, error: Exception) -> bool:
         """Whether after this error the device is good for nothing in this process."""
         ...

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shared import images
+from shared import images, logs
 from shared.errors import DeadlinePassed, KernelscopeError, StoreUnavailable, UnknownImage
 from shared.jobs import Claim, LostLease, Records, Transitions
 from shared.schemas import Item, ItemResult, Thumbnails
@@ -26,6 +26,7 @@ from worker.engine import Asked, Engine
 from worker.pulse import Pulse
 from worker.quarantine import Quarantine
 from worker.questions import Answer, Picture, Question
+from worker.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class Runner:
     max_pixels: int
     max_attempts: int
     announce: Callable[[str, str], None]
+    telemetry: Telemetry = field(default_factory=Telemetry)
     quarantine: Quarantine = field(default_factory=Quarantine)
     stopping: bool = False
     _running: set[_SliceRun] = field(default_factory=set)
@@ -100,6 +102,10 @@ class Runner:
             self._run(claim)
 
     def _run(self, claim: Claim) -> None:
+        with logs.bound(job_id=claim.job_id, slice=claim.slice_id.rpartition(":")[2]):
+            self._run_bound(claim)
+
+    def _run_bound(self, claim: Claim) -> None:
         log.info("%s: begun, attempt %d, %d items", claim.slice_id, claim.attempt, len(claim.items))
         run = _SliceRun(self, claim)
         with self._lock:
@@ -219,7 +225,7 @@ class _SliceRun:
         file, order = BytesIO(), np.array([one.kernel for one in ranking])
         np.savez_compressed(file, allow_pickle=False, kernels=order, thumbnails=small[order])
         result = ItemResult.of(item, request, None).model_copy(update=facts)
-        self.runner.transitions.commit(self.claim, result, self._stored({"activations.npz": file.getvalue()}))
+        self._committed(result, self._stored({"activations.npz": file.getvalue()}))
 
     def _check_deadline(self) -> None:
         if self.claim.deadline is not None and time.time() >= self.claim.deadline:
@@ -297,7 +303,7 @@ class _SliceRun:
             return False
         own = ItemResult.of(item, self.claim.request, question.kernel)
         mine = {name: getattr(own, name) for name in ("index", "image", "kernel", "rank")}
-        self.runner.transitions.commit(self.claim, result.model_copy(update={**mine, "reused": True}), blobs)
+        self._committed(result.model_copy(update={**mine, "reused": True}), blobs)
         return True
 
     def _fingerprint(self, question: Question) -> str:
@@ -308,13 +314,17 @@ class _SliceRun:
     def _commit(self, item: Item, question: Question, answer: Answer | KernelscopeError) -> None:
         result = ItemResult.of(item, self.claim.request, question.kernel)
         if isinstance(answer, KernelscopeError):
-            self.runner.transitions.commit(self.claim, result.failed(answer), {})
+            self._committed(result.failed(answer), {})
             return
         facts = {**_facts(answer), "device": self.runner.engine.device.name}
         blobs = self._stored(_artifacts(answer))
         whole = answer.stopped in ("converged", "budget")
         fingerprint = self._fingerprint(question) if whole else ""
-        self.runner.transitions.commit(self.claim, result.model_copy(update=facts), blobs, fingerprint)
+        self._committed(result.model_copy(update=facts), blobs, fingerprint)
+
+    def _committed(self, result: ItemResult, blobs: dict[str, str], fingerprint: str = "") -> None:
+        self.runner.transitions.commit(self.claim, result, blobs, fingerprint)
+        self.runner.telemetry.committed(self.claim.request.model, self.claim.request.layer, result)
 
     def _stored(self, artifacts: dict[str, bytes]) -> dict[str, str]:
         """Blobs are referred to before they are written, and written before the item is committed."""
