@@ -59,10 +59,9 @@ class Access:
         self.settings = settings
         self.redis = redis
         url = settings.redis_url.get_secret_value()
-        options: dict[str, Any] = {"socket_timeout": 0.8, "socket_connect_timeout": 0.4}
-        storage = RedisStorage(f"async+{url}", implementation="redispy", key_prefix="ks:rate", **options)
+        pool: Any = redis.connection_pool
+        storage = RedisStorage(f"async+{url}", implementation="redispy", key_prefix="ks:rate", connection_pool=pool)
         self._limiter = SlidingWindowCounterRateLimiter(storage)
-        self._storage = storage
         self._keys_exist = False
         self._looked_at = -math.inf
 

@@ -16,8 +16,14 @@ from api.app import create_app
 from kernelscope.stack import free_port
 from shared import workers
 from shared.catalogue import networks
+from shared.jobs import Records, Transitions
 from shared.settings import Settings
+from shared.store import BlobStore
 from shared.workers import NetworkState, WorkerState
+from worker.dummy import DummyDevice
+from worker.engine import Engine
+from worker.pulse import Pulse
+from worker.runner import Runner
 
 COVERED = ["conv1_1", "conv1_2", "conv2_1", "conv2_2"]
 
@@ -26,15 +32,19 @@ COVERED = ["conv1_1", "conv1_2", "conv2_1", "conv2_2"]
 def serving(settings: Settings) -> Iterator[httpx.Client]:
     """The API in a thread, and a client of it."""
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, log_level="error"))
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(settings), port=port, log_level="error", timeout_graceful_shutdown=2)
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-        yield client
-    server.should_exit = True
-    thread.join()
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture
@@ -56,3 +66,40 @@ def worker(redis: Redis) -> WorkerState:
     state = WorkerState(id="w1", device="cpu", started_at=time.time(), ready=True, networks=states)
     workers.publish(redis, state)
     return state
+
+
+class Hands:
+    """A worker without a network, Celery or a process: it does what is queued when it is told to."""
+
+    def __init__(self, settings: Settings, redis: Redis) -> None:
+        self.transitions = Transitions(redis)
+        self.engine = Engine(DummyDevice())
+        self.runner = Runner(
+            engine=self.engine,
+            pulse=Pulse(self.transitions, self.engine, on_hang=lambda: None),
+            records=Records(redis),
+            transitions=self.transitions,
+            store=BlobStore(settings.store),
+            worker="hands",
+            max_pixels=10**8,
+            max_attempts=3,
+            announce=lambda *_: None,
+        )
+
+    def work(self) -> None:
+        """Everything that is queued."""
+        for slice_id in self.transitions.queued():
+            self.runner.run(slice_id)
+
+    def close(self) -> None:
+        """Stop."""
+        self.runner.pulse.close()
+        self.engine.close()
+
+
+@pytest.fixture
+def hands(settings: Settings, redis: Redis) -> Iterator[Hands]:
+    """A worker that works when it is told to."""
+    hands = Hands(settings, redis)
+    yield hands
+    hands.close()
