@@ -143,11 +143,12 @@ class _Feed:
     async def _run(self) -> None:
         with self.news.of(self.job_id) as bell:
             try:
-                last = await self.polling.last_event(self.job_id)
+                newest = await self.polling.last_event(self.job_id)
             except StoreUnavailable as error:
                 self.started.set_exception(error)
                 return
             self.started.set_result(None)
+            last = newest[0] if newest else None
             while last is not None:
                 last = await self._read(last)
                 await bell.wait(LOOK_SECONDS)
@@ -187,8 +188,10 @@ class Feeds:
         self.news = news
         self._feeds: dict[str, _Feed] = {}
 
-    async def follow(self, job_id: str, after: str | None) -> AsyncIterator[bytes]:
+    async def follow(self, job_id: str, after: str | None) -> AsyncIterator[bytes] | None:
         """A job's events after one of them, as a Server-Sent Events stream; it ends with the job.
+
+        None: there are none, and there will be none.
 
         Raises:
             InvalidRequest, StoreUnavailable: at once, not in the stream.
@@ -201,9 +204,13 @@ class Feeds:
         try:
             await asyncio.shield(feed.started)
             missed = [Told.of(event) for event in await self.polling.events(job_id, after or "0")]
+            newest = None if missed else await self.polling.last_event(job_id)
         except BaseException:
             self._leave(feed, reader)
             raise
+        if not missed and (newest is None or newest[1]):
+            self._leave(feed, reader)
+            return None
         return self._stream(feed, reader, missed, seen)
 
     async def _stream(

@@ -11,7 +11,14 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from shared.errors import InvalidRequest, KernelscopeError, MethodNotAllowed, NoSuchPath, Problem
+from shared.errors import (
+    InvalidRequest,
+    KernelscopeError,
+    MethodNotAllowed,
+    NoSuchPath,
+    Problem,
+    RangeNotSatisfiable,
+)
 
 PROBLEM_JSON = "application/problem+json"
 
@@ -53,7 +60,8 @@ def _message(error: Any, known_fields: list[str] | None) -> str:
 
 async def _ours(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, KernelscopeError)
-    return respond(error.problem(), retry_after=error.retry_after)
+    headers = {"Content-Range": f"bytes */{error.members['size']}"} if isinstance(error, RangeNotSatisfiable) else {}
+    return respond(error.problem(), headers, error.retry_after)
 
 
 async def _validation(_: Request, error: Exception) -> JSONResponse:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal
 
+from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
 _bound: ContextVar[dict[str, object]] = ContextVar("bound", default={})  # noqa: B039 - never changed, only replaced
@@ -36,7 +37,8 @@ def configure(level: str, form: Form = "text") -> None:
     """
     handler = logging.StreamHandler()
     handler.addFilter(_bind)
-    handler.setFormatter(_Text(TEXT, "%F %T") if form == "text" else JsonFormatter(JSON, rename_fields=NAMES))
+    as_json = JsonFormatter(JSON, rename_fields=NAMES, reserved_attrs=[*RESERVED_ATTRS, "fields"])
+    handler.setFormatter(as_json if form == "json" else _Text(TEXT, "%F %T"))
     logging.basicConfig(level=level, handlers=[handler])
     for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))

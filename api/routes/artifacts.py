@@ -30,8 +30,10 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
 CACHE = "private, max-age=31536000, immutable"
 FORMS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
-BYTES: dict[str, Any] = {
-    media: {"schema": {"type": "string", "format": "binary"}} for media in sorted(set(MEDIA_TYPES.values()))
+FILE: dict[str, Any] = {"type": "string", "format": "binary"}
+HISTORY = {"columns": ["iteration", "preservation"], "rows": [[1, 0.0]]}
+BYTES: dict[str, Any] = {media: {"schema": FILE} for media in sorted(set(MEDIA_TYPES.values()))} | {
+    "application/json": {"schema": {"type": "object"}, "example": HISTORY}
 }
 FILES: dict[int | str, dict[str, Any]] = {
     200: {"content": BYTES, "description": "The file."},
@@ -40,7 +42,7 @@ FILES: dict[int | str, dict[str, Any]] = {
 }
 ZIP: dict[int | str, dict[str, Any]] = {
     200: {
-        "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
+        "content": {"application/zip": {"schema": FILE}},
         "description": "A ZIP file.",
     }
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -23,6 +23,10 @@ from shared.webhooks import Delivery
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 RETRY_SECONDS = "1"
+EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "A stream of events."},
+    204: {"description": "There are no more events, and there will be none."},
+}
 
 
 async def _own(job_id: str, services: Opened, caller: Asking) -> str:
@@ -106,16 +110,18 @@ def delete(job_id: Own, services: Opened) -> None:
         services.store.remove(digest)
 
 
-@router.get("/{job_id}/events", response_class=StreamingResponse)
+@router.get("/{job_id}/events", response_class=StreamingResponse, responses=EVENTS)
 async def events(
     job_id: Own, services: Opened, last_event_id: Annotated[str | None, Header(max_length=64)] = None
-) -> StreamingResponse:
+) -> Response:
     """What happens to the job, as Server-Sent Events: `status`, `progress`, `result`; ends when the job has ended.
 
     A reader that comes back with `Last-Event-ID` misses no `status` and no `result` and is told none twice; of the
-    `progress` that it missed it is told the latest.
+    `progress` that it missed it is told the latest. 204: it had been told everything, and the job has ended.
     """
     stream = await services.feeds.follow(job_id, last_event_id)
+    if stream is None:
+        return Response(status_code=204)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 

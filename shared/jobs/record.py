@@ -324,11 +324,14 @@ class Polling:
             if (text := _told(job_id, entry["kind"], entry["data"], results, counts))
         ]
 
-    async def last_event(self, job_id: str) -> str | None:
-        """The id of the newest event; None where the job is gone."""
+    async def last_event(self, job_id: str) -> tuple[str, bool] | None:
+        """The id of the newest event, and whether it is the last there will be; None where the job is gone."""
         with redis_errors():
             newest = await self.redis.xrevrange(f"ks:job:{job_id}:events", count=1)
-        return newest[0][0] if newest else None
+        if not newest:
+            return None
+        event_id, entry = newest[0]
+        return event_id, entry["kind"] == "status" and Status(entry["data"]).terminal
 
     async def close(self) -> None:
         """Close the connections."""

@@ -17,7 +17,7 @@ def settings_table() -> str:
         default = field.get_default()
         if name == "redis_url":
             default = default.get_secret_value()
-        elif name == "preload":
+        elif isinstance(default, tuple):
             default = ",".join(default)
         elif name == "data_dir":
             default = "the user's data folder"

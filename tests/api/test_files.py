@@ -1,0 +1,147 @@
+"""The files of a job: caching, ranges, the bundle, the thumbnails of `POST /activations`."""
+
+from __future__ import annotations
+
+import json
+import re
+from hashlib import sha256
+from io import BytesIO
+from zipfile import ZipFile
+
+import numpy as np
+import pytest
+from httpx import Client
+from PIL import Image
+
+from tests.api.conftest import Hands
+from tests.api.test_explain import post, refused
+from tests.conftest import noise, png
+
+
+@pytest.fixture
+def done(client: Client, hands: Hands) -> str:
+    """The path of a job that has ended, of kernels 3 and 16."""
+    path: str = post(client).json()["links"]["self"]
+    hands.work()
+    return path
+
+
+def test_a_file_may_be_kept_for_ever(client: Client, done: str) -> None:
+    """Its ETag is its SHA-256; who has it is told so, however they ask."""
+    answer = client.get(f"{done}/artifacts/0/optimized.png")
+    etag = answer.headers["etag"]
+    assert etag == f'"{sha256(answer.content).hexdigest()}"'
+    assert answer.headers["cache-control"] == "private, max-age=31536000, immutable"
+    assert answer.headers["accept-ranges"] == "bytes"
+    for condition in (etag, f'"other", W/{etag}', "*"):
+        again = client.get(f"{done}/artifacts/0/optimized.png", headers={"If-None-Match": condition})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
+    assert client.get(f"{done}/artifacts/0/optimized.png", headers={"If-None-Match": '"x"'}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("asked", "part"),
+    [
+        ("bytes=0-9", slice(0, 10)),
+        ("bytes=10-", slice(10, None)),
+        ("bytes=-7", slice(-7, None)),
+        ("bytes=-999999999", slice(0, None)),
+        ("bytes=5-999999999", slice(5, None)),
+    ],
+)
+def test_a_part_of_a_file(client: Client, done: str, asked: str, part: slice) -> None:
+    """206 with the bytes that were asked for, and where they are."""
+    path = f"{done}/artifacts/0/optimized.npy"
+    whole = client.get(path).content
+    answer = client.get(path, headers={"Range": asked})
+    assert answer.status_code == 206
+    assert answer.content == whole[part]
+    start, stop, _ = part.indices(len(whole))
+    assert answer.headers["content-range"] == f"bytes {start}-{stop - 1}/{len(whole)}"
+
+
+def test_ranges_that_cannot_be_served(client: Client, done: str) -> None:
+    """Behind the end: 416 with the size. Several, or none that is one: the whole file. Of an older file: the whole."""
+    path = f"{done}/artifacts/0/optimized.npy"
+    whole = client.get(path)
+    size = len(whole.content)
+    for asked in (f"bytes={size}-", "bytes=-0"):
+        answer = client.get(path, headers={"Range": asked})
+        refused(answer, 416, "range-not-satisfiable", str(size))
+        assert answer.headers["content-range"] == f"bytes */{size}"
+    for asked in ("bytes=0-1,5-6", "bytes=9-3", "bytes=-", "lines=1-2", "bytes=a-b"):
+        assert client.get(path, headers={"Range": asked}).status_code == 200
+    some = {"Range": "bytes=0-9"}
+    assert client.get(path, headers={**some, "If-Range": whole.headers["etag"]}).status_code == 206
+    assert client.get(path, headers={**some, "If-Range": '"older"'}).content == whole.content
+
+
+def test_the_bundle_holds_everything(client: Client, done: str) -> None:
+    """The job, the image, and each result's files, byte for byte; it is streamed and needs no length."""
+    answer = client.get(f"{done}/bundle.zip")
+    assert answer.headers["content-type"] == "application/zip"
+    assert re.search(r'filename="kernelscope-[0-9a-f]{32}\.zip"', answer.headers["content-disposition"])
+    with ZipFile(BytesIO(answer.content)) as bundle:
+        assert bundle.testzip() is None
+        job = json.loads(bundle.read("job.json"))
+        assert job == client.get(done).json()
+        (digest,) = job["request"]["images"]
+        assert bundle.read(f"images/{digest}.png") == png(noise())
+        folders = {"0000-conv2_2-kernel3": 0, "0001-conv2_2-kernel16": 1}
+        files = {
+            f"{name}/{file}": url for name, n in folders.items() for file, url in job["results"][n]["artifacts"].items()
+        }
+        assert set(bundle.namelist()) == {"job.json", f"images/{digest}.png", *files}
+        for name, url in files.items():
+            assert bundle.read(name) == client.get(url).content, name
+
+
+def test_the_bundle_of_a_job_without_results(client: Client) -> None:
+    """What there is: the job and its image."""
+    answer = client.get(f"{post(client).json()['links']['self']}/bundle.zip")
+    with ZipFile(BytesIO(answer.content)) as bundle:
+        assert [name.split("/")[0] for name in bundle.namelist()] == ["job.json", "images"]
+
+
+def test_activations_rank_the_kernels_of_a_layer(client: Client, hands: Hands) -> None:
+    """Every kernel with its mean activation, highest first, and a sheet of thumbnails in that order."""
+    files = [("image", ("a", png(noise(seed=seed)))) for seed in (1, 2)]
+    answer = client.post("/activations", files=files, data={"model": "vgg_mini", "layer": "conv2_2"})
+    assert answer.status_code == 202
+    job = answer.json()
+    assert job["request"]["methods"] == ["activations"]
+    assert job["progress"]["total"] == 2
+    hands.work()
+    job = client.get(answer.headers["location"]).json()
+    assert job["status"] == "succeeded"
+    for number, result in enumerate(job["results"]):
+        assert result["image"] == job["request"]["images"][number]
+        kernels = [one["kernel"] for one in result["ranking"]]
+        assert sorted(kernels) == list(range(32))
+        means = [one["mean"] for one in result["ranking"]]
+        assert means == sorted(means, reverse=True)
+        assert result["weights"]["source"] == "dummy"
+        sheet = Image.open(BytesIO(client.get(result["artifacts"]["thumbnails.png"]).content))
+        columns, tile = result["thumbnails"]["columns"], result["thumbnails"]["tile"]
+        assert sheet.size == (columns * tile, 32 // columns * tile)
+        pixels = np.asarray(sheet)
+        assert pixels[5, 5].sum() > 600  # the most active: bright
+        assert pixels[-5, -5].sum() < 60  # the last: silent
+        refused(
+            client.get(f"{job['links']['self']}/artifacts/{number}/panel.png"), 404, "artifact-not-found", "makes no"
+        )
+
+
+def test_activations_refuse_what_they_do_not_know(client: Client) -> None:
+    """Kernels are what is asked for, not what is given; the layer must exist."""
+    image = {"image": png(noise())}
+    answer = client.post("/activations", files=image, data={"layer": "conv1_1", "kernels": "3"})
+    refused(answer, 422, "invalid-request", "kernels: no such field")
+    refused(client.post("/activations", files=image, data={"layer": "conv9_9"}), 422, "unknown-layer", "conv9_9")
+    answer = client.post("/activations", json={"images": [], "layer": "conv1_1"})
+    refused(answer, 422, "invalid-request", "images")
+
+
+def test_explaining_and_activations_do_not_share_a_method(client: Client) -> None:
+    """`methods` of `POST /explain` are explanations."""
+    refused(post(client, methods="activations"), 422, "invalid-request", "methods")

@@ -1,0 +1,243 @@
+"""Following jobs: the list, long polls, Server-Sent Events, deleting."""
+
+from __future__ import annotations
+
+import threading
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from httpx import Client
+from redis import Redis
+
+from shared.jobs import Transitions
+from shared.settings import Settings
+from tests.api.conftest import Hands
+from tests.api.test_explain import post, refused
+
+
+@dataclass
+class Event:
+    """As a reader gets it."""
+
+    id: str
+    kind: str
+    data: dict[str, Any]
+
+
+@contextmanager
+def reading(client: Client, path: str, last: str | None = None) -> Iterator[Iterator[Event]]:
+    """A job's events, as they come."""
+    headers = {"Last-Event-ID": last} if last else {}
+    with client.stream("GET", path, headers=headers) as answer:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.headers["cache-control"] == "no-store"
+        yield _parsed(answer.iter_lines())
+
+
+def _parsed(lines: Iterator[str]) -> Iterator[Event]:
+    import json
+
+    fields: dict[str, str] = {}
+    for line in lines:
+        if line and not line.startswith(":"):
+            name, _, value = line.partition(": ")
+            fields[name] = value
+        elif not line and fields:
+            yield Event(fields["id"], fields["event"], json.loads(fields["data"]))
+            fields = {}
+
+
+def later(seconds: float, action: Any) -> threading.Thread:
+    """Do it in a moment."""
+    thread = threading.Timer(seconds, action)
+    thread.start()
+    return thread
+
+
+def listed(client: Client, **query: str | int) -> list[str]:
+    """The ids of a list, from all its pages."""
+    ids: list[str] = []
+    while True:
+        page = client.get("/jobs", params=query).json()
+        ids += [job["id"] for job in page["jobs"]]
+        if page["next_cursor"] is None:
+            return ids
+        query["cursor"] = page["next_cursor"]
+
+
+def test_the_list_is_empty_at_first(client: Client) -> None:
+    """An empty page, and no next one."""
+    answer = client.get("/jobs")
+    assert answer.json() == {"jobs": [], "next_cursor": None}
+    assert "link" not in answer.headers
+
+
+def test_jobs_are_listed_newest_first_by_pages(client: Client, redis: Redis) -> None:
+    """Each once, whatever the page's size, even where several were made at one moment; without results."""
+    ids = [post(client).json()["id"] for _ in range(7)]
+    for job_id in ids[2:5]:
+        redis.zadd("ks:jobs:", {job_id: 5.0})
+    tied = sorted(ids[2:5], reverse=True)
+    expected = [*reversed(ids[5:]), *reversed(ids[:2]), *tied]
+    for limit in (1, 2, 3, 100):
+        assert listed(client, limit=limit) == expected
+    answer = client.get("/jobs?limit=3&model=vgg_mini")
+    assert "results" not in answer.json()["jobs"][0]
+    following = answer.headers["link"].split(";")[0].strip("<>")
+    assert [job["id"] for job in client.get(following).json()["jobs"]] == expected[3:6]
+
+
+def test_the_list_is_filtered(client: Client, hands: Hands) -> None:
+    """By state, network and layer, under any of the layer's names."""
+    first, second = post(client).json()["id"], post(client, layer="conv1_1", kernels="3").json()["id"]
+    hands.work()
+    third = post(client, layer="conv1_1", kernels="3").json()["id"]
+    assert listed(client, status="succeeded") == [second, first]
+    assert listed(client, status="queued") == [third]
+    assert listed(client, layer="conv1_1", kernels="3") == [third, second]
+    assert listed(client, model="vgg_mini", layer="relu1_1", status="queued") == [third]
+    assert listed(client, model="vgg16") == []
+    refused(client.get("/jobs?status=done"), 422, "invalid-request", "status")
+    refused(client.get("/jobs?limit=1000"), 422, "invalid-request", "limit")
+    refused(client.get("/jobs?model=vgg16&layer=conv9_9"), 422, "unknown-layer", "conv9_9", "conv5_3")
+
+
+@pytest.mark.parametrize("cursor", ["x", "", "é", urlsafe_b64encode(b"a b").decode(), "AAAA"])
+def test_a_cursor_that_is_none(client: Client, cursor: str) -> None:
+    """422, and what to send."""
+    refused(client.get("/jobs", params={"cursor": cursor}), 422, "invalid-request", "next_cursor")
+
+
+def test_waiting_for_a_job_ends_when_it_ends(client: Client, hands: Hands) -> None:
+    """At once, not at the next poll; the answer says what was granted."""
+    path = post(client).json()["links"]["self"]
+    later(0.5, hands.work)
+    begin = time.monotonic()
+    answer = client.get(path, headers={"Prefer": "wait=20"})
+    assert answer.json()["status"] == "succeeded"
+    assert answer.headers["preference-applied"] == "wait=20"
+    assert "retry-after" not in answer.headers
+    assert 0.4 < time.monotonic() - begin < 4
+    again = client.get(path, headers={"Prefer": "respond-async, wait=100"})
+    assert again.headers["preference-applied"] == "wait=60"
+
+
+def test_waiting_ends_after_the_time_that_was_asked_for(client: Client) -> None:
+    """With the job as it stands; a preference that cannot be read is none."""
+    path = post(client).json()["links"]["self"]
+    begin = time.monotonic()
+    answer = client.get(path, headers={"Prefer": "wait=1"})
+    assert 1 <= time.monotonic() - begin < 3
+    assert answer.json()["status"] == "queued"
+    assert answer.headers["retry-after"] == "1"
+    for nothing in ("wait", "wait=soon", "wait=-1", "await=5", "handling=lenient"):
+        assert "preference-applied" not in client.get(path, headers={"Prefer": nothing}).headers
+
+
+def test_submitting_can_wait_for_the_end(client: Client, hands: Hands) -> None:
+    """200 and the whole job where it ended in time; 202 where not."""
+    later(0.5, hands.work)
+    answer = post(client, headers={"Prefer": "wait=20"})
+    assert answer.status_code == 200
+    assert answer.json()["status"] == "succeeded"
+    assert answer.headers["location"] == answer.json()["links"]["self"]
+    answer = post(client, headers={"Prefer": "wait=1"})
+    assert answer.status_code == 202
+    assert answer.json()["status"] == "queued"
+
+
+def test_a_cancelled_or_deleted_job_ends_the_wait(client: Client) -> None:
+    """Cancelled: with the job. Deleted: 410."""
+    links = post(client).json()["links"]
+    later(0.3, lambda: client.post(links["cancel"]))
+    assert client.get(links["self"], headers={"Prefer": "wait=20"}).json()["status"] == "cancelled"
+    links = post(client).json()["links"]
+    later(0.3, lambda: client.delete(links["self"]))
+    answer = client.get(links["self"], headers={"Prefer": "wait=20"})
+    assert answer.status_code in (200, 410)  # it is cancelled first, and the reader may see that
+    refused(client.get(links["self"]), 410, "job-expired", "deleted")
+
+
+def test_events_tell_the_whole_story(client: Client, hands: Hands) -> None:
+    """Each state once, each result once, progress with its loss terms; then the stream ends."""
+    links = post(client, iterations="300").json()["links"]
+    later(0.3, hands.work)
+    with reading(client, links["events"]) as events:
+        story = list(events)
+    states = [event.data["status"] for event in story if event.kind == "status"]
+    assert states == ["queued", "running", "succeeded"]
+    results = [event.data for event in story if event.kind == "result"]
+    assert sorted(results, key=lambda each: each["index"]) == client.get(links["self"]).json()["results"]
+    progress = [event.data for event in story if event.kind == "progress"]
+    assert progress
+    assert all(step["total"] == 2 and 0 <= step["completed"] <= 2 for step in progress)
+    item = progress[0]["items"][0]
+    assert set(item["losses"]) == {"preservation", "suppression", "regularization", "total"}
+    assert 0 < item["iteration"] <= 300
+    ids = [tuple(map(int, event.id.split("-"))) for event in story]
+    assert ids == sorted(set(ids))
+
+
+def test_a_reader_that_comes_late_or_comes_back_misses_and_repeats_nothing(client: Client, hands: Hands) -> None:
+    """From any event on, the rest; after the last one, nothing, at once."""
+    links = post(client, kernels="1,2,3,4,5").json()["links"]
+    hands.work()
+    with reading(client, links["events"]) as events:
+        story = list(events)
+    assert [event.data["status"] for event in story if event.kind == "status"] == ["queued", "running", "succeeded"]
+    for number, event in enumerate(story[:-1]):
+        with reading(client, links["events"], event.id) as events:
+            assert list(events) == story[number + 1 :]
+    over = client.get(links["events"], headers={"Last-Event-ID": story[-1].id})
+    assert (over.status_code, over.content) == (204, b"")  # which tells a browser to stay away
+    refused(client.get(links["events"], headers={"Last-Event-ID": "soon"}), 422, "invalid-request", "Last-Event-ID")
+
+
+def test_readers_of_one_job_are_all_told(client: Client, redis: Redis) -> None:
+    """Also one that comes while others read, and one that leaves."""
+    links = post(client).json()["links"]
+    transitions = Transitions(redis)
+    (slice_id,) = transitions.queued()
+    with reading(client, links["events"]) as first, reading(client, links["events"]) as second:
+        assert next(first).data == next(second).data == {"status": "queued"}
+        claim = transitions.claim(slice_id)
+        assert claim
+        assert next(first).data == {"status": "running"}
+        with reading(client, links["events"]) as third:
+            assert [next(third).data["status"] for _ in range(2)] == ["queued", "running"]
+        transitions.cancel(claim.job_id)
+        assert next(first).data == {"status": "cancelled"}
+        assert [event.data["status"] for event in second] == ["running", "cancelled"]
+        assert list(first) == []
+
+
+def test_a_deleted_job_ends_the_stream(client: Client) -> None:
+    """Its readers are not left waiting."""
+    links = post(client).json()["links"]
+    with reading(client, links["events"]) as events:
+        assert next(events).data == {"status": "queued"}
+        assert client.delete(links["self"]).status_code == 204
+        assert [event.data["status"] for event in events] in ([], ["cancelled"])
+
+
+def test_deleting_removes_the_record_and_the_files(client: Client, settings: Settings, hands: Hands) -> None:
+    """What another job refers to stays; what is deleted is gone for good."""
+    first, second = (post(client).json()["links"]["self"] for _ in range(2))
+    hands.work()
+    drawn = client.get(f"{first}/artifacts/0/panel.png")
+    blobs = settings.data_dir / "store" / "blobs"
+    digest = drawn.headers["etag"].strip('"')
+    assert (blobs / digest[:2] / digest).is_file()
+    assert client.delete(first).status_code == 204
+    assert not (blobs / digest[:2] / digest).exists()
+    assert client.get(f"{second}/artifacts/0/optimized.png").status_code == 200
+    refused(client.get(f"{first}/artifacts/0/panel.png"), 410, "job-expired")
+    refused(client.delete(first), 410, "job-expired")
+    assert client.delete(second).status_code == 204
+    assert [path for path in blobs.rglob("*") if path.is_file()] == []

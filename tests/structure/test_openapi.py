@@ -1,0 +1,61 @@
+"""`openapi.json` is what the API says of itself; its examples are what it would answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema_rs import validator_for
+
+from api.app import create_app
+from shared.errors import error_types
+from shared.settings import Settings
+
+DOCUMENT: dict[str, Any] = create_app(Settings(_env_file=None)).openapi()
+OPERATIONS = [
+    (f"{method} {path}", operation)
+    for path, methods in DOCUMENT["paths"].items()
+    for method, operation in methods.items()
+]
+NO_BODY = {"204", "304"}
+
+
+def test_the_file_is_the_code_s() -> None:
+    """`python -m api.openapi > openapi.json` after a change."""
+    kept = json.loads((Path(__file__).parents[2] / "openapi.json").read_text())
+    assert kept == json.loads(json.dumps(DOCUMENT))
+    assert kept["openapi"].startswith("3.1")
+
+
+@pytest.mark.parametrize(("name", "operation"), OPERATIONS, ids=[name for name, _ in OPERATIONS])
+def test_every_answer_has_an_example_that_fits_its_schema(name: str, operation: dict[str, Any]) -> None:
+    """Every error is a problem with one for each of its types; files and streams have none."""
+    assert operation["summary"]
+    assert operation["description"]
+    for status, answer in operation["responses"].items():
+        assert (status in NO_BODY) == ("content" not in answer), status
+        for media, content in answer.get("content", {}).items():
+            if int(status) >= 400:
+                assert media == "application/problem+json"
+                examples = [example["value"] for example in content["examples"].values()]
+                assert all(example["status"] == int(status) for example in examples)
+                assert all(example["type"].removeprefix("/problems/") in error_types() for example in examples)
+            elif media == "application/json":
+                examples = [content["example"]]
+            else:
+                continue
+            schema = {**content["schema"], "components": DOCUMENT["components"]}
+            for example in examples:
+                validator_for(schema).validate(example)
+
+
+def test_every_request_body_has_an_example_that_fits() -> None:
+    """Of the JSON form."""
+    bodies = [operation["requestBody"]["content"] for _, operation in OPERATIONS if "requestBody" in operation]
+    assert len(bodies) == 2
+    for content in bodies:
+        json_body = content["application/json"]
+        validator_for({**json_body["schema"], "components": DOCUMENT["components"]}).validate(json_body["example"])
+        assert "multipart/form-data" in content
