@@ -38,7 +38,14 @@ def create_app(configuration: Settings | None = None) -> FastAPI:
         yield
         await services.close()
 
-    app = FastAPI(title="Kernelscope", version="0.1.0", description=DESCRIPTION, openapi_tags=TAGS, lifespan=lifespan)
+    app = FastAPI(
+        title="Kernelscope",
+        version="0.1.0",
+        description=DESCRIPTION,
+        openapi_tags=TAGS,
+        lifespan=lifespan,
+        generate_unique_id_function=lambda route: route.name,
+    )
     app.state.metrics = metrics
     app.add_middleware(BodyLimit, limit=configuration.max_body_mb * 10**6)
     app.add_middleware(Gate)

@@ -32,8 +32,10 @@ FORMS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 FILE: dict[str, Any] = {"type": "string", "format": "binary"}
 HISTORY = {"columns": ["iteration", "preservation"], "rows": [[1, 0.0]]}
-BYTES: dict[str, Any] = {media: {"schema": FILE} for media in sorted(set(MEDIA_TYPES.values()))} | {
-    "application/json": {"schema": {"type": "object"}, "example": HISTORY}
+BYTES: dict[str, Any] = {  # generated clients go by the first of these
+    "application/octet-stream": {"schema": FILE},
+    "image/png": {"schema": FILE},
+    "application/json": {"schema": {"type": "object"}, "example": HISTORY},
 }
 FILES: dict[int | str, dict[str, Any]] = {
     200: {"content": BYTES, "description": "The file."},
@@ -49,7 +51,7 @@ ZIP: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/{job_id}/artifacts/{item}/{name}", response_class=Response, responses=FILES)
-def artifact(  # noqa: PLR0913, PLR0917 - its headers
+def get_artifact(  # noqa: PLR0913, PLR0917 - its headers
     job_id: Own,
     item: int,
     name: str,
@@ -123,7 +125,7 @@ def _range(text: str, size: int) -> tuple[int, int] | None:
 
 
 @router.get("/{job_id}/bundle.zip", response_class=StreamingResponse, responses=ZIP)
-def bundle(job_id: Own, services: Opened) -> StreamingResponse:
+def get_bundle(job_id: Own, services: Opened) -> StreamingResponse:
     """Everything that there is of the job so far: `job.json`, the images, a folder for each result. Streamed."""
     job = services.records.job(job_id)
     headers = {"Content-Disposition": f'attachment; filename="kernelscope-{job_id}.zip"', "Cache-Control": "no-store"}

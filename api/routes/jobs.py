@@ -46,7 +46,7 @@ class Page(BaseModel):
 
 
 @router.get("")
-def jobs(  # noqa: PLR0913, PLR0917 - its filters
+def list_jobs(  # noqa: PLR0913, PLR0917 - its filters
     request: Request,
     response: Response,
     services: Opened,
@@ -84,7 +84,7 @@ def _place(cursor: str) -> Place:
 
 
 @router.get("/{job_id}", response_model=Job)
-async def job(job_id: str, services: Opened, caller: Asking, prefer: Prefer = "") -> Response:
+async def get_job(job_id: str, services: Opened, caller: Asking, prefer: Prefer = "") -> Response:
     """The job as it stands; `Retry-After` says when to ask again while it has not ended."""
     response = Response(media_type="application/json", headers={"Cache-Control": "no-store"})
     found = await services.polling.job(job_id, caller.owner)
@@ -97,21 +97,21 @@ async def job(job_id: str, services: Opened, caller: Asking, prefer: Prefer = ""
 
 
 @router.post("/{job_id}/cancel")
-def cancel(job_id: Own, services: Opened) -> Job:
+def cancel_job(job_id: Own, services: Opened) -> Job:
     """End a job that is queued or running; what is finished of it stays. 409 where it has ended already."""
     services.transitions.cancel(job_id)
     return services.records.job(job_id)
 
 
 @router.delete("/{job_id}", status_code=204)
-def delete(job_id: Own, services: Opened) -> None:
+def delete_job(job_id: Own, services: Opened) -> None:
     """Cancel a job if need be, and remove it with its files. It answers 410 from now on, and 404 in a week."""
     for digest in services.transitions.remove(job_id):
         services.store.remove(digest)
 
 
 @router.get("/{job_id}/events", response_class=StreamingResponse, responses=EVENTS)
-async def events(
+async def get_events(
     job_id: Own, services: Opened, last_event_id: Annotated[str | None, Header(max_length=64)] = None
 ) -> Response:
     """What happens to the job, as Server-Sent Events: `status`, `progress`, `result`; ends when the job has ended.
@@ -127,6 +127,6 @@ async def events(
 
 
 @router.get("/{job_id}/webhook")
-def webhook(job_id: Own, services: Opened) -> Delivery:
+def get_webhook(job_id: Own, services: Opened) -> Delivery:
     """How it goes with the job's webhook: each attempt to deliver it, and when the next one is."""
     return services.webhooks.delivery(job_id)

@@ -32,14 +32,14 @@ class ModelInfo(BaseModel):
 
 
 @router.get("")
-def models(services: Opened) -> list[ModelInfo]:
+def list_models(services: Opened) -> list[ModelInfo]:
     """Every network with its layers."""
     states = _states(services)
     return [_info(network, states) for network in catalogue.networks().values()]
 
 
 @router.get("/{name}")
-def model(name: str, services: Opened) -> ModelInfo:
+def get_model(name: str, services: Opened) -> ModelInfo:
     """One network with its layers."""
     try:
         network = catalogue.network(name)

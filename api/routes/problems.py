@@ -13,7 +13,7 @@ router = APIRouter(prefix="/problems", tags=["problems"])
 
 
 @router.get("/{slug}", response_class=PlainTextResponse)
-def problem(slug: str) -> str:
+def get_problem(slug: str) -> str:
     """What a problem type means."""
     kind = error_types().get(slug)
     if kind is None:

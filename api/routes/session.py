@@ -11,7 +11,7 @@ router = APIRouter(tags=["session"])
 
 
 @router.post("/session", status_code=204)
-async def begin(request: Request, response: Response, services: Opened) -> None:
+async def begin_session(request: Request, response: Response, services: Opened) -> None:
     """With an API key in `Authorization`: sets a cookie that stands for the key for 12 hours."""
     key = request.state.key
     if key is not None:
@@ -21,7 +21,7 @@ async def begin(request: Request, response: Response, services: Opened) -> None:
 
 
 @router.delete("/session", status_code=204)
-async def end(request: Request, response: Response, services: Opened) -> None:
+async def end_session(request: Request, response: Response, services: Opened) -> None:
     """Forget the cookie."""
     if token := request.cookies.get(COOKIE):
         await services.access.end_session(token)

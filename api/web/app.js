@@ -10,9 +10,27 @@ function say(text, isError = false) {
 
 async function ask(url, options) {
   const answer = await fetch(url, options);
+  if (answer.status === 401) {
+    await signIn();
+    return ask(url, options);
+  }
   const body = await answer.json();
   if (!answer.ok) throw new Error(`${body.title}: ${body.detail}`);
   return body;
+}
+
+// A server with keys: ask for one, and have it answer with a cookie that stands for it.
+async function signIn() {
+  const dialog = $("sign-in");
+  for (let problem = ""; ; ) {
+    $("sign-in-problem").textContent = problem;
+    dialog.showModal();
+    await new Promise((closed) => dialog.addEventListener("close", closed, { once: true }));
+    const answer = await fetch("/session", { method: "POST", headers: { Authorization: `Bearer ${$("key").value.trim()}` } });
+    $("key").value = "";
+    if (answer.ok) return;
+    problem = (await answer.json()).detail;
+  }
 }
 
 function showModel() {
