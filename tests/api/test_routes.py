@@ -157,8 +157,9 @@ def test_the_api_process_stays_small(settings: Settings, redis: Redis) -> None:
         **os.environ,
         "KERNELSCOPE_REDIS_URL": settings.redis_url.get_secret_value(),
         "KERNELSCOPE_DATA_DIR": str(settings.data_dir),
+        "KERNELSCOPE_PORT": str(port),
     }
-    command = [sys.executable, "-m", "uvicorn", "api.app:create_app", "--factory", "--port", str(port)]
+    command = [sys.executable, "-m", "api"]
     with subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
         try:
             url = f"http://127.0.0.1:{port}"

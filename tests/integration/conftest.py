@@ -89,7 +89,7 @@ class Up:
             except OSError:
                 continue
             if parent == self.process.pid:
-                names = ("redis-server", "uvicorn", "api.housekeeping", "worker")
+                names = ("redis-server", "-m\0api\0", "api.housekeeping", "worker")
                 found[next((name for name in names if name in command), command)] = int(entry.name)
         return found
 

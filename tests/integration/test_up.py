@@ -39,7 +39,7 @@ def test_it_starts_works_stops_and_finds_its_data_again(tmp_path: Path) -> None:
             job = client.wait(client.explain([png(noise())], **MINI).id)
             assert job.status is Status.SUCCEEDED
         children = first.children()
-        assert set(children) == {"redis-server", "uvicorn", "api.housekeeping", "worker"}
+        assert set(children) == {"redis-server", "-m\0api\0", "api.housekeeping", "worker"}
         assert first.stop() == 0
         assert "stopped" in first.said()
         assert not any(alive(pid) for pid in children.values())
@@ -70,7 +70,7 @@ def test_a_child_that_dies_is_started_again(tmp_path: Path) -> None:
     """Each of them, by kill −9; the stack serves again, and says what happened."""
     with up(tmp_path) as stack:
         stack.wait_until("listens on")
-        for name in ("uvicorn", "worker", "api.housekeeping", "redis-server"):
+        for name in ("-m\0api\0", "worker", "api.housekeeping", "redis-server"):
             before = stack.children()[name]
             os.kill(before, signal.SIGKILL)
             deadline = time.monotonic() + 30
