@@ -6,10 +6,11 @@ import logging
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 from uuid import uuid4
 
-from fastapi import Header, Response
+from fastapi import Depends, Header, Response
 from starlette.concurrency import run_in_threadpool
 
 from api.outbound import check_target
@@ -43,11 +44,29 @@ IdempotencyKey = Annotated[
 ]
 
 
-async def accept(
-    services: Services, caller: Caller, body: ExplainBody | ActivationsBody, idempotency_key: str | None
-) -> tuple[Job, bool]:
-    """The job of this body, and whether it was there before."""
-    return await run_in_threadpool(_accept, services, caller, body, idempotency_key)
+@dataclass(frozen=True)
+class Wishes:
+    """How a caller wants to be answered."""
+
+    idempotency_key: IdempotencyKey = None
+    prefer: Prefer = ""
+
+
+Wished = Annotated[Wishes, Depends()]
+
+
+async def submitted(
+    services: Services, caller: Caller, body: ExplainBody | ActivationsBody, wishes: Wishes, response: Response
+) -> Job:
+    """The job of this body, and the response's status and headers."""
+    job, replayed = await run_in_threadpool(_accept, services, caller, body, wishes.idempotency_key)
+    job = await answered(services, caller, job, wishes.prefer, response)
+    response.headers["Location"] = job.links["self"]
+    if replayed:
+        response.headers["Idempotent-Replayed"] = "true"
+    if replayed or job.status.terminal:
+        response.status_code = 200
+    return job
 
 
 async def answered(services: Services, caller: Caller, job: Job, prefer: str, response: Response) -> Job:

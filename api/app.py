@@ -44,6 +44,7 @@ def create_app(configuration: Settings | None = None) -> FastAPI:
         description=DESCRIPTION,
         openapi_tags=TAGS,
         lifespan=lifespan,
+        redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.metrics = metrics

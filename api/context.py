@@ -9,6 +9,7 @@ from collections.abc import MutableMapping
 from typing import Any
 from uuid import uuid4
 
+from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,6 +28,20 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 DEFAULT_POLICY = "default-src 'none'; frame-ancestors 'none'"
+REFERENCE = "/docs"  # FastAPI's page, which loads its program and pictures from elsewhere
+
+
+def _reference_policy() -> str:
+    """A content security policy that lets FastAPI's page load what it loads."""
+    page = bytes(get_swagger_ui_html(openapi_url="/openapi.json", title="").body).decode()
+    hosts = " ".join(sorted(set(re.findall(r"https://[^/\"']+", page))))
+    return (
+        f"default-src 'self'; script-src 'unsafe-inline' {hosts}; style-src 'unsafe-inline' {hosts}; "
+        f"img-src 'self' data: {hosts}; frame-ancestors 'none'"
+    )
+
+
+REFERENCE_POLICY = _reference_policy()
 
 
 class RequestContext:
@@ -55,7 +70,7 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                self._head(message, request_id)
+                self._head(message, request_id, scope["path"])
             await send(message)
 
         with logs.bound(request_id=request_id):
@@ -70,12 +85,12 @@ class RequestContext:
             finally:
                 self._note(scope, status, time.perf_counter() - begin)
 
-    def _head(self, message: MutableMapping[str, Any], request_id: str) -> None:
+    def _head(self, message: MutableMapping[str, Any], request_id: str, path: str) -> None:
         headers = MutableHeaders(scope=message)
         headers["X-Request-ID"] = request_id
         for name, value in self.headers.items():
             headers.setdefault(name, value)
-        headers.setdefault("Content-Security-Policy", DEFAULT_POLICY)
+        headers.setdefault("Content-Security-Policy", REFERENCE_POLICY if path == REFERENCE else DEFAULT_POLICY)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = _template(scope)

@@ -117,6 +117,9 @@ def test_every_answer_has_a_request_id_and_headers_that_browsers_heed(client: Cl
     assert answer.headers["referrer-policy"] == "no-referrer"
     assert answer.headers["cross-origin-resource-policy"] == "same-origin"
     assert "default-src 'none'" in answer.headers["content-security-policy"]
+    policy = client.get("/docs").headers["content-security-policy"]
+    (program,) = re.findall(r'<script src="(https://[^/]+)/', client.get("/docs").text)
+    assert program in policy.partition("script-src")[2].partition(";")[0]
     for indecent in ("", "a b", "x" * 65, "<script>"):
         given = client.get("/nowhere", headers={"X-Request-ID": indecent}).headers["x-request-id"]
         assert re.fullmatch("[0-9a-f]{32}", given)

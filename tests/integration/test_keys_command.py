@@ -69,7 +69,7 @@ def test_the_redis_of_the_settings_comes_first(redis: Redis, redis_url: str) -> 
 
 
 def test_a_running_stack_heeds_its_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A public one starts only once there is a key, and says how to make one; what is made or revoked counts at once."""
+    """A public one starts only once there is a key; a key that is made or revoked while it runs counts at once."""
     monkeypatch.setenv("KERNELSCOPE_ENGINE", "dummy")
     port = str(free_port())
     refused = kernelscope("up", "--host", "0.0.0.0", "--port", port, "--data-dir", str(tmp_path))  # noqa: S104
