@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from asyncio import TimerHandle
 
@@ -25,7 +26,7 @@ class PatientProtocol(HttpToolsProtocol):
     """uvicorn's, with bounds on how long a request's head may take and how large it may be."""
 
     _head: TimerHandle | None = None
-    _head_bytes = 0
+    _parsed = _unparsed = 0  # bytes of it
 
     def connection_made(self, transport: object) -> None:
         """The head must come soon."""
@@ -38,12 +39,19 @@ class PatientProtocol(HttpToolsProtocol):
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
-        """Count what comes before the head is whole."""
-        if self._head:
-            self._head_bytes += len(data)
+        """Count what comes of a head that is not whole yet."""
         super().data_received(data)
-        if self._head and self._head_bytes > HEADER_BYTES:
-            self._refuse()
+        if self._head:
+            self._unparsed += len(data)
+            if self._unparsed > HEADER_BYTES:
+                self._refuse()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count what comes of it at once; the parser's error becomes a 400."""
+        self._parsed += len(name) + len(value)
+        if self._parsed > HEADER_BYTES:
+            raise ValueError("the head is too large")
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """It has come."""
@@ -57,7 +65,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def _await_head(self) -> None:
         self._disarm()
-        self._head_bytes = 0
+        self._parsed = self._unparsed = 0
         self._head = self.loop.call_later(HEADER_SECONDS, self._refuse)
 
     def _disarm(self) -> None:
@@ -94,8 +102,12 @@ def main() -> None:
     configuration = settings()
     if reason := check_access(configuration):
         sys.exit(f"kernelscope: {reason}")
+    app = create_app(configuration)
+    # What is there now stays: the collector need not look at it, and pauses nobody for it.
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
     uvicorn.run(
-        create_app(configuration),
+        app,
         host=configuration.host,
         port=configuration.port,
         http=PatientProtocol,

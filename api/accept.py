@@ -23,6 +23,7 @@ from shared.schemas import ActivationsBody, ExplainBody, ExplainRequest, ImageSo
 
 log = logging.getLogger(__name__)
 
+LARGE_PIXELS = 4_000_000
 LOOK_SECONDS = 5.0  # after which one looks even without news
 LONGEST_WAIT = 60  # seconds that a request may ask to be kept waiting
 WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)
@@ -59,6 +60,9 @@ async def submitted(
     services: Services, caller: Caller, body: ExplainBody | ActivationsBody, wishes: Wishes, response: Response
 ) -> Job:
     """The job of this body, and the response's status and headers."""
+    for source in body.images:
+        if source.data is not None:
+            await _verified(services, source.data)
     job, replayed = await run_in_threadpool(_accept, services, caller, body, wishes.idempotency_key)
     job = await answered(services, caller, job, wishes.prefer, response)
     response.headers["Location"] = job.links["self"]
@@ -89,6 +93,16 @@ async def ended(services: Services, caller: Caller, job_id: str, seconds: float)
             if job.status.terminal or left <= 0:
                 return job
             await bell.wait(min(left, LOOK_SECONDS))
+
+
+async def _verified(services: Services, data: bytes) -> None:
+    """Refuse bytes that are no whole image. Of the large ones one is decoded at a time: each may take a gigabyte."""
+    most = services.max_pixels
+    if await run_in_threadpool(images.pixels, data, most) <= LARGE_PIXELS:
+        await run_in_threadpool(images.decode, data, most)
+        return
+    async with services.large_image:
+        await run_in_threadpool(images.verify, data, most)
 
 
 def _accept(
@@ -138,7 +152,6 @@ def _check_available(services: Services, model: str, layer: str) -> None:
 def _image(services: Services, caller: Caller, source: ImageSource) -> tuple[str, bytes | None]:
     """The image's digest, and its bytes where they were sent."""
     if source.data is not None:
-        images.decode(source.data, services.max_pixels)
         return services.store.digest(source.data), source.data
     assert source.sha256
     if not (services.records.known_image(source.sha256, caller.owner) and services.store.has(source.sha256)):

@@ -6,13 +6,14 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
+from starlette.datastructures import MutableHeaders, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -31,6 +32,8 @@ LISTS = ("methods", "alpha", "beta")
 FIELD_BYTES = 64 * 1024
 PAUSE_SECONDS = 15.0  # that a body may take between two of its pieces
 BODY_SECONDS = 120.0  # and as a whole
+REFUSED = (408, 413)
+DRAIN_SECONDS, DRAINED_BYTES = 2.0, 64 * 10**6
 
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
@@ -62,7 +65,7 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        seen, whole = 0, False
+        seen, whole, refused = 0, False, False
         until = time.monotonic() + BODY_SECONDS
 
         async def counted() -> Message:
@@ -71,7 +74,8 @@ class BodyLimit:
                 return await receive()
             self._check(int(announced) if announced.isdigit() else 0)
             try:
-                message = await asyncio.wait_for(receive(), min(until - time.monotonic(), PAUSE_SECONDS))
+                async with asyncio.timeout(min(until - time.monotonic(), PAUSE_SECONDS)):
+                    message = await receive()
             except TimeoutError:
                 raise RequestTimeout(
                     f"the body came too slowly; it may pause for {PAUSE_SECONDS:g} s and take {BODY_SECONDS:g} s"
@@ -81,7 +85,31 @@ class BodyLimit:
             self._check(seen)
             return message
 
-        await self.app(scope, counted, send)
+        async def told(message: Message) -> None:
+            """A caller who is refused in mid-body may read why before the connection is closed."""
+            nonlocal refused
+            if message["type"] == "http.response.start" and not whole and message["status"] in REFUSED:
+                refused = True
+                MutableHeaders(scope=message)["Connection"] = "close"
+            if refused and message["type"] == "http.response.body" and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                await self._drain(receive)
+                message = {"type": "http.response.body", "body": b""}
+            await send(message)
+
+        await self.app(scope, counted, told)
+
+    @staticmethod
+    async def _drain(receive: Receive) -> None:
+        """What the caller was still sending, for a moment: a connection that is closed on them loses our answer."""
+        left = DRAINED_BYTES
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while left > 0:
+                    message = await receive()
+                    left -= len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
 
     def _check(self, size: int) -> None:
         if size > self.limit:

@@ -41,7 +41,8 @@ class Bell:
     async def wait(self, seconds: float) -> None:
         """Until there was news since the last wait, or so long."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._rung.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._rung.wait()
         self._rung.clear()
 
 
@@ -225,16 +226,18 @@ class Feeds:
                     return
             while True:
                 try:
-                    told_now = await asyncio.wait_for(reader.get(), KEEPALIVE_SECONDS)
+                    async with asyncio.timeout(KEEPALIVE_SECONDS):
+                        waiting = [await reader.get()]
                 except TimeoutError:
                     yield KEEPALIVE_COMMENT
                     continue
-                if told_now is None:
-                    return
-                if told_now.place > seen:
-                    yield told_now.data
-                    seen = told_now.place
-                if told_now.last:
+                while not reader.empty():  # a reader who is behind catches up at once
+                    waiting.append(reader.get_nowait())
+                news = [told for told in waiting if told and told.place > seen]
+                if news:
+                    yield b"".join(told.data for told in news)
+                    seen = news[-1].place
+                if None in waiting or any(told.last for told in news):
                     return
         finally:
             self._leave(feed, reader)

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from shared.errors import (
     InvalidRequest,
@@ -76,13 +77,19 @@ async def _framework(request: Request, error: Exception) -> JSONResponse:
     if error.status_code == HTTPStatus.NOT_FOUND:
         known: KernelscopeError = NoSuchPath(f"there is nothing at {request.url.path}; the routes are listed at /docs")
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = headers.get("allow", "other methods")
-        known = MethodNotAllowed(f"{request.url.path} does not take {request.method}; it takes {allowed}")
+        headers["allow"] = ", ".join(_methods(request))
+        known = MethodNotAllowed(f"{request.url.path} does not take {request.method}; it takes {headers['allow']}")
     else:
         title = HTTPStatus(error.status_code).phrase
         other = Problem(type="about:blank", title=title, status=error.status_code, detail=str(error.detail))
         return respond(other, headers)
     return respond(known.problem(), headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """All that the path takes: the framework names those of the first route that fits."""
+    fitting = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in fitting for method in getattr(route, "methods", None) or ()})
 
 
 async def _unexpected(_: Request, __: Exception) -> JSONResponse:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
+from threading import BoundedSemaphore
 from typing import Annotated
 
 from celery import Celery
@@ -35,6 +37,8 @@ class Services:
     news: News
     feeds: Feeds
     webhooks: Webhooks
+    large_image: asyncio.Lock = field(default_factory=asyncio.Lock)  # who checks one
+    drawing: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(2))  # who draws figures
 
     @classmethod
     def open(cls, settings: Settings) -> Services:

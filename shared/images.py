@@ -6,6 +6,8 @@ The API checks with `decode` before it accepts an image; a worker decodes the sa
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 
 import numpy as np
@@ -28,14 +30,33 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
         UnsupportedImage: the bytes are not of these formats.
         UnusableImage: too many pixels, a side under 8 pixels, truncated or damaged.
     """
+    with _opened(data, max_pixels) as image:
+        return _rgb(ImageOps.exif_transpose(image))
+
+
+def pixels(data: bytes, max_pixels: int) -> int:
+    """How many pixels an image says that it has, without decoding any. Raises as `decode`."""
+    with _opened(data, max_pixels) as image:
+        return image.width * image.height
+
+
+def verify(data: bytes, max_pixels: int) -> None:
+    """Decode all of an image and keep nothing. Raises as `decode`."""
+    with _opened(data, max_pixels) as image:
+        image.load()
+
+
+@contextmanager
+def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """An image of a format and a size that are taken; whatever hostile bytes make a decoder raise is our error."""
     form = form_of(data)
     try:
-        image = Image.open(BytesIO(data), formats=[form])
-        _check_size(image.width, image.height, max_pixels)
-        return _rgb(ImageOps.exif_transpose(image))
+        with Image.open(BytesIO(data), formats=[form]) as image:
+            _check_size(image.width, image.height, max_pixels)
+            yield image
     except UnusableImage:
         raise
-    except Exception as error:  # whatever hostile bytes make a decoder raise
+    except Exception as error:
         raise UnusableImage(f"{form} image is truncated or damaged ({error})") from None
 
 

@@ -89,10 +89,11 @@ def _drawn(services: Services, job_id: str, name: str, found: Found) -> bytes | 
         return None
     if name not in drawn_artifacts(result.method):
         raise ArtifactNotFound(f"result {result.index} is of method {result.method}, which makes no {name}")
-    if result.method == "activations":
-        data = figures.thumbnails(np.load(BytesIO(_blob(services, blobs, "activations.npz")))["thumbnails"], result)
-    else:
-        data = figures.draw(name, _evidence(services, request, result, blobs))
+    with services.drawing:  # the original may be large
+        if result.method == "activations":
+            data = figures.thumbnails(np.load(BytesIO(_blob(services, blobs, "activations.npz")))["thumbnails"], result)
+        else:
+            data = figures.draw(name, _evidence(services, request, result, blobs))
     blobs[name] = services.store.digest(data)
     services.records.keep_drawn(job_id, result.index, name, blobs[name])
     services.store.put(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -23,8 +24,10 @@ from shared.webhooks import Delivery
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 RETRY_SECONDS = "1"
+PLACE = re.compile(r"(\d{1,12}(?:\.\d{1,9})?) ([0-9a-f]{32})")  # what a cursor holds
+TOLD = 'id: 1795599012345-0\nevent: status\ndata: {"status": "running"}\n\n'
 EVENTS: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "A stream of events."},
+    200: {"content": {"text/event-stream": {"example": TOLD}}, "description": "A stream of events."},
     204: {"description": "There are no more events, and there will be none."},
 }
 
@@ -77,10 +80,12 @@ def _cursor(place: Place) -> str:
 def _place(cursor: str) -> Place:
     try:
         text = base64.urlsafe_b64decode(cursor.encode() + b"=" * (-len(cursor) % 4)).decode()
-        created, job_id = text.split(" ")
-        return Place(float(created), job_id)
+        match = PLACE.fullmatch(text)
     except (ValueError, binascii.Error):
-        raise InvalidRequest("cursor: not one that this server gave; send `next_cursor` as it came") from None
+        match = None
+    if match is None:
+        raise InvalidRequest("cursor: not one that this server gave; send `next_cursor` as it came")
+    return Place(float(match[1]), match[2])
 
 
 @router.get("/{job_id}", response_model=Job)

@@ -1,0 +1,1 @@
+"""What the API promises, under many generated, hostile or slow callers."""

@@ -1,0 +1,64 @@
+"""One API process with Redis, and what the tests measure of it. `KERNELSCOPE_FULL_COUNTS` asks for the full counts."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.conftest import FULL, Plant, until
+
+__all__ = ["FULL", "Memory", "Plant", "alive", "open_files", "until"]
+
+FILES = 8192  # that a process may have open: both ends of a thousand connections, and more
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Plant]:
+    """Redis and one API. No housekeeping: nobody calls the webhooks that a test makes up."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(FILES, hard)), hard))
+    plant = Plant(tmp_path, KERNELSCOPE_ENGINE="dummy")
+    try:
+        plant.start_redis()
+        plant.start("api", [sys.executable, "-m", "api"], {"KERNELSCOPE_PORT": str(plant.api_port)})
+        until(lambda: plant.ready() == 200, 30)
+        yield plant
+    finally:
+        plant.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+class Memory:
+    """The resident memory of a plant's API process, in MB (10⁶ bytes)."""
+
+    def __init__(self, plant: Plant) -> None:
+        self._status = Path(f"/proc/{plant.processes['api'].pid}/status")
+        self.start = self.now
+
+    @property
+    def now(self) -> float:
+        """At this moment."""
+        return self._read("VmRSS")
+
+    @property
+    def peak(self) -> float:
+        """The most that it ever was."""
+        return self._read("VmHWM")
+
+    def _read(self, name: str) -> float:
+        line = next(line for line in self._status.read_text().splitlines() if line.startswith(f"{name}:"))
+        return int(line.split()[1]) * 1024 / 1e6
+
+
+def open_files(plant: Plant) -> int:
+    """How many files and connections the API has open."""
+    return len(list(Path(f"/proc/{plant.processes['api'].pid}/fd").iterdir()))
+
+
+def alive(plant: Plant) -> bool:
+    """Whether the API process that was started is still there, and answers."""
+    return plant.processes["api"].poll() is None and plant.ready() == 200

@@ -1,0 +1,227 @@
+"""Schemathesis: thousands of generated requests against what `/openapi.json` says, links between routes included."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from base64 import b64encode, urlsafe_b64encode
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from shared.errors import error_types
+from shared.jobs import ARTIFACTS
+from tests.chaos.conftest import picture
+from tests.contract.conftest import FULL, Plant, alive
+
+pytestmark = pytest.mark.contract
+
+EXAMPLES = 600 if FULL else 150  # of each operation and phase
+CASES = 10_000 if FULL else 2_000  # that there must be at least
+SECONDS = 1_500 if FULL else 240
+SEED = 2021
+JOBS = 24  # that have ended before it begins
+REQUEST_SECONDS = 20
+
+# What a schema cannot say: whether bytes are a picture, a layer exists, a cursor is one of ours, a job was deleted, a
+# range is inside a file.
+REFUSALS = {
+    "POST /explain": [415, 422],
+    "POST /activations": [415, 422],
+    "GET /jobs": [422],
+    "GET /jobs/{job_id}/events": [410, 422],
+    "GET /jobs/{job_id}/artifacts/{item}/{name}": [410, 416],
+}
+DELETED = (
+    "GET /jobs/{job_id}",
+    "DELETE /jobs/{job_id}",
+    "POST /jobs/{job_id}/cancel",
+    "GET /jobs/{job_id}/webhook",
+    "GET /jobs/{job_id}/bundle.zip",
+)
+ACCEPTED = ["2xx", "3xx", 401, 403, 404, 409, 429]
+EVERY = (
+    "POST /explain",
+    "POST /activations",
+    "GET /jobs",
+    "GET /jobs/{job_id}",
+    "POST /jobs/{job_id}/cancel",
+    "DELETE /jobs/{job_id}",
+    "GET /jobs/{job_id}/events",
+    "GET /jobs/{job_id}/webhook",
+    "GET /jobs/{job_id}/artifacts/{item}/{name}",
+    "GET /jobs/{job_id}/bundle.zip",
+    "GET /models",
+    "GET /models/{name}",
+    "GET /healthz",
+    "GET /readyz",
+    "GET /metrics",
+    "POST /session",
+    "DELETE /session",
+    "GET /problems/{slug}",
+)
+
+
+def test_every_answer_is_as_the_document_says(
+    service: Plant, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """2,000 cases (10,000 in full) over every route, each with an answer that the document allows, and no 500."""
+    service.start_worker("worker")
+    configuration = tmp_path / "schemathesis.toml"
+    configuration.write_text(_toml(_configuration(service)))
+    begin = time.monotonic()
+    process = _run(service, configuration, tmp_path)
+    seconds = time.monotonic() - begin
+    report = json.loads((tmp_path / "report.json").read_text())
+    answers = _answers(tmp_path / "events.ndjson")
+    good = {label for label, status in answers if status < 400}
+    for name, value in (
+        ("cases", report["test_cases"]["generated"]),
+        ("failures", report["test_cases"]["unique_failures"]),
+        ("requests", answers.total()),
+        ("requests_answered_2xx_or_3xx", sum(count for (_, status), count in answers.items() if status < 400)),
+        ("seconds", round(seconds, 1)),
+    ):
+        record_property(name, value)
+    assert alive(service)
+    assert process.returncode == 0, process.stdout
+    assert not [entry for entry in answers if entry[1] >= 500]
+    assert report["complete"]
+    assert not report["errors"]
+    assert report["operations"]["tested"] == len(EVERY)
+    assert report["phases"]["stateful"]["status"] == "success"
+    assert report["test_cases"]["generated"] >= CASES
+    assert good >= set(EVERY), set(EVERY) - good
+    assert seconds < SECONDS
+
+
+def _run(plant: Plant, configuration: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("schemathesis")), "--no-color", "--config-file", str(configuration)]
+    reports = ["--report-json-path", str(folder / "report.json"), "--report-ndjson-path", str(folder / "events.ndjson")]
+    options = ["--checks", "all", "--seed", str(SEED), "--max-examples", str(EXAMPLES), "--continue-on-failure"]
+    quiet = ["--request-timeout", str(REQUEST_SECONDS), "--generation-database", "none", "--warnings", "off"]
+    location = f"{plant.url}/openapi.json"
+    return subprocess.run(
+        [*command, "run", location, *options, *quiet, *reports],
+        cwd=folder,
+        timeout=SECONDS + 60,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def _answers(path: Path) -> Counter[tuple[str, int]]:
+    """How often each operation answered with each status."""
+    counts: Counter[tuple[str, int]] = Counter()
+    with path.open() as lines:
+        for line in lines:
+            counts.update(_told(json.loads(line)))
+    return counts
+
+
+def _told(event: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    recorder = event.get("ScenarioFinished", {}).get("recorder") or {}
+    for case, interaction in recorder.get("interactions", {}).items():
+        if interaction.get("response"):
+            value = recorder["cases"][case]["value"]
+            yield f"{value['method']} {value['path']}", interaction["response"]["status_code"]
+
+
+def _configuration(plant: Plant) -> dict[str, Any]:
+    """Real values beside made-up ones, so that there is something behind the routes; and which refusals are right."""
+    jobs, sent = _jobs(plant, JOBS)
+    doomed, _ = _jobs(plant, 2 * JOBS)
+    done = httpx.get(f"{plant.url}/jobs/{jobs[0]}").json()
+    image = httpx.get(f"{plant.url}{done['results'][0]['artifacts']['optimized.png']}")
+    values = {
+        "job": jobs,
+        "doomed": doomed,
+        "item": [0, 1],
+        "artifact": list(ARTIFACTS),
+        "model": ["vgg_mini"],
+        "layer": ["conv2_1"],
+        "kernels": ["top:2"],
+        "data": [b64encode(sent).decode()],
+        "sha256": [done["results"][0]["image"]],
+        "slug": list(error_types()),
+        "cursor": _cursors(plant),
+        "range": ["bytes=0-9", "bytes=-9", "bytes=5-", "bytes=99999999-"],
+        "etag": [image.headers["etag"], "*"],
+        "event": ["0-0", "1-1", "9999999999999999999-9999999999999999999"],
+    }
+    return {
+        "dictionaries": {name: {"values": entries} for name, entries in values.items()},
+        "operations": [_operation(name) for name in EVERY],
+    }
+
+
+def _jobs(plant: Plant, count: int) -> tuple[list[str], bytes]:
+    """Jobs that have ended: done, failed (kernel 9 is silent), partly failed, ranked; and a picture that was sent."""
+    sent = picture()
+    ids = []
+    with httpx.Client(base_url=plant.url, timeout=60) as client:
+        for number in range(count):
+            route, fields = (
+                ("/activations", {}) if number % 4 == 3 else ("/explain", {"kernels": ("3,4", "9", "3,9")[number % 4]})
+            )
+            form = {"model": "vgg_mini", "layer": "conv2_1", **fields}
+            answer = client.post(route, files={"image": sent}, data=form, headers={"Prefer": "wait=30"})
+            assert answer.status_code == 200, answer.text
+            ids.append(answer.json()["id"])
+    return ids, sent
+
+
+def _cursors(plant: Plant) -> list[str]:
+    """One that was given, and some that were not."""
+    given = httpx.get(f"{plant.url}/jobs", params={"limit": 2}).json()["next_cursor"]
+    made_up = (b"nan x", b"inf x", b"-inf x", b"1e999 x", b"1 ", b" ", b"1_0 x", "1 ü".encode())
+    return [given, *(urlsafe_b64encode(text).decode().rstrip("=") for text in made_up)]
+
+
+BOUND: dict[str, dict[str, str]] = {
+    "POST /explain": {"body.images[*].data": "data", "body.model": "model", "body.layer": "layer"},
+    "POST /activations": {"body.images[*].data": "data", "body.model": "model", "body.layer": "layer"},
+    "GET /jobs": {"query.cursor": "cursor", "query.model": "model", "query.layer": "layer"},
+    "GET /jobs/{job_id}/events": {"path.job_id": "job", "header.last-event-id": "event"},
+    "GET /jobs/{job_id}/artifacts/{item}/{name}": {
+        "path.job_id": "job",
+        "path.item": "item",
+        "path.name": "artifact",
+        "header.range": "range",
+        "header.if-none-match": "etag",
+        "header.if-range": "etag",
+    },
+    "DELETE /jobs/{job_id}": {"path.job_id": "doomed"},
+    "GET /models/{name}": {"path.name": "model"},
+    "GET /problems/{slug}": {"path.slug": "slug"},
+    **{name: {"path.job_id": "job"} for name in DELETED if not name.startswith("DELETE")},
+}
+
+
+def _operation(name: str) -> dict[str, Any]:
+    refusals = REFUSALS.get(name, [410] if name in DELETED else [])
+    bound = {where: {"dictionary": what, "probability": 0.7} for where, what in BOUND.get(name, {}).items()}
+    checks = {"positive_data_acceptance": {"expected-statuses": [*ACCEPTED, *refusals]}}
+    return {"include-name": name, "checks": checks, **({"parameters": bound} if bound else {})}
+
+
+def _toml(configuration: dict[str, Any]) -> str:
+    """As TOML: tables of JSON values, which TOML reads as they are but for objects."""
+    lines = []
+    for name, dictionary in configuration["dictionaries"].items():
+        lines += [f"[dictionaries.{name}]", f"values = {json.dumps(dictionary['values'])}"]
+    for operation in configuration["operations"]:
+        lines += ["[[operations]]", f"include-name = {json.dumps(operation['include-name'])}"]
+        statuses = operation["checks"]["positive_data_acceptance"]["expected-statuses"]
+        lines.append(f"checks.positive_data_acceptance.expected-statuses = {json.dumps(statuses)}")
+        for where, what in operation.get("parameters", {}).items():
+            binding = f'{{ dictionary = "{what["dictionary"]}", probability = {what["probability"]} }}'
+            lines.append(f'parameters."{where}" = {binding}')
+    return "\n".join(lines) + "\n"
