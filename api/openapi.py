@@ -246,6 +246,24 @@ def _body(model: type[ExplainBody | ActivationsBody]) -> dict[str, Any]:
     }
 
 
+def _image_source(properties: dict[str, Any]) -> dict[str, Any]:
+    """An image is given in one of two ways, and not in both."""
+    forms = {"ImageBytes": "data", "ImageDigest": "sha256"}
+    made: dict[str, Any] = {}
+    for title, name in forms.items():
+        (given,) = (option for option in properties[name]["anyOf"] if option["type"] != "null")
+        member = {**given, "description": properties[name]["description"]}
+        made[title] = {
+            "type": "object",
+            "title": title,
+            "required": [name],
+            "properties": {name: member},
+            "additionalProperties": False,
+        }
+    made["ImageSource"] = {"oneOf": [{"$ref": f"#/components/schemas/{title}"} for title in forms]}
+    return made
+
+
 def _problems(kinds: tuple[type[KernelscopeError], ...]) -> dict[str, Any]:
     """A response for each status, with an example of each problem that has it."""
     answers: dict[str, Any] = {}
@@ -289,6 +307,7 @@ def document(app: FastAPI) -> dict[str, Any]:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema
+    schemas.update(_image_source(schemas["ImageSource"]["properties"]))
     schemas.pop("HTTPValidationError", None)
     schemas.pop("ValidationError", None)
     found["components"]["securitySchemes"] = {

@@ -24,10 +24,10 @@ from kernelscope_client import Client
 from kernelscope_client.api.explain import explain
 from kernelscope_client.api.jobs import get_artifact
 from kernelscope_client.api.jobs import get_job
-from kernelscope_client.models import ExplainBody, ImageSource, Job, Problem
+from kernelscope_client.models import ExplainBody, ImageBytes, Job, Problem
 
 url, picture = sys.argv[1], open(sys.argv[2], "rb").read()
-source = ImageSource(data=base64.b64encode(picture).decode())
+source = ImageBytes(data=base64.b64encode(picture).decode())
 with Client(base_url=url) as client:
     body = ExplainBody(images=[source], layer="conv2_2", kernels=[3], model="vgg_mini")
     job = explain.sync(client=client, body=body)
