@@ -21,6 +21,7 @@ from shared.errors import (
     RangeNotSatisfiable,
 )
 
+METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 PROBLEM_JSON = "application/problem+json"
 
 
@@ -88,8 +89,11 @@ async def _framework(request: Request, error: Exception) -> JSONResponse:
 
 def _methods(request: Request) -> list[str]:
     """All that the path takes: the framework names those of the first route that fits."""
-    fitting = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
-    return sorted({method for route in fitting for method in getattr(route, "methods", None) or ()})
+    return [
+        method
+        for method in METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
 
 
 async def _unexpected(_: Request, __: Exception) -> JSONResponse:

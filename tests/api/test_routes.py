@@ -46,6 +46,8 @@ def test_unknown_paths_and_methods_are_problems_too(client: Client) -> None:
     answer = client.delete("/explain")
     refused(answer, 405, "method-not-allowed", "DELETE", "POST")
     assert answer.headers["allow"] == "POST"
+    assert client.put("/jobs/nothing").headers["allow"] == "DELETE, GET"
+    assert client.put("/session").headers["allow"] == "DELETE, POST"
 
 
 def test_every_problem_type_has_a_page(client: Client) -> None:
