@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.1
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo up test test-slow check bench soak lock clean
+.PHONY: setup demo up test test-slow check bench soak openapi lock clean
 
 setup: $(READY)
 
@@ -41,6 +41,9 @@ bench: setup  ## the solvers, as JSON
 
 soak: setup  ## test-slow at full counts, printing JSON
 	$(BIN)/python -m tests.soak
+
+openapi: setup  ## what the API says of itself, into openapi.json
+	$(BIN)/python -c "import json; from api.app import create_app; print(json.dumps(create_app().openapi(), indent=1, ensure_ascii=False))" > openapi.json
 
 lock: setup  ## resolve requirements/*.txt anew from pyproject.toml
 	$(BIN)/python requirements/lock.py

@@ -38,8 +38,7 @@ def tick(services: Services) -> None:
         if queue := services.transitions.sent(slice_id):
             log.warning("%s: announced again", slice_id)
             announce(services.queue, slice_id, queue)
-    for digest in services.transitions.expire():
-        services.store.remove(digest)
+    services.discard(services.transitions.expire())
 
 
 def _lost(services: Services) -> list[str]:

@@ -198,32 +198,25 @@ class Feeds:
             InvalidRequest, StoreUnavailable: at once, not in the stream.
         """
         seen = place(after) if after else (0, 0)
-        feed = self._feeds.get(job_id) or _Feed(job_id, self.polling, self.news)
-        self._feeds[job_id] = feed
+        missed = await self._since(job_id, after or "0")
+        newest = None if missed else await self.polling.last_event(job_id)
+        if not missed and (newest is None or newest[1]):
+            return None
+        return self._stream(job_id, missed, seen)
+
+    async def _stream(self, job_id: str, missed: list[Told], seen: tuple[int, int]) -> AsyncIterator[bytes]:
+        """Whatever is held for a reader is taken here: a stream that nobody begins to read holds nothing."""
+        yield b"".join([KEEPALIVE_COMMENT, *(told.data for told in missed)])
+        if missed:
+            seen = missed[-1].place
+            if missed[-1].last:
+                return
         reader: asyncio.Queue[Told | None] = asyncio.Queue(BEHIND)
-        feed.readers.add(reader)
+        feed = self._join(job_id, reader)
         try:
             await asyncio.shield(feed.started)
-            missed = [Told.of(event) for event in await self.polling.events(job_id, after or "0")]
-            newest = None if missed else await self.polling.last_event(job_id)
-        except BaseException:
-            self._leave(feed, reader)
-            raise
-        if not missed and (newest is None or newest[1]):
-            self._leave(feed, reader)
-            return None
-        return self._stream(feed, reader, missed, seen)
-
-    async def _stream(
-        self, feed: _Feed, reader: asyncio.Queue[Told | None], missed: list[Told], seen: tuple[int, int]
-    ) -> AsyncIterator[bytes]:
-        try:
-            yield KEEPALIVE_COMMENT
-            for told in missed:
-                yield told.data
-                seen = told.place
-                if told.last:
-                    return
+            for told in await self._since(job_id, "{}-{}".format(*seen)):  # what came before the feed was joined
+                _put(reader, told)
             while True:
                 try:
                     async with asyncio.timeout(KEEPALIVE_SECONDS):
@@ -233,14 +226,27 @@ class Feeds:
                     continue
                 while not reader.empty():  # a reader who is behind catches up at once
                     waiting.append(reader.get_nowait())
-                news = [told for told in waiting if told and told.place > seen]
+                told_now = {told.place: told for told in waiting if told and told.place > seen}
+                news = [told_now[place] for place in sorted(told_now)]
                 if news:
                     yield b"".join(told.data for told in news)
                     seen = news[-1].place
                 if None in waiting or any(told.last for told in news):
                     return
+        except StoreUnavailable as error:
+            log.warning("%s; a reader of job %s has to come back", error, job_id)
         finally:
             self._leave(feed, reader)
+
+    async def _since(self, job_id: str, after: str) -> list[Told]:
+        return [Told.of(event) for event in await self.polling.events(job_id, after)]
+
+    def _join(self, job_id: str, reader: asyncio.Queue[Told | None]) -> _Feed:
+        feed = self._feeds.get(job_id)
+        if feed is None or feed.task.done():
+            feed = self._feeds[job_id] = _Feed(job_id, self.polling, self.news)
+        feed.readers.add(reader)
+        return feed
 
     def _leave(self, feed: _Feed, reader: asyncio.Queue[Told | None]) -> None:
         feed.readers.discard(reader)

@@ -1,12 +1,10 @@
 """What `/openapi.json` says beyond the routes' own types: bodies, every error, and an example of each.
 
-`python -m api.openapi` writes it to `openapi.json`, which a test compares with the code.
+`make openapi` writes it to `openapi.json`, which a test compares with the code.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -335,16 +333,3 @@ def describe(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
-
-
-def main() -> None:
-    """To standard output."""
-    from api.app import create_app
-    from shared.settings import Settings
-
-    json.dump(create_app(Settings(_env_file=None)).openapi(), sys.stdout, indent=1, ensure_ascii=False)
-    sys.stdout.write("\n")
-
-
-if __name__ == "__main__":
-    main()

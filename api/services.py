@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import BoundedSemaphore
 from typing import Annotated
@@ -67,6 +68,14 @@ class Services:
         await self.polling.close()
         self.queue.close()
         self.redis.close()
+
+    def discard(self, digests: Sequence[str]) -> None:
+        """Remove blobs that nobody refers to; who begins to do so at this moment finds them again."""
+        for digest in digests:
+            data = self.store.get(digest)
+            self.store.remove(digest)
+            if data is not None and self.records.referred(digest):
+                self.store.put(data)
 
     @property
     def max_pixels(self) -> int:

@@ -111,8 +111,7 @@ def cancel_job(job_id: Own, services: Opened) -> Job:
 @router.delete("/{job_id}", status_code=204)
 def delete_job(job_id: Own, services: Opened) -> None:
     """Cancel a job if need be, and remove it with its files. It answers 410 from now on, and 404 in a week."""
-    for digest in services.transitions.remove(job_id):
-        services.store.remove(digest)
+    services.discard(services.transitions.remove(job_id))
 
 
 @router.get("/{job_id}/events", response_class=StreamingResponse, responses=EVENTS)

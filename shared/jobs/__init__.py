@@ -12,14 +12,13 @@ Every transition is one Lua script, so it happens wholly or not at all; every tr
 the token of its claim, so a worker that lost its lease can write nothing.
 """
 
+from shared.jobs.polling import Event, Polling
 from shared.jobs.record import (
     ARTIFACTS,
     DRAWN_ARTIFACTS,
     MEDIA_TYPES,
     STORED_ARTIFACTS,
-    Event,
     Place,
-    Polling,
     Records,
     Wanted,
     connect,

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from redis import Redis
-from redis.asyncio import BlockingConnectionPool
-from redis.asyncio import Redis as AsyncRedis
-from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, ReadOnlyError
@@ -38,8 +34,6 @@ MEDIA_TYPES = {
 
 LINKS = {"events": "events", "cancel": "cancel", "bundle": "bundle.zip"}
 BATCH, MOST_BATCHES = 100, 20  # jobs that are read together for a list, and how often for one page
-CONNECTIONS = 9  # of an event loop: a reader who finds none free waits for one; the news take one for themselves
-BIG = 64  # results, above which a record is not read on an event loop
 
 # A job as it is at one moment: {its record as JSON, its rank in the queue or -1, its results (index, JSON, index, …)};
 # where there is none: {'', -2, {}}, and where it is gone, with nothing but its owner in the record.
@@ -75,10 +69,11 @@ def connect(url: str, *, patience: float = 1.0, persistent: bool = False) -> Red
     """
     worth_it = (RedisConnectionError, RedisTimeoutError) if persistent else (RedisConnectionError,)
     retry = Retry(ExponentialBackoff(cap=0.5, base=0.02), 40 if persistent else 2, supported_errors=worth_it)
-    return cast(Redis, Redis.from_url(url, retry=retry, **_options(patience)))
+    return cast(Redis, Redis.from_url(url, retry=retry, **connection_options(patience)))
 
 
-def _options(patience: float) -> dict[str, Any]:
+def connection_options(patience: float) -> dict[str, Any]:
+    """Of every client: answers as text, and the patience of `connect`."""
     return {
         "decode_responses": True,
         "socket_timeout": patience,
@@ -119,7 +114,7 @@ class Records:
             JobNotFound, JobExpired, StoreUnavailable.
         """
         with redis_errors():
-            return _found(job_id, self._read(*_place(job_id)), owner)
+            return job_of(job_id, self._read(*keys_of(job_id)), owner)
 
     def check(self, job_id: str, owner: str) -> None:
         """Nothing, if the job is there and this owner's.
@@ -128,7 +123,7 @@ class Records:
             JobNotFound, JobExpired, StoreUnavailable.
         """
         with redis_errors():
-            _checked(job_id, self._read(*_place(job_id, results=False)), owner)
+            record_of(job_id, self._read(*keys_of(job_id, results=False)), owner)
 
     def page(
         self, owner: str, wanted: Wanted, limit: int, after: Place | None = None
@@ -168,7 +163,7 @@ class Records:
     def _summaries(self, job_ids: list[str]) -> list[JobSummary | None]:
         with self.redis.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
-                keys, arguments = _place(job_id, results=False)
+                keys, arguments = keys_of(job_id, results=False)
                 self._read(keys, arguments, client=pipe)
             answers = pipe.execute()
         return [
@@ -231,6 +226,11 @@ class Records:
             pipe.sadd(f"ks:job:{job_id}:images", *images)
             pipe.execute()
 
+    def referred(self, digest: str) -> bool:
+        """Whether any job refers to this blob."""
+        with redis_errors():
+            return bool(self.redis.exists(f"ks:blob:{digest}"))
+
     def known_image(self, digest: str, owner: str) -> bool:
         """Whether a job of this owner that still exists is about this image."""
         with redis_errors():
@@ -268,85 +268,7 @@ class Wanted:
         return all(want is None or want == have for want, have in zip(asked, own, strict=True))
 
 
-@dataclass(frozen=True)
-class Event:
-    """Something that happened to a job, as its readers are told."""
-
-    id: str  # of the stream: later ones are greater
-    kind: Literal["status", "progress", "result"]
-    data: str  # JSON
-
-
-class Polling:
-    """Job records for readers that come often or wait, on an event loop.
-
-    Args:
-        url: of Redis.
-        patience: as of `connect`.
-    """
-
-    def __init__(self, url: str, *, patience: float = 1.0) -> None:
-        retry = AsyncRetry(ExponentialBackoff(cap=0.5, base=0.02), 2, supported_errors=(RedisConnectionError,))
-        pool = BlockingConnectionPool.from_url(
-            url, max_connections=CONNECTIONS, timeout=patience, retry=retry, **_options(patience)
-        )
-        self.redis = AsyncRedis.from_pool(pool)
-        self._read = self.redis.register_script(JOB)
-
-    async def job(self, job_id: str, owner: str | None = None) -> Job:
-        """As `Records.job`."""
-        with redis_errors():
-            answer = await self._read(*_place(job_id))
-        if len(answer[2]) > 2 * BIG:
-            return await asyncio.to_thread(_found, job_id, answer, owner)
-        return _found(job_id, answer, owner)
-
-    async def check(self, job_id: str, owner: str) -> None:
-        """As `Records.check`."""
-        with redis_errors():
-            _checked(job_id, await self._read(*_place(job_id, results=False)), owner)
-
-    async def events(self, job_id: str, after: str = "0") -> list[Event]:
-        """What happened since the event of this id, oldest first; empty where the job is gone."""
-        job = f"ks:job:{job_id}"
-        with redis_errors():
-            async with self.redis.pipeline(transaction=True) as pipe:
-                pipe.xrange(f"{job}:events", f"({after}")
-                pipe.hmget(job, "completed", "planned", "unresolved")
-                entries, (completed, planned, unresolved) = await pipe.execute()
-            done = [entry["data"] for _, entry in entries if entry["kind"] == "result"]
-            texts = await self.redis.hmget(f"{job}:results", done) if done else []
-        results = dict(zip(done, texts, strict=True))
-        counts = {"completed": int(completed or 0), "total": int(planned or 0) if unresolved == "0" else None}
-        return [
-            Event(event, entry["kind"], text)
-            for event, entry in entries
-            if (text := _told(job_id, entry["kind"], entry["data"], results, counts))
-        ]
-
-    async def last_event(self, job_id: str) -> tuple[str, bool] | None:
-        """The id of the newest event, and whether it is the last there will be; None where the job is gone."""
-        with redis_errors():
-            newest = await self.redis.xrevrange(f"ks:job:{job_id}:events", count=1)
-        if not newest:
-            return None
-        event_id, entry = newest[0]
-        return event_id, entry["kind"] == "status" and Status(entry["data"]).terminal
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self.redis.aclose()
-
-
-def _told(job_id: str, kind: str, data: str, results: dict[str, str], counts: dict[str, int | None]) -> str:
-    """An event's data; nothing where its result is gone."""
-    if kind == "result":
-        stored = results[data]
-        return _result(job_id, stored).model_dump_json() if stored else ""
-    return json.dumps({"status": data} if kind == "status" else {**counts, **json.loads(data)})
-
-
-def _place(job_id: str, *, results: bool = True) -> tuple[list[str], list[str]]:
+def keys_of(job_id: str, *, results: bool = True) -> tuple[list[str], list[str]]:
     """Keys and arguments of the script that reads a job."""
     keys = [f"ks:job:{job_id}", f"ks:gone:{job_id}", *([f"ks:job:{job_id}:results"] if results else [])]
     return keys, [f"{job_id}:0"]
@@ -355,7 +277,7 @@ def _place(job_id: str, *, results: bool = True) -> tuple[list[str], list[str]]:
 Answer = tuple[str, int, list[str]]
 
 
-def _checked(job_id: str, answer: Answer, owner: str | None) -> dict[str, str]:
+def record_of(job_id: str, answer: Answer, owner: str | None) -> dict[str, str]:
     """The record that the script has read."""
     text, rank, _ = answer
     record: dict[str, str] = json.loads(text) if text else {}
@@ -366,11 +288,12 @@ def _checked(job_id: str, answer: Answer, owner: str | None) -> dict[str, str]:
     return record
 
 
-def _found(job_id: str, answer: Answer, owner: str | None = None) -> Job:
-    record = _checked(job_id, answer, owner)
+def job_of(job_id: str, answer: Answer, owner: str | None = None) -> Job:
+    """The job that the script has read. Raises as `record_of`."""
+    record = record_of(job_id, answer, owner)
     summary = _summary(job_id, record, answer[1])
     stored = dict(zip(answer[2][::2], answer[2][1::2], strict=True))
-    results = {int(index): _result(job_id, text) for index, text in stored.items() if text}
+    results = {int(index): result_of(job_id, text) for index, text in stored.items() if text}
     if summary.status is Status.CANCELLED:
         results.update(_unfinished(summary.request, stored))
     ordered = [results[index] for index in sorted(results)]
@@ -405,7 +328,8 @@ def _unfinished(request: ExplainRequest, stored: dict[str, str]) -> dict[int, It
     return {item.index: ItemResult.of(item, request, item.kernel).cancelled() for item in items}
 
 
-def _result(job_id: str, text: str) -> ItemResult:
+def result_of(job_id: str, text: str) -> ItemResult:
+    """A result as it is kept, with the URLs of its files."""
     fields = json.loads(text)
     blobs = fields.pop("blobs")
     result = ItemResult.model_validate(fields)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,9 @@ import pytest
 from httpx import Client
 from redis import Redis
 
-from shared.jobs import Transitions
+from api.news import Feeds, News
+from api.services import Services
+from shared.jobs import Polling, Transitions
 from shared.settings import Settings
 from tests.api.conftest import Hands
 from tests.api.test_explain import post, refused
@@ -241,3 +244,51 @@ def test_deleting_removes_the_record_and_the_files(client: Client, settings: Set
     refused(client.delete(first), 410, "job-expired")
     assert client.delete(second).status_code == 204
     assert [path for path in blobs.rglob("*") if path.is_file()] == []
+
+
+def test_a_stream_that_nobody_begins_to_read_holds_nothing(client: Client, settings: Settings) -> None:
+    """The caller has gone before the first byte: no feed, no task is left behind; nor when they go later."""
+    job_id = post(client).json()["id"]
+
+    async def leave() -> None:
+        polling = Polling(settings.redis_url.get_secret_value())
+        news = News(polling)
+        news.start()
+        feeds = Feeds(polling, news)
+        before = len(asyncio.all_tasks())
+        assert await feeds.follow(job_id, None)
+        assert feeds._feeds == {}
+        stream = await feeds.follow(job_id, None)
+        assert stream
+        reading = asyncio.ensure_future(_read_on(stream))
+        while not feeds._feeds:  # noqa: ASYNC110 - nobody rings when it is joined
+            await asyncio.sleep(0.01)
+        reading.cancel()
+        with suppress(asyncio.CancelledError):
+            await reading
+        await asyncio.sleep(0.05)
+        assert feeds._feeds == {}
+        assert len(asyncio.all_tasks()) == before
+        await news.close()
+        await polling.close()
+
+    asyncio.run(leave())
+
+
+async def _read_on(stream: AsyncIterator[bytes]) -> None:
+    async for _ in stream:
+        pass
+
+
+def test_a_blob_that_is_referred_to_as_it_is_removed_stays(client: Client, settings: Settings, redis: Redis) -> None:
+    """Somebody sends the image again between the last look and the removal."""
+    links = post(client).json()["links"]
+    services = Services.open(settings)
+    digests = services.transitions.remove(links["self"].rsplit("/", 1)[-1])
+    services.records.hold_images("new", digests, time.time() + 100, "")
+    services.discard(digests)
+    assert all(services.store.has(digest) for digest in digests)
+    redis.flushdb()
+    services.discard(digests)
+    assert not any(services.store.has(digest) for digest in digests)
+    asyncio.run(services.close())

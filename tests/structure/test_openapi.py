@@ -23,7 +23,7 @@ NO_BODY = {"204", "304"}
 
 
 def test_the_file_is_the_code_s() -> None:
-    """`python -m api.openapi > openapi.json` after a change."""
+    """`make openapi` after a change."""
     kept = json.loads((Path(__file__).parents[2] / "openapi.json").read_text())
     assert kept == json.loads(json.dumps(DOCUMENT))
     assert kept["openapi"].startswith("3.1")
