@@ -23,6 +23,7 @@ from shared.schemas import ActivationsBody, ExplainBody, ExplainRequest, ImageSo
 
 log = logging.getLogger(__name__)
 
+HELD_SECONDS = 600.0  # for images of a request that is refused in the end; an accepted one holds them for its time
 LARGE_PIXELS = 4_000_000
 LOOK_SECONDS = 5.0  # after which one looks even without news
 LONGEST_WAIT = 60  # seconds that a request may ask to be kept waiting
@@ -120,10 +121,12 @@ def _accept(
 
     job_id = uuid4().hex
     expires_at = time.time() + services.settings.retention_days * 86400
-    services.records.hold_images(job_id, wanted.images, expires_at, caller.owner)
-    for _, data in blobs:
+    services.records.hold_images(job_id, wanted.images, time.time() + HELD_SECONDS, caller.owner)
+    for digest, data in blobs:
         if data is not None:
             services.store.put(data)
+        elif not services.store.has(digest):  # its last job was removed before our hold
+            raise _unknown(digest)
     submitted = services.transitions.submit(job_id, wanted, slices, expires_at, idempotency_key, caller)
     _announce(services, submitted.slices)
     return services.records.job(submitted.job_id), submitted.replayed
@@ -155,8 +158,12 @@ def _image(services: Services, caller: Caller, source: ImageSource) -> tuple[str
         return services.store.digest(source.data), source.data
     assert source.sha256
     if not (services.records.known_image(source.sha256, caller.owner) and services.store.has(source.sha256)):
-        raise UnknownImage(f"no image with sha256 {source.sha256} is kept; send its bytes as data")
+        raise _unknown(source.sha256)
     return source.sha256, None
+
+
+def _unknown(digest: str) -> UnknownImage:
+    return UnknownImage(f"no image with sha256 {digest} is kept; send its bytes as data")
 
 
 def _announce(services: Services, slices: Sequence[tuple[str, str]]) -> None:

@@ -23,7 +23,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.problems import respond
-from shared.errors import KernelscopeError, RateLimited, Unauthorized
+from shared.errors import CrossOrigin, KernelscopeError, RateLimited, Unauthorized
 from shared.jobs import Caller
 from shared.jobs.record import redis_errors
 from shared.keys import KEYS, ApiKey, digest_of, entry
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SAFE = ("GET", "HEAD", "OPTIONS")
 OPEN = ("/", "/healthz", "/readyz")
 OPEN_FOLDER = "/web/"  # the page's own files
 COOKIE = "kernelscope"
@@ -179,10 +180,37 @@ class Gate:
 
     async def _admitted(self, access: Access, scope: Scope) -> tuple[ApiKey | None, dict[str, str]]:
         path: str = scope["path"]
+        _check_origin(scope, access.settings)
         if path in OPEN or path.startswith(OPEN_FOLDER) or not await access.needs_key():
             return None, {}
         key = await access.key(HTTPConnection(scope))
         return key, await access.count(key)
+
+
+def _check_origin(scope: Scope, settings: Settings) -> None:
+    """Refuse what a page of another site makes a browser send, where nothing but the browser's address lets it in.
+
+    Raises:
+        CrossOrigin.
+    """
+    headers = HTTPConnection(scope).headers
+    host = headers.get("host", "")
+    if settings.access == "auto" and not is_public(settings.host) and is_public(_name(host)):
+        raise CrossOrigin(
+            f"this server is for this machine alone, and was asked as {host[:80]!r}; use localhost, or set "
+            "KERNELSCOPE_ACCESS=open where other names lead here"
+        )
+    origin = headers.get("origin")
+    if origin is None or scope["method"] in SAFE or "authorization" in headers:
+        return
+    allowed = settings.cors_origins
+    if "*" not in allowed and origin not in allowed and origin.partition("://")[2] != host:
+        raise CrossOrigin("a page of another site sent this; KERNELSCOPE_CORS_ORIGINS names the sites that may")
+
+
+def _name(host: str) -> str:
+    """Without the port: `127.0.0.1:8000` → `127.0.0.1`, `[::1]:8000` → `::1`."""
+    return host.partition("]")[0].strip("[") if host.startswith("[") else host.rpartition(":")[0] or host
 
 
 async def _caller(request: Request) -> Caller:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -33,6 +34,7 @@ FIELD_BYTES = 64 * 1024
 PAUSE_SECONDS = 15.0  # that a body may take between two of its pieces
 BODY_SECONDS = 120.0  # and as a whole
 REFUSED = (408, 413)
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 DRAIN_SECONDS, DRAINED_BYTES = 2.0, 64 * 10**6
 
 
@@ -139,6 +141,11 @@ def _from_json(body: bytes, form: Form[OptionsT, BodyT]) -> BodyT:
         raise MalformedBody("the body is JSON that is nested too deeply") from None
     except ValueError as error:
         raise MalformedBody(f"the body is not JSON: {error}") from None
+    if SURROGATE.search(body):
+        try:
+            json.dumps(fields, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise MalformedBody("the body has half of a surrogate pair, which is no character") from None
     return _validated(fields, form.body)
 
 

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.metrics import Metrics
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 JOB_ID = re.compile(r"[0-9a-f]{32}")
+GONE = 499  # in logs and metrics: the caller went away before the request was whole
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -76,6 +78,8 @@ class RequestContext:
         with logs.bound(request_id=request_id):
             try:
                 await self.app(scope, receive, told)
+            except ClientDisconnect:
+                status = status or GONE
             except Exception:
                 log.exception("%s %s failed", scope["method"], _template(scope))
                 if status:

@@ -25,6 +25,7 @@ from shared.settings import settings
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
+MOST_ORPHANS = 200  # blobs that are removed in one round
 LOCK_SECONDS = 30.0
 LOST_AFTER_SECONDS = 15.0  # a message that nobody took for this long, while the broker holds too few, is lost
 
@@ -38,7 +39,8 @@ def tick(services: Services) -> None:
         if queue := services.transitions.sent(slice_id):
             log.warning("%s: announced again", slice_id)
             announce(services.queue, slice_id, queue)
-    services.discard(services.transitions.expire())
+    services.transitions.expire()
+    services.discard(services.transitions.orphans(MOST_ORPHANS))
 
 
 def _lost(services: Services) -> list[str]:

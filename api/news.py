@@ -145,7 +145,7 @@ class _Feed:
         with self.news.of(self.job_id) as bell:
             try:
                 newest = await self.polling.last_event(self.job_id)
-            except StoreUnavailable as error:
+            except Exception as error:  # whoever waits for the beginning is told
                 self.started.set_exception(error)
                 return
             self.started.set_result(None)
@@ -179,6 +179,22 @@ def _put(reader: asyncio.Queue[Told | None], told: Told | None) -> None:
             reader.get_nowait()
         told = None
     reader.put_nowait(told)
+
+
+async def _all_of(reader: asyncio.Queue[Told | None]) -> list[Told] | None:
+    """All that waits for a reader: nothing after a while without news; None where the stream is to end.
+
+    It ends without the rest for one that is far behind, or whose job is gone: they may come back for it.
+    """
+    try:
+        async with asyncio.timeout(KEEPALIVE_SECONDS):
+            waiting = [await reader.get()]
+    except TimeoutError:
+        return []
+    while not reader.empty():
+        waiting.append(reader.get_nowait())
+    known = [told for told in waiting if told]
+    return known if len(known) == len(waiting) else None
 
 
 class Feeds:
@@ -218,20 +234,14 @@ class Feeds:
             for told in await self._since(job_id, "{}-{}".format(*seen)):  # what came before the feed was joined
                 _put(reader, told)
             while True:
-                try:
-                    async with asyncio.timeout(KEEPALIVE_SECONDS):
-                        waiting = [await reader.get()]
-                except TimeoutError:
-                    yield KEEPALIVE_COMMENT
-                    continue
-                while not reader.empty():  # a reader who is behind catches up at once
-                    waiting.append(reader.get_nowait())
-                told_now = {told.place: told for told in waiting if told and told.place > seen}
-                news = [told_now[place] for place in sorted(told_now)]
-                if news:
-                    yield b"".join(told.data for told in news)
-                    seen = news[-1].place
-                if None in waiting or any(told.last for told in news):
+                waiting = await _all_of(reader)
+                if waiting is None:
+                    return
+                news = {told.place: told for told in waiting if told.place > seen}
+                seen = max([seen, *news])
+                if news or not waiting:
+                    yield b"".join(news[place].data for place in sorted(news)) or KEEPALIVE_COMMENT
+                if any(told.last for told in waiting):
                     return
         except StoreUnavailable as error:
             log.warning("%s; a reader of job %s has to come back", error, job_id)

@@ -90,7 +90,7 @@ ERRORS: dict[str, tuple[type[KernelscopeError], ...]] = {
     "get /metrics": (errors.NoSuchPath,),
     "get /problems/{slug}": (errors.NoSuchPath,),
 }
-EVERYWHERE = (errors.Unauthorized, errors.RateLimited, errors.StoreUnavailable, KernelscopeError)
+EVERYWHERE = (errors.Unauthorized, errors.CrossOrigin, errors.RateLimited, errors.StoreUnavailable, KernelscopeError)
 
 
 def _request() -> ExplainRequest:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import ipaddress
 import socket
 import ssl
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpcore
@@ -17,6 +20,7 @@ import httpcore
 from shared.errors import WebhookRefused
 
 SECONDS = 10.0  # to connect; and between two pieces of an answer
+WHOLE_SECONDS = 30.0  # for everything together
 
 
 class ForbiddenAddressError(OSError):
@@ -30,6 +34,10 @@ def check_target(url: str, *, private: bool) -> None:
         WebhookRefused.
     """
     wanted = "give the https (or http) address of a public server"
+    if not url.isascii():
+        raise WebhookRefused(
+            f"webhook_url has letters outside ASCII; write them as punycode and %-escapes, and {wanted}"
+        )
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -64,10 +72,16 @@ def is_public(address: str) -> bool:
         if inner is None and found in NAT64:
             inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
         found = inner or found
+    if any(found in network for network in NOT_PUBLIC if network.version == found.version):
+        return False
     return found.is_global and not found.is_multicast
 
 
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# What `is_global` lets through: protocol assignments, site-local and IPv4-compatible addresses, a cloud's own services.
+NOT_PUBLIC = [
+    ipaddress.ip_network(text) for text in ("192.0.0.0/24", "168.63.129.16/32", "64:ff9b:1::/48", "fec0::/10", "::/96")
+]
 
 
 class _CheckedBackend(httpcore.NetworkBackend):
@@ -76,22 +90,75 @@ class _CheckedBackend(httpcore.NetworkBackend):
     def __init__(self, *, private: bool) -> None:
         self.private = private
         self._inner = httpcore.SyncBackend()
+        self._end = time.monotonic() + WHOLE_SECONDS
 
     def connect_tcp(
         self,
         host: str,
         port: int,
-        timeout: float | None = None,
+        timeout: float | None = None,  # noqa: ARG002 - ours is shorter
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
         """To the address, not to the name."""
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        addresses = [str(sockaddr[0]) for *_, sockaddr in found]
-        forbidden = [address for address in addresses if not is_public(address)]
-        if forbidden and not self.private:
-            raise ForbiddenAddressError(f"{host} leads to {forbidden[0]}, which is not a public address")
-        return self._inner.connect_tcp(addresses[0], port, timeout, local_address, socket_options)
+        addresses = list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
+        if not self.private and not all(is_public(address) for address in addresses):
+            raise ForbiddenAddressError(f"{host} leads to what is not a public address")
+        for address in addresses[:-1]:
+            with suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
+                return self._connect(address, port, local_address, socket_options)
+        return self._connect(addresses[-1], port, local_address, socket_options)
+
+    def _connect(
+        self,
+        address: str,
+        port: int,
+        local_address: str | None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None,
+    ) -> httpcore.NetworkStream:
+        stream = self._inner.connect_tcp(address, port, self.left(), local_address, socket_options)
+        return _TimedStream(stream, self.left)
+
+    def left(self) -> float:
+        """Seconds until the whole attempt must be over, and at most what one step may take."""
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise httpcore.ReadTimeout(f"not done after {WHOLE_SECONDS:g} s")
+        return min(left, SECONDS)
+
+
+class _TimedStream(httpcore.NetworkStream):
+    """A stream all of whose steps together have so long."""
+
+    def __init__(self, inner: httpcore.NetworkStream, left: Callable[[], float]) -> None:
+        self._inner = inner
+        self._left = left
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - ours is shorter
+        """Within what is left."""
+        return self._inner.read(max_bytes, self._left())
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002
+        """Within what is left."""
+        self._inner.write(buffer, self._left())
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ARG002
+    ) -> httpcore.NetworkStream:
+        """Within what is left."""
+        return _TimedStream(self._inner.start_tls(ssl_context, server_hostname, self._left()), self._left)
+
+    def get_extra_info(self, info: str) -> Any:
+        """As of the stream inside."""
+        return self._inner.get_extra_info(info)
+
+    def close(self) -> None:
+        """As of the stream inside."""
+        self._inner.close()
 
 
 def post(url: str, body: bytes, headers: dict[str, str], *, private: bool) -> int:

@@ -72,10 +72,12 @@ class Services:
     def discard(self, digests: Sequence[str]) -> None:
         """Remove blobs that nobody refers to; who begins to do so at this moment finds them again."""
         for digest in digests:
-            data = self.store.get(digest)
-            self.store.remove(digest)
-            if data is not None and self.records.referred(digest):
-                self.store.put(data)
+            if not self.records.referred(digest):
+                data = self.store.get(digest)
+                self.store.remove(digest)
+                if data is not None and self.records.referred(digest):
+                    self.store.put(data)
+            self.transitions.dealt_with(digest)
 
     @property
     def max_pixels(self) -> int:

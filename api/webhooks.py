@@ -31,13 +31,14 @@ class Postman:
         self.webhooks = webhooks
         self.private = private
         self._threads = ThreadPoolExecutor(AT_ONCE, "webhook")
-        self._busy = 0
+        self._in_hand: set[str] = set()
 
     def round(self) -> None:
         """Begin to deliver what is due, as far as hands are free; a slow receiver holds up nobody else."""
-        for job_id in self.webhooks.take(AT_ONCE - self._busy):
-            self._busy += 1
-            self._threads.submit(self._deliver, job_id)
+        for job_id in self.webhooks.take(max(0, AT_ONCE - len(self._in_hand))):
+            if job_id not in self._in_hand:  # else the attempt of a minute ago is still being made
+                self._in_hand.add(job_id)
+                self._threads.submit(self._deliver, job_id)
 
     def close(self) -> None:
         """Wait for nobody: what is not delivered is tried again by the next process."""
@@ -52,7 +53,7 @@ class Postman:
         except Exception:  # a bug must not cost the thread its place
             log.exception("the webhook of job %s could not be tried", job_id)
         finally:
-            self._busy -= 1
+            self._in_hand.discard(job_id)
 
     def _try(self, job_id: str) -> None:
         message = self.webhooks.message(job_id)
@@ -72,6 +73,9 @@ class Postman:
             status = post(message.url, message.body, headers, private=self.private)
         except (OSError, ValueError, httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
             return None, str(error) or type(error).__name__
+        except Exception as error:  # a bug: noted like a receiver's fault, so that it is not tried for ever
+            log.exception("the webhook could not be sent")
+            return None, f"internal error ({type(error).__name__})"
         if 200 <= status < 300:
             return status, None
         return status, f"the receiver answered {status}" + (

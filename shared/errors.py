@@ -223,6 +223,13 @@ class Unauthorized(KernelscopeError):
     title = "API key needed"
 
 
+class CrossOrigin(KernelscopeError):
+    """A page of another site had a browser send this, and this server does not answer such."""
+
+    status = 403
+    title = "Cross-origin request"
+
+
 class RequestTimeout(KernelscopeError):
     """The request's body did not arrive in time."""
 

@@ -148,6 +148,9 @@ class _SliceRun:
             self.runner.transitions.fail(
                 self.claim, KernelscopeError(f"internal error ({kind}); the worker's log has the details")
             )
+        finally:
+            if self.asked:  # nobody waits for the rest
+                self.asked.withdraw()
 
     @property
     def in_engine(self) -> bool:

@@ -85,9 +85,10 @@ Found = tuple[ExplainRequest, ItemResult, dict[str, str]]
 def _drawn(services: Services, job_id: str, name: str, found: Found) -> bytes | None:
     """The picture, where it had to be drawn now; its digest is among the blobs afterwards."""
     request, result, blobs = found
-    if name in blobs:
+    drawn = name in drawn_artifacts(result.method)
+    if name in blobs and (not drawn or services.store.has(blobs[name])):
         return None
-    if name not in drawn_artifacts(result.method):
+    if not drawn:
         raise ArtifactNotFound(f"result {result.index} is of method {result.method}, which makes no {name}")
     with services.drawing:  # the original may be large
         if result.method == "activations":

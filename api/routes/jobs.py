@@ -16,7 +16,7 @@ from api.accept import Prefer, answered
 from api.access import Asking
 from api.services import Opened
 from shared import catalogue
-from shared.errors import InvalidRequest
+from shared.errors import InvalidRequest, JobNotFound
 from shared.jobs import Place, Wanted
 from shared.schemas import Job, JobSummary, Status
 from shared.webhooks import Delivery
@@ -24,6 +24,7 @@ from shared.webhooks import Delivery
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 RETRY_SECONDS = "1"
+JOB_ID = re.compile(r"[0-9a-f]{32}")
 PLACE = re.compile(r"(\d{1,12}(?:\.\d{1,9})?) ([0-9a-f]{32})")  # what a cursor holds
 TOLD = 'id: 1795599012345-0\nevent: status\ndata: {"status": "running"}\n\n'
 EVENTS: dict[int | str, dict[str, Any]] = {
@@ -32,8 +33,15 @@ EVENTS: dict[int | str, dict[str, Any]] = {
 }
 
 
+def check_id(job_id: str) -> None:
+    """No other text becomes part of a key of the record."""
+    if not JOB_ID.fullmatch(job_id):
+        raise JobNotFound(f"there is no job {job_id}; ids are 32 hexadecimal digits")
+
+
 async def _own(job_id: str, services: Opened, caller: Asking) -> str:
     """The id of a job that is there and the caller's."""
+    check_id(job_id)
     await services.polling.check(job_id, caller.owner)
     return job_id
 
@@ -92,6 +100,7 @@ def _place(cursor: str) -> Place:
 async def get_job(job_id: str, services: Opened, caller: Asking, prefer: Prefer = "") -> Response:
     """The job as it stands; `Retry-After` says when to ask again while it has not ended."""
     response = Response(media_type="application/json", headers={"Cache-Control": "no-store"})
+    check_id(job_id)
     found = await services.polling.job(job_id, caller.owner)
     found = await answered(services, caller, found, prefer, response)
     if not found.status.terminal:

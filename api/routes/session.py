@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from api.access import COOKIE, SESSION_SECONDS
 from api.services import Opened
+from shared.errors import Unauthorized
 
 router = APIRouter(tags=["session"])
 
@@ -14,6 +15,8 @@ router = APIRouter(tags=["session"])
 async def begin_session(request: Request, response: Response, services: Opened) -> None:
     """With an API key in `Authorization`: sets a cookie that stands for the key for 12 hours."""
     key = request.state.key
+    if key is not None and "authorization" not in request.headers:  # a session cannot prolong itself
+        raise Unauthorized("send the API key itself: `Authorization: Bearer <key>`")
     if key is not None:
         token = await services.access.open_session(key)
         secure = request.url.scheme == "https"

@@ -36,6 +36,7 @@ PACE_MINUTES = 5  # over which the queue's pace is taken
 LONGEST_WAIT, UNKNOWN_WAIT = 3600, 60  # seconds that a caller is asked to wait for room in the queue
 SAME_DEATH_SECONDS = 1.0  # leases of one worker that end so close together were last renewed together
 JOB_PARTS = ("results", "drawn", "blobs", "images", "events", "webhook")  # beside the record itself
+ORPHANS = "ks:orphans"  # blobs of removed jobs: what interrupts their removal loses none of them
 SCRIPTS = ("submit", "claim", "renew", "resolve", "commit", "finish", "release", "lapse", "cancel")
 ITEMS = TypeAdapter(list[Item])
 
@@ -388,9 +389,21 @@ class Transitions:
                 pipe.srem(f"ks:blob:{digest}", job_id)
             for image in images:
                 pipe.srem(image, job_id)
+            if blobs:
+                pipe.sadd(ORPHANS, *blobs)
             pipe.publish("ks:events", f"{job_id} gone")
             pipe.execute()
         return [digest for digest in blobs if not self.redis.exists(f"ks:blob:{digest}")]
+
+    def orphans(self, most: int) -> list[str]:
+        """Some of the blobs of removed jobs that nobody has dealt with yet."""
+        with redis_errors():
+            return list(self.redis.srandmember(ORPHANS, most))
+
+    def dealt_with(self, digest: str) -> None:
+        """This blob is removed, or somebody refers to it."""
+        with redis_errors():
+            self.redis.srem(ORPHANS, digest)
 
     def _claim(self, slice_id: str, job_id: str, token: str, attempt: int, items: str) -> Claim:
         with redis_errors(), self.redis.pipeline(transaction=True) as pipe:

@@ -282,3 +282,44 @@ def test_settings_that_cannot_be_are_refused(wrong: dict[str, str]) -> None:
     """At the start, by name."""
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         Settings(_env_file=None, **wrong)  # type: ignore[arg-type]
+
+
+def test_a_page_of_another_site_gets_no_answer(client: Client, settings: Settings, redis: Redis) -> None:
+    """Neither under a name that leads to this machine (DNS rebinding) nor by a form that it sends."""
+    refused(client.get("/jobs", headers={"Host": "evil.example:8000"}), 403, "cross-origin", "evil.example")
+    for host in ("localhost:8000", "127.0.0.1", "[::1]:8000"):
+        assert client.get("/jobs", headers={"Host": host}).status_code == 200
+    refused(post(client, headers={"Origin": "https://evil.example"}), 403, "cross-origin", "another site")
+    own = f"http://{client.base_url.netloc.decode()}"
+    assert post(client, headers={"Origin": own}).status_code == 202
+    assert client.get("/jobs", headers={"Origin": "https://evil.example"}).status_code == 200  # unreadable without CORS
+    with serving(settings.model_copy(update={"cors_origins": ("https://lab.example",), "access": "open"})) as other:
+        assert post(other, headers={"Origin": "https://lab.example"}).status_code == 202
+        assert other.get("/jobs", headers={"Host": "any.example"}).status_code == 200
+
+
+def test_a_session_cannot_prolong_itself(guarded: Client, keys: dict[str, str]) -> None:
+    """Only the key itself opens one."""
+    guarded.post("/session", headers=bearer(keys["ada"])).raise_for_status()
+    assert guarded.get("/jobs").status_code == 200
+    refused(guarded.post("/session"), 401, "unauthorized", "the API key itself")
+
+
+def test_a_refused_request_keeps_no_image(settings: Settings, redis: Redis) -> None:
+    """Not for the time that an accepted one's is kept."""
+    with serving(settings.model_copy(update={"max_queued": 1})) as client:
+        assert post(client).status_code == 202
+        refused(post(client, png(noise(seed=5))), 503, "queue-full")
+    ends = sorted(end - time.time() for _, end in redis.zrange("ks:expiry", 0, -1, withscores=True))
+    assert ends[0] <= 600
+    assert ends[1] > 29 * 86400
+
+
+def test_ids_that_are_none_and_text_that_is_none(client: Client) -> None:
+    """No key of the record is reached under another's name; half a surrogate pair is 400."""
+    job = post(client).json()["id"]
+    for part in ("results", "events", "blobs", "webhook"):
+        refused(client.get(f"/jobs/{job}:{part}"), 404, "job-not-found")
+        refused(client.delete(f"/jobs/{job}:{part}"), 404, "job-not-found")
+    body = b'{"images": [{"sha256": "\\ud800"}], "layer": "conv1_1", "kernels": [1]}'
+    refused(client.post("/explain", content=body, headers={"Content-Type": "application/json"}), 400, "malformed-body")

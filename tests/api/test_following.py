@@ -280,13 +280,19 @@ async def _read_on(stream: AsyncIterator[bytes]) -> None:
         pass
 
 
-def test_a_blob_that_is_referred_to_as_it_is_removed_stays(client: Client, settings: Settings, redis: Redis) -> None:
+def test_a_blob_that_is_referred_to_as_it_is_removed_stays(
+    client: Client, settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Somebody sends the image again between the last look and the removal."""
     links = post(client).json()["links"]
     services = Services.open(settings)
     digests = services.transitions.remove(links["self"].rsplit("/", 1)[-1])
     services.records.hold_images("new", digests, time.time() + 100, "")
+    gone = services.records.referred
+    looks = iter([False] * len(digests))
+    monkeypatch.setattr(services.records, "referred", lambda digest: next(looks, True) and gone(digest))
     services.discard(digests)
+    assert services.transitions.orphans(10) == []
     assert all(services.store.has(digest) for digest in digests)
     redis.flushdb()
     services.discard(digests)

@@ -52,10 +52,13 @@ def test_the_document_of_a_job_is_described(client: Client) -> None:
     assert described["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Job"}
 
 
+OLD = "0" * 32
+
+
 def test_an_expired_job(client: Client, redis: Redis) -> None:
     """410 while its tombstone is kept."""
-    redis.set("ks:gone:old", "")
-    refused(client.get("/jobs/old"), 410, "job-expired", "old")
+    redis.set(f"ks:gone:{OLD}", "")
+    refused(client.get(f"/jobs/{OLD}"), 410, "job-expired", OLD)
 
 
 def test_many_readers_at_once_are_all_answered(client: Client, settings: Settings) -> None:

@@ -104,7 +104,7 @@ def test_without_redis_the_answer_is_503_within_a_second(settings: Settings) -> 
     url = SecretStr(f"redis://127.0.0.1:{free_port()}/0")
     with serving(settings.model_copy(update={"redis_url": url})) as client:
         assert client.get("/healthz").status_code == 200
-        asks = [("GET", "/readyz"), ("GET", "/jobs/x"), ("POST", "/explain")]
+        asks = [("GET", "/readyz"), ("GET", f"/jobs/{'0' * 32}"), ("POST", "/explain")]
         for method, path in asks:
             begin = time.monotonic()
             answer = post(client) if method == "POST" else client.get(path)

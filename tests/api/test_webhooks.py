@@ -182,6 +182,7 @@ def test_private_addresses_are_refused(settings: Settings, redis: Redis, hands: 
     with serving(settings) as client:
         refused(post(client, webhook_url=receiver.url), 422, "webhook-refused", "127.0.0.1", "public")
         refused(post(client, webhook_url="https://u:p@example.com/"), 422, "webhook-refused", "password")
+        refused(post(client, webhook_url="https://bücher.example/"), 422, "webhook-refused", "punycode")
         refused(post(client, webhook_url="gopher://example.com/"), 422, "invalid-request", "webhook_url")
         job = post(client).json()
         redis.hset(f"ks:job:{job['id']}", "webhook", receiver.url.replace("127.0.0.1", "localhost"))

@@ -8,7 +8,7 @@ for number = 0, tonumber(job[2]) - 1 do
   local id = ARGV[1] .. ':' .. number
   local slice = 'ks:slice:' .. id
   if redis.call('HGET', slice, 'status') ~= 'done' then
-    redis.call('ZREM', 'ks:queued:' .. redis.call('HGET', slice, 'queue'), id)
+    redis.call('ZREM', 'ks:queued:' .. (redis.call('HGET', slice, 'queue') or ''), id)
     redis.call('HSET', slice, 'status', 'done', 'token', '')
   end
   slice_done(id, job[3])

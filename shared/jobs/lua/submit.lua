@@ -3,9 +3,9 @@
 -- ARGV: job id, now, expires at, digest of the request, seconds that the idempotency key is kept, queue,
 --       JSON of the record's fields, JSON of the slices' items (one string each), deadline or '', owner,
 --       most slices that the queue may hold, most that the owner may have open.
--- Returns {job id, 1}; where the key or the job is known, {job id, 0}; where the key had another request, {job id, -1};
+-- Returns {job id, 1}, also where the answer was lost and it is asked again; where the key is known, {job id, 0}; where the key had another request, {job id, -1};
 -- where the owner has too much open, {'', -2}; where the queue is full, {'', -3}.
-if redis.call('EXISTS', KEYS[1]) == 1 then return {ARGV[1], 0} end
+if redis.call('EXISTS', KEYS[1]) == 1 then return {ARGV[1], 1} end
 if KEYS[2] ~= '' then
   local known = redis.call('HMGET', KEYS[2], 'job', 'digest')
   if known[1] and redis.call('EXISTS', 'ks:job:' .. known[1]) == 1 then
