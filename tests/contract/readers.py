@@ -52,7 +52,7 @@ class Reader(asyncio.Protocol):
         """Ask."""
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
-        head = f"GET /jobs/{self.job_id}/events HTTP/1.1\r\nHost: here\r\nConnection: close\r\n{self._after}\r\n"
+        head = f"GET /jobs/{self.job_id}/events HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{self._after}\r\n"
         transport.write(head.encode())
 
     def data_received(self, data: bytes) -> None:
