@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -56,11 +56,13 @@ def _parsed(lines: Iterator[str]) -> Iterator[Event]:
             fields = {}
 
 
-def later(seconds: float, action: Any) -> threading.Thread:
-    """Do it in a moment."""
+@contextmanager
+def later(seconds: float, action: Callable[[], object]) -> Iterator[None]:
+    """Do it in a moment, while what is inside goes on; it is done at the end."""
     thread = threading.Timer(seconds, action)
     thread.start()
-    return thread
+    yield
+    thread.join()
 
 
 def listed(client: Client, **query: str | int) -> list[str]:
@@ -120,13 +122,14 @@ def test_a_cursor_that_is_none(client: Client, cursor: str) -> None:
 def test_waiting_for_a_job_ends_when_it_ends(client: Client, hands: Hands) -> None:
     """At once, not at the next poll; the answer says what was granted."""
     path = post(client).json()["links"]["self"]
-    later(0.5, hands.work)
     begin = time.monotonic()
-    answer = client.get(path, headers={"Prefer": "wait=20"})
+    with later(0.5, hands.work):
+        answer = client.get(path, headers={"Prefer": "wait=20"})
+        waited = time.monotonic() - begin
     assert answer.json()["status"] == "succeeded"
     assert answer.headers["preference-applied"] == "wait=20"
     assert "retry-after" not in answer.headers
-    assert 0.4 < time.monotonic() - begin < 4
+    assert 0.4 < waited < 4
     again = client.get(path, headers={"Prefer": "respond-async, wait=100"})
     assert again.headers["preference-applied"] == "wait=60"
 
@@ -145,8 +148,8 @@ def test_waiting_ends_after_the_time_that_was_asked_for(client: Client) -> None:
 
 def test_submitting_can_wait_for_the_end(client: Client, hands: Hands) -> None:
     """200 and the whole job where it ended in time; 202 where not."""
-    later(0.5, hands.work)
-    answer = post(client, headers={"Prefer": "wait=20"})
+    with later(0.5, hands.work):
+        answer = post(client, headers={"Prefer": "wait=20"})
     assert answer.status_code == 200
     assert answer.json()["status"] == "succeeded"
     assert answer.headers["location"] == answer.json()["links"]["self"]
@@ -158,11 +161,11 @@ def test_submitting_can_wait_for_the_end(client: Client, hands: Hands) -> None:
 def test_a_cancelled_or_deleted_job_ends_the_wait(client: Client) -> None:
     """Cancelled: with the job. Deleted: 410."""
     links = post(client).json()["links"]
-    later(0.3, lambda: client.post(links["cancel"]))
-    assert client.get(links["self"], headers={"Prefer": "wait=20"}).json()["status"] == "cancelled"
+    with later(0.3, lambda: client.post(links["cancel"])):
+        assert client.get(links["self"], headers={"Prefer": "wait=20"}).json()["status"] == "cancelled"
     links = post(client).json()["links"]
-    later(0.3, lambda: client.delete(links["self"]))
-    answer = client.get(links["self"], headers={"Prefer": "wait=20"})
+    with later(0.3, lambda: client.delete(links["self"])):
+        answer = client.get(links["self"], headers={"Prefer": "wait=20"})
     assert answer.status_code in (200, 410)  # it is cancelled first, and the reader may see that
     refused(client.get(links["self"]), 410, "job-expired", "deleted")
 
@@ -170,8 +173,7 @@ def test_a_cancelled_or_deleted_job_ends_the_wait(client: Client) -> None:
 def test_events_tell_the_whole_story(client: Client, hands: Hands) -> None:
     """Each state once, each result once, progress with its loss terms; then the stream ends."""
     links = post(client, iterations="300").json()["links"]
-    later(0.3, hands.work)
-    with reading(client, links["events"]) as events:
+    with later(0.3, hands.work), reading(client, links["events"]) as events:
         story = list(events)
     states = [event.data["status"] for event in story if event.kind == "status"]
     assert states == ["queued", "running", "succeeded"]
@@ -286,15 +288,16 @@ def test_a_blob_that_is_referred_to_as_it_is_removed_stays(
     """Somebody sends the image again between the last look and the removal."""
     links = post(client).json()["links"]
     services = Services.open(settings)
-    digests = services.transitions.remove(links["self"].rsplit("/", 1)[-1])
+    digests = services.retention.remove(links["self"].rsplit("/", 1)[-1])
     services.records.hold_images("new", digests, time.time() + 100, "")
-    gone = services.records.referred
+    records = services.retention.records
+    gone = records.referred
     looks = iter([False] * len(digests))
-    monkeypatch.setattr(services.records, "referred", lambda digest: next(looks, True) and gone(digest))
-    services.discard(digests)
-    assert services.transitions.orphans(10) == []
+    monkeypatch.setattr(records, "referred", lambda digest: next(looks, True) and gone(digest))
+    services.retention.discard(services.store, digests)
+    assert services.retention.orphans(10) == []
     assert all(services.store.has(digest) for digest in digests)
     redis.flushdb()
-    services.discard(digests)
+    services.retention.discard(services.store, digests)
     assert not any(services.store.has(digest) for digest in digests)
     asyncio.run(services.close())
