@@ -10,7 +10,7 @@ import uvicorn
 from redis import Redis
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from api.access import is_public
+from api.access import others_reach
 from api.app import create_app
 from shared.errors import StoreUnavailable
 from shared.jobs import connect
@@ -81,7 +81,7 @@ class PatientProtocol(HttpToolsProtocol):
 
 def check_access(configuration: Settings) -> str | None:
     """Why this must not be served: on a public address, with keys needed and none made."""
-    if configuration.access != "auto" or not is_public(configuration.host):
+    if configuration.access != "auto" or not others_reach(configuration.host):
         return None
     redis: Redis = connect(configuration.redis_url.get_secret_value())
     try:

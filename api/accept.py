@@ -13,6 +13,7 @@ from uuid import uuid4
 from fastapi import Depends, Header, Response
 from starlette.concurrency import run_in_threadpool
 
+from api.news import LOOK_SECONDS
 from api.outbound import check_target
 from api.services import Services
 from shared import catalogue, images, workers
@@ -25,7 +26,6 @@ log = logging.getLogger(__name__)
 
 HELD_SECONDS = 600.0  # for images of a request that is refused in the end; an accepted one holds them for its time
 LARGE_PIXELS = 4_000_000
-LOOK_SECONDS = 5.0  # after which one looks even without news
 LONGEST_WAIT = 60  # seconds that a request may ask to be kept waiting
 WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)
 

@@ -6,7 +6,6 @@ The check is a middleware, before any routing, so that a route that is added tom
 from __future__ import annotations
 
 import ipaddress
-import logging
 import math
 import re
 import secrets
@@ -22,7 +21,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.problems import respond
+from api.problems import refusal
 from shared.errors import CrossOrigin, KernelscopeError, RateLimited, Unauthorized
 from shared.jobs import Caller
 from shared.jobs.record import redis_errors
@@ -31,8 +30,6 @@ from shared.settings import Settings
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis as AsyncRedis
-
-log = logging.getLogger(__name__)
 
 SAFE = ("GET", "HEAD", "OPTIONS")
 OPEN = ("/", "/healthz", "/readyz")
@@ -43,7 +40,7 @@ GLANCE_SECONDS = 1.0  # between two looks at whether there are keys at all
 BEARER = re.compile(r"bearer +([!-~]{1,200})", re.IGNORECASE)
 
 
-def is_public(host: str) -> bool:
+def others_reach(host: str) -> bool:
     """Whether other machines reach what listens on this address."""
     if host == "localhost":
         return False
@@ -70,7 +67,7 @@ class Access:
         """Whether this server answers only those who have a key."""
         if self.settings.access != "auto":
             return self.settings.access == "keys"
-        return is_public(self.settings.host) or await self._any_key()
+        return others_reach(self.settings.host) or await self._any_key()
 
     async def _any_key(self) -> bool:
         """Looked up once a second at most; a server that had keys once goes on asking for them."""
@@ -104,7 +101,7 @@ class Access:
         """Count one request; returns the `RateLimit` fields (draft-ietf-httpapi-ratelimit-headers).
 
         Raises:
-            RateLimited: with `fields`, the same.
+            RateLimited: with the same fields.
         """
         limit = limits.parse(key.rate or self.settings.rate_limit)
         with redis_errors():
@@ -114,7 +111,8 @@ class Access:
         policy = f'"key";q={limit.amount};w={limit.get_expiry()}'
         fields = {"RateLimit-Policy": policy, "RateLimit": f'"key";r={max(0, stats.remaining)};t={wait}'}
         if not taken:
-            raise Limited(f"your key may send {limit}; the next request is taken in {wait} s", fields, wait)
+            detail = f"your key may send {limit}; the next request is taken in {wait} s"
+            raise RateLimited(detail, headers=fields, retry_after=wait)
         return fields
 
     async def open_session(self, key: ApiKey) -> str:
@@ -137,19 +135,6 @@ class Access:
         return Caller(owner=key.name, max_open=most, max_queued=self.settings.max_queued)
 
 
-class Limited(RateLimited):
-    """A refusal that knows its `RateLimit` fields."""
-
-    def __init__(self, detail: str, fields: dict[str, str], wait: int) -> None:
-        super().__init__(detail, retry_after=wait)
-        self.fields = fields
-
-    @classmethod
-    def slug(cls) -> str:
-        """That of its parent."""
-        return RateLimited.slug()
-
-
 @dataclass(frozen=True)
 class Gate:
     """ASGI middleware: finds the caller, or refuses."""
@@ -165,9 +150,7 @@ class Gate:
         try:
             key, fields = await self._admitted(access, scope)
         except KernelscopeError as error:
-            fields = getattr(error, "fields", {})
-            challenge = {"WWW-Authenticate": 'Bearer realm="kernelscope"'} if error.status == 401 else {}
-            await respond(error.problem(), {**fields, **challenge}, error.retry_after)(scope, receive, send)
+            await refusal(error)(scope, receive, send)
             return
         scope.setdefault("state", {}).update(key=key, caller=access.caller(key))
 
@@ -195,7 +178,7 @@ def _check_origin(scope: Scope, settings: Settings) -> None:
     """
     headers = HTTPConnection(scope).headers
     host = headers.get("host", "")
-    if settings.access == "auto" and not is_public(settings.host) and is_public(_name(host)):
+    if settings.access == "auto" and not others_reach(settings.host) and others_reach(_name(host)):
         raise CrossOrigin(
             f"this server is for this machine alone, and was asked as {host[:80]!r}; use localhost, or set "
             "KERNELSCOPE_ACCESS=open where other names lead here"

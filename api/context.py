@@ -15,14 +15,14 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.metrics import Metrics
-from api.problems import respond
+from api.problems import refusal
 from shared import logs
 from shared.errors import KernelscopeError
+from shared.jobs import JOB_ID
 
 log = logging.getLogger(__name__)
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-JOB_ID = re.compile(r"[0-9a-f]{32}")
 GONE = 499  # in logs and metrics: the caller went away before the request was whole
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -85,7 +85,7 @@ class RequestContext:
                 if status:
                     raise
                 error = KernelscopeError("an internal error; the server's log has the details", request_id=request_id)
-                await respond(error.problem())(scope, receive, told)
+                await refusal(error)(scope, receive, told)
             finally:
                 self._note(scope, status, time.perf_counter() - begin)
 

@@ -39,8 +39,8 @@ def tick(services: Services) -> None:
         if queue := services.transitions.sent(slice_id):
             log.warning("%s: announced again", slice_id)
             announce(services.queue, slice_id, queue)
-    services.transitions.expire()
-    services.discard(services.transitions.orphans(MOST_ORPHANS))
+    services.retention.expire()
+    services.retention.discard(services.store, services.retention.orphans(MOST_ORPHANS))
 
 
 def _lost(services: Services) -> list[str]:

@@ -16,10 +16,11 @@ from redis import Redis
 from shared import workers
 from shared.errors import StoreUnavailable
 from shared.jobs.record import redis_errors
+from shared.queue import QUEUES
 from shared.schemas import Status
+from shared.settings import address
 
 SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60)
-QUEUES = ("interactive", "bulk")
 
 
 class Metrics:
@@ -55,8 +56,8 @@ class Metrics:
 
     def serve(self, bind: str) -> None:
         """On an address of their own, `127.0.0.1:9100`, in a thread."""
-        host, _, port = bind.rpartition(":")
-        start_http_server(int(port), host.strip("[]") or "127.0.0.1", self.registry)
+        host, port = address(bind)
+        start_http_server(port, host, self.registry)
 
 
 class _Queue(Collector):

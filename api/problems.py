@@ -18,7 +18,6 @@ from shared.errors import (
     MethodNotAllowed,
     NoSuchPath,
     Problem,
-    RangeNotSatisfiable,
 )
 
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
@@ -33,10 +32,14 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unexpected)
 
 
-def respond(problem: Problem, headers: dict[str, str] | None = None, retry_after: int | None = None) -> JSONResponse:
+def respond(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
     """A problem as a response."""
-    headers = {**(headers or {}), **({"Retry-After": str(retry_after)} if retry_after else {})}
     return JSONResponse(problem.model_dump(), problem.status, headers, media_type=PROBLEM_JSON)
+
+
+def refusal(error: KernelscopeError) -> JSONResponse:
+    """An error of ours as a response."""
+    return respond(error.problem(), error.headers)
 
 
 def invalid(errors: list[Any], known_fields: list[str] | None = None) -> InvalidRequest:
@@ -62,8 +65,7 @@ def _message(error: Any, known_fields: list[str] | None) -> str:
 
 async def _ours(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, KernelscopeError)
-    headers = {"Content-Range": f"bytes */{error.members['size']}"} if isinstance(error, RangeNotSatisfiable) else {}
-    return respond(error.problem(), headers, error.retry_after)
+    return refusal(error)
 
 
 async def _validation(_: Request, error: Exception) -> JSONResponse:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import BoundedSemaphore
 from typing import Annotated
@@ -14,7 +13,7 @@ from redis import Redis
 
 from api.access import Access
 from api.news import Feeds, News
-from shared.jobs import Polling, Records, Transitions, connect
+from shared.jobs import Polling, Records, Retention, Transitions, connect
 from shared.queue import make_celery
 from shared.settings import Settings
 from shared.store import BlobStore
@@ -32,6 +31,7 @@ class Services:
     records: Records
     polling: Polling
     transitions: Transitions
+    retention: Retention
     store: BlobStore
     queue: Celery
     access: Access
@@ -47,13 +47,15 @@ class Services:
         url = settings.redis_url.get_secret_value()
         redis = connect(url, patience=PATIENCE)
         polling = Polling(url, patience=PATIENCE)
+        transitions = Transitions(redis, settings.lease_seconds)
         news = News(polling)
         return cls(
             settings=settings,
             redis=redis,
             records=Records(redis),
             polling=polling,
-            transitions=Transitions(redis, settings.lease_seconds),
+            transitions=transitions,
+            retention=Retention(transitions),
             store=BlobStore(settings.store),
             queue=make_celery(url),
             access=Access(settings, polling.redis),
@@ -68,16 +70,6 @@ class Services:
         await self.polling.close()
         self.queue.close()
         self.redis.close()
-
-    def discard(self, digests: Sequence[str]) -> None:
-        """Remove blobs that nobody refers to; who begins to do so at this moment finds them again."""
-        for digest in digests:
-            if not self.records.referred(digest):
-                data = self.store.get(digest)
-                self.store.remove(digest)
-                if data is not None and self.records.referred(digest):
-                    self.store.put(data)
-            self.transitions.dealt_with(digest)
 
     @property
     def max_pixels(self) -> int:

@@ -28,11 +28,18 @@ class KernelscopeError(Exception):
 
     status: ClassVar[int] = 500
     title: ClassVar[str] = "Internal error"
+    always: ClassVar[dict[str, str]] = {}  # headers of every answer of this type
 
-    def __init__(self, detail: str, **members: Any) -> None:
+    def __init__(
+        self, detail: str, *, headers: dict[str, str] | None = None, retry_after: int | None = None, **members: Any
+    ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.members = members
+        self.headers = {**self.always, **(headers or {})}
+        if retry_after is not None:
+            self.members["retry_after"] = retry_after
+            self.headers["Retry-After"] = str(retry_after)
 
     @classmethod
     def slug(cls) -> str:
@@ -43,12 +50,6 @@ class KernelscopeError(Exception):
     def type_uri(cls) -> str:
         """The problem's `type`: a path on the server that answered, which explains it."""
         return f"/problems/{cls.slug()}"
-
-    @property
-    def retry_after(self) -> int | None:
-        """Seconds after which it is worth to ask again."""
-        found = self.members.get("retry_after", 2 if self.status == 503 else None)
-        return found if found is None else int(found)
 
     def problem(self) -> Problem:
         """The error as a caller sees it."""
@@ -221,6 +222,7 @@ class Unauthorized(KernelscopeError):
 
     status = 401
     title = "API key needed"
+    always: ClassVar[dict[str, str]] = {"WWW-Authenticate": 'Bearer realm="kernelscope"'}
 
 
 class CrossOrigin(KernelscopeError):
@@ -298,6 +300,7 @@ class StoreUnavailable(KernelscopeError):
 
     status = 503
     title = "Service unavailable"
+    always: ClassVar[dict[str, str]] = {"Retry-After": "2"}
 
 
 def error_types() -> dict[str, type[KernelscopeError]]:

@@ -25,6 +25,18 @@ def checked_rate(value: str) -> str:
     return value
 
 
+def address(value: str) -> tuple[str, int]:
+    """Host and port of `127.0.0.1:9100` or `[::1]:9100`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    host, _, port = value.rpartition(":")
+    if not (host and port.isdigit() and int(port) < 65536):
+        raise ValueError(f"{value!r} is no address; write host:port, such as 127.0.0.1:9100")
+    return host.strip("[]"), int(port)
+
+
 class Settings(BaseSettings):
     """The settings table of the README is generated from these descriptions and compared with them in a test."""
 
@@ -111,9 +123,8 @@ class Settings(BaseSettings):
     @field_validator("metrics_bind", "worker_metrics_bind")
     @classmethod
     def _host_and_port(cls, value: str) -> str:
-        host, _, port = value.rpartition(":")
-        if value and not (host and port.isdigit() and int(port) < 65536):
-            raise ValueError(f"{value!r} is no address; write host:port, such as 127.0.0.1:9100")
+        if value:
+            address(value)
         return value
 
     @field_validator("rate_limit")

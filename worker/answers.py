@@ -73,20 +73,10 @@ def measured(network: LoadedNetwork, cut: nn.Sequential, posed: Posed, solution:
     picture = space.to_bytes(x)
     shown = space.from_bytes(picture)
     after, after_float = (cut(image).clamp_min(0) for image in (shown, x))
-    blank = _blank(cut, torch.zeros_like(x))
-    terms, terms_float, terms_blank, terms_start = (
-        as_record(losses(problem, maps, image), 0)
-        for maps, image in (
-            (after, shown),
-            (after_float, x),
-            (blank, torch.zeros_like(x)),
-            (before[None], problem.image),
-        )
-    )
-    terms.regularization = float(png_regularization(picture, space))
-    terms.total = (
-        terms.preservation + float(problem.alpha) * terms.suppression + float(problem.beta) * terms.regularization
-    )
+    nothing = torch.zeros_like(x)
+    seen = ((after_float, x), (_blank(cut, nothing), nothing), (before[None], problem.image))
+    terms_float, terms_blank, terms_start = (as_record(losses(problem, maps, image), 0) for maps, image in seen)
+    terms = _of_the_png(problem, after, shown, float(png_regularization(picture, space)))
     if not np.isfinite([terms.total, terms_float.total]).all():
         return NotANumber(f"X̂ of kernel {kernel} is not finite; its start is {terms_start.total:g}")
     others = _loudest_others(before, kernel)
@@ -115,6 +105,15 @@ def measured(network: LoadedNetwork, cut: nn.Sequential, posed: Posed, solution:
         history=solution.history,
         weights=network.weights,
     )
+
+
+def _of_the_png(problem: Problems, after: Tensor, shown: Tensor, regularization: float) -> Losses:
+    """The losses of the delivered picture: L_r counts the pixels that are the mean colour in 8 bits as such."""
+    terms = as_record(losses(problem, after, shown), 0)
+    terms.regularization = regularization
+    alpha, beta = float(problem.alpha), float(problem.beta)
+    terms.total = terms.preservation + alpha * terms.suppression + beta * regularization
+    return terms
 
 
 def _blank(cut: nn.Sequential, nothing: Tensor) -> Tensor:

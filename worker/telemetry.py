@@ -7,6 +7,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from shared.schemas import ItemResult
+from shared.settings import address
 
 SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 EVALUATIONS = (10, 25, 50, 100, 200, 400, 800, 1600, 3200, 10_000)
@@ -52,5 +53,5 @@ class Telemetry:
 
     def serve(self, bind: str) -> None:
         """On this address, `127.0.0.1:9101`, in a thread."""
-        host, _, port = bind.rpartition(":")
-        start_http_server(int(port), host.strip("[]"), self.registry)
+        host, port = address(bind)
+        start_http_server(port, host, self.registry)

@@ -122,7 +122,8 @@ def _range(text: str, size: int) -> tuple[int, int] | None:
     else:
         start, end = max(0, size - int(last)), size
     if start >= end:
-        raise RangeNotSatisfiable(f"the file has {size} bytes; {text} is outside", size=size)
+        headers = {"Content-Range": f"bytes */{size}"}
+        raise RangeNotSatisfiable(f"the file has {size} bytes; {text} is outside", headers=headers)
     return start, end
 
 

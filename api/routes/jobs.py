@@ -17,14 +17,13 @@ from api.access import Asking
 from api.services import Opened
 from shared import catalogue
 from shared.errors import InvalidRequest, JobNotFound
-from shared.jobs import Place, Wanted
+from shared.jobs import JOB_ID, Place, Wanted
 from shared.schemas import Job, JobSummary, Status
 from shared.webhooks import Delivery
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 RETRY_SECONDS = "1"
-JOB_ID = re.compile(r"[0-9a-f]{32}")
 PLACE = re.compile(r"(\d{1,12}(?:\.\d{1,9})?) ([0-9a-f]{32})")  # what a cursor holds
 TOLD = 'id: 1795599012345-0\nevent: status\ndata: {"status": "running"}\n\n'
 EVENTS: dict[int | str, dict[str, Any]] = {
@@ -120,7 +119,7 @@ def cancel_job(job_id: Own, services: Opened) -> Job:
 @router.delete("/{job_id}", status_code=204)
 def delete_job(job_id: Own, services: Opened) -> None:
     """Cancel a job if need be, and remove it with its files. It answers 410 from now on, and 404 in a week."""
-    services.discard(services.transitions.remove(job_id))
+    services.retention.discard(services.store, services.retention.remove(job_id))
 
 
 @router.get("/{job_id}/events", response_class=StreamingResponse, responses=EVENTS)

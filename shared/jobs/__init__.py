@@ -16,6 +16,7 @@ from shared.jobs.polling import Event, Polling
 from shared.jobs.record import (
     ARTIFACTS,
     DRAWN_ARTIFACTS,
+    JOB_ID,
     MEDIA_TYPES,
     STORED_ARTIFACTS,
     Place,
@@ -24,12 +25,14 @@ from shared.jobs.record import (
     connect,
     drawn_artifacts,
 )
+from shared.jobs.retention import Retention
 from shared.jobs.transitions import ANYONE, Caller, Claim, LostLease, Submitted, Transitions
 
 __all__ = [
     "ANYONE",
     "ARTIFACTS",
     "DRAWN_ARTIFACTS",
+    "JOB_ID",
     "MEDIA_TYPES",
     "STORED_ARTIFACTS",
     "Caller",
@@ -39,6 +42,7 @@ __all__ = [
     "Place",
     "Polling",
     "Records",
+    "Retention",
     "Submitted",
     "Transitions",
     "Wanted",

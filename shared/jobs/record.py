@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,7 @@ local rank = record.status == 'queued' and redis.call('ZRANK', 'ks:queued:' .. r
 return {cjson.encode(record), rank or -1, KEYS[3] and redis.call('HGETALL', KEYS[3]) or {}}
 """
 GONE = -2
+JOB_ID = re.compile(r"[0-9a-f]{32}")
 
 
 # Remembers a picture of a job that is still there. KEYS: job, set of the blob's jobs. ARGV: job id, item/name, digest.

@@ -30,13 +30,10 @@ from shared.errors import (
 from shared.jobs.record import redis_errors
 from shared.schemas import SLICE_ITEMS, ExplainRequest, Item, ItemResult, Status
 
-TOMBSTONE_SECONDS = 7 * 24 * 3600
 IDEMPOTENCY_SECONDS = 24 * 3600
 PACE_MINUTES = 5  # over which the queue's pace is taken
 LONGEST_WAIT, UNKNOWN_WAIT = 3600, 60  # seconds that a caller is asked to wait for room in the queue
 SAME_DEATH_SECONDS = 1.0  # leases of one worker that end so close together were last renewed together
-JOB_PARTS = ("results", "drawn", "blobs", "images", "events", "webhook")  # beside the record itself
-ORPHANS = "ks:orphans"  # blobs of removed jobs: what interrupts their removal loses none of them
 SCRIPTS = ("submit", "claim", "renew", "resolve", "commit", "finish", "release", "lapse", "cancel")
 ITEMS = TypeAdapter(list[Item])
 
@@ -128,27 +125,11 @@ class Transitions:
             QueueFull: everybody together has.
         """
         now = self.clock()
-        planned = sum(map(len, slices))
-        queue: Queue = "interactive" if planned <= SLICE_ITEMS else "bulk"
+        queue: Queue = "interactive" if sum(map(len, slices)) <= SLICE_ITEMS else "bulk"
         text = request.model_dump_json()
         deadline = now + request.deadline_s if request.deadline_s is not None else ""
-        record = {
-            "status": "queued",
-            "created_at": now,
-            "expires_at": expires_at,
-            "deadline": deadline,
-            "owner": caller.owner,
-            "webhook": request.webhook_url or "",
-            "queue": queue,
-            "request": text,
-            "planned": planned,
-            "unresolved": len(slices) if isinstance(request.kernels, str) else 0,
-            "slices": len(slices),
-            "open": len(slices),
-            "completed": 0,
-            "failed": 0,
-            "attempt": 0,
-        }
+        when = {"created_at": now, "expires_at": expires_at, "deadline": deadline}
+        record = {**when, "owner": caller.owner, "queue": queue, **_begun(request, text, slices)}
         fields = json.dumps({name: str(value) for name, value in record.items()})
         items = json.dumps([ITEMS.dump_json(part).decode() for part in slices])
         known = f"ks:idempotency:{_sha256(f'{caller.owner}/{idempotency_key}')}" if idempotency_key is not None else ""
@@ -357,54 +338,6 @@ class Transitions:
                 self.redis.hset(f"ks:slice:{slice_id}", "sent_at", self.clock())
         return queue
 
-    def expire(self) -> list[str]:
-        """Remove every job whose time is over, leaving a tombstone. Returns the blobs that nobody refers to now."""
-        with redis_errors():
-            jobs: list[str] = self.redis.zrangebyscore("ks:expiry", "-inf", self.clock())
-        return [digest for job_id in jobs for digest in self.remove(job_id)]
-
-    def remove(self, job_id: str) -> list[str]:
-        """End a job if it runs, and forget it but for a tombstone. Returns the blobs that nobody refers to now."""
-        with suppress(JobNotFound, JobEnded):
-            self.cancel(job_id)
-        with redis_errors():
-            return self._forget(job_id)
-
-    def _forget(self, job_id: str) -> list[str]:
-        job = f"ks:job:{job_id}"
-        with self.redis.pipeline(transaction=True) as pipe:
-            pipe.smembers(f"{job}:blobs")
-            pipe.smembers(f"{job}:images")
-            pipe.hmget(job, "slices", "owner")
-            blobs, images, (count, owner) = pipe.execute()
-        with self.redis.pipeline(transaction=True) as pipe:
-            for number in range(int(count or 0)):
-                pipe.delete(f"ks:slice:{job_id}:{number}")
-            pipe.delete(job, *(f"{job}:{part}" for part in JOB_PARTS))
-            pipe.zrem(f"ks:jobs:{owner or ''}", job_id)
-            pipe.zrem("ks:webhooks", job_id)
-            pipe.zrem("ks:expiry", job_id)
-            pipe.set(f"ks:gone:{job_id}", owner or "", ex=TOMBSTONE_SECONDS)
-            for digest in blobs:
-                pipe.srem(f"ks:blob:{digest}", job_id)
-            for image in images:
-                pipe.srem(image, job_id)
-            if blobs:
-                pipe.sadd(ORPHANS, *blobs)
-            pipe.publish("ks:events", f"{job_id} gone")
-            pipe.execute()
-        return [digest for digest in blobs if not self.redis.exists(f"ks:blob:{digest}")]
-
-    def orphans(self, most: int) -> list[str]:
-        """Some of the blobs of removed jobs that nobody has dealt with yet."""
-        with redis_errors():
-            return list(self.redis.srandmember(ORPHANS, most))
-
-    def dealt_with(self, digest: str) -> None:
-        """This blob is removed, or somebody refers to it."""
-        with redis_errors():
-            self.redis.srem(ORPHANS, digest)
-
     def _claim(self, slice_id: str, job_id: str, token: str, attempt: int, items: str) -> Claim:
         with redis_errors(), self.redis.pipeline(transaction=True) as pipe:
             pipe.hkeys(f"ks:job:{job_id}:results")
@@ -432,6 +365,22 @@ class Transitions:
     def _run(self, name: str, slice_id: str, *arguments: object) -> Any:
         with redis_errors():
             return self._scripts[name](keys=[f"ks:slice:{slice_id}"], args=arguments)
+
+
+def _begun(request: ExplainRequest, text: str, slices: list[list[Item]]) -> dict[str, object]:
+    """What a record says of a job's work before any of it is done."""
+    return {
+        "status": "queued",
+        "request": text,
+        "webhook": request.webhook_url or "",
+        "planned": sum(map(len, slices)),
+        "unresolved": len(slices) if isinstance(request.kernels, str) else 0,
+        "slices": len(slices),
+        "open": len(slices),
+        "completed": 0,
+        "failed": 0,
+        "attempt": 0,
+    }
 
 
 def _sha256(text: str) -> str:

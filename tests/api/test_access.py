@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from redis import Redis
 
 from api.__main__ import check_access
-from api.access import is_public
+from api.access import others_reach
 from api.app import create_app
 from shared.keys import KEYS, ApiKeys
 from shared.settings import Settings
@@ -272,7 +272,7 @@ LOOPBACK = ["127.0.0.1", "127.9.9.9", "::1", "localhost"]
 @pytest.mark.parametrize("host", [*PUBLIC, *LOOPBACK])
 def test_which_addresses_others_can_reach(host: str) -> None:
     """Everything but loopback."""
-    assert is_public(host) is (host in PUBLIC)
+    assert others_reach(host) is (host in PUBLIC)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
-from shared.jobs import Claim, Transitions, connect
+from shared.jobs import Claim, Retention, Transitions, connect
 from tests.contract.conftest import FULL, Memory, Plant, alive, open_files, until
 from tests.contract.readers import ONCE, Hand, Heard, Key, Reader, connected, figures
 
@@ -210,7 +210,7 @@ def test_readers_of_a_job_that_is_deleted_are_let_go(service: Plant, hand: Hand)
     async def read() -> list[Reader]:
         readers = [Reader(job_id) for _ in range(20)]
         await connected(service, readers)
-        await asyncio.to_thread(hand.transitions.remove, job_id)
+        await asyncio.to_thread(Retention(hand.transitions).remove, job_id)
         await asyncio.wait_for(asyncio.gather(*(reader.closed for reader in readers)), LATEST)
         return readers
 

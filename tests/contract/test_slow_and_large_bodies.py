@@ -28,6 +28,7 @@ PROMPT = 0.2  # seconds, the median of ordinary requests
 SLACK = 5.0  # seconds
 
 JSON = "application/json"
+POST = "POST /explain HTTP/1.1\r\nHost: localhost\r\n"
 FORM = "multipart/form-data; boundary=frontier"
 FILE = b'--frontier\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
 
@@ -40,9 +41,7 @@ def test_a_body_of_2_gb_is_refused_while_it_streams(
 ) -> None:
     """Nobody says beforehand how large it is; it is answered 413 at 32 MB, and no memory is spent on it."""
     memory = Memory(service)
-    head = (
-        f"POST /explain HTTP/1.1\r\nHost: localhost\r\nContent-Type: {media}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
-    )
+    head = f"{POST}Content-Type: {media}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
     with closing(_connection(service)) as connection:
         connection.sendall(head + _chunk(start))
         sent, answer = _stream(connection)
@@ -58,9 +57,7 @@ def test_a_body_of_2_gb_is_refused_while_it_streams(
 def test_a_caller_that_sends_on_after_the_refusal_costs_no_memory(service: Plant, record_property: Record) -> None:
     """All of the 2 GB, whatever is answered."""
     memory = Memory(service)
-    head = (
-        f"POST /explain HTTP/1.1\r\nHost: localhost\r\nContent-Type: {JSON}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
-    )
+    head = f"{POST}Content-Type: {JSON}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
     sent = 0
     with closing(_connection(service)) as connection, suppress(ConnectionError):
         connection.sendall(head)
@@ -75,7 +72,7 @@ def test_a_caller_that_sends_on_after_the_refusal_costs_no_memory(service: Plant
 
 def test_a_body_that_is_announced_too_large_is_refused_at_once(service: Plant, record_property: Record) -> None:
     """Before any of it is sent."""
-    head = f"POST /explain HTTP/1.1\r\nHost: localhost\r\nContent-Type: {JSON}\r\nContent-Length: {LIMIT + 1}\r\n\r\n"
+    head = f"{POST}Content-Type: {JSON}\r\nContent-Length: {LIMIT + 1}\r\n\r\n"
     with closing(_connection(service)) as connection:
         begin = time.monotonic()
         connection.sendall(head.encode())
@@ -120,7 +117,7 @@ async def _besieged(plant: Plant) -> tuple[list[float], list[float]]:
     """When the slow callers were cut off, heads first, and how long ordinary requests took meanwhile."""
     until = time.monotonic() + _watched()
     head = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: "
-    body = f"POST /explain HTTP/1.1\r\nHost: localhost\r\nContent-Type: {JSON}\r\nContent-Length: 1000\r\n\r\n".encode()
+    body = f"{POST}Content-Type: {JSON}\r\nContent-Length: 1000\r\n\r\n".encode()
     starts = [*repeat(head, HEAD_DRIBBLERS), *repeat(body, BODY_DRIBBLERS)]
     slow = [asyncio.create_task(_dribble(plant, start, until)) for start in starts]
     answers = []
@@ -152,7 +149,7 @@ async def _dribble(plant: Plant, start: bytes, until: float) -> float:
 
 def test_a_body_that_stops_coming_is_refused(service: Plant, record_property: Record) -> None:
     """408 after 15 s of silence, and then the connection is over, whatever the caller still sends."""
-    head = f"POST /explain HTTP/1.1\r\nHost: localhost\r\nContent-Type: {JSON}\r\nContent-Length: 1000\r\n\r\n{{"
+    head = f"{POST}Content-Type: {JSON}\r\nContent-Length: 1000\r\n\r\n{{"
     with closing(_connection(service)) as connection:
         begin = time.monotonic()
         connection.settimeout(PAUSE_SECONDS + SLACK)

@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from shared.errors import IdempotencyConflict, JobEnded, JobExpired, JobNotFound, SilentKernel
-from shared.jobs import Claim, LostLease, Records, Submitted, Transitions
+from shared.jobs import Claim, LostLease, Records, Retention, Submitted, Transitions
 from shared.schemas import ExplainRequest, ItemResult, Status, plan
 
 LEASE = 20.0
@@ -305,7 +305,7 @@ def test_a_picture_of_a_job_that_has_gone_is_not_remembered(
     submit(transitions, kernels=[1], lifetime=10)
     records.keep_drawn("j", 0, "panel.png", "e" * 64)
     clock.now += 11
-    assert transitions.expire() == ["e" * 64]
+    assert Retention(transitions).expire() == ["e" * 64]
     records.keep_drawn("j", 0, "panel.png", "f" * 64)
     assert sorted(redis.keys("ks:*")) == ["ks:ended", "ks:gone:j", "ks:orphans"]
 
@@ -379,7 +379,7 @@ def test_the_same_work_is_found_as_long_as_its_job_is_kept(
     assert found[0].kernel == 1
     assert found[1] == {"optimized.png": "f" * 64}
     clock.now += 11
-    transitions.expire()
+    Retention(transitions).expire()
     assert records.same("print") is None
 
 
@@ -416,7 +416,7 @@ def test_retention_removes_the_record_and_the_blobs_that_nobody_else_refers_to(
         submit(transitions, name, kernels=[1], lifetime=lifetime)
     records.hold("never-submitted", ["orphan"], clock.now + 10)
     clock.now += 11
-    assert sorted(transitions.expire()) == ["only-old", "orphan"]
+    assert sorted(Retention(transitions).expire()) == ["only-old", "orphan"]
     with pytest.raises(JobExpired):
         records.job("old")
     with pytest.raises(JobNotFound):
@@ -424,7 +424,7 @@ def test_retention_removes_the_record_and_the_blobs_that_nobody_else_refers_to(
     assert records.job("young").status is Status.QUEUED
     assert transitions.claim("old:0") is None
     clock.now += 1000
-    assert sorted(transitions.expire()) == ["only-young", "shared"]
+    assert sorted(Retention(transitions).expire()) == ["only-young", "shared"]
     left = {key for key in redis.keys("ks:*") if not key.startswith("ks:gone:")}
     assert left == {"ks:ended", "ks:orphans"}
 
@@ -434,7 +434,7 @@ def test_a_worker_whose_job_has_expired_loses_its_lease(transitions: Transitions
     (slice_id,) = submit(transitions, kernels=[1], lifetime=10)
     claim = claimed(transitions, slice_id)
     clock.now += 11
-    transitions.expire()
+    Retention(transitions).expire()
     with pytest.raises(LostLease):
         transitions.commit(claim, done(claim, 0), {})
     assert transitions.lapsed(3) == []

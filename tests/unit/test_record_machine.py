@@ -16,7 +16,7 @@ from hypothesis.stateful import Bundle, MultipleResults, initialize, invariant, 
 from redis import Redis
 
 from shared import errors
-from shared.jobs import Claim, LostLease, Records, Submitted, Transitions
+from shared.jobs import Claim, LostLease, Records, Retention, Submitted, Transitions
 from shared.jobs.transitions import QUEUES, Queue
 from shared.schemas import ExplainRequest, ItemResult, Job, plan
 from tests.unit.record_model import LEASE, PROGRESS, SILENT, Part, Work, facts
@@ -249,7 +249,7 @@ class RecordMachine(stateful.RuleBasedStateMachine):
         due = [name for name, (at, _) in self.holds.items() if at <= self.now]
         gone = {blob for name in due for blob in self.holds.pop(name)[1]}
         kept = {blob for _, blobs in self.holds.values() for blob in blobs}
-        assert sorted(self.transitions.expire()) == sorted(gone - kept)
+        assert sorted(Retention(self.transitions).expire()) == sorted(gone - kept)
         for part in self.parts.values():
             if part.work.name in due:
                 part.status, part.token, part.work.removed = "gone", "", True
@@ -317,7 +317,7 @@ class RecordMachine(stateful.RuleBasedStateMachine):
     def teardown(self) -> None:
         """After everything has expired, nothing is left but what runs out by itself."""
         self.now += 1_000_000
-        self.transitions.expire()
+        Retention(self.transitions).expire()
         assert [key for key in self.redis.keys("ks:*") if not key.startswith(LEFT_OVER)] == []
 
 

@@ -14,7 +14,7 @@ import pytest
 from redis import Redis
 
 from shared.errors import LayerNotCovered, StoreUnavailable
-from shared.jobs import Records, Transitions
+from shared.jobs import Records, Retention, Transitions
 from shared.schemas import ExplainRequest, Job, Status, plan
 from shared.store import BlobStore
 from tests.conftest import noise, png
@@ -210,7 +210,7 @@ def test_the_same_work_is_not_done_twice(bench: Bench) -> None:
     bench.submit("other", iterations=4)
     assert not any(result.reused for result in bench.run("other:0").results)
     bench.redis.zadd("ks:expiry", {"j": 0})
-    assert bench.transitions.expire() == []  # the blobs of kernels 2 and 3 are held by the other job
+    assert Retention(bench.transitions).expire() == []  # the blobs of kernels 2 and 3 are held by the other job
     assert bench.records.result("again", 0)[2]
 
 
