@@ -102,7 +102,7 @@ def test_the_documented_metrics_are_those_that_there_are(client: Client, hands: 
     texts = client.get("/metrics").text + generate_latest(hands.runner.telemetry.registry).decode()
     names = set(re.findall(r"^# TYPE (kernelscope_\w+)", texts, re.MULTILINE))
     names = {name for name in names if not name.endswith("_created")}
-    names |= {"kernelscope_engine_items", "kernelscope_engine_steps", "kernelscope_device_memory_bytes"}
+    names |= set(re.findall(r'"(kernelscope_\w+)"', (ROOT / "worker" / "process.py").read_text()))
     documented = set(re.findall(r"`(kernelscope_\w+)`", (ROOT / "docs" / "metrics.md").read_text()))
     assert documented == names
     alerts = set(re.findall(r"kernelscope_[a-z_]+", (ROOT / "docs" / "alerts.yml").read_text()))
