@@ -6,6 +6,7 @@ highest activation of the two. A difference is drawn on a diverging map (vik) wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
@@ -25,6 +26,13 @@ TILE = 224
 GAP = 14
 MARGIN = 24
 LINE = 20
+ROW_LINES = 4  # of a row: its labels, its numbers, and space
+TITLES = {
+    "suppression": "suppression",
+    "guided_backprop": "guided backpropagation",
+    "deconvnet": "deconvolution",
+    "lrp": "LRP",
+}
 INK, FAINT, PAPER = (20, 20, 24), (110, 110, 118), (255, 255, 255)
 
 
@@ -49,14 +57,14 @@ class Evidence:
         return float(max(self.before.max(), self.after.max()))
 
 
-def draw(name: str, evidence: Evidence) -> bytes:
-    """The PNG of one artifact."""
+def draw(name: str, evidence: Evidence, siblings: Sequence[Evidence] = ()) -> bytes:
+    """The PNG of one artifact; `siblings` as for `panel`."""
     picture = {
         "contrast.png": lambda: stretched(evidence.x),
         "feature_map.png": lambda: enlarged(heat(evidence.before, evidence.scale)),
         "optimized_feature_map.png": lambda: enlarged(heat(evidence.after, evidence.scale)),
         "difference.png": lambda: enlarged(difference(evidence.after - evidence.before, evidence.scale)),
-        "panel.png": lambda: panel(evidence),
+        "panel.png": lambda: panel(evidence, siblings or [evidence]),
     }[name]()
     buffer = BytesIO()
     picture.save(buffer, "PNG")
@@ -103,62 +111,94 @@ def enlarged(picture: Image.Image) -> Image.Image:
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
-def panel(evidence: Evidence) -> Image.Image:
-    """One figure that needs no legend: X, X̂, F_i, F̂_i, two other kernels before and after, and the numbers."""
-    rows = [_row(evidence, after=after) for after in (False, True)]
-    width = 2 * MARGIN + len(rows[0]) * (TILE + GAP) - GAP
-    top, row_height = MARGIN + 3 * LINE, TILE + 2 * LINE
-    sheet = Image.new("RGB", (width, top + 2 * row_height + 3 * LINE + MARGIN), PAPER)
+def panel(evidence: Evidence, siblings: Sequence[Evidence]) -> Image.Image:
+    """One figure that needs no legend: X with its maps, then for each method X̂ with its maps and numbers.
+
+    Args:
+        siblings: what else the job says of the same kernel and image: other methods, other α and β; and `evidence`.
+    """
+    scale = max(one.scale for one in siblings)
+    tiles = [
+        _tiles(evidence, scale, siblings, after=False),
+        *(_tiles(e, scale, siblings, after=True) for e in siblings),
+    ]
+    width = 2 * MARGIN + len(tiles[0]) * (TILE + GAP) - GAP
+    top = MARGIN + 3 * LINE
+    row_height = TILE + ROW_LINES * LINE
+    sheet = Image.new("RGB", (width, top + len(tiles) * row_height + LINE + MARGIN), PAPER)
     pen = ImageDraw.Draw(sheet)
     request, result = evidence.request, evidence.result
     title = f"What kernel {result.kernel} of {request.layer} ({request.model}) responds to"
     pen.text((MARGIN, MARGIN - 4), title, INK, _font(22))
-    key = "feature maps: black is silent, bright is active; each kernel on one scale before and after"
+    key = "feature maps: black is silent, bright is active; each kernel on one scale in all rows"
     pen.text((MARGIN, MARGIN + 1.3 * LINE), key, FAINT, _font(13))
-    for number, row in enumerate(rows):
+    for number, row in enumerate(tiles):
+        above = top + number * row_height
         for column, (label, picture) in enumerate(row):
-            left, above = MARGIN + column * (TILE + GAP), top + number * row_height
+            left = MARGIN + column * (TILE + GAP)
             pen.text((left, above), label, INK, _font(14))
             sheet.paste(picture, (left, above + LINE))
-    _numbers(pen, top + 2 * row_height, evidence)
+        if number:
+            _numbers(pen, above + LINE + TILE + 5, siblings[number - 1])
+    assert result.weights
+    source = f"weights {result.weights.source} ({result.weights.sha256[:12]}…); all numbers are of the 8-bit pictures"
+    pen.text((MARGIN, sheet.height - MARGIN - 4), source, FAINT, _font(13))
     return sheet
 
 
-def _row(evidence: Evidence, *, after: bool) -> list[tuple[str, Image.Image]]:
+def _tiles(
+    evidence: Evidence, scale: float, siblings: Sequence[Evidence], *, after: bool
+) -> list[tuple[str, Image.Image]]:
     """The labelled tiles of one row: the picture, the selected kernel's map, the other kernels' maps."""
-    kernel, when = evidence.result.kernel, "after" if after else "before"
+    kernel = evidence.result.kernel
     image = evidence.optimized if after else evidence.original
     selected = evidence.after if after else evidence.before
-    tiles = [
-        (f"what kernel {kernel} sees" if after else "original image", image.convert("RGB")),
-        (f"selected kernel {kernel}, {when}", heat(selected, evidence.scale)),
+    row = [
+        (named(evidence, siblings) if after else "original image", image.convert("RGB")),
+        (f"selected kernel {kernel}, {'after' if after else 'before'}", heat(selected, scale)),
     ]
-    pairs = zip(evidence.others, evidence.others_before, evidence.others_after, strict=True)
-    for other, first, then in pairs:
-        scale = float(max(first.max(), then.max()))
-        tiles.append((f"other kernel {other}, {when}", heat(then if after else first, scale)))
-    return [(label, tile.resize((TILE, TILE), Image.Resampling.NEAREST)) for label, tile in tiles]
+    for index, other in enumerate(evidence.others):
+        shown = evidence.others_after if after else evidence.others_before
+        most = max(float(max(one.others_before[index].max(), one.others_after[index].max())) for one in siblings)
+        row.append((f"other kernel {other}, {'after' if after else 'before'}", heat(shown[index], most)))
+    return [(label, tile.resize((TILE, TILE), Image.Resampling.NEAREST)) for label, tile in row]
 
 
-def _numbers(pen: ImageDraw.ImageDraw, top: int, evidence: Evidence) -> None:
+def named(evidence: Evidence, siblings: Sequence[Evidence]) -> str:
+    """The method, and α and β where the job has several of them."""
+    result = evidence.result
+    if len(siblings) == 1 and result.method == "suppression":
+        return f"what kernel {result.kernel} sees"
+    several = [one.result for one in siblings if one.result.method == result.method]
+    weights = [("α", result.alpha, {one.alpha for one in several}), ("β", result.beta, {one.beta for one in several})]
+    own = [f"{sign} = {value:g}" for sign, value, values in weights if len(values) > 1]
+    return ", ".join([TITLES[result.method], *own])
+
+
+def _numbers(pen: ImageDraw.ImageDraw, top: float, evidence: Evidence) -> None:
     result, metrics, losses = evidence.result, evidence.result.metrics, evidence.result.losses
     assert metrics
     assert losses
-    assert result.weights
     kept = "null (1×1 map)" if metrics.ssim is None else f"{metrics.ssim:.3f}"
     ratio = metrics.mse_others / metrics.mse_others_before if metrics.mse_others_before else 0.0
-    weights = f"{result.weights.source} ({result.weights.sha256[:12]}…)"
     lines = (
         f"selected kernel's map kept: SSIM {kept}    others' activation left: {metrics.leakage:.1%} "
         f"(mean square {ratio:.1%})    pixels at the mean colour: {metrics.sparsity:.0%}",
         f"loss {losses.total:.3f} = {losses.preservation:.3f} preservation + {result.alpha:g}·"
         f"{losses.suppression:.3f} suppression + {result.beta:g}·{losses.regularization:.3f} regularization; "
-        f"start {result.loss_start:.3f}, blank picture {result.loss_blank:.3f}",
-        f"weights {weights}, {evidence.request.solver} solver, {result.iterations} evaluations in "
-        f"{result.seconds:.1f} s, {result.stopped}; measured on the 8-bit picture",
+        f"start {result.loss_start:.3f}, blank picture {result.loss_blank:.3f}; {_how(evidence)}",
     )
     for number, line in enumerate(lines):
-        pen.text((MARGIN, top + number * LINE * 1.2), line, INK if number == 0 else FAINT, _font(13))
+        pen.text((MARGIN, top + number * LINE), line, INK if number == 0 else FAINT, _font(13))
+
+
+def _how(evidence: Evidence) -> str:
+    """What was done, and how long it took."""
+    result, request = evidence.result, evidence.request
+    if result.method == "suppression":
+        return f"{request.solver} solver, {result.iterations} evaluations, {result.stopped}, {result.seconds:.1f} s"
+    rule = f"rule {request.rule}, " if result.method == "lrp" else ""
+    return f"{rule}scaling {request.scaling}, {result.seconds:.1f} s"
 
 
 def _coloured(name: str, values: NDArray[np.floating[Any]]) -> Image.Image:

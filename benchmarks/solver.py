@@ -246,10 +246,10 @@ def _reference_pace(case: Case) -> float:
 
 def _peak_share(case: Case, speed: Pace) -> float:
     """Operations of the truncated network forward and back over time, against a large matrix product."""
-    return _operations(case.cut, case.size) / speed.seconds / _peak(speed.precision)
+    return operations(case.cut, case.size) / speed.seconds / _peak(speed.precision)
 
 
-def _operations(cut: nn.Sequential, size: int) -> float:
+def operations(cut: nn.Sequential, size: int) -> float:
     """Multiplications and additions of the convolutions, forward and for the gradient of the input."""
     total = 0
 

@@ -13,7 +13,10 @@ FILES = {
     "all.txt": ["--all-extras"],
     "api.txt": ["--extra", "api", "--constraint", "requirements/all.txt"],
     "worker.txt": ["--extra", "worker", "--constraint", "requirements/all.txt"],
-    "worker-cpu.txt": ["--extra", "worker-cpu", "--constraint", "requirements/all.txt"],
+    "worker-cpu.txt": [
+        *("--extra", "worker-cpu", "--constraint", "requirements/all.txt"),
+        *("--override", "requirements/without-torch.txt"),
+    ],
 }
 COMMON = ["--universal", "--python-version", "3.11", "--generate-hashes", "--no-emit-index-url", "--quiet"]
 

@@ -83,8 +83,9 @@ LossWeights = Annotated[
     AfterValidator(_without_repeats),
     Field(min_length=1, max_length=64),
 ]
+Method = Literal["suppression", "guided_backprop", "deconvnet", "lrp"]
 Methods = Annotated[
-    list[Literal["suppression"]],
+    list[Method],
     BeforeValidator(_one_or_more),
     AfterValidator(_without_repeats),
     Field(min_length=1),
@@ -117,7 +118,16 @@ class ExplainOptions(BaseModel):
     model: str = Field("vgg16", description="network, see `GET /models`")
     layer: str = Field(description="`conv3_3`, `relu3_3` or torchvision's node `features.15`; always after the ReLU")
     kernels: Kernels = Field(description='zero-based indices, or `"top:N"` for the N most active kernels')
-    methods: Methods = Field(["suppression"], description="how the explanation is made")
+    methods: Methods = Field(
+        ["suppression"], description="how the explanation is made; the others are what suppression is compared with"
+    )
+    rule: Literal["zplus", "gamma_epsilon"] = Field(
+        "zplus", description="of `lrp`: z⁺ in every convolution, or γ and in the last one ε; z^B in the first"
+    )
+    scaling: Literal["max", "minmax"] = Field(
+        "max",
+        description="how an attribution g weighs X in all methods but suppression: g/max|g|, or g brought to [0, 1]",
+    )
     alpha: LossWeights = Field([1.0], description="α, the weight of the suppression of the other kernels")
     beta: LossWeights = Field([1.0], description="β, the weight of the pull to the mean colour")
     solver: Literal["fast", "reference"] = Field("fast", description="`reference` is the paper's slow procedure")
@@ -177,7 +187,7 @@ class ExplainRequest(ExplainOptions):
     """A request as the job keeps it: images by the SHA-256 of the bytes that were sent."""
 
     kernels: AskedKernels = Field(description='as they were asked for; empty where `methods` is `["activations"]`')
-    methods: list[Literal["suppression", "activations"]] = Field(["suppression"])  # type: ignore[assignment]
+    methods: list[Method | Literal["activations"]] = Field(["suppression"])  # type: ignore[assignment]
     images: list[Sha256] = Field(min_length=1, max_length=MAX_IMAGES)
 
 
@@ -330,11 +340,13 @@ class Job(JobSummary):
 def plan(request: ExplainRequest, max_items: int) -> list[list[Item]]:
     """One item for every image × kernel × method × α × β, cut into slices of at most 16.
 
+    α and β are suppression's alone: of another method there is one item, whose loss is by the first of each.
+
     Raises:
         InvalidRequest: more than `max_items` items.
     """
     choices = [(None, None)] if request.methods == ["activations"] else _choices(request.kernels)
-    axes = (range(len(request.images)), choices, request.methods, request.alpha, request.beta)
+    axes = (range(len(request.images)), choices, variants(request))
     count = prod(map(len, axes))
     if count > max_items:
         raise InvalidRequest(
@@ -342,9 +354,20 @@ def plan(request: ExplainRequest, max_items: int) -> list[list[Item]]:
         )
     items = [
         Item(index=index, image=image, kernel=kernel, rank=rank, method=method, alpha=alpha, beta=beta)
-        for index, (image, (kernel, rank), method, alpha, beta) in enumerate(product(*axes))
+        for index, (image, (kernel, rank), (method, alpha, beta)) in enumerate(product(*axes))
     ]
     return [items[start : start + SLICE_ITEMS] for start in range(0, len(items), SLICE_ITEMS)]
+
+
+def variants(request: ExplainRequest) -> list[tuple[str, float, float]]:
+    """(method, α, β) of each X̂ that is made of one kernel on one image."""
+    found: list[tuple[str, float, float]] = []
+    for method in request.methods:
+        if method == "suppression":
+            found += product([method], request.alpha, request.beta)
+        else:
+            found.append((method, request.alpha[0], request.beta[0]))
+    return found
 
 
 def _choices(kernels: list[int] | str) -> list[tuple[int | None, int | None]]:

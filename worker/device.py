@@ -6,6 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Any
 
 import psutil
@@ -16,8 +17,9 @@ from shared.errors import DeadlinePassed, DeviceOutOfMemory, KernelscopeError
 from shared.schemas import WeightsUsed
 from shared.workers import NetworkState
 from worker.answers import Posed, measured, pictures, posable, pose
+from worker.baseline_batch import BaselineBatch
 from worker.networks import LoadedNetwork, Networks
-from worker.pace import STEP_SECONDS, Pace, pace, room_in_memory
+from worker.pace import STEP_SECONDS, Pace, out_of_memory, pace, room_in_memory
 from worker.questions import Answer, Answered, Batch, Device, Maps, Picture, Question, Step, Ticket
 from worker.suppression import VERSION, FastSolver, PixelSpace, Problems, ReferenceSolver, Solution, Solver
 from worker.suppression import Batch as SolverBatch
@@ -35,7 +37,7 @@ class TorchDevice(Device):
         most: problems in a batch at most; a benchmark compares them.
     """
 
-    version = f"suppression {VERSION}"
+    version = f"suppression {VERSION}, zennit {metadata.version('zennit')}"
 
     def __init__(self, networks: Networks, most: int | None = None) -> None:
         self.networks = networks
@@ -82,7 +84,10 @@ class TorchDevice(Device):
     def batch(self, question: Question) -> Batch:
         """An empty batch for a layer."""
         network = self.networks.get(question.model)
-        return TorchBatch(self, network, network.cut(question.layer))
+        cut = network.cut(question.layer)
+        if question.method != "suppression":
+            return BaselineBatch(self.name, network, cut)
+        return TorchBatch(self, network, cut)
 
     def memory(self) -> int:
         """Bytes: of the card that torch has allocated, or of this process."""
@@ -300,7 +305,7 @@ class TorchBatch(Batch):
 
     def _make_room(self, error: RuntimeError) -> None:
         """Go on where this is memory that has run out; any other error goes on its way."""
-        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+        if not out_of_memory(error):
             raise error
         log.warning("out of memory with %d problems of %d in this batch", len(self.tickets), self.device.running)
         if self._where.type == "cuda":

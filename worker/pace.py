@@ -62,6 +62,11 @@ def room_in_memory(speed: Pace, device: torch.device) -> int:
     return int(SHARE * _free(device) / speed.bytes)
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether it is memory that has run out."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def _free(device: torch.device) -> int:
     """Bytes: of the card, or of the machine and the container."""
     if device.type == "cuda":

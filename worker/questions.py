@@ -32,11 +32,14 @@ class Question:
     kernel: int
     alpha: float
     beta: float
-    solver: str
-    effort: str
-    iterations: int | None
+    solver: str = "fast"
+    effort: str = "standard"
+    iterations: int | None = None
     target_ssim: float | None = None
     max_preservation: float | None = None
+    method: str = "suppression"
+    rule: str = "zplus"
+    scaling: str = "max"
 
     @property
     def bounded(self) -> bool:
@@ -46,7 +49,7 @@ class Question:
     @property
     def kind(self) -> tuple[str, ...]:
         """What questions must share to be answered in one batch."""
-        return self.model, self.layer, self.solver
+        return self.model, self.layer, self.method, self.solver
 
     def fingerprint(self, weights: WeightsUsed, version: str) -> str:
         """The same for the same work: pixels, weights, layer, kernel, parameters and the solver's version."""

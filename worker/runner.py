@@ -32,6 +32,10 @@ log = logging.getLogger(__name__)
 
 THUMBNAIL_COLUMNS = 16
 SMALLEST_TILE = 56  # pixels a side
+OPTIONS = {  # of a request, by the methods that have more than `scaling`
+    "suppression": ("solver", "effort", "iterations", "target_ssim", "max_preservation"),
+    "lrp": ("rule", "scaling"),
+}
 TERMS = ("preservation", "suppression", "regularization", "total")
 
 
@@ -254,7 +258,9 @@ class _SliceRun:
         return ranking[item.rank] if item.rank < len(ranking) else None
 
     def _question(self, item: Item, kernel: int) -> Question:
+        """What the item's method does not look at is left at its default, so that the same work is found again."""
         request = self.claim.request
+        names = OPTIONS.get(item.method, ("scaling",))
         return Question(
             model=request.model,
             layer=request.layer,
@@ -262,11 +268,8 @@ class _SliceRun:
             kernel=kernel,
             alpha=item.alpha,
             beta=item.beta,
-            solver=request.solver,
-            effort=request.effort,
-            iterations=request.iterations,
-            target_ssim=request.target_ssim,
-            max_preservation=request.max_preservation,
+            method=item.method,
+            **{name: getattr(request, name) for name in names},
         )
 
     @cached_property

@@ -23,7 +23,7 @@ from api.services import Opened, Services
 from shared import catalogue, images
 from shared.errors import ArtifactNotFound, RangeNotSatisfiable
 from shared.jobs import ARTIFACTS, MEDIA_TYPES, drawn_artifacts
-from shared.schemas import ExplainRequest, ItemResult, Job
+from shared.schemas import ExplainRequest, ItemResult, Job, variants
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -66,8 +66,9 @@ def get_artifact(  # noqa: PLR0913, PLR0917 - its headers
     request, result, blobs = services.records.result(job_id, item)
     if not blobs:
         raise ArtifactNotFound(f"result {item} of job {job_id} has no artifacts: it {result.status}")
-    data = _drawn(services, job_id, name, (request, result, blobs))
-    headers = {"ETag": f'"{blobs[name]}"', "Cache-Control": CACHE, "Accept-Ranges": "bytes"}
+    data, final = _drawn(services, job_id, name, (request, result, blobs))
+    cache = CACHE if final else "no-store"
+    headers = {"ETag": f'"{blobs[name]}"', "Cache-Control": cache, "Accept-Ranges": "bytes"}
     if _matches(headers["ETag"], if_none_match):
         return Response(status_code=304, headers=headers)
     media_type = MEDIA_TYPES[name.rsplit(".", 1)[-1]]
@@ -82,23 +83,39 @@ def get_artifact(  # noqa: PLR0913, PLR0917 - its headers
 Found = tuple[ExplainRequest, ItemResult, dict[str, str]]
 
 
-def _drawn(services: Services, job_id: str, name: str, found: Found) -> bytes | None:
-    """The picture, where it had to be drawn now; its digest is among the blobs afterwards."""
+def _drawn(services: Services, job_id: str, name: str, found: Found) -> tuple[bytes | None, bool]:
+    """The picture, where it had to be drawn now, and whether it will stay so; its digest is among the blobs then."""
     request, result, blobs = found
     drawn = name in drawn_artifacts(result.method)
     if name in blobs and (not drawn or services.store.has(blobs[name])):
-        return None
+        return None, True
     if not drawn:
         raise ArtifactNotFound(f"result {result.index} is of method {result.method}, which makes no {name}")
+    final, siblings = True, [found]
+    if name == "panel.png" and len(variants(request)) > 1:
+        final, siblings = _siblings(services, job_id, found)
     with services.drawing:  # the original may be large
         if result.method == "activations":
             data = figures.thumbnails(np.load(BytesIO(_blob(services, blobs, "activations.npz")))["thumbnails"], result)
         else:
-            data = figures.draw(name, _evidence(services, request, result, blobs))
+            shown = [_evidence(services, *one) for one in siblings]
+            own = next(one for one in shown if one.result.index == result.index)
+            data = figures.draw(name, own, shown)
     blobs[name] = services.store.digest(data)
-    services.records.keep_drawn(job_id, result.index, name, blobs[name])
-    services.store.put(data)
-    return data
+    if final:
+        services.records.keep_drawn(job_id, result.index, name, blobs[name])
+        services.store.put(data)
+    return data, final
+
+
+def _siblings(services: Services, job_id: str, found: Found) -> tuple[bool, list[Found]]:
+    """Whether every method, α and β of this image and kernel has ended, and those that succeeded, in order."""
+    request, result, _ = found
+    job = services.records.job(job_id)
+    first = result.index - result.index % len(variants(request))
+    group = [one for one in job.results if first <= one.index < first + len(variants(request))]
+    own = [services.records.result(job_id, one.index) for one in group if one.status == "succeeded"]
+    return job.status.terminal or len(group) == len(variants(request)), own
 
 
 def _matches(etag: str, condition: str) -> bool:
@@ -151,13 +168,18 @@ def _packed(services: Services, job: Job) -> Iterator[bytes]:
 
 def _lazily(services: Services, job_id: str, index: int, name: str) -> Iterator[bytes]:
     found = services.records.result(job_id, index)
-    yield _drawn(services, job_id, name, found) or _blob(services, found[2], name)
+    data, _ = _drawn(services, job_id, name, found)
+    yield data or _blob(services, found[2], name)
 
 
 def folder(job: Job, result: ItemResult) -> str:
-    """`0003-conv1_2-kernel18`."""
-    what = "activations" if result.kernel is None else f"kernel{result.kernel}"
-    return f"{result.index:04}-{job.request.layer}-{what}"
+    """`0003-conv1_2-kernel18`, `0004-conv1_2-kernel18-lrp`."""
+    parts = [f"{result.index:04}", job.request.layer]
+    if result.kernel is not None:
+        parts.append(f"kernel{result.kernel}")
+    if result.method != "suppression":
+        parts.append(result.method)
+    return "-".join(parts)
 
 
 def _evidence(

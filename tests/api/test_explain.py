@@ -69,6 +69,8 @@ def test_a_form_makes_a_job(client: Client) -> None:
         "layer": "conv2_2",
         "kernels": [3, 16],
         "methods": ["suppression"],
+        "rule": "zplus",
+        "scaling": "max",
         "alpha": [1.0],
         "beta": [1.0],
         "solver": "fast",

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from httpx import Client
 from PIL import Image
+from redis import Redis
 
 from tests.api.conftest import Hands
 from tests.api.test_explain import post, refused
@@ -145,3 +146,41 @@ def test_activations_refuse_what_they_do_not_know(client: Client) -> None:
 def test_explaining_and_activations_do_not_share_a_method(client: Client) -> None:
     """`methods` of `POST /explain` are explanations."""
     refused(post(client, methods="activations"), 422, "invalid-request", "methods")
+
+
+def test_several_methods_stand_side_by_side(client: Client, hands: Hands) -> None:
+    """In the panel of each of them, which is final once all have ended; the bundle's folders name the method."""
+    methods = "suppression,guided_backprop,deconvnet,lrp"
+    job = post(client, kernels="3", methods=methods, beta="1,2").json()
+    here = job["links"]["self"]
+    assert job["progress"]["total"] == 5
+    hands.work()
+    panels = [client.get(f"{here}/artifacts/{index}/panel.png") for index in range(5)]
+    assert len({Image.open(BytesIO(panel.content)).size for panel in panels}) == 1
+    assert all("immutable" in panel.headers["cache-control"] for panel in panels)
+    alone = post(client, kernels="3", methods="lrp").json()["links"]["self"]
+    hands.work()
+    small, large = (
+        Image.open(BytesIO(client.get(f"{path}/artifacts/0/panel.png").content)).height for path in (alone, here)
+    )
+    assert large > 2 * small
+    with ZipFile(BytesIO(client.get(f"{here}/bundle.zip").content)) as bundle:
+        folders = {name.split("/")[0] for name in bundle.namelist() if "kernel" in name}
+    assert {"0000-conv2_2-kernel3", "0001-conv2_2-kernel3", "0004-conv2_2-kernel3-lrp"} <= folders
+
+
+def test_a_panel_that_will_have_more_rows_is_not_kept(client: Client, hands: Hands, redis: Redis) -> None:
+    """While others of its methods are still to come: what is there is drawn, and drawn again later."""
+    job = post(client, kernels="3", methods="suppression,lrp").json()
+    here = job["links"]["self"]
+    hands.work()
+    second = redis.hget(f"ks:job:{job['id']}:results", "1")
+    redis.hdel(f"ks:job:{job['id']}:results", "1")
+    redis.hset(f"ks:job:{job['id']}", "status", "running")
+    early = client.get(f"{here}/artifacts/0/panel.png")
+    assert early.headers["cache-control"] == "no-store"
+    redis.hset(f"ks:job:{job['id']}:results", "1", second)
+    redis.hset(f"ks:job:{job['id']}", "status", "succeeded")
+    late = client.get(f"{here}/artifacts/0/panel.png")
+    assert "immutable" in late.headers["cache-control"]
+    assert Image.open(BytesIO(late.content)).height > Image.open(BytesIO(early.content)).height

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -103,3 +104,32 @@ def test_the_contrast_stretch_keeps_the_mean_colour_neutral() -> None:
 def test_a_silent_map_is_drawn_black() -> None:
     """No division by a scale of zero."""
     assert brightness(figures.heat(np.zeros((4, 4), dtype=np.float32), 0.0)).max() < 5
+
+
+def test_the_panel_has_a_row_for_each_method_and_each_beta() -> None:
+    """Named; α and β only where they differ."""
+    one = evidence()
+    request = one.request
+    rows = [("lrp", 1.0, 1.0), ("suppression", 1.0, 1.0), ("suppression", 1.0, 4.0)]
+    several = [
+        replace(one, result=one.result.model_copy(update={"index": index, "method": method, "alpha": a, "beta": b}))
+        for index, (method, a, b) in enumerate(rows)
+    ]
+    assert [figures.named(each, several) for each in several] == [
+        "LRP",
+        "suppression, β = 1",
+        "suppression, β = 4",
+    ]
+    assert figures.named(one, [one]) == "what kernel 3 sees"
+    heights = [figures.panel(one, several[:count]).height for count in (1, 2, 3)]
+    assert heights[2] - heights[1] == heights[1] - heights[0] > figures.TILE
+    assert request == one.request
+
+
+def test_maps_share_one_scale_in_all_rows_of_a_panel() -> None:
+    """A method that makes the kernel louder darkens the others' maps, not its own alone."""
+    one = evidence()
+    loud = replace(one, after=4 * one.before)
+    alone, together = (np.asarray(figures.panel(one, rows)) for rows in ([one], [one, loud]))
+    first = slice(figures.MARGIN + 3 * figures.LINE, figures.MARGIN + 4 * figures.LINE + figures.TILE)
+    assert together[first].mean() < alone[first].mean()

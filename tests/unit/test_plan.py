@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import InvalidRequest
-from shared.schemas import SLICE_ITEMS, ExplainRequest, plan
+from shared.schemas import SLICE_ITEMS, ExplainRequest, plan, variants
 
 WEIGHTS = st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=1, max_size=3, unique=True)
 
@@ -53,3 +53,15 @@ def test_repeats_are_dropped() -> None:
     """The same kernel or weight twice is one."""
     assert request(1, [5, 5, 3], [1, 1.0], [0]).kernels == [5, 3]
     assert request(1, [5, 5, 3], [1, 1.0], [0]).alpha == [1.0]
+
+
+def test_other_methods_have_no_alpha_and_beta_of_their_own() -> None:
+    """Suppression is asked for with each α and β, a baseline once; all of a kernel on an image stand together."""
+    asked = request(2, [5], [1, 2], [1, 3])
+    asked.methods = ["lrp", "suppression"]
+    (items,) = plan(asked, 100)
+    expected = [("lrp", 1, 1), *(("suppression", a, b) for a in (1, 2) for b in (1, 3))]
+    assert variants(asked) == expected
+    assert [(item.image, item.method, item.alpha, item.beta) for item in items] == [
+        (image, *variant) for image in (0, 1) for variant in expected
+    ]

@@ -318,3 +318,16 @@ def test_one_lost_lease_does_not_keep_the_others(bench: Bench) -> None:
         runner.abandon()
     assert bench.transitions.queued() == ["other:0"]
     assert bench.announced == [("other:0", "interactive")]
+
+
+def test_what_a_method_does_not_look_at_does_not_make_other_work(bench: Bench) -> None:
+    """LRP's rule is nothing to suppression, nor its effort to LRP: what was done is found again."""
+    with bench.runner() as runner:
+        bench.submit("one", methods=["suppression", "lrp"], kernels=[1], effort="quick", rule="zplus")
+        runner.run("one:0")
+        bench.submit("two", methods=["suppression", "lrp"], kernels=[1], effort="quick", rule="gamma_epsilon")
+        runner.run("two:0")
+        bench.submit("three", methods=["suppression", "lrp"], kernels=[1], effort="standard", rule="zplus")
+        runner.run("three:0")
+    again = [[result.reused for result in bench.records.job(name).results] for name in ("one", "two", "three")]
+    assert again == [[False, False], [True, False], [False, True]]
