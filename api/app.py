@@ -14,7 +14,7 @@ from api.context import RequestContext
 from api.metrics import Metrics
 from api.openapi import DESCRIPTION, TAGS, describe
 from api.problems import add_handlers
-from api.routes import activations, artifacts, explain, health, jobs, models, page, problems, session
+from api.routes import activations, artifacts, comparisons, explain, health, jobs, models, page, problems, session
 from api.services import Services
 from shared import logs
 from shared.settings import Settings, settings
@@ -58,7 +58,7 @@ def create_app(configuration: Settings | None = None) -> FastAPI:
         )
     app.add_middleware(RequestContext, metrics=metrics, shared=bool(origins))
     add_handlers(app)
-    for module in (explain, activations, jobs, artifacts, models, health, session, problems, page):
+    for module in (explain, activations, jobs, artifacts, comparisons, models, health, session, problems, page):
         app.include_router(module.router)
     describe(app)
     return app

@@ -57,20 +57,6 @@ class Evidence:
         return float(max(self.before.max(), self.after.max()))
 
 
-def draw(name: str, evidence: Evidence, siblings: Sequence[Evidence] = ()) -> bytes:
-    """The PNG of one artifact; `siblings` as for `panel`."""
-    picture = {
-        "contrast.png": lambda: stretched(evidence.x),
-        "feature_map.png": lambda: enlarged(heat(evidence.before, evidence.scale)),
-        "optimized_feature_map.png": lambda: enlarged(heat(evidence.after, evidence.scale)),
-        "difference.png": lambda: enlarged(difference(evidence.after - evidence.before, evidence.scale)),
-        "panel.png": lambda: panel(evidence, siblings or [evidence]),
-    }[name]()
-    buffer = BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def thumbnails(maps: NDArray[np.uint8], result: ItemResult) -> bytes:
     """The PNG of a ranking's feature maps, (C, t, t) in its order: rows of tiles, each from 0 to its own highest."""
     assert result.thumbnails
@@ -129,20 +115,20 @@ def panel(evidence: Evidence, siblings: Sequence[Evidence]) -> Image.Image:
     pen = ImageDraw.Draw(sheet)
     request, result = evidence.request, evidence.result
     title = f"What kernel {result.kernel} of {request.layer} ({request.model}) responds to"
-    pen.text((MARGIN, MARGIN - 4), title, INK, _font(22))
+    pen.text((MARGIN, MARGIN - 4), title, INK, font(22))
     key = "feature maps: black is silent, bright is active; each kernel on one scale in all rows"
-    pen.text((MARGIN, MARGIN + 1.3 * LINE), key, FAINT, _font(13))
+    pen.text((MARGIN, MARGIN + 1.3 * LINE), key, FAINT, font(13))
     for number, row in enumerate(tiles):
         above = top + number * row_height
         for column, (label, picture) in enumerate(row):
             left = MARGIN + column * (TILE + GAP)
-            pen.text((left, above), label, INK, _font(14))
+            pen.text((left, above), label, INK, font(14))
             sheet.paste(picture, (left, above + LINE))
         if number:
             _numbers(pen, above + LINE + TILE + 5, siblings[number - 1])
     assert result.weights
     source = f"weights {result.weights.source} ({result.weights.sha256[:12]}…); all numbers are of the 8-bit pictures"
-    pen.text((MARGIN, sheet.height - MARGIN - 4), source, FAINT, _font(13))
+    pen.text((MARGIN, sheet.height - MARGIN - 4), source, FAINT, font(13))
     return sheet
 
 
@@ -189,7 +175,7 @@ def _numbers(pen: ImageDraw.ImageDraw, top: float, evidence: Evidence) -> None:
         f"start {result.loss_start:.3f}, blank picture {result.loss_blank:.3f}; {_how(evidence)}",
     )
     for number, line in enumerate(lines):
-        pen.text((MARGIN, top + number * LINE), line, INK if number == 0 else FAINT, _font(13))
+        pen.text((MARGIN, top + number * LINE), line, INK if number == 0 else FAINT, font(13))
 
 
 def _how(evidence: Evidence) -> str:
@@ -213,5 +199,6 @@ def _table(name: str) -> NDArray[np.uint8]:
 
 
 @cache
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """For the text of figures."""
     return ImageFont.load_default(size)

@@ -86,6 +86,8 @@ ERRORS: dict[str, tuple[type[KernelscopeError], ...]] = {
         errors.RangeNotSatisfiable,
         errors.InvalidRequest,
     ),
+    "get /jobs/{job_id}/consistency": (*GONE, errors.ArtifactNotFound),
+    "get /jobs/{job_id}/contact_sheet.png": (*GONE, errors.ArtifactNotFound),
     "get /models/{name}": (errors.ModelNotFound,),
     "get /metrics": (errors.NoSuchPath,),
     "get /problems/{slug}": (errors.NoSuchPath,),
@@ -134,7 +136,7 @@ def _result() -> ItemResult:
     )
     losses = Losses(preservation=0.0064, suppression=0.3176, regularization=0.1165, total=0.4405)
     names = ("optimized.png", "optimized.npy", "maps.npz", "history.json", "contrast.png", "feature_map.png")
-    more = ("optimized_feature_map.png", "difference.png", "panel.png")
+    more = ("optimized_feature_map.png", "difference.png", "panel.png", "sweep.png")
     return ItemResult(
         index=0,
         image=IMAGE,
@@ -194,6 +196,8 @@ def _examples() -> dict[str, dict[int, Any]]:
     worker = {"id": "host-4711", "device": "cpu", "ready": True, "networks": ["vgg16", "vgg_mini"]}
     attempt = {"at": "2026-11-25T09:30:12Z", "seconds": 0.08, "status": 204, "error": None}
     delivered = {"state": "delivered", "attempts": [attempt], "next_at": None}
+    agreement = {"kernel": 18, "method": "suppression", "alpha": 1.0, "beta": 1.0, "images": 4, "consistency": 0.81}
+    agreements = {"series": [{**agreement, "discrimination": 0.92}], "originals": 0.44, "left_out": ""}
     return {
         "post /explain": {202: queued, 200: done},
         "post /activations": {202: queued, 200: _ended(Status.SUCCEEDED, request=looked, results=[_ranked()])},
@@ -201,6 +205,7 @@ def _examples() -> dict[str, dict[int, Any]]:
         "get /jobs/{job_id}": {200: done},
         "post /jobs/{job_id}/cancel": {200: cancelled},
         "get /jobs/{job_id}/webhook": {200: {"url": "https://lab.example/kernelscope", **delivered}},
+        "get /jobs/{job_id}/consistency": {200: {"final": True, **agreements}},
         "get /models": {200: [{**known, "layers": []}]},
         "get /models/{name}": {200: {**known, "layers": []}},
         "get /healthz": {200: {"status": "alive"}},

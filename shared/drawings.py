@@ -49,6 +49,7 @@ class Drawing:
     image: Image.Image
     shapes: list[Mask]
     inks: list[Mask]
+    figures: list[Figure]
 
 
 def all_colours(size: int) -> Image.Image:
@@ -72,7 +73,7 @@ def draw(figures: list[Figure], size: int, background: Image.Image) -> Drawing:
         picture = Image.composite(Image.new("RGB", picture.size, _rgb(figure)), picture, _alpha(ink))
         shapes = [*(mask & (shape < 0.5) for mask in shapes), shape >= 0.5]
         inks = [*(mask & (shape < 0.5) for mask in inks), ink >= 0.5]
-    return Drawing(picture, shapes, inks)
+    return Drawing(picture, shapes, inks, figures)
 
 
 def random_figure(rng: Generator, shape: str, colour: str, texture: str, radius: tuple[float, float]) -> Figure:

@@ -140,12 +140,18 @@ class ExplainOptions(BaseModel):
         description="suppress and empty as far as this SSIM of the kernel's map in the PNG allows, and weigh no L_p",
     )
     max_preservation: float | None = Field(None, gt=0, le=1, description="the same with a bound on L_p in the PNG")
+    only_remove: bool = Field(
+        False,
+        description="X̂ may only take away from the image: each value lies between the image's and the mean colour, so "
+        "that nothing is seen in X̂ that was not in the image",
+    )
     deadline_s: Deadline = None
     webhook_url: WebhookUrl = None
 
     @model_validator(mode="after")
     def _bounds_need_the_fast_solver(self) -> Self:
         asked = [name for name in ("target_ssim", "max_preservation") if getattr(self, name) is not None]
+        asked += ["only_remove"] if self.only_remove else []
         if asked and self.solver != "fast":
             raise ValueError(f'{" and ".join(asked)} cannot be kept by solver "reference"; use "fast"')
         return self

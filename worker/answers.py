@@ -47,7 +47,9 @@ def _posed(question: Question, image: Tensor, features: Tensor) -> Posed:
     kernel = torch.tensor([question.kernel], device=image.device)
     bounds = _or(question.max_preservation, inf), _or(question.target_ssim, -1)
     alpha, beta, most, least = torch.tensor([[question.alpha, question.beta, *bounds]], device=image.device).unbind(1)
-    return Posed(Problems.pose(image, features, kernel, alpha, beta).within(most, least), features[0])
+    removing = torch.tensor([question.only_remove], device=image.device)
+    problem = Problems.pose(image, features, kernel, alpha, beta).within(most, least).only_removing(removing)
+    return Posed(problem, features[0])
 
 
 def posable(question: Question, posed: Posed) -> KernelscopeError | None:

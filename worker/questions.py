@@ -37,6 +37,7 @@ class Question:
     iterations: int | None = None
     target_ssim: float | None = None
     max_preservation: float | None = None
+    only_remove: bool = False
     method: str = "suppression"
     rule: str = "zplus"
     scaling: str = "max"

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 THUMBNAIL_COLUMNS = 16
 SMALLEST_TILE = 56  # pixels a side
 OPTIONS = {  # of a request, by the methods that have more than `scaling`
-    "suppression": ("solver", "effort", "iterations", "target_ssim", "max_preservation"),
+    "suppression": ("solver", "effort", "iterations", "target_ssim", "max_preservation", "only_remove"),
     "lrp": ("rule", "scaling"),
 }
 TERMS = ("preservation", "suppression", "regularization", "total")

@@ -14,21 +14,24 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Header, Response
 from fastapi.responses import StreamingResponse
-from PIL import Image
 from zipstream import ZipStream
 
 from api import figures
+from api.comparison import comparable, made
+from api.drawing import draw
+from api.evidence import blob, evidence
 from api.routes.jobs import Own
 from api.services import Opened, Services
-from shared import catalogue, images
+from shared import images
 from shared.errors import ArtifactNotFound, RangeNotSatisfiable
-from shared.jobs import ARTIFACTS, MEDIA_TYPES, drawn_artifacts
+from shared.jobs import ARTIFACTS, JOB_ARTIFACTS, MEDIA_TYPES, drawn_artifacts
 from shared.schemas import ExplainRequest, ItemResult, Job, variants
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 CACHE = "private, max-age=31536000, immutable"
 FORMS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
+SIDE_BY_SIDE = ("panel.png", "sweep.png")  # show what else there is of the same kernel and image
 ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 FILE: dict[str, Any] = {"type": "string", "format": "binary"}
 HISTORY = {"columns": ["iteration", "preservation"], "rows": [[1, 0.0]]}
@@ -72,7 +75,7 @@ def get_artifact(  # noqa: PLR0913, PLR0917 - its headers
     if _matches(headers["ETag"], if_none_match):
         return Response(status_code=304, headers=headers)
     media_type = MEDIA_TYPES[name.rsplit(".", 1)[-1]]
-    data = data or _blob(services, blobs, name)
+    data = data or blob(services, blobs, name)
     if (wanted := _range(range, len(data))) and if_range in ("", headers["ETag"]):
         start, end = wanted
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
@@ -92,15 +95,15 @@ def _drawn(services: Services, job_id: str, name: str, found: Found) -> tuple[by
     if not drawn:
         raise ArtifactNotFound(f"result {result.index} is of method {result.method}, which makes no {name}")
     final, siblings = True, [found]
-    if name == "panel.png" and len(variants(request)) > 1:
+    if name in SIDE_BY_SIDE and len(variants(request)) > 1:
         final, siblings = _siblings(services, job_id, found)
     with services.drawing:  # the original may be large
         if result.method == "activations":
-            data = figures.thumbnails(np.load(BytesIO(_blob(services, blobs, "activations.npz")))["thumbnails"], result)
+            data = figures.thumbnails(np.load(BytesIO(blob(services, blobs, "activations.npz")))["thumbnails"], result)
         else:
-            shown = [_evidence(services, *one) for one in siblings]
+            shown = [evidence(services, *one) for one in siblings]
             own = next(one for one in shown if one.result.index == result.index)
-            data = figures.draw(name, own, shown)
+            data = draw(name, own, shown)
     blobs[name] = services.store.digest(data)
     if final:
         services.records.keep_drawn(job_id, result.index, name, blobs[name])
@@ -159,6 +162,10 @@ def _packed(services: Services, job: Job) -> Iterator[bytes]:
         if data := services.store.get(digest):
             sheet.add(data, f"images/{digest}.{FORMS[images.form_of(data)]}")
             yield from sheet.all_files()
+    if any(result.artifacts for result in job.results) and comparable(job):
+        for name in JOB_ARTIFACTS:
+            sheet.add(_compared(services, job.id, name), name)
+            yield from sheet.all_files()
     for result in job.results:
         for name in result.artifacts:
             sheet.add(_lazily(services, job.id, result.index, name), f"{folder(job, result)}/{name}")
@@ -169,7 +176,11 @@ def _packed(services: Services, job: Job) -> Iterator[bytes]:
 def _lazily(services: Services, job_id: str, index: int, name: str) -> Iterator[bytes]:
     found = services.records.result(job_id, index)
     data, _ = _drawn(services, job_id, name, found)
-    yield data or _blob(services, found[2], name)
+    yield data or blob(services, found[2], name)
+
+
+def _compared(services: Services, job_id: str, name: str) -> Iterator[bytes]:
+    yield made(services, job_id, name)[0]
 
 
 def folder(job: Job, result: ItemResult) -> str:
@@ -180,32 +191,3 @@ def folder(job: Job, result: ItemResult) -> str:
     if result.method != "suppression":
         parts.append(result.method)
     return "-".join(parts)
-
-
-def _evidence(
-    services: Services, request: ExplainRequest, result: ItemResult, blobs: dict[str, str]
-) -> figures.Evidence:
-    original = services.store.get(result.image)
-    if original is None:
-        raise ArtifactNotFound(f"the original image {result.image} is gone, so its pictures cannot be drawn")
-    maps = np.load(BytesIO(_blob(services, blobs, "maps.npz")))
-    size = catalogue.network(request.model).input_size
-    return figures.Evidence(
-        request=request,
-        result=result,
-        original=images.resized(images.decode(original, services.max_pixels), size),
-        optimized=Image.open(BytesIO(_blob(services, blobs, "optimized.png"))),
-        x=np.load(BytesIO(_blob(services, blobs, "optimized.npy"))),
-        before=maps["before"],
-        after=maps["after"],
-        others=maps["others"].tolist(),
-        others_before=maps["others_before"],
-        others_after=maps["others_after"],
-    )
-
-
-def _blob(services: Services, blobs: dict[str, str], name: str) -> bytes:
-    data = services.store.get(blobs[name])
-    if data is None:
-        raise ArtifactNotFound(f"{name} is gone from the store")
-    return data

@@ -16,6 +16,7 @@ from shared.jobs.polling import Event, Polling
 from shared.jobs.record import (
     ARTIFACTS,
     DRAWN_ARTIFACTS,
+    JOB_ARTIFACTS,
     JOB_ID,
     MEDIA_TYPES,
     STORED_ARTIFACTS,
@@ -32,6 +33,7 @@ __all__ = [
     "ANYONE",
     "ARTIFACTS",
     "DRAWN_ARTIFACTS",
+    "JOB_ARTIFACTS",
     "JOB_ID",
     "MEDIA_TYPES",
     "STORED_ARTIFACTS",

@@ -22,7 +22,15 @@ from shared.errors import ArtifactNotFound, JobExpired, JobNotFound, Problem, Si
 from shared.schemas import ExplainRequest, ItemResult, Job, JobSummary, Progress, Status, plan
 
 STORED_ARTIFACTS = ("optimized.png", "optimized.npy", "maps.npz", "history.json")
-DRAWN_ARTIFACTS = ("contrast.png", "feature_map.png", "optimized_feature_map.png", "difference.png", "panel.png")
+DRAWN_ARTIFACTS = (
+    "contrast.png",
+    "feature_map.png",
+    "optimized_feature_map.png",
+    "difference.png",
+    "panel.png",
+    "sweep.png",
+)
+JOB_ARTIFACTS = ("contact_sheet.png", "consistency.json")  # of a job on several images
 LOOKED_AT = ("activations.npz",)  # stored, and
 SHEETS = ("thumbnails.png",)  # drawn, where kernels are ranked
 ARTIFACTS = (*STORED_ARTIFACTS, *DRAWN_ARTIFACTS, *LOOKED_AT, *SHEETS)
@@ -34,6 +42,7 @@ MEDIA_TYPES = {
 }
 
 LINKS = {"events": "events", "cancel": "cancel", "bundle": "bundle.zip"}
+LINKS_OF_SEVERAL = {"consistency": "consistency", "contact_sheet": "contact_sheet.png"}  # images
 BATCH, MOST_BATCHES = 100, 20  # jobs that are read together for a list, and how often for one page
 
 # A job as it is at one moment: {its record as JSON, its rank in the queue or -1, its results (index, JSON, index, …)};
@@ -182,7 +191,7 @@ class Records:
         with redis_errors(), self.redis.pipeline(transaction=True) as pipe:
             pipe.hget(f"ks:job:{job_id}", "request")
             pipe.hget(f"ks:job:{job_id}:results", str(index))
-            pipe.hmget(f"ks:job:{job_id}:drawn", [f"{index}/{name}" for name in (*DRAWN_ARTIFACTS, *SHEETS)])
+            pipe.hmget(f"ks:job:{job_id}:drawn", [_drawn(index, name) for name in (*DRAWN_ARTIFACTS, *SHEETS)])
             request, stored, drawn = pipe.execute()
         if request is None:
             raise JobNotFound(f"there is no job {job_id}")
@@ -207,10 +216,16 @@ class Records:
         blobs: dict[str, str] = result.pop("blobs")
         return ItemResult.model_validate(result), blobs
 
-    def keep_drawn(self, job_id: str, index: int, name: str, digest: str) -> None:
-        """Remember a picture that was drawn on request, so that it is drawn once."""
+    def keep_drawn(self, job_id: str, index: int | None, name: str, digest: str) -> None:
+        """Remember a picture that was drawn on request, so that it is drawn once; index None: of the whole job."""
+        place = _drawn(index, name)
         with redis_errors():
-            self._keep(keys=[f"ks:job:{job_id}", f"ks:blob:{digest}"], args=[job_id, f"{index}/{name}", digest])
+            self._keep(keys=[f"ks:job:{job_id}", f"ks:blob:{digest}"], args=[job_id, place, digest])
+
+    def drawn(self, job_id: str, name: str) -> str | None:
+        """The blob of a picture of the whole job, if it was drawn."""
+        with redis_errors():
+            return cast(str | None, self.redis.hget(f"ks:job:{job_id}:drawn", _drawn(None, name)))
 
     def hold(self, job_id: str, digests: list[str], expires_at: float) -> None:
         """Refer to blobs before they are written, so that retention leaves them alone; they go with the job."""
@@ -237,6 +252,10 @@ class Records:
         """Whether a job of this owner that still exists is about this image."""
         with redis_errors():
             return bool(self.redis.exists(f"ks:image:{owner}:{digest}"))
+
+
+def _drawn(index: int | None, name: str) -> str:
+    return f"{'job' if index is None else index}/{name}"
 
 
 def _hold(pipe: Any, job_id: str, digests: list[str], expires_at: float) -> None:
@@ -307,7 +326,9 @@ def _summary(job_id: str, record: dict[str, str], rank: int) -> JobSummary:
     total = int(record["planned"]) if record["unresolved"] == "0" else None
     running = json.loads(record.get("progress") or "{}")
     running.pop("items", None)
-    here = f"/jobs/{job_id}"
+    here, request = f"/jobs/{job_id}", ExplainRequest.model_validate_json(record["request"])
+    several = len(request.images) > 1 and request.methods != ["activations"]
+    links = LINKS | (LINKS_OF_SEVERAL if several else {})
     return JobSummary(
         id=job_id,
         status=Status(record["status"]),
@@ -317,10 +338,10 @@ def _summary(job_id: str, record: dict[str, str], rank: int) -> JobSummary:
         expires_at=_time(record["expires_at"]),
         attempt=int(record["attempt"]),
         queue_position=rank + 1 if rank >= 0 else None,
-        request=ExplainRequest.model_validate_json(record["request"]),
+        request=request,
         progress=Progress(completed=int(record["completed"]), failed=int(record["failed"]), total=total, **running),
         failed_items=int(record["failed"]),
-        links={"self": here, **{name: f"{here}/{path}" for name, path in LINKS.items()}},
+        links={"self": here, **{name: f"{here}/{path}" for name, path in links.items()}},
     )
 
 

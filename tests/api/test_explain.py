@@ -78,6 +78,7 @@ def test_a_form_makes_a_job(client: Client) -> None:
         "iterations": None,
         "target_ssim": None,
         "max_preservation": None,
+        "only_remove": False,
         "deadline_s": None,
         "webhook_url": None,
     }
@@ -142,6 +143,7 @@ def test_an_image_can_be_named_by_its_hash_when_it_was_sent_before(client: Clien
         ({"target_ssim": 1.5}, "invalid-request", ["target_ssim", "less than 1"]),
         ({"max_preservation": 0}, "invalid-request", ["max_preservation", "greater than 0"]),
         ({"target_ssim": 0.9, "solver": "reference"}, "invalid-request", ["target_ssim", "reference", "fast"]),
+        ({"only_remove": True, "solver": "reference"}, "invalid-request", ["only_remove", "reference", "fast"]),
         ({"colour": "red"}, "invalid-request", ["colour", "no such field", "layer", "kernels"]),
         ({"images": []}, "invalid-request", ["images", "at least 1"]),
         ({"images": [{}]}, "invalid-request", ["images.0", "data", "sha256"]),

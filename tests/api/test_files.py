@@ -184,3 +184,61 @@ def test_a_panel_that_will_have_more_rows_is_not_kept(client: Client, hands: Han
     late = client.get(f"{here}/artifacts/0/panel.png")
     assert "immutable" in late.headers["cache-control"]
     assert Image.open(BytesIO(late.content)).height > Image.open(BytesIO(early.content)).height
+
+
+def several(client: Client, hands: Hands, **fields: str) -> str:
+    """The path of a job on three images, done."""
+    files = [("image", (f"{seed}.png", png(noise(seed=seed)))) for seed in (1, 2, 3)]
+    data = {"model": "vgg_mini", "layer": "conv2_2", "kernels": "3,16", **fields}
+    job = client.post("/explain", files=files, data=data).json()
+    hands.work()
+    path: str = job["links"]["self"]
+    return path
+
+
+def test_several_images_are_compared(client: Client, hands: Hands) -> None:
+    """A score for each kernel, and a contact sheet; final once the job has ended, and in the bundle."""
+    here = several(client, hands)
+    links = client.get(here).json()["links"]
+    answer = client.get(links["consistency"])
+    assert "immutable" in answer.headers["cache-control"]
+    found = answer.json()
+    assert found["final"]
+    assert found["left_out"] == ""
+    assert [(one["kernel"], one["images"]) for one in found["series"]] == [(3, 3), (16, 3)]
+    for one in found["series"]:
+        assert 0 <= one["consistency"] <= 1
+        assert 0 <= one["discrimination"] <= 1
+    assert 0 <= found["originals"] <= 1
+    assert client.get(links["consistency"]).content == answer.content
+    sheet = client.get(links["contact_sheet"])
+    assert sheet.headers["content-type"] == "image/png"
+    assert min(Image.open(BytesIO(sheet.content)).size) > 400
+    with ZipFile(BytesIO(client.get(f"{here}/bundle.zip").content)) as bundle:
+        assert bundle.read("consistency.json") == answer.content
+        assert bundle.read("contact_sheet.png") == sheet.content
+
+
+def test_a_contact_sheet_has_a_column_for_each_method_and_a_bound(client: Client, hands: Hands) -> None:
+    """Kernels' maps stand once; what is beyond sixteen columns is told, not lost in silence."""
+    one, four = (
+        Image.open(BytesIO(client.get(f"{several(client, hands, methods=methods)}/contact_sheet.png").content)).width
+        for methods in ("suppression", "suppression,lrp,deconvnet,guided_backprop")
+    )
+    assert four > 1.8 * one
+    many = client.get(f"{several(client, hands, kernels=','.join(map(str, range(20))))}/consistency").json()
+    assert len(many["series"]) == 16
+    assert many["left_out"].startswith("4 more")
+
+
+def test_what_is_not_there_is_not_compared(client: Client, hands: Hands) -> None:
+    """One image: 404 and no link. A job that runs: what is there, not to be kept."""
+    one = post(client).json()
+    assert "consistency" not in one["links"]
+    refused(client.get(f"{one['links']['self']}/consistency"), 404, "artifact-not-found", "several images")
+    files = [("image", (f"{seed}.png", png(noise(seed=seed)))) for seed in (1, 2)]
+    job = client.post("/explain", files=files, data={"model": "vgg_mini", "layer": "conv2_2", "kernels": "3"}).json()
+    answer = client.get(job["links"]["consistency"])
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.json() == {"final": False, "series": [], "originals": None, "left_out": ""}
+    assert client.get(job["links"]["contact_sheet"]).headers["cache-control"] == "no-store"

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from api import figures
+from api.drawing import draw
 from shared.jobs import DRAWN_ARTIFACTS
 from shared.schemas import ExplainRequest, ItemResult, WeightsUsed
 from tests.conftest import noise
@@ -63,7 +64,7 @@ def evidence(side: int = 12) -> figures.Evidence:
 @pytest.mark.parametrize("side", [1, 12, 224])
 def test_every_artifact_is_a_png_that_can_be_seen(name: str, side: int) -> None:
     """At least 96 pixels wide, whatever the map's size."""
-    picture = Image.open(BytesIO(figures.draw(name, evidence(side))))
+    picture = Image.open(BytesIO(draw(name, evidence(side))))
     assert picture.format == "PNG"
     assert min(picture.size) >= 96
 

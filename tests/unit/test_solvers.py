@@ -430,3 +430,17 @@ def test_x_is_the_picture_that_is_delivered() -> None:
         found = losses(one, net(space.from_bytes(picture)).relu(), space.weighed(picture))
         assert float(found.total) == pytest.approx(solution.loss, rel=0.02)
         assert solution.loss < 0.8 * solution.history[0][-1]
+
+
+def test_what_may_only_remove_adds_nothing() -> None:
+    """Each value lies between X's and the mean colour; its batch-mate is free, and as it would be alone."""
+    net = tiny.network()
+    both = tiny.problems(net, 2)
+    mixed = both.only_removing(torch.tensor([True, False]))
+    solver = FastSolver(tiny.space(), budget=60, first=60, faithful=60)
+    removed, free = (solution.x for solution in solve(net, mixed, solver))
+    image = both.image[0]
+    assert bool(((removed * image >= 0) & (removed.abs() <= image.abs() + 1e-12)).all())
+    (_, alone) = solve(net, both, solver)
+    torch.testing.assert_close(free, alone.x)
+    assert bool(((free * both.image[1] < 0) | (free.abs() > both.image[1].abs())).any())

@@ -24,6 +24,7 @@ the end most of the other kernels' responses stand at 0, where a subgradient of 
 * The momentum b follows the same way from cos(g_t, g_{t−1}): gradients that alternate are averaged over more steps.
 * The later descents, or the last quarter where there is one only, show the network the 8-bit picture of x, and X̂ is the
   best of these pictures: rounding alone can add 45 % to the loss of an x that is near its end.
+* Where X̂ may only remove, the box is that between X and the mean colour: then it can show nothing that X does not.
 * Under a bound L_p ≤ ε, y is that constraint's multiplier: it is not projected but shortened by σ_y·ε. Where the bound
   is one of SSIM, ε follows: it shrinks while SSIM is below the bound and grows while above.
 """
@@ -136,7 +137,7 @@ class FastSolver:
         layer = flat[:, None].expand(-1, int(problems.kernel_count.max()), -1, -1)
         layer = layer.contiguous(memory_format=torch.channels_last)  # as the networks' maps are: a third of the time
         return FastState(
-            x=self._boxed(problems.image),
+            x=self._boxed(problems, problems.image),
             slope=zeros,
             mean=zeros,
             forgotten=torch.ones_like(none),
@@ -208,7 +209,7 @@ class FastSolver:
         square = self.square_memory * state.square + (1 - self.square_memory) * slope.square()
         step = self._step_size(square, state, age, preservation)
         aimed = state.x - step * mean / _column(1 - forgotten)
-        x = self._boxed(_shrink(aimed, step * _column(problems.beta) / slope[0].numel()))
+        x = self._boxed(problems, _shrink(aimed, step * _column(problems.beta) / slope[0].numel()))
         return {
             "x": x,
             "slope": slope,
@@ -315,8 +316,14 @@ class FastSolver:
         shown, weighed = self.space.from_bytes(picture).to(x), self.space.weighed(picture).to(x)
         return torch.where(_column(rounded), shown, x), torch.where(_column(rounded), weighed, x)
 
-    def _boxed(self, x: Tensor) -> Tensor:
-        return torch.minimum(torch.maximum(x, self.space.low.to(x.dtype)), self.space.high.to(x.dtype))
+    def _boxed(self, problems: Problems, x: Tensor) -> Tensor:
+        """What can be displayed; between X and the mean colour where nothing may be added."""
+        low, high = self.space.low.to(x.dtype), self.space.high.to(x.dtype)
+        if not none_of(problems.removing):
+            removing, image = _column(problems.removing), problems.image
+            low = torch.where(removing, image.clamp_max(0), low)
+            high = torch.where(removing, image.clamp_min(0), high)
+        return torch.minimum(torch.maximum(x, low), high)
 
 
 def _shrink(x: Tensor, threshold: Tensor) -> Tensor:

@@ -97,6 +97,7 @@ class Problems(Rows):
     kernel_count: Tensor  # C, (B,), the same for all
     max_preservation: Tensor  # the most that L_p may be, (B,); ∞: no bound
     min_ssim: Tensor  # the least that SSIM(F̂_i, F_i) may be, (B,); −1: no bound
+    removing: Tensor  # whether each value of X̂ is to lie between X's and the mean colour, (B,) bool
 
     @classmethod
     def pose(cls, image: Tensor, features: Tensor, kernel: Tensor, alpha: Tensor, beta: Tensor) -> Problems:
@@ -106,12 +107,17 @@ class Problems(Rows):
         norm = target.flatten(1).norm(dim=1)
         count = torch.full_like(kernel, features.shape[1])
         most, least = torch.full_like(norm, torch.inf), torch.full_like(norm, -1)
-        return cls(image, kernel, alpha, beta, target, norm, others.clamp_min(0).to(norm.dtype), count, most, least)
+        removing, rest = torch.zeros_like(norm, dtype=torch.bool), others.clamp_min(0).to(norm.dtype)
+        return cls(image, kernel, alpha, beta, target, norm, rest, count, most, least, removing)
 
     def within(self, max_preservation: Tensor, min_ssim: Tensor) -> Problems:
         """The same problems under bounds, each (B,): L_p at most, SSIM(F̂_i, F_i) at least; ∞ and −1 are none."""
         bounds = {"max_preservation": max_preservation, "min_ssim": min_ssim}
         return replace(self, **{name: value.to(self.target_norm) for name, value in bounds.items()})
+
+    def only_removing(self, removing: Tensor) -> Problems:
+        """The same problems, of which some, (B,) bool, may take away from X and add nothing."""
+        return replace(self, removing=removing)
 
     def __len__(self) -> int:
         """B."""

@@ -1,0 +1,305 @@
+"""Do the methods keep what drives a kernel, and nothing else? `python -m benchmarks.ground_truth [--json] [--quick]`.
+
+Where the answer is known: on the planted network (`benchmarks/planted.py`) it is exact, for each pixel and channel; on
+`vgg_mini` a kernel is labelled with a colour or a texture by intervention (only that is changed in a drawn figure, and
+the response measured), and the answer is the pixels of the figures that have it. Each method's delivered picture is
+scored by precision and recall of what it keeps, F1, and, without a threshold, average precision.
+
+The thresholds were fixed before anything was scored: a value is kept where it stands out from the mean colour by a
+tenth of the picture's largest deviation; it drives a planted kernel where ΣF_i falls without it by a tenth of the
+largest fall; a label needs twice the response to every alternative, and to the place without the figure.
+
+Last, whether the scores of consistency and discrimination (`api/consistency.py`) rank the planted kernels as the truth
+does: the share of pairs with a different truth that stand in the right order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from api.consistency import Description, consistency, description, discrimination
+from benchmarks import planted
+from shared.drawings import COLOURS, TEXTURES, Drawing, Figure, draw, random_background, scene
+from worker.device import TorchDevice
+from worker.engine import Engine
+from worker.memory import keep_memory
+from worker.networks import Networks
+from worker.questions import Answer, Picture, Question
+from worker.suppression import EFFORTS, PixelSpace
+
+Mask = NDArray[np.bool_]
+
+METHODS: dict[str, dict[str, Any]] = {
+    "guided_backprop": {"method": "guided_backprop"},
+    "deconvnet": {"method": "deconvnet"},
+    "lrp": {"method": "lrp"},
+    "suppression": {"method": "suppression"},
+    "suppression, only removing": {"method": "suppression", "only_remove": True},
+}
+KEPT = 0.1  # of the picture's largest deviation from the mean colour
+LABELLED = 2.0  # times the response to every alternative
+SHAPES_SHOWN = ("circle", "square", "star")
+MINI_LAYERS = ("conv1_2", "conv2_2", "conv3_2", "conv4_2")
+MINI_SIZE = 96
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a kernel of `vgg_mini` responds to, by intervention."""
+
+    kernel: int
+    colour: str | None
+    texture: str | None
+    ratio: float  # response to it over the response to the next best
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        return " ".join(word for word in (self.colour, self.texture) if word)
+
+
+def main() -> int:
+    """Score, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--effort", choices=list(EFFORTS), default="quick")
+    parser.add_argument("--quick", action="store_true", help="few pictures and kernels")
+    options = parser.parse_args()
+    keep_memory()
+    logging.getLogger("worker").setLevel(logging.WARNING)
+    (count, most), how = (3, 2) if options.quick else (8, 6), {"effort": options.effort}
+    rows = [*planted_rows(count, how), *mini_rows(count, most, how)]
+    report = {"kept": KEPT, "rows": rows, "summary": summary(rows), "ranking": ranking(2 * count, how)}
+    print(json.dumps(report, indent=1) if options.json else markdown(report))
+    return 0
+
+
+def planted_rows(count: int, how: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every kernel of the planted network on every picture that it is active on."""
+    engine = Engine(TorchDevice(planted.PlantedNetworks()))
+    space = planted.PlantedNetworks().planted.space
+    for layer, names in planted.LAYERS.items():
+        cut = planted.PlantedNetworks().planted.cut(layer)
+        for seed in range(count):
+            picture = planted.picture(seed)
+            image = space.from_bytes(_tensor(picture))
+            for kernel in engine.call(engine.device.ranking, "planted", layer, picture):
+                truth = planted.drivers(cut, image, kernel).numpy()
+                where = {"network": "planted", "layer": layer, "kernel": kernel, "what": names[kernel], "picture": seed}
+                questions = _questions("planted", layer, picture, kernel, how)
+                yield from _scored(engine, questions, where, truth, space)
+    engine.close()
+
+
+def mini_rows(count: int, most: int, how: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Labelled kernels of `vgg_mini` on drawn scenes that show what they are labelled with."""
+    networks = Networks(Path("/nonexistent"), torch.device("cpu"), download=False)
+    engine = Engine(TorchDevice(networks))
+    space = networks.get("vgg_mini").space
+    for layer in MINI_LAYERS:
+        for label in sorted(labels(engine, layer), key=lambda label: -label.ratio)[:most]:
+            for seed in range(count):
+                drawing = scene(seed, MINI_SIZE)
+                truth = shown(drawing, label)
+                if not truth.any():
+                    continue
+                picture = np.asarray(drawing.image)
+                where = {"network": "vgg_mini", "layer": layer, "kernel": label.kernel, "what": label.text}
+                questions = _questions("vgg_mini", layer, picture, label.kernel, how)
+                yield from _scored(engine, questions, {**where, "picture": seed}, truth, space)
+    engine.close()
+
+
+def labels(engine: Engine, layer: str) -> list[Label]:
+    """By intervention: figures that differ in nothing but their colour, or nothing but their texture."""
+    every = [_responses(engine, layer, shape, seed) for seed, shape in enumerate(SHAPES_SHOWN)]
+    figure, place = (np.mean(part, axis=0) for part in zip(*every, strict=True))
+    found = []
+    for kernel, response in enumerate(figure.transpose(2, 0, 1)):  # (colours, textures)
+        colour, by_colour = _preferred(response.mean(axis=1), place[kernel])
+        texture, by_texture = _preferred(response.mean(axis=0), place[kernel])
+        if max(by_colour, by_texture) >= LABELLED:
+            found.append(
+                Label(
+                    kernel,
+                    list(COLOURS)[colour] if by_colour >= LABELLED else None,
+                    TEXTURES[texture] if by_texture >= LABELLED else None,
+                    max(by_colour, by_texture),
+                )
+            )
+    return found
+
+
+def _responses(engine: Engine, layer: str, shape: str, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean activation inside one figure, (colours, textures, kernels), and there without the figure, (kernels,)."""
+    background = random_background(np.random.default_rng(seed), MINI_SIZE)
+    inside = draw([Figure(shape, "solid", 0)], MINI_SIZE, background).shapes[0]
+
+    def response(picture: Image.Image) -> NDArray[np.float64]:
+        maps = engine.call(engine.device.feature_maps, "vgg_mini", layer, np.asarray(picture))
+        step = MINI_SIZE // maps.shape[1]
+        mean: NDArray[np.float64] = maps[:, inside[step // 2 :: step, step // 2 :: step]].mean(axis=1)
+        return mean
+
+    found = [
+        [response(draw([Figure(shape, texture, hue)], MINI_SIZE, background).image) for texture in TEXTURES]
+        for hue in COLOURS.values()
+    ]
+    return np.array(found), response(background)
+
+
+def _preferred(response: NDArray[np.float64], place: float) -> tuple[int, float]:
+    """The best, and how many times the next best it is, or what is there without a figure; 0: it never responds."""
+    order = response.argsort()[::-1]
+    best, second = response[order[0]], max(response[order[1]], place, 1e-9)
+    return int(order[0]), float(best / second) if best > 0 else 0.0
+
+
+def shown(drawing: Drawing, label: Label) -> Mask:
+    """The pixels of the figures that have it: of a colour the ink, of a texture all of the shape."""
+    found = np.zeros((MINI_SIZE, MINI_SIZE), dtype=bool)
+    for figure, shape, ink in zip(drawing.figures, drawing.shapes, drawing.inks, strict=True):
+        right_hue = label.colour is None or _apart(figure.hue, COLOURS[label.colour]) < 30
+        if right_hue and label.texture in (None, figure.texture):
+            found |= shape & ink if label.texture is None else shape
+    return found
+
+
+def _apart(one: float, other: float) -> float:
+    """Degrees between two hues."""
+    return abs((one - other + 180) % 360 - 180)
+
+
+def _questions(model: str, layer: str, picture: Picture, kernel: int, how: dict[str, Any]) -> list[Question]:
+    return [
+        Question(model, layer, picture, kernel, 1.0, 1.0, **options, **(how if "suppression" in name else {}))
+        for name, options in METHODS.items()
+    ]
+
+
+def _scored(
+    engine: Engine, questions: list[Question], where: dict[str, Any], truth: Mask, space: PixelSpace
+) -> Iterator[dict[str, Any]]:
+    for number, answer in engine.ask(questions):
+        if isinstance(answer, Answer):
+            deviation = space.weighed(_tensor(answer.picture)).abs()[0].numpy()
+            found = score(deviation if truth.ndim == 3 else deviation.max(axis=0), truth)
+            row = {**where, "method": list(METHODS)[number], **found, "ssim": answer.metrics.ssim}
+            sys.stderr.write(
+                f"{row['network']} {row['layer']} {row['what']}, picture {row['picture']}, {row['method']}: "
+                f"F1 {row['f1']:.2f}\n"
+            )
+            yield row
+
+
+def score(deviation: NDArray[Any], truth: Mask) -> dict[str, float]:
+    """How well what a picture keeps agrees with the truth, of the same shape."""
+    kept = deviation >= KEPT * deviation.max() if deviation.any() else np.zeros_like(truth)
+    hits = float((kept & truth).sum())
+    precision = hits / kept.sum() if kept.any() else 0.0
+    recall = hits / truth.sum()
+    f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
+    ranked = truth.ravel()[np.argsort(-deviation.ravel(), kind="stable")]
+    at = np.cumsum(ranked) / np.arange(1, ranked.size + 1)
+    return {"precision": precision, "recall": recall, "f1": f1, "average_precision": float(at[ranked].mean())}
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each layer and method, the means over kernels and pictures."""
+    found = []
+    for network, layer, method in dict.fromkeys((row["network"], row["layer"], row["method"]) for row in rows):
+        own = [row for row in rows if (row["network"], row["layer"], row["method"]) == (network, layer, method)]
+        means = {name: fmean(row[name] for row in own) for name in ("precision", "recall", "f1", "average_precision")}
+        kernels = len({row["kernel"] for row in own})
+        found.append(
+            {"network": network, "layer": layer, "method": method, "kernels": kernels, "cells": len(own)} | means
+        )
+    order = {method: place for place, method in enumerate(METHODS)}
+    return sorted(found, key=lambda one: (one["network"], one["layer"], order[one["method"]]))
+
+
+def ranking(count: int, how: dict[str, Any]) -> dict[str, Any]:
+    """Consistency against how many things a kernel responds to, discrimination against what two have in common."""
+    found = described("conv2", count, **how)
+    scores = {kernel: value for kernel, one in found.items() if (value := consistency(one)) is not None}
+    truth = planted.alternatives("conv2")
+    pairs = [
+        (told, -planted.overlap("conv2", one, other))
+        for one, other in combinations(scores, 2)
+        if (told := discrimination(found[one], [found[other]])) is not None
+    ]
+    return {
+        "kernels": [
+            {"what": planted.LAYERS["conv2"][kernel], "alternatives": truth[kernel], "consistency": value}
+            for kernel, value in sorted(scores.items(), key=lambda item: -item[1])
+        ],
+        "consistency_concordance": concordance([(value, -truth[kernel]) for kernel, value in scores.items()]),
+        "discrimination_concordance": concordance(pairs),
+    }
+
+
+def described(layer: str, count: int, **how: Any) -> dict[int, dict[int, Description]]:
+    """X̂ of every active kernel of the planted network on some pictures, described."""
+    engine = Engine(TorchDevice(planted.PlantedNetworks()))
+    pictures = {seed: planted.picture(seed) for seed in range(count)}
+    asked = [
+        (seed, Question("planted", layer, picture, kernel, 1.0, 1.0, **how))
+        for seed, picture in pictures.items()
+        for kernel in engine.call(engine.device.ranking, "planted", layer, picture)
+    ]
+    found: dict[int, dict[int, Description]] = {}
+    for number, answer in engine.ask([question for _, question in asked]):
+        seed, question = asked[number]
+        if isinstance(answer, Answer) and (one := description(answer.x, 1)) is not None:
+            found.setdefault(question.kernel, {})[seed] = one
+    engine.close()
+    return {kernel: dict(sorted(found[kernel].items())) for kernel in sorted(found)}
+
+
+def concordance(pairs: Sequence[tuple[float, float]]) -> float:
+    """Of all pairs whose truth (second) differs, the share whose score (first) differs the same way; ties are half."""
+    wins = [
+        0.5 if one[0] == other[0] else float((one[0] > other[0]) == (one[1] > other[1]))
+        for one, other in combinations(pairs, 2)
+        if one[1] != other[1]
+    ]
+    return fmean(wins)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The summary as a table, and the ranking."""
+    lines = ["| network, layer | method | kernels | precision | recall | F1 | average precision |", "|---" * 7 + "|"]
+    for one in report["summary"]:
+        numbers = " | ".join(f"{one[name]:.2f}" for name in ("precision", "recall", "f1", "average_precision"))
+        lines.append(f"| {one['network']} {one['layer']} | {one['method']} | {one['kernels']} | {numbers} |")
+    lines += ["", "| planted kernel | things that it responds to | consistency |", "|---|---|---|"]
+    for one in report["ranking"]["kernels"]:
+        lines.append(f"| {one['what']} | {one['alternatives']} | {one['consistency']:.2f} |")
+    ranks = report["ranking"]
+    lines.append(
+        f"\nin the right order: {ranks['consistency_concordance']:.0%} of the pairs of kernels by consistency, "
+        f"{ranks['discrimination_concordance']:.0%} of the pairs of pairs by discrimination"
+    )
+    return "\n".join(lines)
+
+
+def _tensor(picture: Picture) -> torch.Tensor:
+    return torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
