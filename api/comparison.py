@@ -98,8 +98,8 @@ def _series(job: Job) -> tuple[dict[Key, dict[int, ItemResult]], str]:
         if one.status == "succeeded" and one.kernel is not None:
             key = (one.kernel, one.method, one.alpha, one.beta)
             found.setdefault(key, {})[number_of[one.image]] = one
-    kernels = sorted({key[0] for key in found}, key=lambda kernel: -max(len(found[k]) for k in found if k[0] == kernel))
-    order = sorted(found, key=lambda key: kernels.index(key[0]))
+    most = {kernel: max(len(row) for key, row in found.items() if key[0] == kernel) for kernel, *_ in found}
+    order = sorted(found, key=lambda key: (-most[key[0]], key[0]))  # and as the request has its methods
     left_out = f"{len(order) - MOST_SERIES} more of kernels and methods" if len(order) > MOST_SERIES else ""
     return {key: dict(sorted(found[key].items())) for key in order[:MOST_SERIES]}, left_out
 

@@ -23,7 +23,7 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ class Cell:
     cost: float  # in arbitrary units
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is not there yet, then draw the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights-dir", type=Path, help="folder of weights files, as the worker takes it")
@@ -89,7 +89,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="2 kernels, 2 images, effort quick: within 10 minutes")
     parser.add_argument("--out", type=Path, default=Path("evidence/table1"), help="where the results are kept")
     parser.add_argument("--json", action="store_true", help="print the tables as JSON instead of Markdown")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.quick:
         options.kernels, options.images, options.effort = 2, 2, "quick"
     few = options.images // 4 if options.ablation_images is None else options.ablation_images

@@ -50,7 +50,7 @@ def test_where_a_thing_lies_and_how_faint_it_is_do_not_matter() -> None:
 )
 def test_colours_and_patterns_matter(one: Maps, other: Maps) -> None:
     """Each of them is less like the other than like itself elsewhere."""
-    assert likeness(of(one), of(other)) < 0.7
+    assert likeness(of(one), of(other)) < 0.9
 
 
 def test_a_blank_picture_says_nothing() -> None:
