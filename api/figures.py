@@ -151,13 +151,13 @@ def _tiles(
 
 
 def named(evidence: Evidence, siblings: Sequence[Evidence]) -> str:
-    """The method, and α and β where the job has several of them."""
+    """The method, and α and β where the job has several of them; in letters that the font has."""
     result = evidence.result
     if len(siblings) == 1 and result.method == "suppression":
         return f"what kernel {result.kernel} sees"
     several = [one.result for one in siblings if one.result.method == result.method]
-    weights = [("α", result.alpha, {one.alpha for one in several}), ("β", result.beta, {one.beta for one in several})]
-    own = [f"{sign} = {value:g}" for sign, value, values in weights if len(values) > 1]
+    several_of = {"alpha": {one.alpha for one in several}, "beta": {one.beta for one in several}}
+    own = [f"{name} = {getattr(result, name):g}" for name, values in several_of.items() if len(values) > 1]
     return ", ".join([TITLES[result.method], *own])
 
 

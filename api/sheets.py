@@ -50,7 +50,7 @@ def sweep(evidence: Evidence, siblings: Sequence[Evidence]) -> Image.Image:
     request, result = evidence.request, evidence.result
     title = f"Kernel {result.kernel} of {request.layer} ({request.model}), by {TITLES[result.method]}"
     key = "maps: black is silent, bright is active, one scale; differences: blue fell, red rose"
-    labels = ("X̂", "contrast\nstretched", f"map of\nkernel {result.kernel}", "difference\nof the maps")
+    labels = ("optimized\nimage", "contrast\nstretched", f"map of\nkernel {result.kernel}", "difference\nof the maps")
     return _grid(title, key, labels, columns, TILE)
 
 
@@ -59,11 +59,13 @@ def _swept(one: Evidence, same: Sequence[Evidence], scale: float) -> Column:
     assert metrics
     assert losses
     kept = "–" if metrics.ssim is None else f"{metrics.ssim:.3f}"
-    notes = (f"SSIM {kept}, others left {metrics.leakage:.1%}", f"mean |X̂| {losses.regularization:.3f}")
+    notes = (f"SSIM {kept}, others left {metrics.leakage:.1%}", f"mean deviation {losses.regularization:.3f}")
     change = difference(one.after - one.before, scale)
     pictures = [one.optimized.convert("RGB"), stretched(one.x), heat(one.after, scale), change]
     return Column(
-        named(one, same) if len(same) > 1 else f"α = {one.result.alpha:g}, β = {one.result.beta:g}", pictures, notes
+        named(one, same) if len(same) > 1 else f"alpha = {one.result.alpha:g}, beta = {one.result.beta:g}",
+        pictures,
+        notes,
     )
 
 

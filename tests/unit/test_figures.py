@@ -118,8 +118,8 @@ def test_the_panel_has_a_row_for_each_method_and_each_beta() -> None:
     ]
     assert [figures.named(each, several) for each in several] == [
         "LRP",
-        "suppression, β = 1",
-        "suppression, β = 4",
+        "suppression, beta = 1",
+        "suppression, beta = 4",
     ]
     assert figures.named(one, [one]) == "what kernel 3 sees"
     heights = [figures.panel(one, several[:count]).height for count in (1, 2, 3)]

@@ -1,0 +1,107 @@
+"""The paper's figures, made here: `make figures`, or `python -m benchmarks.figures [--out DIR]`.
+
+    1 one kernel on an image of all colours      5 the same for another kernel
+    2 its map and two other kernels', all methods 6, 7 two kernels of one layer on several images
+    4 several images × methods                    8 several β: X̂, stretched, maps, differences
+
+Figure 3, the joint distribution, is `benchmarks.table1`'s. Without `--weights-dir` the network is `vgg_mini`; without
+`--images-dir` the images are drawn, and one is a photograph that scikit-image ships. Each figure is made by a job of the
+service on a private stack, and is the file that the service answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from skimage import data
+
+from benchmarks.table1 import SUFFIXES
+from kernelscope.client import Client
+from kernelscope.stack import Stack, free_port
+from shared.drawings import all_colours, scene
+from shared.schemas import ItemResult
+from shared.settings import settings
+
+METHODS = "suppression,guided_backprop,deconvnet,lrp"
+LAYERS = {"vgg16": ("conv1_1", "conv2_2"), "vgg_mini": ("conv1_2", "conv3_2")}
+SIDE = 224
+
+
+def main() -> int:
+    """Start a stack, ask for the jobs, write their pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights-dir", type=Path)
+    parser.add_argument("--images-dir", type=Path)
+    parser.add_argument("--model", choices=list(LAYERS), help="vgg16 where there is a weights folder")
+    parser.add_argument("--out", type=Path, default=Path("evidence/figures"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    model = options.model or ("vgg16" if options.weights_dir else "vgg_mini")
+    with tempfile.TemporaryDirectory() as folder:
+        own: dict[str, Any] = {"data_dir": Path(folder), "store_url": "", "port": free_port()}
+        own |= {"preload": (model,), "download_weights": False}
+        own |= {"weights_dir": options.weights_dir} if options.weights_dir else {}
+        configuration = settings().model_copy(update=own)
+        with Stack(configuration, sys.stderr.write).running() as stack, Client(stack.url) as client:
+            for name, file in figures(client, model, shown(options.images_dir)):
+                (options.out / name).write_bytes(file)
+                sys.stderr.write(f"{options.out / name}\n")
+    return 0
+
+
+def shown(folder: Path | None) -> list[bytes]:
+    """Four images."""
+    if folder:
+        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+        return [file.read_bytes() for file in files[:: max(1, len(files) // 4)][:4]]
+    photograph = Image.fromarray(data.astronaut()).resize((SIDE, SIDE))
+    return [png(photograph), *(png(scene(seed, SIDE).image) for seed in (0, 2, 5))]
+
+
+def figures(client: Client, model: str, images: list[bytes]) -> list[tuple[str, bytes]]:
+    """Each with its file's name."""
+    low, high = LAYERS[model]
+    colours = explained(client, [png(all_colours(SIDE))], model=model, layer=low, kernels="top:6", methods=METHODS)
+    first = max((one for one in colours.results if one.method == "suppression"), key=_emptiness)
+    found = [
+        ("figure1.png", client.file(first.artifacts["sweep.png"])),
+        ("figure2.png", client.file(first.artifacts["panel.png"])),
+    ]
+    ranked = explained(client, images[:1], model=model, layer=high, kernels="top:2").results
+    one, two = sorted(result.kernel for result in ranked if result.kernel is not None)
+    for name, kernels, methods in (("4", one, METHODS), ("5", two, METHODS), ("6-7", f"{one},{two}", "suppression")):
+        job = explained(client, images, model=model, layer=high, kernels=str(kernels), methods=methods)
+        found.append((f"figure{name}.png", client.file(job.links["contact_sheet"])))
+    swept = explained(client, images[:1], model=model, layer=high, kernels=str(one), beta="0,0.3,1,3,10")
+    found.append(("figure8.png", client.file(swept.results[0].artifacts["sweep.png"])))
+    return found
+
+
+def _emptiness(result: ItemResult) -> float:
+    """A kernel that responds to few of all colours leaves the most at the mean colour."""
+    return result.metrics.sparsity if result.metrics else 0.0
+
+
+def explained(client: Client, images: list[bytes], **fields: str) -> Any:
+    """A job that succeeded."""
+    job = client.wait(client.explain(images, **fields, effort="quick").id)
+    if job.status != "succeeded":
+        raise SystemExit(f"job {job.id} {job.status}: {job.error}")
+    return job
+
+
+def png(picture: Image.Image) -> bytes:
+    """As a file."""
+    buffer = BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
