@@ -5,8 +5,8 @@
     4 several images × methods                    8 several β: X̂, stretched, maps, differences
 
 Figure 3, the joint distribution, is `benchmarks.table1`'s. Without `--weights-dir` the network is `vgg_mini`; without
-`--images-dir` the images are drawn, and one is a photograph that scikit-image ships. Each figure is made by a job of the
-service on a private stack, and is the file that the service answers.
+`--images-dir` the images are drawn, and one is a photograph that scikit-image ships. Each figure is made by a job of
+the service on a private stack, and is the file that the service answers.
 """
 
 from __future__ import annotations
@@ -41,6 +41,10 @@ def main() -> int:
     parser.add_argument("--model", choices=list(LAYERS), help="vgg16 where there is a weights folder")
     parser.add_argument("--out", type=Path, default=Path("evidence/figures"))
     options = parser.parse_args()
+
+    def say(line: str) -> None:
+        sys.stderr.write(f"{line}\n")
+
     options.out.mkdir(parents=True, exist_ok=True)
     model = options.model or ("vgg16" if options.weights_dir else "vgg_mini")
     with tempfile.TemporaryDirectory() as folder:
@@ -48,10 +52,10 @@ def main() -> int:
         own |= {"preload": (model,), "download_weights": False}
         own |= {"weights_dir": options.weights_dir} if options.weights_dir else {}
         configuration = settings().model_copy(update=own)
-        with Stack(configuration, sys.stderr.write).running() as stack, Client(stack.url) as client:
+        with Stack(configuration, say).running() as stack, Client(stack.url) as client:
             for name, file in figures(client, model, shown(options.images_dir)):
                 (options.out / name).write_bytes(file)
-                sys.stderr.write(f"{options.out / name}\n")
+                say(str(options.out / name))
     return 0
 
 
