@@ -205,10 +205,13 @@ class Feeds:
         self.news = news
         self._feeds: dict[str, _Feed] = {}
 
-    async def follow(self, job_id: str, after: str | None) -> AsyncIterator[bytes] | None:
+    async def follow(self, job_id: str, after: str | None, *, watch: bool = False) -> AsyncIterator[bytes] | None:
         """A job's events after one of them, as a Server-Sent Events stream; it ends with the job.
 
         None: there are none, and there will be none.
+
+        Args:
+            watch: as long as the stream is read, the job's worker makes previews.
 
         Raises:
             InvalidRequest, StoreUnavailable: at once, not in the stream.
@@ -218,9 +221,11 @@ class Feeds:
         newest = None if missed else await self.polling.last_event(job_id)
         if not missed and (newest is None or newest[1]):
             return None
-        return self._stream(job_id, missed, seen)
+        return self._stream(job_id, missed, seen, watch=watch)
 
-    async def _stream(self, job_id: str, missed: list[Told], seen: tuple[int, int]) -> AsyncIterator[bytes]:
+    async def _stream(
+        self, job_id: str, missed: list[Told], seen: tuple[int, int], *, watch: bool
+    ) -> AsyncIterator[bytes]:
         """Whatever is held for a reader is taken here: a stream that nobody begins to read holds nothing."""
         yield b"".join([KEEPALIVE_COMMENT, *(told.data for told in missed)])
         if missed:
@@ -234,6 +239,8 @@ class Feeds:
             for told in await self._since(job_id, "{}-{}".format(*seen)):  # what came before the feed was joined
                 _put(reader, told)
             while True:
+                if watch:
+                    await self.polling.watch(job_id)
                 waiting = await _all_of(reader)
                 if waiting is None:
                     return

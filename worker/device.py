@@ -20,7 +20,7 @@ from worker.answers import Posed, measured, pictures, posable, pose
 from worker.baseline_batch import BaselineBatch
 from worker.networks import LoadedNetwork, Networks
 from worker.pace import STEP_SECONDS, Pace, out_of_memory, pace, room_in_memory
-from worker.questions import Answer, Answered, Batch, Device, Maps, Picture, Question, Step, Ticket
+from worker.questions import Answer, Answered, Batch, Device, Maps, Picture, Question, Sketch, Step, Ticket
 from worker.suppression import VERSION, FastSolver, PixelSpace, Problems, ReferenceSolver, Solution, Solver
 from worker.suppression import Batch as SolverBatch
 
@@ -213,9 +213,20 @@ class TorchBatch(Batch):
             self._adapt(part, time.perf_counter() - begin)
         for number, course in part.courses.items():
             self.tickets[number][0].step = Step(course.iteration, course.budget, course.terms)
+        self._sketch(part)
         answered += self._ended(ended)
         self._sweep()
         return answered
+
+    def _sketch(self, part: SolverBatch[Any]) -> None:
+        """X̂ as it is now, for those who want to see it form."""
+        wanted = [number for number in part.courses if self.tickets[number][0].wanted]
+        if not wanted:
+            return
+        shown = self.network.space.to_bytes(part.iterates(wanted)).permute(0, 2, 3, 1).cpu().numpy()
+        for number, picture in zip(wanted, shown, strict=True):
+            ticket = self.tickets[number][0]
+            ticket.sketch, ticket.wanted = Sketch(part.courses[number].iteration, picture), False
 
     def stop(self, tickets: Sequence[Ticket]) -> Answered:
         """X̂ as good as it is; nothing where there was no evaluation yet."""

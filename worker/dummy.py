@@ -15,7 +15,7 @@ from shared import catalogue
 from shared.errors import SilentKernel
 from shared.schemas import Losses, Metrics, Stop, WeightsUsed
 from shared.workers import NetworkState
-from worker.questions import Answer, Answered, Batch, Device, Maps, Picture, Question, Step, Ticket
+from worker.questions import Answer, Answered, Batch, Device, Maps, Picture, Question, Sketch, Step, Ticket
 
 MAP_SIDE = 12
 WEIGHTS = WeightsUsed(source="dummy", sha256="0" * 64)
@@ -109,6 +109,8 @@ class DummyBatch(Batch):
         self.iteration += 1
         time.sleep(0.001)
         self.ticket.step = Step(self.iteration, budget, (0.0, 1.0, 1.0, 2.0 - self.iteration / budget))
+        if self.ticket.wanted:
+            self.ticket.sketch, self.ticket.wanted = Sketch(self.iteration, self.ticket.question.picture), False
         return self._end("budget") if self.iteration == budget else []
 
     def stop(self, tickets: Sequence[Ticket]) -> Answered:

@@ -6,10 +6,10 @@ import logging
 import time
 from collections.abc import Callable
 from threading import Event, Lock, Thread
-from typing import Any, Protocol
+from typing import Protocol
 
 from shared.errors import StoreUnavailable
-from shared.jobs import Claim, Transitions
+from shared.jobs import Hold, Sign, Transitions
 from worker.engine import Engine
 
 log = logging.getLogger(__name__)
@@ -20,14 +20,14 @@ PULSE_SECONDS = 0.25  # the append-only file is synced at each write
 class Held(Protocol):
     """A slice that this worker runs."""
 
-    claim: Claim
+    watched: bool  # somebody wants to see X̂ as it forms
 
     @property
     def in_engine(self) -> bool:
         """Whether it waits for the engine; if not, it is being prepared."""
         ...
 
-    def progress(self) -> dict[str, Any]:
+    def sign(self) -> Sign:
         """How far it is."""
         ...
 
@@ -85,9 +85,9 @@ class Pulse:
             held = [run for run in self._held if alive or not run.in_engine]
         if not held:
             return
-        holds = self.transitions.renew_all([(run.claim, run.progress()) for run in held])
-        for run, still in zip(held, holds, strict=True):
-            if not still:
+        for run, hold in zip(held, self.transitions.renew_all([run.sign() for run in held]), strict=True):
+            run.watched = hold is Hold.WATCHED
+            if hold is Hold.LOST:
                 run.lose()
 
     def _alive(self) -> bool:

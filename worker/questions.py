@@ -90,6 +90,14 @@ class Step:
     terms: tuple[float, float, float, float]  # L_p, L_s, L_r, L
 
 
+@dataclass(frozen=True)
+class Sketch:
+    """What X̂ looked like after so many evaluations."""
+
+    iteration: int
+    picture: Picture
+
+
 @dataclass(eq=False)
 class Ticket:
     """One question in the hands of an engine."""
@@ -97,6 +105,8 @@ class Ticket:
     question: Question
     step: Step | None = None  # none while it waits
     answered: bool = False
+    wanted: bool = False  # a sketch, after the next step
+    sketch: Sketch | None = None
 
 
 Answered = list[tuple[Ticket, Answer | KernelscopeError]]
@@ -119,7 +129,10 @@ class Batch(Protocol):
         ...
 
     def step(self) -> Answered:
-        """Go on for at most half a second with each; note how far it is in its ticket. Returns what is answered."""
+        """Go on for at most half a second with each; note in its ticket how far it is. Returns what is answered.
+
+        A ticket whose sketch is wanted gets one.
+        """
         ...
 
     def stop(self, tickets: Sequence[Ticket]) -> Answered:

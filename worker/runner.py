@@ -18,14 +18,14 @@ from PIL import Image
 
 from shared import images, logs
 from shared.errors import DeadlinePassed, KernelscopeError, StoreUnavailable, UnknownImage
-from shared.jobs import Claim, LostLease, Records, Transitions
+from shared.jobs import Claim, LostLease, Records, Sign, Transitions
 from shared.schemas import Item, ItemResult, Thumbnails
 from shared.store import BlobStore
 from worker.activations import ranked, thumbnails
 from worker.engine import Asked, Engine
 from worker.pulse import Pulse
 from worker.quarantine import Quarantine
-from worker.questions import Answer, Picture, Question
+from worker.questions import Answer, Picture, Question, Step, Ticket
 from worker.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ OPTIONS = {  # of a request, by the methods that have more than `scaling`
     "suppression": ("solver", "effort", "iterations", "target_ssim", "max_preservation", "only_remove"),
     "lrp": ("rule", "scaling"),
 }
+PREVIEWS = 4  # of a slice's items that a watcher is shown in one beat of the pulse
 TERMS = ("preservation", "suppression", "regularization", "total")
 
 
@@ -135,6 +136,8 @@ class _SliceRun:
     open: list[Item] = field(default_factory=list)  # the items of the questions that are asked
     lost: bool = False
     ended: bool = False
+    watched: bool = False
+    told: dict[int, int] = field(default_factory=dict)  # of which evaluation an item's last preview was
 
     def to_the_end(self) -> None:
         try:
@@ -160,10 +163,33 @@ class _SliceRun:
     def in_engine(self) -> bool:
         return self.asked is not None
 
-    def progress(self) -> dict[str, Any]:
-        """Of the items that run now: the evaluations done, the most that they may take, their mean loss; and each."""
+    def sign(self) -> Sign:
+        running = self._in_work()
+        previews = self._previews(running)
+        steps = {index: ticket.step for index, ticket in running.items() if ticket.step}
+        return Sign(self.claim, self._progress(steps), previews)
+
+    def _in_work(self) -> dict[int, Ticket]:
+        """By the item's index."""
         open_ = zip(self.open, self.asked.tickets, strict=True) if self.asked else ()
-        steps = {item.index: ticket.step for item, ticket in open_ if ticket.step and not ticket.answered}
+        return {item.index: ticket for item, ticket in open_ if not ticket.answered}
+
+    def _previews(self, running: dict[int, Ticket]) -> dict[int, bytes]:
+        """New sketches; where the job is watched, more of them are asked for, of those that have waited longest."""
+        new = {
+            index: ticket.sketch
+            for index, ticket in running.items()
+            if ticket.sketch and ticket.sketch.iteration > self.told.get(index, 0)
+        }
+        self.told.update((index, sketch.iteration) for index, sketch in new.items())
+        if self.watched:
+            waiting = sorted(running, key=lambda index: self.told.get(index, 0))
+            for index in waiting[:PREVIEWS]:
+                running[index].wanted = True
+        return {index: _webp(sketch.picture) for index, sketch in new.items()}
+
+    def _progress(self, steps: dict[int, Step]) -> dict[str, Any]:
+        """Of the items that run now: the evaluations done, the most that they may take, their mean loss; and each."""
         if not steps:
             return {}
         return {
@@ -171,7 +197,12 @@ class _SliceRun:
             "budget": max(step.budget for step in steps.values()),
             "loss": sum(step.terms[-1] for step in steps.values()) / len(steps),
             "items": [
-                {"index": index, "iteration": step.iteration, "losses": dict(zip(TERMS, step.terms, strict=True))}
+                {
+                    "index": index,
+                    "iteration": step.iteration,
+                    "losses": dict(zip(TERMS, step.terms, strict=True)),
+                    **({"preview": self.told[index]} if index in self.told else {}),
+                }
                 for index, step in steps.items()
             ],
         }
@@ -358,6 +389,13 @@ def _facts(answer: Answer) -> dict[str, Any]:
         "weights",
     )
     return {name: getattr(answer, name) for name in names}
+
+
+def _webp(picture: Picture) -> bytes:
+    """Small and quick to make: for one look."""
+    file = BytesIO()
+    Image.fromarray(picture).save(file, "WEBP", quality=70, method=0)
+    return file.getvalue()
 
 
 def _artifacts(answer: Answer) -> dict[str, bytes]:

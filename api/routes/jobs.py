@@ -16,7 +16,7 @@ from api.accept import Prefer, answered
 from api.access import Asking
 from api.services import Opened
 from shared import catalogue
-from shared.errors import InvalidRequest, JobNotFound
+from shared.errors import ArtifactNotFound, InvalidRequest, JobNotFound
 from shared.jobs import JOB_ID, Place, Wanted
 from shared.schemas import Job, JobSummary, Status
 from shared.webhooks import Delivery
@@ -29,6 +29,9 @@ TOLD = 'id: 1795599012345-0\nevent: status\ndata: {"status": "running"}\n\n'
 EVENTS: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {"example": TOLD}}, "description": "A stream of events."},
     204: {"description": "There are no more events, and there will be none."},
+}
+PREVIEW: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/webp": {"schema": {"type": "string", "format": "binary"}}}, "description": "A picture."}
 }
 
 
@@ -124,18 +127,36 @@ def delete_job(job_id: Own, services: Opened) -> None:
 
 @router.get("/{job_id}/events", response_class=StreamingResponse, responses=EVENTS)
 async def get_events(
-    job_id: Own, services: Opened, last_event_id: Annotated[str | None, Header(max_length=64)] = None
+    job_id: Own,
+    services: Opened,
+    last_event_id: Annotated[str | None, Header(max_length=64)] = None,
+    *,
+    previews: Annotated[bool, Query(description="have X̂ shown as it forms")] = False,
 ) -> Response:
     """What happens to the job, as Server-Sent Events: `status`, `progress`, `result`; ends when the job has ended.
 
     A reader that comes back with `Last-Event-ID` misses no `status` and no `result` and is told none twice; of the
     `progress` that it missed it is told the latest. 204: it had been told everything, and the job has ended.
+
+    With `previews=true`, `items` of `progress` have a `preview` once there is one, the evaluation that it is of:
+    `GET /jobs/{id}/previews/{item}` is the picture.
     """
-    stream = await services.feeds.follow(job_id, last_event_id)
+    stream = await services.feeds.follow(job_id, last_event_id, watch=previews)
     if stream is None:
         return Response(status_code=204)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+
+
+@router.get("/{job_id}/previews/{item}", response_class=Response, responses=PREVIEW)
+async def get_preview(job_id: Own, item: int, services: Opened) -> Response:
+    """What X̂ of an item that runs looks like now; kept for a minute, while somebody reads the events with previews."""
+    picture = await services.polling.preview(job_id, item)
+    if picture is None:
+        raise ArtifactNotFound(
+            f"no preview of item {item}; there are some while /jobs/{job_id}/events?previews=true is read"
+        )
+    return Response(picture, media_type="image/webp", headers={"Cache-Control": "no-store"})
 
 
 @router.get("/{job_id}/webhook")

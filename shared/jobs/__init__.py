@@ -27,7 +27,7 @@ from shared.jobs.record import (
     drawn_artifacts,
 )
 from shared.jobs.retention import Retention
-from shared.jobs.transitions import ANYONE, Caller, Claim, LostLease, Submitted, Transitions
+from shared.jobs.transitions import ANYONE, Caller, Claim, Hold, LostLease, Sign, Submitted, Transitions
 
 __all__ = [
     "ANYONE",
@@ -40,11 +40,13 @@ __all__ = [
     "Caller",
     "Claim",
     "Event",
+    "Hold",
     "LostLease",
     "Place",
     "Polling",
     "Records",
     "Retention",
+    "Sign",
     "Submitted",
     "Transitions",
     "Wanted",

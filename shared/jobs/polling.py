@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from base64 import b64decode
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from shared.jobs.record import JOB, connection_options, job_of, keys_of, record_of, redis_errors, result_of
 from shared.schemas import Job, Status
 
+WATCHED_SECONDS = 45  # for which a reader of previews is believed to be still there
 CONNECTIONS = 9  # of an event loop: a reader who finds none free waits for one; the news take one for themselves
 BIG = 64  # results, above which a record is not read on an event loop
 
@@ -84,6 +86,17 @@ class Polling:
             return None
         event_id, entry = newest[0]
         return event_id, entry["kind"] == "status" and Status(entry["data"]).terminal
+
+    async def watch(self, job_id: str) -> None:
+        """Somebody wants to see the previews of this job: workers make some for a while."""
+        with redis_errors():
+            await self.redis.set(f"ks:watched:{job_id}", "", ex=WATCHED_SECONDS)
+
+    async def preview(self, job_id: str, index: int) -> bytes | None:
+        """What X̂ of an item looks like now, a WebP file; None where there is none."""
+        with redis_errors():
+            text = await self.redis.get(f"ks:preview:{job_id}:{index}")
+        return b64decode(text) if text else None
 
     async def close(self) -> None:
         """Close the connections."""

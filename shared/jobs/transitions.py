@@ -7,10 +7,12 @@ import json
 import secrets
 import sys
 import time
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import IntEnum
 from importlib.resources import files
 from typing import Any, Literal
 
@@ -74,6 +76,23 @@ class Claim:
     deadline: float | None  # seconds since 1970
     queue: Queue
     owner: str
+
+
+@dataclass(frozen=True)
+class Sign:
+    """That a claim's holder lives: how far it is, and what X̂ looks like of items of a watched job."""
+
+    claim: Claim
+    progress: dict[str, Any]
+    previews: dict[int, bytes] = field(default_factory=dict)  # by the item's index: a WebP file
+
+
+class Hold(IntEnum):
+    """How a claim holds."""
+
+    LOST = 0
+    HELD = 1
+    WATCHED = 2  # and somebody wants to see its job's previews
 
 
 @dataclass(frozen=True)
@@ -198,17 +217,19 @@ class Transitions:
         Raises:
             LostLease: the claim no longer holds.
         """
-        if not self.renew_all([(claim, progress)])[0]:
+        if self.renew_all([Sign(claim, progress)])[0] is Hold.LOST:
             raise LostLease(claim.slice_id)
 
-    def renew_all(self, claims: Sequence[tuple[Claim, dict[str, Any]]]) -> list[bool]:
-        """Several signs of life in one round trip (and one sync of the append-only file). Returns which claims hold."""
+    def renew_all(self, signs: Sequence[Sign]) -> list[Hold]:
+        """Several signs of life in one round trip (and one sync of the append-only file). Returns how each holds."""
         lease = self.clock() + self.lease_seconds
         with redis_errors(), self.redis.pipeline(transaction=False) as pipe:
-            for claim, progress in claims:
-                arguments = (claim.slice_id, claim.token, lease, json.dumps(progress) if progress else "")
+            for sign in signs:
+                claim, progress = sign.claim, json.dumps(sign.progress) if sign.progress else ""
+                previews = [part for index, picture in sign.previews.items() for part in (index, b64encode(picture))]
+                arguments = (claim.slice_id, claim.token, lease, progress, *previews)
                 self._scripts["renew"](keys=[f"ks:slice:{claim.slice_id}"], args=arguments, client=pipe)
-            return list(map(bool, pipe.execute()))
+            return list(map(Hold, pipe.execute()))
 
     def resolve(self, claim: Claim, skipped: Sequence[Item]) -> None:
         """The ranks of this slice have kernels now, but for the `skipped`, because too few kernels are active."""

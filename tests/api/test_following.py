@@ -9,10 +9,12 @@ from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 import pytest
 from httpx import Client
+from PIL import Image
 from redis import Redis
 
 from api.news import Feeds, News
@@ -187,6 +189,24 @@ def test_events_tell_the_whole_story(client: Client, hands: Hands) -> None:
     assert 0 < item["iteration"] <= 300
     ids = [tuple(map(int, event.id.split("-"))) for event in story]
     assert ids == sorted(set(ids))
+
+
+def test_who_watches_sees_the_picture_form(client: Client, hands: Hands) -> None:
+    """A stream with previews tells of pictures that can be fetched; without a watcher none are made."""
+    job = post(client, iterations="1200", kernels="1").json()
+    seen: set[int] = set()
+    with later(0.1, hands.work), reading(client, f"{job['links']['events']}?previews=true") as events:
+        for event in events:
+            if event.kind == "progress" and (number := event.data["items"][0].get("preview")):
+                answer = client.get(f"/jobs/{job['id']}/previews/0")
+                assert answer.headers["content-type"] == "image/webp"
+                assert Image.open(BytesIO(answer.content)).size == (96, 96)
+                seen.add(number)
+    assert len(seen) > 1
+    unwatched = post(client, iterations="400", kernels="1", beta="2").json()
+    with later(0.1, hands.work), reading(client, unwatched["links"]["events"]) as events:
+        assert not any("preview" in event.data["items"][0] for event in events if event.kind == "progress")
+    refused(client.get(f"/jobs/{unwatched['id']}/previews/0"), 404, "artifact-not-found", "previews=true")
 
 
 def test_a_reader_that_comes_late_or_comes_back_misses_and_repeats_nothing(client: Client, hands: Hands) -> None:

@@ -294,6 +294,19 @@ def test_steps_are_reported(engine: Engine) -> None:
     assert steps[-1].terms[-1] < steps[0].terms[-1]
 
 
+def test_a_sketch_that_is_wanted_is_made_once(engine: Engine) -> None:
+    """X̂ in 8 bits as it is then; none where none is wanted."""
+    asked = engine.ask([question(kernel, iterations=60) for kernel in top(engine)[:2]])
+    first, second = asked.tickets
+    first.wanted = True
+    assert len(list(asked)) == 2
+    assert first.sketch is not None
+    assert second.sketch is None
+    assert not first.wanted
+    assert first.sketch.picture.shape == first.question.picture.shape
+    assert 0 < first.sketch.iteration <= 60
+
+
 def test_the_pace_is_measured_once_for_a_layer(device: TorchDevice) -> None:
     """Small networks run in batches."""
     network = device.networks.get("vgg_mini")

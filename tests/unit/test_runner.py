@@ -14,7 +14,7 @@ import pytest
 from redis import Redis
 
 from shared.errors import LayerNotCovered, StoreUnavailable
-from shared.jobs import Records, Retention, Transitions
+from shared.jobs import Hold, Records, Retention, Transitions
 from shared.schemas import ExplainRequest, Job, Status, plan
 from shared.store import BlobStore
 from tests.conftest import noise, png
@@ -293,7 +293,7 @@ def test_the_pulse_outlives_a_bug(
     with bench.runner() as runner:
         renew, failures = runner.pulse.transitions.renew_all, [ValueError("a bug")]
 
-        def once(claims: object) -> list[bool]:
+        def once(claims: object) -> list[Hold]:
             if failures:
                 raise failures.pop()
             return renew(claims)  # type: ignore[arg-type]

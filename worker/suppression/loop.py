@@ -174,6 +174,12 @@ class Batch(Generic[StateT]):
         """End these problems now: the best X̂ so far; X itself where there was no evaluation yet."""
         return self._retire(dict.fromkeys(numbers, reason))
 
+    def iterates(self, numbers: Collection[int]) -> Tensor:
+        """X̂ as it is now of these problems, (b, 3, H, W), in the order of the courses."""
+        rows = [row for row, number in enumerate(self.courses) if number in numbers]
+        x: Tensor = self.state.x  # type: ignore[attr-defined]
+        return x[torch.tensor(rows, dtype=torch.long, device=x.device)]
+
     def drop(self, numbers: Collection[int]) -> None:
         """Forget these problems."""
         if numbers:
