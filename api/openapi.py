@@ -136,7 +136,7 @@ def _result() -> ItemResult:
     )
     losses = Losses(preservation=0.0064, suppression=0.3176, regularization=0.1165, total=0.4405)
     names = ("optimized.png", "optimized.npy", "maps.npz", "history.json", "contrast.png", "feature_map.png")
-    more = ("optimized_feature_map.png", "difference.png", "panel.png", "sweep.png")
+    more = ("original.png", "optimized_feature_map.png", "difference.png", "others.png", "panel.png", "sweep.png")
     return ItemResult(
         index=0,
         image=IMAGE,

@@ -69,6 +69,17 @@ def _swept(one: Evidence, same: Sequence[Evidence], scale: float) -> Column:
     )
 
 
+def others(evidence: Evidence) -> Image.Image:
+    """The kernels that were loudest beside the selected one, before and after, each on one scale."""
+    columns = []
+    for number, kernel in enumerate(evidence.others):
+        maps = evidence.others_before[number], evidence.others_after[number]
+        scale = float(max(one.max() for one in maps))
+        columns.append(Column(f"kernel {kernel}", [heat(one, scale) for one in maps]))
+    key = "black is silent, bright is active; each kernel on one scale"
+    return _grid("The loudest other kernels", key, ("in the original", "in the\noptimized image"), columns, SMALL)
+
+
 @dataclass(frozen=True)
 class Series:
     """One kernel by one method on a job's images.

@@ -1,38 +1,77 @@
-"""`GET /`: the web page and its files."""
+"""`GET /`: the web page and its files, and the pictures that it offers to try."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from hashlib import sha256
 from importlib.resources import files
+from io import BytesIO
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Header
 from fastapi.responses import Response
+from PIL import Image
 
+from shared.drawings import all_colours, scene
 from shared.errors import NoSuchPath
 
 router = APIRouter(include_in_schema=False)
 
-MEDIA_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; object-src 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
+MEDIA_TYPES = {
+    "html": "text/html",
+    "js": "text/javascript",
+    "css": "text/css",
+    "svg": "image/svg+xml",
+    "jpg": "image/jpeg",
+    "png": "image/png",
 }
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-cache",  # asked for again each time, and answered 304
+}
+SAMPLE_SIDE = 224
+SAMPLES: dict[str, Callable[[], Image.Image]] = {
+    "colours.png": lambda: all_colours(SAMPLE_SIDE),
+    "shapes.png": lambda: scene(4, SAMPLE_SIDE).image,
+}
+
+IfNoneMatch = Annotated[str, Header()]
 
 
 @router.get("/")
-def index() -> Response:
+def index(if_none_match: IfNoneMatch = "") -> Response:
     """The page."""
-    return _file("index.html")
+    return _file("index.html", if_none_match)
 
 
 @router.get("/web/{name}")
-def asset(name: str) -> Response:
+def asset(name: str, if_none_match: IfNoneMatch = "") -> Response:
     """A file of the page."""
-    return _file(name)
+    return _file(name, if_none_match)
 
 
-def _file(name: str) -> Response:
-    folder = files("api") / "web"
-    if name not in {entry.name for entry in folder.iterdir()}:
+def _file(name: str, known: str) -> Response:
+    data = _contents().get(name) or (_sample(name) if name in SAMPLES else None)
+    if data is None:
         raise NoSuchPath(f"the page has no file {name}")
-    media_type = MEDIA_TYPES.get(name.rsplit(".", 1)[-1], "application/octet-stream")
-    return Response((folder / name).read_bytes(), media_type=media_type, headers=HEADERS)
+    headers = {**HEADERS, "ETag": f'"{sha256(data).hexdigest()[:32]}"'}
+    if headers["ETag"] in known:
+        return Response(status_code=304, headers=headers)
+    return Response(data, media_type=MEDIA_TYPES[name.rsplit(".", 1)[-1]], headers=headers)
+
+
+@cache
+def _contents() -> dict[str, bytes]:
+    """Every file of the page by its name."""
+    web = files("api") / "web"
+    found = [entry for folder in (web, web / "vendor") for entry in folder.iterdir()]
+    return {entry.name: entry.read_bytes() for entry in found if entry.name.rsplit(".", 1)[-1] in MEDIA_TYPES}
+
+
+@cache
+def _sample(name: str) -> bytes:
+    file = BytesIO()
+    SAMPLES[name]().save(file, "PNG", optimize=True)
+    return file.getvalue()

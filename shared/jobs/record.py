@@ -23,10 +23,12 @@ from shared.schemas import ExplainRequest, ItemResult, Job, JobSummary, Progress
 
 STORED_ARTIFACTS = ("optimized.png", "optimized.npy", "maps.npz", "history.json")
 DRAWN_ARTIFACTS = (
+    "original.png",
     "contrast.png",
     "feature_map.png",
     "optimized_feature_map.png",
     "difference.png",
+    "others.png",
     "panel.png",
     "sweep.png",
 )

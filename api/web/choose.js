@@ -1,0 +1,251 @@
+// What is to be explained: images, network, layer, kernels.
+
+import { $, button, make, numbersIn, percent } from "./dom.js";
+import { ask, ended, Refused, submit } from "./server.js";
+
+const MOST_IMAGES = 16;
+const FIRST_KERNELS = 24;
+const PRESELECTED = 2;
+const SAMPLES = [
+  { name: "colours.png", says: "all colours" },
+  { name: "shapes.png", says: "drawn shapes" },
+  { name: "astronaut.jpg", says: "a photograph" },
+];
+const TYPES = ["image/png", "image/jpeg", "image/webp"];
+const MODEL_SECONDS = 5;
+
+let models = [];
+let images = []; // { name, url, blob, sha256 }: blob where we have the bytes, sha256 once the server has them
+let current = null; // the image that the kernels are ranked on
+let ranking = null;
+let job = null; // that ranks
+let wanted = []; // kernels to select when they are ranked
+const rankings = new Map();
+
+export function addFiles(files) {
+  const usable = [...files].filter((file) => TYPES.includes(file.type));
+  const other = [...files].find((file) => !TYPES.includes(file.type));
+  add(usable.map((file) => ({ name: file.name || "pasted image", url: URL.createObjectURL(file), blob: file })));
+  if (other) throw new Error(`“${other.name}” is not an image that can be used: send PNG, JPEG or WebP.`);
+}
+
+function add(more) {
+  const room = MOST_IMAGES - images.length;
+  images.push(...more.slice(0, room));
+  if (more.length) current = images[images.length - Math.min(more.length, room)] ?? current;
+  drawImages();
+  rank();
+  if (more.length > room) throw new Error(`At most ${MOST_IMAGES} images are explained together; ${more.length - room} were left out.`);
+}
+
+function drawImages() {
+  $("images").replaceChildren(...images.map((image) => make("li", {},
+    button("", () => { current = image; drawImages(); rank(); }, {
+      className: "thumb", ariaPressed: String(image === current), title: `rank kernels on ${image.name}`, ariaLabel: image.name,
+    }),
+    button("×", () => remove(image), { className: "remove", ariaLabel: `remove ${image.name}` }))));
+  [...$("images").querySelectorAll(".thumb")].forEach((each, at) => each.append(make("img", { src: images[at].url, alt: "" })));
+}
+
+function remove(image) {
+  images = images.filter((each) => each !== image);
+  if (current === image) current = images[0] ?? null;
+  drawImages();
+  rank();
+  ($("images").querySelector(".thumb") ?? $("files")).focus();
+}
+
+function drawSamples(guard) {
+  $("samples").replaceChildren(...SAMPLES.map(({ name, says }) => {
+    const chosen = button("", guard(async () => {
+      const blob = await (await fetch(`/web/${name}`)).blob();
+      images = images.filter((image) => image.name !== name);
+      add([{ name, url: `/web/${name}`, blob }]);
+    }), { className: "thumb", title: says, ariaLabel: `sample: ${says}` });
+    chosen.append(make("img", { src: `/web/${name}`, alt: "", width: 64, height: 64, loading: "lazy" }));
+    return chosen;
+  }));
+}
+
+// Networks and layers
+
+const model = () => models.find((each) => each.name === $("model").value);
+const layer = () => model()?.layers.find((each) => each.name === $("layers").querySelector(":checked")?.value);
+
+export async function loadModels() {
+  models = await ask("/models");
+  const before = { model: $("model").value, layer: layer()?.name };
+  $("model").replaceChildren(...models.map((each) => new Option(
+    each.available === false ? `${each.title} (no weights)` : each.title, each.name)));
+  const first = models.find((each) => each.name === "vgg16" && each.available)
+    ?? models.find((each) => each.available) ?? models.find((each) => each.name === "vgg16") ?? models[0];
+  $("model").value = before.model || first.name;
+  drawLayers(before.layer);
+  if (models.every((each) => each.available === null)) setTimeout(() => loadModels().catch(() => {}), 1000 * MODEL_SECONDS);
+}
+
+function drawLayers(preferred) {
+  const { title, layers, available, reason, weights } = model();
+  $("weights").classList.toggle("error", available !== true);
+  $("weights").textContent = available === null ? "No worker is connected: jobs are taken, and wait until one is."
+    : available ? `${title}, weights ${weights}: ${reason}` : `${title} cannot be explained here: ${reason}`;
+  const usable = layers.filter((each) => each.available !== false);
+  const standard = usable[Math.min(usable.length - 1, Math.floor(layers.length / 3))];
+  const chosen = usable.find((each) => each.name === preferred) ?? standard;
+  $("layers").replaceChildren($("layers").firstElementChild, ...layers.map((each) => {
+    const off = each.available === false;
+    const why = available ? "not in these weights" : "no weights";
+    return make("label", { className: "layer", title: off ? `${each.name}: ${why}` : `${each.name}: each position sees ${each.receptive_field} × ${each.receptive_field} pixels` },
+      make("input", { type: "radio", name: "layer", value: each.name, checked: each === chosen, disabled: off, onchange: rank }),
+      make("span", {}, each.name),
+      make("small", {}, off ? why : `${each.kernels} kernels, ${each.height} × ${each.width}`));
+  }));
+  rank();
+}
+
+// Kernels
+
+function say(text, isError = false) {
+  $("kernels-hint").textContent = text;
+  $("kernels-hint").classList.toggle("error", isError);
+}
+
+async function rank() {
+  const asked = { image: current, model: $("model").value, layer: layer()?.name };
+  const superseded = () => asked.image !== current || asked.model !== $("model").value || asked.layer !== layer()?.name;
+  const key = asked.image && `${asked.image.url} ${asked.model} ${asked.layer}`;
+  $("kernels").hidden = true;
+  $("more-kernels").hidden = true;
+  ranking = null;
+  if (!asked.image || !asked.layer) {
+    say("Choose an image: the layer's kernels are then ranked by how active they are on it.");
+    return;
+  }
+  say(`Ranking the kernels of ${asked.layer} …`);
+  try {
+    if (!rankings.has(key)) {
+      const found = await ranked(asked, superseded);
+      if (!found) return;
+      rankings.set(key, found);
+    }
+    if (!superseded()) drawKernels(rankings.get(key));
+  } catch (error) {
+    if (!superseded()) say(`${error.message} ${error instanceof Refused ? "" : "Kernels can be given by number all the same."}`, true);
+  }
+}
+
+async function ranked(asked, superseded) {
+  const wait = { Prefer: "wait=20" };
+  job = await sending([asked.image], (sources) => submit("/activations", { model: asked.model, layer: asked.layer, images: sources }, wait));
+  while (!ended(job.status)) {
+    if (superseded()) return null;
+    say("Waiting for a worker to rank the kernels … They can be given by number meanwhile.");
+    job = await ask(`/jobs/${job.id}`, { headers: wait });
+  }
+  if (job.status !== "succeeded") throw new Error(job.error?.detail ?? `The ranking was ${job.status}.`);
+  return job.results[0];
+}
+
+function drawKernels(found) {
+  ranking = found;
+  const active = ranking.ranking.filter((one) => one.mean > 0).length;
+  say(active ? `The most active first; ${active} of ${ranking.ranking.length} respond to this image.` : "Every kernel of this layer is silent on this image: choose another layer or image.", !active);
+  const usual = ranking.ranking.slice(0, PRESELECTED).map((one) => one.kernel);
+  const selected = new Set(wanted.length ? wanted : usual);
+  wanted = [];
+  const tiles = ranking.ranking.map((one, rank) => kernelTile(one, rank, selected.has(one.kernel)));
+  const first = Math.max(FIRST_KERNELS, tiles.findLastIndex((tile) => tile.firstElementChild.checked) + 1);
+  $("kernels").replaceChildren($("kernels").firstElementChild, ...tiles.slice(0, first));
+  $("kernels").hidden = !active;
+  $("more-kernels").hidden = !active || tiles.length <= first;
+  $("more-kernels").onclick = () => {
+    const box = tiles[first].firstElementChild;
+    $("kernels").append(...tiles.slice(first));
+    $("more-kernels").hidden = true;
+    box.focus();
+  };
+}
+
+function kernelTile(one, rank, checked) {
+  const { columns } = ranking.thumbnails;
+  const map = make("span", { className: "map" }, make("i"));
+  map.style.backgroundImage = `url("${current.url}")`;
+  const sheet = map.firstElementChild.style;
+  const rows = Math.ceil(ranking.ranking.length / columns);
+  const at = (place, count) => (count > 1 ? `${(100 * place) / (count - 1)}%` : "0%");
+  sheet.backgroundImage = `url("${ranking.artifacts["thumbnails.png"]}")`;
+  sheet.backgroundSize = `${100 * columns}% ${100 * rows}%`;
+  sheet.backgroundPosition = `${at(rank % columns, columns)} ${at(Math.floor(rank / columns), rows)}`;
+  return make("label", { className: "kernel", title: `kernel ${one.kernel}: active at ${percent(one.active)} of the positions, highest ${one.max.toPrecision(3)}` },
+    make("input", { type: "checkbox", value: one.kernel, checked, disabled: one.mean <= 0 }),
+    map,
+    make("span", { className: "name" }, `kernel ${one.kernel}`, make("small", {}, one.mean > 0 ? `mean ${one.mean.toPrecision(2)}` : "silent")));
+}
+
+// What is asked
+
+export function choice() {
+  if (!images.length) {
+    $("files").focus();
+    throw new Error("Choose an image first, or one of the samples.");
+  }
+  if (!layer()) throw new Error("Choose a layer that the weights cover.");
+  const ticked = [...$("kernels").querySelectorAll(":checked")].map((box) => Number(box.value));
+  const kernels = [...new Set([...($("kernels").hidden ? [] : ticked), ...numbersIn("numbers", "Kernels by number", { whole: true })])];
+  if (ranking && !kernels.length) throw new Error("Choose at least one kernel.");
+  return { model: model().name, layer: layer().name, kernels: kernels.length ? kernels : `top:${PRESELECTED}` };
+}
+
+// Sends the images: those that the server has by their SHA-256, unless it has forgotten them.
+export const explained = (body) => sending(images, (sources) => submit("/explain", { ...body, images: sources }));
+
+async function sending(some, send) {
+  let answer;
+  try {
+    answer = await send(await Promise.all(some.map(source)));
+  } catch (error) {
+    const forgotten = some.filter((image) => image.sha256 && image.blob);
+    if (error.problem?.type !== "/problems/unknown-image" || !forgotten.length) throw error;
+    for (const image of forgotten) delete image.sha256;
+    answer = await send(await Promise.all(some.map(source)));
+  }
+  some.forEach((image, at) => { image.sha256 = answer.request.images[at]; });
+  return answer;
+}
+
+async function source(image) {
+  if (image.sha256) return { sha256: image.sha256 };
+  const url = await new Promise((read, failed) => {
+    const reader = new FileReader();
+    reader.onload = () => read(reader.result);
+    reader.onerror = () => failed(new Error(`“${image.name}” cannot be read any more; choose it again.`));
+    reader.readAsDataURL(image.blob);
+  });
+  return { data: url.slice(url.indexOf(",") + 1) };
+}
+
+// The names of the images by their SHA-256, where they are known.
+export const nameOf = (sha256) => images.find((image) => image.sha256 === sha256)?.name;
+
+// Takes over a job's request; `url` finds a picture of each of its images.
+export function fill(request, url) {
+  images = request.images.map((sha256, at) => images.find((image) => image.sha256 === sha256)
+    ?? { name: `image ${at}`, url: url(sha256), sha256 });
+  current = images[0];
+  drawImages();
+  wanted = Array.isArray(request.kernels) ? request.kernels : [];
+  $("numbers").value = "";
+  $("model").value = request.model;
+  drawLayers(request.layer);
+}
+
+// `guard` makes of a function one whose errors are told to the person.
+export function start(guard) {
+  drawSamples(guard);
+  $("files").addEventListener("change", guard(() => {
+    const files = [...$("files").files];
+    $("files").value = "";
+    addFiles(files);
+  }));
+  $("model").addEventListener("change", () => drawLayers());
+}
