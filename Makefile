@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.1
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo up test test-slow check bench figures soak openapi lock clean
+.PHONY: setup demo up test test-slow browser check bench figures soak openapi lock clean
 
 setup: $(READY)
 
@@ -27,8 +27,17 @@ up: setup  ## the stack on this machine, until Ctrl-C
 test: setup  ## everything that needs nothing but this repository
 	$(BIN)/python -m pytest
 
-test-slow: setup  ## what needs real weights, kills processes or takes long
+test-slow: setup browser  ## what needs real weights or a browser, kills processes or takes long
 	$(BIN)/python -m pytest --timeout 900 -m "(slow or weights or web or chaos or contract) and not gpu"
+
+browser: setup  ## a Chromium for the tests of the page, where there is none
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+		command -v $$name >/dev/null && exit; done; \
+	{ \
+		echo "installing Chromium"; \
+		AS=$$([ "$$(id -u)" = 0 ] || echo "sudo -n"); \
+		{ command -v apt-get >/dev/null && $$AS apt-get update -qq && $$AS apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
+		|| $(BIN)/playwright install --with-deps chromium; }
 
 check: setup  ## style, types, structure
 	$(BIN)/ruff check .
@@ -42,7 +51,7 @@ bench: setup  ## the solvers, as JSON
 figures: setup  ## the paper's figures, in evidence/figures/
 	$(BIN)/python -m benchmarks.figures
 
-soak: setup  ## test-slow at full counts, printing JSON
+soak: setup browser  ## test-slow at full counts, printing JSON
 	$(BIN)/python -m tests.soak
 
 openapi: setup  ## what the API says of itself, into openapi.json
