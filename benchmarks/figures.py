@@ -94,7 +94,7 @@ def _emptiness(result: ItemResult) -> float:
 
 def explained(client: Client, images: list[bytes], **fields: str) -> Any:
     """A job that succeeded."""
-    job = client.wait(client.explain(images, **fields, effort="quick").id)
+    job = client.explain(images, **fields, effort="quick").wait()
     if job.status != "succeeded":
         raise SystemExit(f"job {job.id} {job.status}: {job.error}")
     return job

@@ -211,7 +211,7 @@ def starts(client: Client, effort: Effort) -> dict[str, Any]:
 
 def _finished(client: Client, job: Job) -> Job:
     """The job once it has ended; it must have succeeded."""
-    job = client.wait(job.id)
+    job = client.job(job.id).wait()
     if job.status != "succeeded":
         raise RuntimeError(f"job {job.id} {job.status}: {job.error}")
     return job

@@ -1,1 +1,19 @@
-"""What a person types: the command line, a small HTTP client, and the local stack."""
+"""Kernelscope: the command line, the local stack, and the Python client (`from kernelscope import Client`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kernelscope.client import AsyncClient, Client
+
+__all__ = ["AsyncClient", "Client"]
+
+
+def __getattr__(name: str) -> Any:
+    """The clients are imported when they are asked for: numpy, Pillow and httpx take half a second."""
+    if name in __all__:
+        from kernelscope import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

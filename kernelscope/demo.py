@@ -108,20 +108,20 @@ def _show(client: Client, out: Path, console: Console) -> None:
 def _plan(client: Client, console: Console) -> Plan:
     """VGG16 as far as its weights reach; where they cannot be had, the small network that comes with the program."""
     vgg16 = client.model("vgg16")
-    if vgg16["available"]:
-        covered = [layer["name"] for layer in vgg16["layers"] if layer["available"]]
+    if vgg16.available:
+        covered = [layer.name for layer in vgg16.layers if layer.available]
         deepest = next(name for name in ("conv3_3", "conv2_2", "conv1_2", "conv1_1") if name in covered)
-        console.print(f"network: VGG-16, weights {vgg16['weights']}; explained here: conv1_1 and {deepest}")
+        console.print(f"network: VGG-16, weights {vgg16.weights}; explained here: conv1_1 and {deepest}")
         return Plan(
             "vgg16",
-            Subject("all colours", all_colours(vgg16["input_size"]), "conv1_1"),
+            Subject("all colours", all_colours(vgg16.input_size), "conv1_1"),
             Subject("photograph", _photograph(), deepest),
             "top:2",
         )
     mini = client.model("vgg_mini")
-    console.print(f"[yellow]VGG-16 cannot be had here:[/yellow] {vgg16['reason']}")
-    console.print(f"network instead: {mini['title']} ({mini['weights']}), on pictures of the kind it was trained on")
-    size = mini["input_size"]
+    console.print(f"[yellow]VGG-16 cannot be had here:[/yellow] {vgg16.reason}")
+    console.print(f"network instead: {mini.title} ({mini.weights}), on pictures of the kind it was trained on")
+    size = mini.input_size
     return Plan(
         "vgg_mini",
         Subject("all colours", all_colours(size), "conv1_2"),
@@ -151,7 +151,7 @@ def _explain(
     def show(now: Job) -> None:
         bar.update(task, completed=_done(now))
 
-    job = client.wait(job.id, show)
+    job.wait(on_change=show)
     if job.status is not Status.SUCCEEDED:
         raise DemoError(f"job {job.id} {job.status}: {job.error.detail if job.error else 'no reason given'}")
     return job

@@ -45,6 +45,25 @@ class Network(BaseModel):
         raise UnknownLayer(f"layer {name} does not exist in {self.name}; layers: {names}")
 
 
+class LayerInfo(Layer):
+    """A layer, and whether the workers' weights reach it."""
+
+    available: bool | None = Field(description="null while no worker is connected")
+
+
+class ModelInfo(BaseModel):
+    """A network and what can be explained of it now."""
+
+    name: str
+    title: str
+    input_size: int
+    available: bool | None = Field(description="null while no worker is connected")
+    reason: str = Field(description="where the weights are from, or why the network cannot be explained")
+    weights: str | None = Field(description="the weights file's name")
+    weights_sha256: str | None = Field(description="known once a worker has loaded it")
+    layers: list[LayerInfo]
+
+
 @cache
 def networks() -> dict[str, Network]:
     """Every network by name."""

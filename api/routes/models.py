@@ -3,32 +3,13 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
 
 from api.services import Opened, Services
 from shared import catalogue, workers
+from shared.catalogue import LayerInfo, ModelInfo
 from shared.errors import ModelNotFound, UnknownModel
 
 router = APIRouter(prefix="/models", tags=["models"])
-
-
-class LayerInfo(catalogue.Layer):
-    """A layer, and whether the workers' weights reach it."""
-
-    available: bool | None = Field(description="null while no worker is connected")
-
-
-class ModelInfo(BaseModel):
-    """A network and what can be explained of it now."""
-
-    name: str
-    title: str
-    input_size: int
-    available: bool | None = Field(description="null while no worker is connected")
-    reason: str = Field(description="where the weights are from, or why the network cannot be explained")
-    weights: str | None = Field(description="the weights file's name")
-    weights_sha256: str | None = Field(description="known once a worker has loaded it")
-    layers: list[LayerInfo]
 
 
 @router.get("")

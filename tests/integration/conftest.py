@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
 
-from kernelscope.client import Client
+from kernelscope.client import Client, ServerUnreachable
 from kernelscope.stack import Stack, free_port
 from shared.schemas import Job
 from shared.settings import Settings
@@ -130,7 +129,7 @@ def until_status(client: Client, job_id: str, *statuses: str, seconds: float = 6
     while time.monotonic() < deadline:
         try:
             job = client.job(job_id)
-        except httpx.TransportError:
+        except ServerUnreachable:
             time.sleep(0.2)
             continue
         if job.status in statuses:

@@ -30,7 +30,7 @@ def job(stack: Stack) -> Job:
     seen: list[Job] = []
     with Client(stack.url) as client:
         submitted = client.explain([PICTURE], model="vgg_mini", layer=LAYER, kernels="top:4")
-        job = client.wait(submitted.id, seen.append)
+        job = submitted.wait(on_change=seen.append)
     assert job.status is Status.SUCCEEDED
     running = [each.progress for each in seen if each.progress.iteration]
     assert running, "no progress was seen"
@@ -121,7 +121,7 @@ def test_a_silent_kernel_fails_alone(stack: Stack, client: Client) -> None:
     silent, active = int(mean.argmin()), int(mean.argmax())
     assert mean[silent] == 0
     submitted = client.explain([grey], model="vgg_mini", layer="conv2_1", kernels=f"{silent},{active}")
-    job = client.wait(submitted.id)
+    job = submitted.wait()
     assert job.status is Status.SUCCEEDED
     assert job.failed_items == 1
     failed, succeeded = job.results
@@ -140,7 +140,7 @@ def test_a_job_of_silent_kernels_only_is_failed(client: Client) -> None:
     grey = png(Image.new("RGB", (96, 96), (128, 128, 128)))
     maps = PlainVgg(WEIGHTS_FILE, VGG_BLOCKS["vgg_mini"], "conv2_1", VggMini.MEAN, VggMini.STD)
     silent = int(maps.maps(np.full((96, 96, 3), 128.0)).mean(axis=(1, 2)).argmin())
-    job = client.wait(client.explain([grey], model="vgg_mini", layer="conv2_1", kernels=str(silent)).id)
+    job = client.explain([grey], model="vgg_mini", layer="conv2_1", kernels=str(silent)).wait()
     assert job.status is Status.FAILED
     assert job.error is not None
     assert "silent" in job.error.detail
@@ -151,7 +151,7 @@ def test_weights_alpha_and_beta_make_different_pictures(client: Client) -> None:
     submitted = client.explain(
         [PICTURE], model="vgg_mini", layer="conv2_2", kernels="top:1", beta="0,2", effort="quick"
     )
-    none, much = client.wait(submitted.id).results
+    none, much = submitted.wait().results
     assert none.metrics is not None
     assert much.metrics is not None
     assert (none.beta, much.beta) == (0, 2)
@@ -161,7 +161,7 @@ def test_weights_alpha_and_beta_make_different_pictures(client: Client) -> None:
 def test_the_reference_solver_runs_too(client: Client) -> None:
     """With the iterations that are asked for."""
     fields = {"model": "vgg_mini", "layer": "conv1_1", "kernels": "top:1", "solver": "reference", "iterations": "50"}
-    (result,) = client.wait(client.explain([PICTURE], **fields).id).results
+    (result,) = client.explain([PICTURE], **fields).wait().results
     assert result.iterations == 50
     assert result.losses_float is not None
     assert result.loss_start is not None
@@ -173,7 +173,7 @@ def test_top_n_skips_silent_kernels(client: Client) -> None:
     grey = png(Image.new("RGB", (96, 96), (128, 128, 128)))
     submitted = client.explain([grey], model="vgg_mini", layer="conv2_1", kernels="top:32", iterations="5")
     assert submitted.progress.total is None
-    job = client.wait(submitted.id)
+    job = submitted.wait()
     assert job.progress.total is not None
     assert 0 < job.progress.total < 32
     assert job.progress.completed == job.progress.total == len(job.results)

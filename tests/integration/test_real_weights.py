@@ -66,7 +66,7 @@ def client(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 def explained(client: Client, model: str, layer: str, kernel: int, image: bytes) -> ItemResult:
     """The one result of a job that must succeed."""
-    job = client.wait(client.explain([image], model=model, layer=layer, kernels=str(kernel)).id)
+    job = client.explain([image], model=model, layer=layer, kernels=str(kernel)).wait()
     assert job.status is Status.SUCCEEDED, job.error
     return job.results[0]
 
@@ -124,13 +124,13 @@ def test_a_batch_mate_changes_a_real_explanation_by_less_than_two_percent(weight
 def test_partial_weights_are_told(client: Client) -> None:
     """VGG16 here ends at conv2_2: `GET /models` says so."""
     vgg16 = client.model("vgg16")
-    assert [layer["name"] for layer in vgg16["layers"] if layer["available"]] == [
+    assert [layer.name for layer in vgg16.layers if layer.available] == [
         "conv1_1",
         "conv1_2",
         "conv2_1",
         "conv2_2",
     ]
-    assert vgg16["weights_sha256"] is not None
+    assert vgg16.weights_sha256 is not None
 
 
 def test_the_reference_procedure_gives_the_reference_s_figures(weights: Path) -> None:

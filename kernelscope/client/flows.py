@@ -1,0 +1,306 @@
+"""What is sent and what the answers mean, whoever sends it.
+
+A flow is a generator: it yields calls to send and pauses to make, is sent each call's answer, and returns its result.
+So the retries, the waits and the rest are written once, and a client is what runs flows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+from uuid import uuid4
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import TypeAdapter
+
+from kernelscope.client.errors import ServerUnreachable, WaitTimeout, refusal
+from shared import schemas
+from shared.catalogue import ModelInfo
+
+T = TypeVar("T")
+JobT = TypeVar("JobT", bound=schemas.Job)
+Picture = str | Path | bytes | Image.Image | NDArray[np.uint8]
+
+LONG_POLL_SECONDS = 20
+LOOK_SECONDS = 0.25  # between two looks at a job whose progress is watched
+RESTART_SECONDS = 60.0  # that a server may be away while its jobs are waited for
+PASSING = (429, 502, 503, 504)  # statuses that are worth another try
+SAVED = ("panel.png", "optimized.png", "contrast.png", "maps.npz")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request to send."""
+
+    method: str
+    path: str
+    options: Mapping[str, Any] = field(default_factory=dict)  # of httpx
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Seconds to let pass."""
+
+    seconds: float
+
+
+Answer = httpx.Response | httpx.TransportError | None
+Flow = Generator[Call | Pause, Answer, T]
+
+
+@dataclass
+class Patience:
+    """For how long something is tried again, and when next: after 0.2 s, then twice as long, with chance in it.
+
+    Args:
+        seconds: in all; 0: one try.
+    """
+
+    seconds: float
+    began: float = field(default_factory=time.monotonic)
+    tries: int = 0
+
+    def next(self, asked: str | None = None) -> Pause | None:
+        """How long to wait; None where patience is at its end.
+
+        Args:
+            asked: the server's `Retry-After`.
+        """
+        usual = min(5.0, 0.2 * 2**self.tries) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+        wait = max(usual, float(asked) if asked and asked.isdigit() else 0.0)
+        self.tries += 1
+        left = self.seconds - (time.monotonic() - self.began)
+        return Pause(wait) if wait <= left else None
+
+
+def sent(call: Call, url: str, patience: Patience) -> Flow[httpx.Response]:
+    """A call's answer, tried again while the server is away or overloaded.
+
+    Raises:
+        ServerUnreachable, ServerError.
+    """
+    while True:
+        answer = yield call
+        if isinstance(answer, httpx.Response) and answer.status_code not in PASSING:
+            if answer.is_error:
+                raise refusal(answer)
+            return answer
+        asked = answer.headers.get("retry-after") if isinstance(answer, httpx.Response) else None
+        pause = patience.next(asked)
+        if pause is None:
+            raise refusal(answer) if isinstance(answer, httpx.Response) else ServerUnreachable(url, answer)
+        yield pause
+
+
+def posting(path: str, images: Picture | Sequence[Picture], key: str | None, fields: Mapping[str, Any]) -> Call:
+    """A call that makes one job however often it is sent: it has an `Idempotency-Key`."""
+    files = [("image", file_of(image)) for image in _listed(images)]
+    data = {name: _as_field(value) for name, value in fields.items() if value is not None}
+    return Call("POST", path, {"files": files, "data": data, "headers": {"Idempotency-Key": key or uuid4().hex}})
+
+
+def _listed(images: Picture | Sequence[Picture]) -> Sequence[Picture]:
+    return [images] if isinstance(images, str | bytes | Path | Image.Image | np.ndarray) else images
+
+
+def file_of(image: Any) -> tuple[str, bytes]:
+    """Name and bytes of an image file.
+
+    Raises:
+        OSError: of a path that cannot be read.
+        TypeError: this is no picture.
+    """
+    match image:
+        case bytes():
+            return "image", image
+        case str() | Path():
+            return Path(image).name, Path(image).expanduser().read_bytes()
+        case Image.Image():
+            buffer = BytesIO()
+            image.save(buffer, "PNG")
+            return "image.png", buffer.getvalue()
+        case np.ndarray() if image.dtype == np.uint8 and image.ndim in (2, 3):
+            return file_of(Image.fromarray(image))
+    raise TypeError(
+        f"{type(image).__name__} is no picture; give a path, the bytes of a PNG, JPEG or WebP file, a Pillow image, or "
+        "a numpy array of uint8, (height, width, 3)"
+    )
+
+
+def _as_field(value: Any) -> str:
+    """As a form field: lists by commas."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(_as_field, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def waited(
+    found: JobT,
+    get: Callable[[int], Flow[JobT]],
+    timeout: float | None,
+    on_change: Callable[[JobT], None] | None,
+) -> Flow[JobT]:
+    """The job once it has ended.
+
+    Args:
+        get: a flow that asks for the job: (seconds to wait) → flow.
+        on_change: is called with the job as it stands, four times a second.
+
+    Raises:
+        WaitTimeout.
+    """
+    end = time.monotonic() + timeout if timeout is not None else None
+    while not found.status.terminal:
+        left = end - time.monotonic() if end is not None else float("inf")
+        if left <= 0:
+            raise WaitTimeout(f"job {found.id} is still {found.status} after {timeout:g} s; it goes on")
+        found = yield from get(0 if on_change else int(min(LONG_POLL_SECONDS, max(1.0, left))))
+        if on_change:
+            on_change(found)
+            if not found.status.terminal:
+                yield Pause(min(LOOK_SECONDS, max(0.0, left)))
+    return found
+
+
+def why_failed(job: schemas.Job) -> str | None:
+    """Why a job that has ended has no explanation; None where it has one."""
+    if any(result.status == "succeeded" for result in job.results):
+        return None
+    return job.error.detail if job.error else "nothing was finished"
+
+
+def folder_name(job: schemas.Job, result: schemas.ItemResult) -> str:
+    """`conv2_2-kernel16`, with the image's number, the method, α and β where there are several of them."""
+    request = job.request
+    several = len(request.images) > 1
+    parts = [f"image{request.images.index(result.image)}"] if several else []
+    parts += [request.layer, f"kernel{result.kernel}"]
+    parts += [result.method] if len(request.methods) > 1 or result.method != "suppression" else []
+    if result.method == "suppression":
+        parts += [f"alpha{result.alpha:g}"] if len(request.alpha) > 1 else []
+        parts += [f"beta{result.beta:g}"] if len(request.beta) > 1 else []
+    return "-".join(parts)
+
+
+def to_save(job: schemas.Job, directory: Path, names: Sequence[str]) -> list[tuple[str, Path]]:
+    """(URL path, file) of what `Job.save` writes beside `job.json`."""
+    return [
+        (result.artifacts[name], directory / f"{folder_name(job, result)}-{name}")
+        for result in job.results
+        for name in names
+        if name in result.artifacts
+    ]
+
+
+def parsed(name: str, data: bytes) -> Any:
+    """A file's content: a Pillow image of a PNG, arrays of NPY and NPZ, objects of JSON."""
+    form = name.rpartition(".")[2]
+    if form == "png":
+        return Image.open(BytesIO(data))
+    if form == "json":
+        return json.loads(data)
+    loaded = np.load(BytesIO(data), allow_pickle=False)
+    return {key: loaded[key] for key in loaded.files} if form == "npz" else loaded
+
+
+def address(url: str | None) -> str:
+    """Of the server: as given, or by KERNELSCOPE_URL, or on this machine."""
+    return (url or os.environ.get("KERNELSCOPE_URL") or "http://127.0.0.1:8000").rstrip("/")
+
+
+def headers(key: str | None) -> dict[str, str]:
+    """With the API key, as given or by KERNELSCOPE_API_KEY."""
+    key = key or os.environ.get("KERNELSCOPE_API_KEY")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+@dataclass(frozen=True)
+class Operations(Generic[JobT]):
+    """Everything that a client can have done, as flows.
+
+    Args:
+        seconds: the client's patience.
+        job: the class of the jobs that are made of answers.
+    """
+
+    url: str
+    seconds: float
+    job_type: type[JobT]
+
+    def call(self, method: str, path: str, *, seconds: float | None = None, **options: Any) -> Flow[httpx.Response]:
+        """Send something that may be sent again."""
+        return sent(Call(method, path, options), self.url, Patience(self.seconds if seconds is None else seconds))
+
+    def submit(
+        self, path: str, images: Picture | Sequence[Picture], key: str | None, fields: Mapping[str, Any]
+    ) -> Flow[JobT]:
+        """`POST /explain` or `/activations`."""
+        answer = yield from sent(posting(path, images, key, fields), self.url, Patience(self.seconds))
+        return self.job_type.model_validate_json(answer.content)
+
+    def job(self, job_id: str, wait: int = 0, seconds: float | None = None) -> Flow[JobT]:
+        """`GET /jobs/{id}`, answered after `wait` seconds at the latest."""
+        asked = {"headers": {"Prefer": f"wait={wait}"}, "timeout": wait + 30.0} if wait else {}
+        answer = yield from self.call("GET", f"/jobs/{job_id}", seconds=seconds, **asked)
+        return self.job_type.model_validate_json(answer.content)
+
+    def wait(self, found: JobT, timeout: float | None, on_change: Callable[[JobT], None] | None) -> Flow[JobT]:
+        """The job once it has ended, whatever happens to the server meanwhile."""
+        return waited(found, lambda wait: self.job(found.id, wait, self.away), timeout, on_change)
+
+    def page(self, filters: Mapping[str, Any]) -> Flow[tuple[list[schemas.JobSummary], str | None]]:
+        """`GET /jobs`: jobs, and the cursor of the next page."""
+        answer = yield from self.call("GET", "/jobs", params={k: v for k, v in filters.items() if v is not None})
+        body = answer.json()
+        return [schemas.JobSummary.model_validate(one) for one in body["jobs"]], body["next_cursor"]
+
+    def models(self) -> Flow[list[ModelInfo]]:
+        """`GET /models`."""
+        answer = yield from self.call("GET", "/models")
+        return TypeAdapter(list[ModelInfo]).validate_json(answer.content)
+
+    def model(self, name: str) -> Flow[ModelInfo]:
+        """`GET /models/{name}`."""
+        answer = yield from self.call("GET", f"/models/{name}")
+        return ModelInfo.model_validate_json(answer.content)
+
+    def cancel(self, job_id: str) -> Flow[JobT]:
+        """`POST /jobs/{id}/cancel`."""
+        answer = yield from self.call("POST", f"/jobs/{job_id}/cancel")
+        return self.job_type.model_validate_json(answer.content)
+
+    def delete(self, job_id: str) -> Flow[None]:
+        """`DELETE /jobs/{id}`."""
+        yield from self.call("DELETE", f"/jobs/{job_id}")
+
+    def file(self, path: str) -> Flow[bytes]:
+        """The bytes at a URL path of the server."""
+        answer = yield from self.call("GET", path)
+        return answer.content
+
+    def save(self, job: schemas.Job, directory: str | Path, names: Sequence[str]) -> Flow[list[Path]]:
+        """Files of every result, and `job.json`."""
+        folder = Path(directory).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        written = []
+        for path, file in to_save(job, folder, names):
+            file.write_bytes((yield from self.file(path)))
+            written.append(file)
+        record = folder / "job.json"
+        record.write_text(job.model_dump_json(indent=1))
+        return [*written, record]
+
+    @property
+    def away(self) -> float:
+        """For how long the server may be away while a job is waited for."""
+        return max(self.seconds, RESTART_SECONDS)

@@ -1,0 +1,352 @@
+"""The client for programs and notebooks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+import numpy as np
+from httpx_sse import EventSource
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import PrivateAttr
+
+from kernelscope.client import notebook
+from kernelscope.client.errors import JobFailed, ServerUnreachable, refusal
+from kernelscope.client.events import Event, ResultEvent, Story
+from kernelscope.client.flows import (
+    PASSING,
+    SAVED,
+    Call,
+    Flow,
+    Operations,
+    Patience,
+    Pause,
+    Picture,
+    address,
+    headers,
+    parsed,
+    why_failed,
+)
+from shared import schemas
+from shared.catalogue import ModelInfo
+
+T = TypeVar("T")
+
+EVENTS_TIMEOUT = httpx.Timeout(10.0, read=45.0)  # the server says something every 15 s
+
+
+class Result(schemas.ItemResult):
+    """One explanation: the numbers of the contract, and its files, fetched when they are looked at and then kept."""
+
+    _client: Client = PrivateAttr()
+    _files: dict[str, bytes] = PrivateAttr(default_factory=dict)
+
+    def file(self, name: str) -> bytes:
+        """The bytes of one of `artifacts`.
+
+        Raises:
+            KeyError: the result has no such file; a failed one has none.
+        """
+        if name not in self._files:
+            self._files[name] = self._client.file(self.artifacts[name])
+        return self._files[name]
+
+    @property
+    def optimized(self) -> Image.Image:
+        """X̂, the delivered PNG: RGB, 8 bits, at the network's input size."""
+        image: Image.Image = parsed("optimized.png", self.file("optimized.png"))
+        return image
+
+    @property
+    def optimized_array(self) -> NDArray[np.float32]:
+        """X̂ before rounding, (3, H, W), in the network's normalised space: 0 is the mean colour."""
+        array: NDArray[np.float32] = parsed("optimized.npy", self.file("optimized.npy"))
+        return array
+
+    @property
+    def original(self) -> Image.Image:
+        """X: the image at the network's input size, RGB, 8 bits."""
+        image: Image.Image = parsed("original.png", self.file("original.png"))
+        return image
+
+    @property
+    def contrast(self) -> Image.Image:
+        """X̂ with its contrast stretched about the mean colour."""
+        image: Image.Image = parsed("contrast.png", self.file("contrast.png"))
+        return image
+
+    @property
+    def panel(self) -> Image.Image:
+        """A figure of all of it: X, X̂, the maps before and after, the loudest other kernels, the numbers."""
+        image: Image.Image = parsed("panel.png", self.file("panel.png"))
+        return image
+
+    @property
+    def maps(self) -> dict[str, NDArray[Any]]:
+        """Feature maps, activations ≥ 0: `before` F_i and `after` F̂_i (h, w); `others` (2,), their maps (2, h, w)."""
+        maps: dict[str, NDArray[Any]] = parsed("maps.npz", self.file("maps.npz"))
+        return maps
+
+    @property
+    def history(self) -> dict[str, Any]:
+        """The loss curve: `columns`, and `rows` of evaluation, L_p, L_s, L_r, L."""
+        history: dict[str, Any] = parsed("history.json", self.file("history.json"))
+        return history
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:  # noqa: FBT001 - numpy's own
+        return np.array(self.optimized_array, dtype=dtype, copy=copy if copy is not None else True)
+
+    def _repr_html_(self) -> str:
+        return notebook.of_result(self, self._picture())
+
+    def _picture(self) -> bytes | None:
+        return self.file("contrast.png") if "contrast.png" in self.artifacts else None
+
+
+class Job(schemas.Job):
+    """A job as it was when it was last asked for; `refresh` and `wait` bring it up to date."""
+
+    results: list[Result]  # type: ignore[assignment]
+    _client: Client = PrivateAttr()
+
+    def refresh(self) -> Self:
+        """As it stands now."""
+        return self._become(self._client.job(self.id))
+
+    def wait(self, timeout: float | None = None, on_change: Callable[[Job], None] | None = None) -> Self:
+        """Itself, once it has ended, whichever way; `check` tells how. A restart of the server is sat out.
+
+        Args:
+            timeout: seconds.
+            on_change: called four times a second with the job as it stands.
+
+        Raises:
+            WaitTimeout, ServerUnreachable, ServerError.
+        """
+        return self._become(self._client._waited(self, timeout, on_change))  # noqa: SLF001
+
+    def check(self) -> Self:
+        """Itself, where there is an explanation at least.
+
+        Raises:
+            JobFailed: it has ended without one.
+        """
+        if self.status.terminal and (why := why_failed(self)):
+            raise JobFailed(self, why)
+        return self
+
+    def events(self) -> Iterator[Event]:
+        """What happens to it, as it happens, from its beginning to its end; lost connections are made again."""
+        return self._client._events(self)  # noqa: SLF001
+
+    def cancel(self) -> Self:
+        """End it; what is finished of it stays. Raises ServerError (409) where it has ended already."""
+        return self._become(self._client._cancelled(self.id))  # noqa: SLF001
+
+    def delete(self) -> None:
+        """Remove it with its files, for good."""
+        self._client._deleted(self.id)  # noqa: SLF001
+
+    def save(self, directory: str | Path, names: Sequence[str] = SAVED) -> list[Path]:
+        """Write these files of every result, named by layer and kernel, and `job.json`. Returns the paths."""
+        return self._client._saved(self, directory, names)  # noqa: SLF001
+
+    def bundle(self, path: str | Path) -> Path:
+        """Write everything that there is of it as one ZIP file."""
+        return self._client._streamed(self.links["bundle"], Path(path).expanduser())  # noqa: SLF001
+
+    def _become(self, other: Job) -> Self:
+        self.__dict__.update(other.__dict__)
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, schemas.Job) and self.model_dump() == other.model_dump()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _repr_html_(self) -> str:
+        shown = self.results[: notebook.MOST_ROWS]
+        return notebook.of_job(self, [(result, result._picture()) for result in shown])  # noqa: SLF001
+
+
+class Client:
+    """Submits jobs, follows them, fetches what they made. Safe to use from several threads.
+
+    Args:
+        url: of the server; KERNELSCOPE_URL, or this machine's port 8000, unless given.
+        key: an API key, where the server needs one; KERNELSCOPE_API_KEY unless given.
+        timeout: seconds that one answer may take.
+        patience: seconds for which a request is sent again while the server is away (connection, 502-504) or has too
+            much to do (429): no request makes two jobs. 0: never. A job is waited for at least a minute longer.
+    """
+
+    def __init__(
+        self, url: str | None = None, key: str | None = None, *, timeout: float = 30.0, patience: float = 10.0
+    ) -> None:
+        self.url = address(url)
+        self._http = httpx.Client(base_url=self.url, headers=headers(key), timeout=timeout)
+        self._do = Operations(self.url, patience, Job)
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Close."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def explain(
+        self,
+        images: Picture | Sequence[Picture],
+        *,
+        layer: str,
+        kernels: int | Sequence[int] | str,
+        model: str = "vgg16",
+        idempotency_key: str | None = None,
+        **options: Any,
+    ) -> Job:
+        """`POST /explain`: returns at once, with the job.
+
+        Args:
+            images: one or up to 16: a path, the bytes of a file, a Pillow image, an array of uint8, (H, W, 3).
+            layer: `conv3_3`.
+            kernels: zero-based indices, or "top:N" for the N most active.
+            idempotency_key: the same for what shall be one job; one of its own unless given.
+            options: what the API takes beside (`methods`, `alpha`, `beta`, `effort`, `target_ssim`, `only_remove`, …).
+
+        Raises:
+            ServerUnreachable, ServerError: 422 with the field that is wrong, and what would be right.
+        """
+        fields = {"layer": layer, "kernels": kernels, "model": model, **options}
+        return self._own(self._run(self._do.submit("/explain", images, idempotency_key, fields)))
+
+    def activations(
+        self,
+        images: Picture | Sequence[Picture],
+        *,
+        layer: str,
+        model: str = "vgg16",
+        idempotency_key: str | None = None,
+        **options: Any,
+    ) -> Job:
+        """`POST /activations`: a quick job whose results have a `ranking` of the layer's kernels."""
+        fields = {"layer": layer, "model": model, **options}
+        return self._own(self._run(self._do.submit("/activations", images, idempotency_key, fields)))
+
+    def job(self, job_id: str, wait: int = 0) -> Job:
+        """The job as it stands, or once it has ended, or after so many seconds (at most 60). Raises NotFound."""
+        return self._own(self._run(self._do.job(job_id, wait)))
+
+    def jobs(
+        self, status: str | None = None, model: str | None = None, layer: str | None = None
+    ) -> Iterator[schemas.JobSummary]:
+        """Your jobs, newest first; pages are fetched as they are needed."""
+        filters: dict[str, Any] = {"status": status, "model": model, "layer": layer, "limit": 50}
+        while True:
+            found, cursor = self._run(self._do.page(filters))
+            yield from found
+            if cursor is None:
+                return
+            filters["cursor"] = cursor
+
+    def models(self) -> list[ModelInfo]:
+        """Every network with its layers, and whether it can be explained now."""
+        return self._run(self._do.models())
+
+    def model(self, name: str) -> ModelInfo:
+        """One network. Raises NotFound."""
+        return self._run(self._do.model(name))
+
+    def file(self, path: str) -> bytes:
+        """A file by the URL path that a result or a job's `links` name."""
+        return self._run(self._do.file(path))
+
+    def _run(self, flow: Flow[T]) -> T:
+        answer = None
+        while True:
+            try:
+                step = flow.send(answer)
+            except StopIteration as end:
+                found: T = end.value
+                return found
+            answer = self._done(step)
+
+    def _done(self, step: Call | Pause) -> httpx.Response | httpx.TransportError | None:
+        if isinstance(step, Pause):
+            time.sleep(step.seconds)
+            return None
+        try:
+            return self._http.request(step.method, step.path, **step.options)
+        except httpx.TransportError as error:
+            return error
+
+    def _own(self, job: Job) -> Job:
+        job._client = self  # noqa: SLF001
+        for result in job.results:
+            result._client = self  # noqa: SLF001
+        return job
+
+    def _waited(self, job: Job, timeout: float | None, on_change: Callable[[Job], None] | None) -> Job:
+        told = (lambda found: on_change(self._own(found))) if on_change else None
+        return self._own(self._run(self._do.wait(job, timeout, told)))
+
+    def _cancelled(self, job_id: str) -> Job:
+        return self._own(self._run(self._do.cancel(job_id)))
+
+    def _deleted(self, job_id: str) -> None:
+        self._run(self._do.delete(job_id))
+
+    def _saved(self, job: Job, directory: str | Path, names: Sequence[str]) -> list[Path]:
+        return self._run(self._do.save(job, directory, names))
+
+    def _streamed(self, path: str, file: Path) -> Path:
+        with self._http.stream("GET", path) as response, file.open("wb") as target:
+            if response.is_error:
+                response.read()
+                raise refusal(response)
+            for part in response.iter_bytes():
+                target.write(part)
+        return file
+
+    def _events(self, job: Job) -> Iterator[Event]:
+        story, patience = Story(Result), Patience(self._do.away)
+        while not story.over:
+            error: Exception = EOFError("the stream ended early")
+            try:
+                for event in self._connected(job, story):
+                    patience = Patience(self._do.away)
+                    yield event
+            except httpx.TransportError as lost:
+                error = lost
+            if story.over:
+                return
+            pause = patience.next()
+            if pause is None:
+                raise ServerUnreachable(self.url, error)
+            time.sleep(pause.seconds)
+
+    def _connected(self, job: Job, story: Story) -> Iterator[Event]:
+        """The events of one connection."""
+        with self._http.stream("GET", job.links["events"], headers=story.headers, timeout=EVENTS_TIMEOUT) as response:
+            if response.status_code in PASSING:
+                return
+            if response.is_error:
+                response.read()
+                raise refusal(response)
+            if response.status_code == 204:
+                story.over = True
+                return
+            for sent in EventSource(response).iter_sse():
+                if event := story.told(sent):
+                    if isinstance(event, ResultEvent) and isinstance(event.result, Result):
+                        event.result._client = self  # noqa: SLF001
+                    yield event
