@@ -1,4 +1,4 @@
-"""`kernelscope`: the command line."""
+"""`kernelscope`: the command line. Each command is a function of its own module."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
+from rich.text import Text
 
 from kernelscope import demo as demonstration
+from kernelscope.asking import cancel, jobs, models
+from kernelscope.client import ClientError
+from kernelscope.doctor import doctor
+from kernelscope.explain import activations, explain
 from kernelscope.keys import keys
+from kernelscope.serving import WeightsDir
 from kernelscope.stack import Stack, StackError, check_weights
 from shared.errors import KernelscopeError
 from shared.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
-app.add_typer(keys, name="keys")
 console = Console(highlight=False)
 
 DataDir = Annotated[Path | None, typer.Option(help="Where Redis, pictures and logs are kept.")]
-WeightsDir = Annotated[Path | None, typer.Option(help="Folder with weights files (vgg16*.safetensors, .pth).")]
 
 
 @app.callback()
@@ -69,15 +74,30 @@ def demo(
     demonstration.run(_settings(weights_dir=weights_dir), out, console)
 
 
+for command in (explain, activations, models, jobs, cancel, doctor):
+    app.command()(command)
+app.add_typer(keys, name="keys")
+
+
 def main() -> None:
     """The entry point: our own errors are a line on stderr and exit code 1; Ctrl-C is 130."""
     try:
         app()
-    except (StackError, demonstration.DemoError, KernelscopeError) as error:
-        Console(stderr=True, highlight=False).print(f"[red]kernelscope:[/red] {error}")
+    except ValidationError as error:  # of the settings
+        for one in error.errors():
+            name = "KERNELSCOPE_" + "_".join(map(str, one["loc"])).upper()
+            _complain(f"{name}: {one['msg']}; `kernelscope doctor` looks at the rest")
+        sys.exit(1)
+    except (StackError, demonstration.DemoError, KernelscopeError, ClientError) as error:
+        _complain(str(error))
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _complain(text: str) -> None:
+    message = Text("kernelscope: ", style="red").append(text, style="default")
+    Console(stderr=True, highlight=False).print(message, soft_wrap=True)
 
 
 def _settings(**options: Any) -> Settings:

@@ -5,26 +5,21 @@ The first is the paper's Figure 1: on an image of all colours, X̂ of a colour-s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from rich.table import Table
 
-from kernelscope.client import Client
-from kernelscope.stack import Stack, check_weights, free_port
+from kernelscope.client import Client, Job, Result
+from kernelscope.serving import private_stack
+from kernelscope.terminal import MEANING, NUMBERS, numbers, progress, share_done, table
 from shared.drawings import all_colours, scene
-from shared.schemas import ItemResult, Job, Status
+from shared.schemas import Status
 from shared.settings import Settings
 
 CANDIDATES = 8
@@ -60,28 +55,15 @@ def run(settings: Settings, out: Path, console: Console) -> None:
     Raises:
         DemoError, StackError.
     """
-    with TemporaryDirectory(prefix="kernelscope-demo-") as folder:
-        weights = settings.weights
-        own = {
-            "data_dir": Path(folder),
-            "store_url": "",
-            "weights_dir": weights,
-            "port": free_port(),
-            "host": "127.0.0.1",
-        }
-        settings = settings.model_copy(update={**own, "preload": ("vgg16",)})
-        for line in check_weights(settings):
-            console.print(line)
-        console.print("starting a private stack: Redis, worker, API …")
-        with Stack(settings, console.print).running() as stack, Client(stack.url) as client:
-            _show(client, out, console)
+    with private_stack(settings, "vgg16") as stack, Client(stack.url) as client:
+        _show(client, out, console)
     console.print("the stack is stopped; nothing is left but the pictures")
 
 
 def _show(client: Client, out: Path, console: Console) -> None:
     plan = _plan(client, console)
     out.mkdir(parents=True, exist_ok=True)
-    with _progress(console) as bar:
+    with progress(console) as bar:
         kernel, hue = _colour_kernel(client, plan, bar)
         first = _explain(client, plan, plan.colours, str(kernel), bar)
         second = _explain(client, plan, plan.picture, plan.kernels, bar)
@@ -90,8 +72,8 @@ def _show(client: Client, out: Path, console: Console) -> None:
     ]
     results = [(subject, result) for subject, result in results if result.status == "succeeded"]
     console.print(_table(results))
-    _write(client, out, results)
-    share = _share_near(client, first.results[0], hue)
+    _write(out, results)
+    share = _share_near(first.results[0], hue)
     console.print(f"\nLook at [bold]{out}/[/bold]:")
     console.print(
         f"  all-colours-*-panel.png: kernel {kernel} of {plan.colours.layer} was chosen because, "
@@ -143,29 +125,13 @@ def _explain(
     client: Client, plan: Plan, subject: Subject, kernels: str, bar: Progress, effort: str = "standard"
 ) -> Job:
     """One job, with its progress on the bar."""
-    buffer = BytesIO()
-    subject.picture.save(buffer, "PNG")
-    job = client.explain([buffer.getvalue()], model=plan.model, layer=subject.layer, kernels=kernels, effort=effort)
+    job = client.explain(subject.picture, model=plan.model, layer=subject.layer, kernels=kernels, effort=effort)
     task = bar.add_task(f"{subject.title}, {subject.layer}, kernel {kernels}", total=1.0)
-
-    def show(now: Job) -> None:
-        bar.update(task, completed=_done(now))
-
-    job.wait(on_change=show)
+    job.wait(on_change=lambda now: bar.update(task, completed=share_done(now)))
     if job.status is not Status.SUCCEEDED:
         raise DemoError(f"job {job.id} {job.status}: {job.error.detail if job.error else 'no reason given'}")
+    bar.update(task, completed=1.0)
     return job
-
-
-def _done(job: Job) -> float:
-    """Share of the job that is done, the running items' iterations included."""
-    if job.status.terminal:
-        return 1.0
-    progress = job.progress
-    if not progress.total:
-        return 0.0
-    running = (progress.iteration or 0) / (progress.budget or 1)
-    return (progress.completed + (progress.total - progress.completed) * running) / progress.total
 
 
 def _colour_kernel(client: Client, plan: Plan, bar: Progress) -> tuple[int, float]:
@@ -178,7 +144,7 @@ def _colour_kernel(client: Client, plan: Plan, bar: Progress) -> tuple[int, floa
     best = (0.0, 0, 0.0)
     for result in job.results:
         if result.status == "succeeded" and result.kernel is not None:
-            maps = np.load(BytesIO(client.file(result.artifacts["maps.npz"])))["before"]
+            maps = result.maps["before"]
             weight = maps.astype(np.float64)
             angle = np.deg2rad(_hues(plan.colours.picture.resize(weight.shape[::-1])))
             centre = (weight * np.exp(1j * angle)).sum() / weight.sum()
@@ -186,9 +152,9 @@ def _colour_kernel(client: Client, plan: Plan, bar: Progress) -> tuple[int, floa
     return best[1], best[2]
 
 
-def _share_near(client: Client, result: ItemResult, hue: float) -> float:
+def _share_near(result: Result, hue: float) -> float:
     """Of the colour in X̂, measured as distance from the mean colour, the share whose hue is near this one."""
-    x = np.load(BytesIO(client.file(result.artifacts["optimized.npy"])))  # (3, H, W), 0 is the mean colour
+    x = result.optimized_array
     strength = np.abs(x).max(axis=0)
     colour = (x - x.min(axis=0)) / max(float(strength.max()), 1e-6)
     pixels = Image.fromarray((255 * colour.transpose(1, 2, 0)).clip(0, 255).astype(np.uint8))
@@ -206,50 +172,22 @@ def _hue_name(hue: float) -> str:
     return names[round(hue / 60) % 6]
 
 
-def _write(client: Client, out: Path, results: list[tuple[Subject, ItemResult]]) -> None:
+def _write(out: Path, results: list[tuple[Subject, Result]]) -> None:
     for subject, result in results:
         for name in ("panel.png", "optimized.png", "contrast.png"):
             file = out / f"{_slug(subject.title)}-{subject.layer}-kernel{result.kernel}-{name}"
-            file.write_bytes(client.file(result.artifacts[name]))
+            file.write_bytes(result.file(name))
 
 
 def _slug(title: str) -> str:
     return title.replace(" ", "-")
 
 
-def _table(results: list[tuple[Subject, ItemResult]]) -> Table:
+def _table(results: list[tuple[Subject, Result]]) -> Table:
     title = "X̂ as delivered (8 bits), fed back through the network"
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in ("picture, layer", "kernel", "SSIM", "others", "grey", "loss", "start", "blank", "s"):
-        table.add_column(name, justify="left" if name == "picture, layer" else "right", no_wrap=True)
+    made = table(title, "picture, layer", *NUMBERS, right=("picture, layer", *NUMBERS))
+    made.columns[0].justify = "left"
     for subject, result in results:
-        table.add_row(f"{subject.title}, {subject.layer}", *_cells(result))
-    table.caption = (
-        "SSIM: how well the kernel's map is kept. others: share of the other kernels' activation that is left. "
-        "grey: pixels at the mean colour. loss: of X̂, of the original (start) and of an empty picture (blank)."
-    )
-    return table
-
-
-def _cells(result: ItemResult) -> Iterator[str]:
-    metrics, losses = result.metrics, result.losses
-    assert metrics
-    assert losses
-    yield str(result.kernel)
-    yield "–" if metrics.ssim is None else f"{metrics.ssim:.3f}"
-    yield f"{metrics.leakage:.0%}"
-    yield f"{metrics.sparsity:.0%}"
-    yield from (f"{loss:.3f}" for loss in (losses.total, result.loss_start, result.loss_blank))
-    yield f"{result.seconds:.1f}"
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Progress]:
-    columns: tuple[Any, ...] = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
-        yield bar
+        made.add_row(f"{subject.title}, {subject.layer}", *numbers(result))
+    made.caption = MEANING
+    return made

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +21,7 @@ import httpx
 import torch
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from torchvision.models import WeightsEnum, get_model_weights
 
@@ -123,6 +124,23 @@ def load(name: str, folder: Path, *, download: bool) -> Weights:
     )
 
 
+def trouble(file: Path) -> str:
+    """What is wrong with a weights file; empty where it is whole, every parameter of it readable."""
+    name = next((name for name in ARCHITECTURES if _is_for(file, name)), None)
+    if name is None:
+        return f"no network has this name; it should begin with one of {', '.join(ARCHITECTURES)}"
+    try:
+        tensors, _ = _read(file)
+    except ModelUnavailable as error:
+        return error.detail
+    if not covered(name, frozenset(tensors)):
+        return f"it holds no parameters of {name}"
+    published = file.stem.removeprefix(f"{name}-")
+    if re.fullmatch(r"[0-9a-f]{8}", published) and not _sha256(file).startswith(published):
+        return f"it is not the file that its name says: SHA-256 {_sha256(file)[:8]}… instead of {published}…"
+    return ""
+
+
 def covered(name: str, keys: frozenset[str] | None) -> list[str]:
     """The layers whose every parameter, and every one below, is among the keys."""
     needed = _needed(name)
@@ -209,8 +227,8 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 names = tensors.keys()
                 return {name: tensors.get_tensor(name) for name in names}, tensors.metadata() or {}
         return torch.load(file, map_location="cpu", weights_only=True), {}
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise ModelUnavailable(f"{file} is damaged ({error})") from error
+    except Exception as error:  # whatever a damaged file makes the readers raise
+        raise ModelUnavailable(f"{file} is damaged ({str(error)[:200] or type(error).__name__})") from error
 
 
 def _triple(text: str | None, default: tuple[float, ...]) -> tuple[float, ...]:

@@ -1,0 +1,114 @@
+"""`kernelscope models | jobs | job | cancel`: what a running server has and does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import islice
+from typing import Annotated
+
+import typer
+
+from kernelscope.client import Client
+from kernelscope.serving import AsJson, Key, Url
+from kernelscope.terminal import out, state, table
+from shared.catalogue import ModelInfo
+from shared.schemas import JobSummary, Status
+
+AVAILABLE = {True: "yes", False: "no", None: "?"}
+
+
+def models(
+    name: Annotated[str | None, typer.Argument(help="Of a network: then its layers are listed.")] = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the networks that a server can explain, or the layers of one; and why not, where it cannot.
+
+    Example: kernelscope models
+
+    Example: kernelscope models vgg_mini
+    """
+    with Client(url, key) as client:
+        found = [client.model(name)] if name else client.models()
+    if as_json:
+        shown = [json.loads(one.model_dump_json()) for one in found]
+        typer.echo(json.dumps(shown[0] if name else shown, indent=1))
+    elif name:
+        _layers(found[0])
+    else:
+        made = table("", "network", "available", "", right=())
+        for one in found:
+            made.add_row(one.name, AVAILABLE[one.available], one.reason)
+        out.print(made)
+
+
+def _layers(network: ModelInfo) -> None:
+    numbers = ("kernels", "map", "sees", "stride")
+    made = table(f"{network.title}: {network.reason}", "layer", "node", *numbers, "available", right=numbers)
+    for one in network.layers:
+        size, sees = f"{one.height} × {one.width}", f"{one.receptive_field} px"
+        row = (one.name, one.node, str(one.kernels), size, sees, str(one.stride), AVAILABLE[one.available])
+        made.add_row(*row)
+    out.print(made)
+
+
+def jobs(
+    status: Annotated[Status | None, typer.Option(help="Only those in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 20,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """List a server's jobs, newest first.
+
+    Example: kernelscope jobs --limit 5
+
+    Example: kernelscope jobs --status succeeded --json
+    """
+    with Client(url, key) as client:
+        found = list(islice(client.jobs(status=status), limit))
+    if as_json:
+        typer.echo(json.dumps([json.loads(one.model_dump_json()) for one in found], indent=1))
+    elif not found:
+        out.print("no jobs; `kernelscope explain` makes one")
+    else:
+        made = table("", "job", "made", "what", "state")
+        for one in found:
+            made.add_row(one.id, f"{one.created_at:%F %T}", _what(one), state(one))
+        out.print(made)
+
+
+def _what(job: JobSummary) -> str:
+    kernels = job.request.kernels
+    if not kernels:
+        return f"ranks {job.request.layer} of {job.request.model}"
+    named = kernels if isinstance(kernels, str) else ", ".join(map(str, kernels))
+    return f"{named} of {job.request.layer} ({job.request.model})"
+
+
+def cancel(
+    ids: Annotated[list[str], typer.Argument(metavar="JOB…", help="As `kernelscope jobs` lists them.")],
+    url: Url = None,
+    key: Key = None,
+) -> None:
+    """End jobs that are queued or running; what is finished of them stays.
+
+    Example: kernelscope cancel 0123456789abcdef0123456789abcdef
+    """
+    with Client(url, key) as client:
+        for line in _cancelled(client, ids):
+            out.print(line)
+
+
+def _cancelled(client: Client, ids: Sequence[str]) -> list[str]:
+    lines = []
+    for job_id in ids:
+        job = client.job(job_id)
+        if job.status.terminal:
+            lines.append(f"{job_id} had {job.status} already")
+        else:
+            job.cancel()
+            lines.append(f"{job_id} cancelled: {job.progress.completed} of its explanations were finished, and stay")
+    return lines

@@ -1,0 +1,285 @@
+"""`kernelscope doctor`: what is wrong with this machine, and how to mend it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import httpx
+import psutil
+import typer
+from pydantic import ValidationError
+from rich.markup import escape
+
+from kernelscope.serving import AsJson, Key, Url
+from kernelscope.stack import StackError, redis_server
+from kernelscope.terminal import out
+from shared.settings import Settings
+
+GIGABYTE = 1e9
+LEAST_DISK, GOOD_DISK = 1 * GIGABYTE, 5 * GIGABYTE
+LEAST_MEMORY = 3 * GIGABYTE  # a worker with VGG16 and a batch
+OLDEST_REDIS = (6, 2)
+CHECKUP_SECONDS = 120
+MARKS = {"ok": "[green]   ok[/green]", "warning": "[yellow] look[/yellow]", "problem": "[red]wrong[/red]"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found, and what to do about it."""
+
+    check: str
+    state: Literal["ok", "warning", "problem"]
+    found: str
+    mend: str = ""
+
+
+def doctor(
+    data_dir: Annotated[Path | None, typer.Option(help="That of `kernelscope up`.")] = None,
+    port: Annotated[int | None, typer.Option(help="That `kernelscope up` would listen on.")] = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find what is wrong with this machine, or with the server at --url, and say how to mend it.
+
+    Exit code 1: something is wrong.
+
+    Example: kernelscope doctor
+
+    Example: kernelscope doctor --port 8080 --json
+    """
+    findings: list[Finding] = []
+    for finding in _server(url, key) if url else _machine({"data_dir": data_dir, "port": port}):
+        findings.append(finding)
+        if not as_json:
+            _tell(finding)
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1, ensure_ascii=False))
+    wrong = sum(finding.state == "problem" for finding in findings)
+    if wrong:
+        raise typer.Exit(1)
+    if not as_json:
+        out.print("nothing is wrong")
+
+
+def _tell(finding: Finding) -> None:
+    out.print(f"{MARKS[finding.state]}  {finding.check}: {escape(finding.found)}", soft_wrap=True)
+    if finding.mend:
+        out.print(f"       → {escape(finding.mend)}", soft_wrap=True)
+
+
+def _machine(options: dict[str, Any]) -> Iterator[Finding]:
+    """Every check, the quick ones first."""
+    try:
+        settings = Settings(**{name: value for name, value in options.items() if value is not None})
+    except ValidationError as error:
+        for one in error.errors():
+            name = "KERNELSCOPE_" + "_".join(map(str, one["loc"])).upper()
+            yield Finding("settings", "problem", f"{name}: {one['msg']}", "mend or unset it; README lists all")
+        return
+    yield Finding("settings", "ok", "every KERNELSCOPE_… that is set can be used")
+    yield Finding("Python", "ok", f"{sys.version.split()[0]} at {sys.executable}")
+    yield _redis()
+    yield _folder(settings.data_dir)
+    yield _disk(settings.data_dir)
+    yield _memory()
+    yield from _stack(settings)
+    yield from _checkup(settings)
+
+
+def _redis() -> Finding:
+    try:
+        path = redis_server()
+    except StackError as error:
+        return Finding("Redis", "problem", "no redis-server", str(error))
+    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    version = re.search(r"v=(\d+)\.(\d+)", said)
+    if version is None or tuple(map(int, version.groups())) < OLDEST_REDIS:
+        return Finding("Redis", "problem", f"{path}: {said.strip() or 'does not run'}", "install 6.2 or newer")
+    return Finding("Redis", "ok", f"{path}, {'.'.join(version.groups())}")
+
+
+def _folder(folder: Path) -> Finding:
+    parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+        mend = "give it to yourself, or choose another: --data-dir, KERNELSCOPE_DATA_DIR"
+        return Finding("data folder", "problem", f"{folder} cannot be written: {parent} is not yours", mend)
+    return Finding("data folder", "ok", str(folder))
+
+
+def _disk(folder: Path) -> Finding:
+    parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(parent).free
+    found = f"{free / GIGABYTE:.1f} GB free at {parent}"
+    mend = "make room, choose another --data-dir, or keep jobs for a shorter time (KERNELSCOPE_RETENTION_DAYS)"
+    if free < LEAST_DISK:
+        return Finding("disk", "problem", f"{found}: Redis and the pictures need {LEAST_DISK / GIGABYTE:.0f} GB", mend)
+    return Finding("disk", "ok", found) if free >= GOOD_DISK else Finding("disk", "warning", found, mend)
+
+
+def _memory() -> Finding:
+    free = psutil.virtual_memory().available
+    found = f"{free / GIGABYTE:.1f} GB available"
+    if free < LEAST_MEMORY:
+        return Finding("memory", "warning", found, "a worker with VGG-16 wants 3 GB; end something else")
+    return Finding("memory", "ok", found)
+
+
+def _stack(settings: Settings) -> Iterator[Finding]:
+    """Whether one runs here, and how it is; else whether one could."""
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - recognised, not bound
+    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    if holder := _holder(settings.data_dir):
+        yield Finding("stack", "ok", f"one runs in {settings.data_dir}: {holder}")
+        address = holder.rpartition(" ")[2]
+        yield from _server(address if address.startswith("http") else url, None)
+    elif _kernelscope(url):
+        yield Finding("port", "warning", f"another Kernelscope server listens on {url}", "use it, or choose --port")
+        yield from _server(url, None)
+    elif reason := _taken(settings.host, settings.port):
+        mend = f"end that program, or choose another port: kernelscope up --port {settings.port + 1}"
+        yield Finding("port", "problem", f"{settings.port} cannot be listened on: {reason}", mend)
+    else:
+        yield Finding("port", "ok", f"{settings.port} is free")
+
+
+def _holder(folder: Path) -> str:
+    """What the stack that runs in this folder says of itself; empty where none runs."""
+    try:
+        with (folder / "lock").open("r") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return lock.read().strip() or "starting"
+    except OSError:
+        pass
+    return ""
+
+
+def _kernelscope(url: str) -> bool:
+    try:
+        return bool(httpx.get(f"{url}/healthz", timeout=3).json().get("status") == "alive")
+    except (httpx.HTTPError, ValueError, AttributeError):
+        return False
+
+
+def _taken(host: str, port: int) -> str:
+    """Why nothing can listen there; empty where something can."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen()
+        except OSError as error:
+            return error.strerror or str(error)
+    return ""
+
+
+def _server(url: str, key: str | None) -> Iterator[Finding]:
+    """Redis, the store and the workers, by what the API says of them."""
+    url = url.rstrip("/")
+    try:
+        answer = httpx.get(f"{url}/readyz", timeout=10)
+        told = answer.json()
+    except (httpx.HTTPError, ValueError) as error:
+        reason = str(error) or type(error).__name__
+        yield Finding("server", "problem", f"{url} does not answer: {reason}", "`kernelscope up` starts one")
+        return
+    if answer.status_code != 200:
+        mend = "start Redis again, or look whether the object store is there; jobs go on by themselves then"
+        yield Finding("server", "problem", f"{url} takes no jobs: {told.get('detail', answer.status_code)}", mend)
+        return
+    yield Finding("server", "ok", f"{url} takes jobs")
+    yield _workers(told.get("workers", []))
+    yield from _admission(url, key)
+
+
+def _workers(workers: list[dict[str, Any]]) -> Finding:
+    ready = [worker for worker in workers if worker["ready"]]
+    if ready:
+        said = "; ".join(f"{one['id']} on {one['device']}: {', '.join(one['networks'])}" for one in ready)
+        return Finding("workers", "ok", said)
+    if workers:
+        return Finding("workers", "warning", "still loading their networks", "wait; logs/worker.log says more")
+    mend = "start one (`kernelscope up` starts its own again), and read logs/worker.log in its data folder; jobs wait"
+    return Finding("workers", "problem", "none is alive: none has said anything for 15 s", mend)
+
+
+def _admission(url: str, key: str | None) -> Iterator[Finding]:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    answer = httpx.get(f"{url}/models", headers=headers, timeout=10)
+    if answer.status_code == 401:
+        mend = "ask the operator for one (`kernelscope keys add NAME`), and give it as --key or KERNELSCOPE_API_KEY"
+        yield Finding("API key", "problem" if key else "warning", answer.json()["detail"], mend)
+
+
+def _checkup(settings: Settings) -> Iterator[Finding]:
+    """Torch, the cards and the weights: by a worker's own eyes, in a process that may die of what it sees."""
+    environment = {
+        "KERNELSCOPE_WEIGHTS_DIR": str(settings.weights.absolute()),
+        "KERNELSCOPE_DOWNLOAD_WEIGHTS": str(settings.download_weights),
+        "KERNELSCOPE_PRELOAD": ",".join(settings.preload),
+    }
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-m", "worker.checkup"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=CHECKUP_SECONDS,
+            env={**os.environ, **environment},
+        )
+        told = json.loads(ran.stdout.splitlines()[-1]) if ran.returncode == 0 else None
+    except (subprocess.TimeoutExpired, ValueError, IndexError):
+        ran, told = None, None
+    if told is None:
+        lines = ran.stderr.strip().splitlines() if ran else [f"no answer in {CHECKUP_SECONDS} s"]
+        mend = (
+            "torch and torchvision do not fit together, or are damaged; install the pair that is locked: "
+            "pip install --require-hashes --force-reinstall -r requirements/worker.txt (or `make clean setup`)"
+        )
+        yield Finding("torch", "problem", lines[-1] if lines else "it does not run", mend)
+        return
+    yield Finding("torch", "ok", f"{told['torch']} with torchvision {told['torchvision']}")
+    yield _card(told)
+    yield from _weights(settings, told)
+
+
+def _card(told: dict[str, Any]) -> Finding:
+    if told["cards"]:
+        return Finding("GPU", "ok", ", ".join(told["cards"]))
+    if told["mps"]:
+        return Finding("GPU", "ok", "Apple's, by mps")
+    if shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists():
+        mend = "nvidia-smi says whether the driver runs; torch.version.cuda must not be newer than the driver's"
+        return Finding("GPU", "warning", "there is a card, but torch cannot use it", mend)
+    return Finding("GPU", "ok", "none; explanations are computed on the CPU")
+
+
+def _weights(settings: Settings, told: dict[str, Any]) -> Iterator[Finding]:
+    for name, trouble in told["files"].items():
+        if trouble:
+            mend = f"remove it from {settings.weights}, or put a whole one in its place"
+            yield Finding("weights", "problem", f"{name}: {trouble}", mend)
+    for name, network in told["networks"].items():
+        if not network["available"]:
+            mend = (
+                f"put {name}*.safetensors or {name}*.pth into {settings.weights}, or allow KERNELSCOPE_DOWNLOAD_WEIGHTS"
+            )
+            yield Finding("weights", "problem", network["reason"], mend)
+        elif network["source"] == "download":
+            mend = f"python -m worker.weights {name} fetches them now"
+            yield Finding("weights", "warning", f"{name}: {network['reason']}", mend)
+        else:
+            yield Finding("weights", "ok", f"{name}: {network['reason']}")

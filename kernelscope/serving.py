@@ -1,0 +1,76 @@
+"""Which server a command talks to: the one that is named, else a private one that is there for this command only."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from kernelscope.client import Client
+from kernelscope.stack import Stack, check_weights, free_port
+from kernelscope.terminal import err
+from shared.settings import Settings
+
+Url = Annotated[
+    str | None, typer.Option(envvar="KERNELSCOPE_URL", help="Of a server, http://127.0.0.1:8000.", show_default=False)
+]
+Key = Annotated[str | None, typer.Option(envvar="KERNELSCOPE_API_KEY", help="API key, where the server needs one.")]
+WeightsDir = Annotated[Path | None, typer.Option(help="Folder with weights files (vgg16*.safetensors, .pth).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")]
+
+
+@contextmanager
+def private_stack(settings: Settings, *preload: str) -> Iterator[Stack]:
+    """A stack in a temporary folder, of which nothing is left at the end; its weights are those of the settings.
+
+    Raises:
+        StackError: it does not start.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    with TemporaryDirectory(prefix="kernelscope-") as folder:
+        own = {
+            "data_dir": Path(folder),
+            "store_url": "",
+            "weights_dir": settings.weights,
+            "port": free_port(),
+            "host": "127.0.0.1",
+            "access": "open",
+        }
+        settings = settings.model_copy(update={**own, "preload": preload})
+        for line in check_weights(settings):
+            if not line.startswith("unavailable"):  # which the server tells too
+                err.print(line)
+        err.print("starting a private stack: Redis, worker, API …")
+        with Stack(settings, err.print).running() as stack:
+            yield stack
+
+
+@contextmanager
+def server(url: str | None, key: str | None, weights_dir: Path | None, model: str | None) -> Iterator[Client]:
+    """A client of the server that is named, else of a private one with this network (VGG16, unless one is named)."""
+    if url or os.environ.get("KERNELSCOPE_URL"):
+        with Client(url, key) as client:
+            yield client
+        return
+    settings = Settings(weights_dir=weights_dir) if weights_dir else Settings()
+    with private_stack(settings, model or "vgg16") as stack, Client(stack.url) as client:
+        yield client
+
+
+def usable(client: Client, model: str | None) -> str:
+    """The network that is named; else VGG16, or where its weights cannot be had the small one that comes with us."""
+    if model:
+        return model
+    vgg16 = client.model("vgg16")
+    if vgg16.available is not False:
+        return "vgg16"
+    err.print(f"[yellow]VGG-16 cannot be had here:[/yellow] {escape(vgg16.reason)}")
+    err.print("network instead: vgg_mini, a small one that comes with Kernelscope; --model names another")
+    return "vgg_mini"

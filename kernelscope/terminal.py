@@ -1,0 +1,97 @@
+"""What every command prints with: results to stdout, everything else to stderr; pictures where the terminal can."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from shared.schemas import ItemResult, JobSummary
+
+NUMBERS = ("kernel", "SSIM", "others", "grey", "loss", "start", "blank", "s")
+MEANING = (
+    "Of the 8-bit picture, fed back through the network. SSIM: how well the kernel's map is kept. others: share of the "
+    "other kernels' activation that is left. grey: pixels at the mean colour. loss: of X̂, of the original (start) and "
+    "of an empty picture (blank)."
+)
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
+    """An empty table.
+
+    Args:
+        right: the columns that hold numbers.
+    """
+    made = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in columns:
+        made.add_column(name, justify="right" if name in right else "left", no_wrap=name in right)
+    return made
+
+
+@contextmanager
+def progress(console: Console = err) -> Iterator[Progress]:
+    """A bar; nothing where nobody looks."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        yield bar
+
+
+def share_done(job: JobSummary) -> float:
+    """How much of a job is done, in [0, 1], the items that run counted by their evaluations."""
+    at = job.progress
+    running = min(1.0, (at.iteration or 0) / at.budget) if at.budget else 0.0
+    return (at.completed + (at.total - at.completed) * running) / at.total if at.total else 0.0
+
+
+def state(job: JobSummary) -> str:
+    """In a few words."""
+    if job.status == "queued":
+        return f"queued, place {job.queue_position}" if job.queue_position else "queued"
+    total = "?" if job.progress.total is None else job.progress.total
+    loss = f", loss {job.progress.loss:.3f}" if job.progress.loss is not None else ""
+    return f"{job.status}: {job.progress.completed} of {total}{loss}"
+
+
+def numbers(result: ItemResult) -> Iterator[str]:
+    """The cells of an explanation's `NUMBERS`."""
+    metrics, losses = result.metrics, result.losses
+    assert metrics
+    assert losses
+    yield str(result.kernel)
+    yield "–" if metrics.ssim is None else f"{metrics.ssim:.3f}"
+    yield f"{metrics.leakage:.0%}"
+    yield f"{metrics.sparsity:.0%}"
+    yield from (f"{loss:.3f}" for loss in (losses.total, result.loss_start, result.loss_blank))
+    yield f"{result.seconds:.1f}"
+
+
+def show(paths: Sequence[Path], *, always: bool) -> None:
+    """The pictures themselves, in a terminal that can show them.
+
+    Args:
+        always: with half blocks where it cannot.
+    """
+    if not (sys.stdout.isatty() or always):
+        return
+    from textual_image.renderable import HalfcellImage, Image, SixelImage, TGPImage
+
+    kind = Image if Image in (SixelImage, TGPImage) else HalfcellImage
+    if kind is HalfcellImage and not always:
+        return
+    for path in paths:
+        out.print(path.name)
+        out.print(kind(path, width=min(100, out.width)))

@@ -1,0 +1,43 @@
+"""What a worker would find on this machine, as JSON: `python -m worker.checkup`. `kernelscope doctor` asks it.
+
+In a process of its own: a torch that does not fit its torchvision ends it, and says why on stderr.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+import torchvision
+
+from shared.errors import ModelUnavailable
+from shared.settings import Settings, settings
+from worker.weights import SUFFIXES, find, trouble
+
+
+def report(configuration: Settings) -> dict[str, Any]:
+    """Versions, the devices that torch can use, each weights file, each network that is to be loaded."""
+    torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # an operator of torchvision's that torch has to find
+    folder = configuration.weights
+    cards = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return {
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "cards": cards,
+        "mps": torch.backends.mps.is_available(),
+        "files": {file.name: trouble(file) for file in sorted(folder.glob("*")) if file.suffix in SUFFIXES},
+        "networks": {name: _network(name, configuration) for name in configuration.preload},
+    }
+
+
+def _network(name: str, configuration: Settings) -> dict[str, Any]:
+    try:
+        found = find(name, configuration.weights, download=configuration.download_weights)
+    except ModelUnavailable as error:
+        return {"available": False, "source": "", "reason": error.detail}
+    return {"available": True, "source": found.source, "reason": found.reason}
+
+
+if __name__ == "__main__":
+    print(json.dumps(report(settings())))  # noqa: T201 - a command
