@@ -50,7 +50,10 @@ def add(
 
 @keys.command("list")
 def listed(data_dir: DataDir = None) -> None:
-    """Show every key that was made, but for the keys themselves."""
+    """Show every key that was made, but for the keys themselves.
+
+    Example: kernelscope keys list
+    """
     with _redis(data_dir) as redis:
         found = ApiKeys(redis).all()
     if not found:
@@ -67,7 +70,10 @@ def listed(data_dir: DataDir = None) -> None:
 def revoke(
     which: Annotated[str, typer.Argument(help="A key's id, or a name: then all of its keys.")], data_dir: DataDir = None
 ) -> None:
-    """End a key, or all keys of a name: they are refused from now on, and so are their sessions."""
+    """End a key, or all keys of a name: they are refused from now on, and so are their sessions.
+
+    Example: kernelscope keys revoke lab
+    """
     with _redis(data_dir) as redis:
         ended = ApiKeys(redis).revoke(which)
     if not ended:
@@ -82,7 +88,10 @@ def secret(
     name: Annotated[str, typer.Argument(help="Whose webhooks; nothing where the server has no keys.")] = "",
     data_dir: DataDir = None,
 ) -> None:
-    """Show what the webhooks of this name's jobs are signed with (Standard Webhooks)."""
+    """Show what the webhooks of this name's jobs are signed with (Standard Webhooks).
+
+    Example: kernelscope keys secret lab
+    """
     with _redis(data_dir) as redis:
         typer.echo(webhook_secret(redis, name))
 

@@ -1,0 +1,251 @@
+"""The command line as a person types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import typer
+from PIL import Image
+
+from kernelscope.cli import app
+from kernelscope.client import Client
+from kernelscope.stack import Stack, free_port
+from shared.drawings import scene
+
+COMMAND = [sys.executable, "-m", "kernelscope"]
+OWN_PROCESS = ("up", "demo")  # whose examples start a stack of their own, and take a while
+
+
+def examples() -> Iterator[str]:
+    """Every example of every command's help."""
+    group = typer.main.get_group(app)
+    commands = [*group.commands.values(), *group.commands["keys"].commands.values()]  # type: ignore[attr-defined]
+    for command in commands:
+        found = re.findall(r"Example: (kernelscope .*)", command.callback.__doc__ or "") if command.callback else []
+        assert found or command.name == "keys", f"{command.name} has no example"
+        yield from found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a photo.jpg."""
+    scene(11, 96).image.save(tmp_path / "photo.jpg")
+    return tmp_path
+
+
+def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command in a folder, without anything of this machine's."""
+    own = {
+        "KERNELSCOPE_DATA_DIR": str(folder / "data"),
+        "KERNELSCOPE_DOWNLOAD_WEIGHTS": "false",
+        "TMPDIR": str(folder),
+        "COLUMNS": "140",
+        **environment,
+    }
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        cwd=folder,
+        env={**os.environ, **own},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+
+
+@pytest.mark.parametrize("example", [line for line in examples() if line.split()[1] not in OWN_PROCESS])
+def test_every_example_of_the_help_runs(folder: Path, stack: Stack, example: str) -> None:
+    """Against a server that the environment names; a job's id is that of a job that runs."""
+    with Client(stack.url) as client:
+        if "cancel" in example:
+            fields = {"layer": "conv3_1", "model": "vgg_mini", "kernels": "1,2", "iterations": 100_000}
+            job = client.explain(folder / "photo.jpg", **fields)  # type: ignore[arg-type]
+            example = example.replace("0123456789abcdef0123456789abcdef", job.id)
+        if "keys revoke" in example or "keys secret" in example:
+            assert run(folder, "keys", "add", "lab").returncode == 0
+        arguments = shlex.split(example)[1:]
+        ran = run(folder, *arguments, KERNELSCOPE_URL=stack.url if "doctor" not in arguments else "")
+        assert "Traceback" not in ran.stderr
+        assert ran.returncode == 0 or ("doctor" in arguments and ran.returncode == 1), ran.stderr
+        assert ran.stdout
+        if "--json" in arguments:
+            json.loads(ran.stdout)
+        if "cancel" in example:
+            assert client.job(job.id).status == "cancelled"
+    if "explain" in arguments:
+        assert list(folder.rglob("*-panel.png"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", [line for line in examples() if line.split()[1] in OWN_PROCESS])
+def test_the_examples_that_start_something_run(folder: Path, example: str) -> None:
+    """`up` until Ctrl-C, on a port that is free here; `demo` to its end."""
+    arguments = shlex.split(example.replace("8080", str(free_port())).replace("/tmp/figures", "figures"))[1:]
+    environment = {**os.environ, "KERNELSCOPE_DATA_DIR": str(folder / "data"), "KERNELSCOPE_DOWNLOAD_WEIGHTS": "false"}
+    with (folder / "said.txt").open("w") as said:
+        process = subprocess.Popen([*COMMAND, *arguments], cwd=folder, env=environment, stdout=said, stderr=said)
+        if "up" in arguments:
+            until_said(folder / "said.txt", "listens on")
+            process.send_signal(signal.SIGINT)
+        assert process.wait(240) == 0
+
+
+def until_said(file: Path, text: str) -> None:
+    """Waits until a command has said this."""
+    deadline = time.monotonic() + 60
+    while text not in file.read_text():
+        assert time.monotonic() < deadline, file.read_text()
+        time.sleep(0.05)
+
+
+def test_with_nothing_running_it_explains_and_leaves_nothing(folder: Path) -> None:
+    """The table, the pictures, and no process, no socket, no file beside."""
+    ran = run(folder, "explain", "photo.jpg", "--layer", "conv2_2", "--top", "3", "--effort", "quick")
+    assert ran.returncode == 0, ran.stderr
+    assert "vgg_mini" in ran.stderr  # the network that it took, because VGG16 has no weights here
+    assert len(re.findall(r"^ +\d+ +[01]\.\d{3} ", ran.stdout, re.MULTILINE)) == 3
+    pictures = sorted((folder / "photo-conv2_2").glob("*.png"))
+    assert len(pictures) == 9
+    with Image.open(pictures[0]) as picture:
+        picture.verify()
+    left = {entry.name for entry in folder.iterdir() if not entry.name.startswith("torchinductor_")}  # torch's own
+    assert left - {"data"} == {"photo-conv2_2", "photo.jpg"}
+    assert not [one for one in psutil.process_iter() if str(folder) in " ".join(_command(one))]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["at once", "starting", "running"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_no_process_and_no_lock(folder: Path, moment: str, number: int) -> None:
+    """At any moment; it says what happened, and the next run finds nothing in its way."""
+    environment = {**os.environ, "TMPDIR": str(folder), "KERNELSCOPE_DOWNLOAD_WEIGHTS": "false"}
+    asked = ["photo.jpg", "--layer", "conv3_1", "--model", "vgg_mini", "--top", "2", "--iterations", "100000"]
+    with (folder / "said.txt").open("w") as said:
+        process = subprocess.Popen(
+            [*COMMAND, "explain", *asked], cwd=folder, env=environment, stdout=said, stderr=said, start_new_session=True
+        )
+        family = psutil.Process(process.pid)
+        if moment == "starting":
+            until_said(folder / "said.txt", "starting a private stack")
+            time.sleep(0.5)
+        elif moment == "running":
+            until_running(folder)
+        else:
+            time.sleep(1)
+        children = family.children(recursive=True)
+        process.send_signal(number)
+        assert process.wait(60) == 130 or (moment == "at once" and number == signal.SIGTERM)
+    gone, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
+    assert not list(folder.glob("kernelscope-*"))
+    if moment == "running":
+        assert gone
+        assert "cancelled" in (folder / "said.txt").read_text()
+
+
+def until_running(folder: Path) -> None:
+    """Waits until the private stack runs a job: its lock says where it listens."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        for lock in folder.glob("kernelscope-*/lock"):
+            address = lock.read_text().rpartition(" ")[2]
+            if address.startswith("http"):
+                with Client(address, patience=60) as client:
+                    if any(client.jobs(status="running")):
+                        return
+        time.sleep(0.1)
+    raise AssertionError("it never ran")
+
+
+def test_json_is_all_that_stdout_has(folder: Path, stack: Stack) -> None:
+    """The job as the API tells it, and the files."""
+    asked = ["photo.jpg", "-l", "conv2_1", "-m", "vgg_mini", "-k", "3", "--method", "lrp", "--method", "suppression"]
+    ran = run(folder, "explain", *asked, "--effort", "quick", "--json", "-o", "there", "--url", stack.url)
+    told = json.loads(ran.stdout)
+    assert [result["method"] for result in told["job"]["results"]] == ["lrp", "suppression"]
+    assert len(told["files"]) == 6
+    assert all((folder / name).is_file() for name in told["files"])
+
+
+def test_a_failure_is_told_in_words_and_by_the_exit_code(folder: Path, stack: Stack) -> None:
+    """A layer that is not there, a picture that is none, a server that is not there, two ways to name kernels."""
+    url = {"KERNELSCOPE_URL": stack.url}
+    ran = run(folder, "explain", "photo.jpg", "-l", "conv9_9", "-m", "vgg_mini", **url)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith("kernelscope: Unknown layer: layer conv9_9 does not exist in vgg_mini")
+    (folder / "notes.jpg").write_text("no picture")
+    ran = run(folder, "explain", "notes.jpg", "-l", "conv2_1", "-m", "vgg_mini", **url)
+    assert ran.returncode == 1
+    assert "Unsupported image" in ran.stderr
+    ran = run(folder, "jobs", "--url", "http://127.0.0.1:9")
+    assert ran.returncode == 1
+    assert "`kernelscope up` starts one" in ran.stderr
+    ran = run(folder, "explain", "photo.jpg", "-l", "conv2_1", "-k", "1", "--top", "2", **url)
+    assert ran.returncode == 2
+    ran = run(folder, "explain", "missing.jpg", "-l", "conv2_1", **url)
+    assert ran.returncode == 2
+    ran = run(folder, "up", KERNELSCOPE_PORT="many")
+    assert ran.returncode == 1
+    assert "KERNELSCOPE_PORT" in ran.stderr
+
+
+def test_a_second_run_takes_a_folder_of_its_own(folder: Path, stack: Stack) -> None:
+    """Nothing is written over unless --output says where."""
+    asked = ["photo.jpg", "-l", "conv2_1", "-m", "vgg_mini", "-k", "3", "--method", "lrp", "--url", stack.url]
+    for _ in range(2):
+        assert run(folder, "explain", *asked).returncode == 0
+    assert {path.name for path in folder.glob("photo-*")} == {"photo-conv2_1", "photo-conv2_1-2"}
+
+
+def test_figures_can_be_seen_in_any_terminal(folder: Path, stack: Stack) -> None:
+    """As half blocks of colour, where they are asked for."""
+    asked = ["photo.jpg", "-l", "conv2_1", "-m", "vgg_mini", "-k", "3", "--method", "lrp", "--url", stack.url]
+    assert "▀" in run(folder, "explain", *asked, "--show", FORCE_COLOR="1").stdout
+    assert "▀" not in run(folder, "explain", *asked).stdout
+
+
+def test_tables_of_a_server(folder: Path, stack: Stack) -> None:
+    """Networks with why not, layers, jobs."""
+    url = {"KERNELSCOPE_URL": stack.url}
+    networks = run(folder, "models", **url).stdout
+    assert re.search(r"vgg_mini +yes", networks)
+    assert re.search(r"vgg16 +no +no weights for vgg16", networks)
+    assert re.search(
+        r"conv2_2 +features\.\d+ +32 +48 × 48 +\d+ px +2 +yes", run(folder, "models", "vgg_mini", **url).stdout
+    )
+    assert "nothing" in run(folder, "models", "nothing", **url).stderr
+    assert re.search(r"[0-9a-f]{32} .* conv\d_\d", run(folder, "jobs", **url).stdout)
+
+
+def test_names_are_completed(folder: Path) -> None:
+    """Networks, and the layers of the one that was named."""
+    words = "kernelscope explain photo.jpg --model vgg_mini --layer conv4"
+    environment = {"_KERNELSCOPE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "6"}
+    code = "from kernelscope.cli import app; app(prog_name='kernelscope')"
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.stdout.split() == ["conv4_1", "conv4_2"]

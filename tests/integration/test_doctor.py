@@ -1,0 +1,182 @@
+"""`kernelscope doctor` finds what is wrong, and says how to mend it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kernelscope import doctor, stack
+from kernelscope.stack import Stack, free_port
+from shared.settings import Settings
+from tests.chaos.conftest import Plant
+
+Findings = dict[str, list[dict[str, Any]]]
+Asking = Callable[..., Findings]
+
+
+@pytest.fixture
+def ask(tmp_path: Path) -> Asking:
+    """Runs the doctor on a machine of the test's own; its findings by check."""
+
+    def asked(*options: str, code: int = 1, **environment: str) -> Findings:
+        own = {
+            "KERNELSCOPE_DATA_DIR": str(tmp_path / "data"),
+            "KERNELSCOPE_PRELOAD": "vgg_mini",
+            "KERNELSCOPE_DOWNLOAD_WEIGHTS": "false",
+            "KERNELSCOPE_PORT": str(free_port()),
+            **environment,
+        }
+        command = [sys.executable, "-m", "kernelscope", "doctor", "--json", *options]
+        ran = subprocess.run(
+            command, env={**os.environ, **own}, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+        )
+        assert ran.stderr == ""
+        assert ran.returncode == code, ran.stdout
+        found: Findings = {}
+        for finding in json.loads(ran.stdout):
+            found.setdefault(finding["check"], []).append(finding)
+        return found
+
+    return asked
+
+
+def wrong(found: Findings, check: str, *texts: str) -> None:
+    """It is a problem, it is told with these words, and there is a way to mend it."""
+    (finding,) = [one for one in found[check] if one["state"] == "problem"]
+    assert all(text in finding["found"] for text in texts), finding
+    assert finding["mend"]
+
+
+def test_a_healthy_machine(ask: Asking) -> None:
+    """Nothing is wrong; every check is told."""
+    found = ask(code=0)
+    assert {"settings", "Python", "Redis", "data folder", "disk", "memory", "port", "torch", "GPU", "weights"} <= set(
+        found
+    )
+
+
+def test_a_port_that_is_taken(ask: Asking) -> None:
+    """By a program that is not ours."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        wrong(ask("--port", str(port)), "port", str(port))
+
+
+def test_a_redis_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither on PATH nor in a wheel."""
+    monkeypatch.setattr(stack.shutil, "which", lambda _: None)  # type: ignore[attr-defined]
+    monkeypatch.setattr(stack, "find_spec", lambda _: None)
+    finding = doctor._redis()
+    assert finding.state == "problem"
+    assert "apt install redis-server" in finding.mend
+
+
+def test_weights_that_are_missing(ask: Asking) -> None:
+    """And may not be downloaded."""
+    wrong(ask(KERNELSCOPE_PRELOAD="vgg16"), "weights", "no weights for vgg16")
+    found = ask(code=0, KERNELSCOPE_PRELOAD="vgg16", KERNELSCOPE_DOWNLOAD_WEIGHTS="true", TORCH_HOME="/nowhere")
+    assert "downloaded on first use" in found["weights"][0]["found"]
+
+
+def test_weights_that_are_damaged(ask: Asking, tmp_path: Path) -> None:
+    """A file that was cut off, one that is something else, one that is not what its name says, one of no network."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    whole = Path(doctor.__file__).parents[1] / "worker" / "vgg_mini" / "vgg_mini.safetensors"
+    data = whole.read_bytes()
+    (folder / "vgg_mini.safetensors").write_bytes(data[: len(data) // 2])
+    (folder / "vgg19.pth").write_text("something else")
+    (folder / "vgg_mini-01234567.safetensors").write_bytes(data)
+    (folder / "mine.safetensors").write_bytes(data)
+    found = ask(KERNELSCOPE_WEIGHTS_DIR=str(folder))
+    told = {one["found"].partition(":")[0]: one["found"] for one in found["weights"] if one["state"] == "problem"}
+    assert "damaged" in told["vgg_mini.safetensors"]
+    assert "damaged" in told["vgg19.pth"]
+    assert "instead of 01234567" in told["vgg_mini-01234567.safetensors"]
+    assert "no network has this name" in told["mine.safetensors"]
+
+
+def test_a_disk_that_is_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A problem below 1 GB, worth a look below 5."""
+    usage = namedtuple("usage", "total used free")  # noqa: PYI024 - as shutil's
+    states = {0.5e9: "problem", 3e9: "warning", 50e9: "ok"}
+    for free, state in states.items():
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage(100e9, 100e9 - free, free))
+        finding = doctor._disk(tmp_path / "not" / "there" / "yet")
+        assert finding.state == state
+        assert bool(finding.mend) == (state != "ok")
+
+
+def test_a_torch_that_does_not_fit_its_torchvision(ask: Asking, tmp_path: Path) -> None:
+    """As pip leaves them when one of the two is replaced."""
+    fake = tmp_path / "fake" / "torchvision"
+    fake.mkdir(parents=True)
+    (fake / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    wrong(ask(PYTHONPATH=str(fake.parent)), "torch", "operator torchvision::nms does not exist")
+
+
+def test_a_setting_that_cannot_be_used(ask: Asking) -> None:
+    """By its name."""
+    wrong(ask(KERNELSCOPE_LEASE_SECONDS="soon"), "settings", "KERNELSCOPE_LEASE_SECONDS")
+
+
+def test_a_folder_that_is_no_folder(ask: Asking, tmp_path: Path) -> None:
+    """A file where the data should be."""
+    (tmp_path / "file").write_text("")
+    wrong(ask(KERNELSCOPE_DATA_DIR=str(tmp_path / "file" / "data")), "data folder", "file")
+
+
+def test_a_stack_that_runs_is_found_by_its_lock(ask: Asking, stack: Stack) -> None:
+    """And asked how it is, wherever it listens."""
+    found = ask(code=0, KERNELSCOPE_DATA_DIR=str(stack.settings.data_dir))
+    assert stack.url in found["stack"][0]["found"]
+    assert found["server"][0]["state"] == found["workers"][0]["state"] == "ok"
+    assert "port" not in found
+
+
+def test_a_server_that_is_not_there(ask: Asking) -> None:
+    """Named by its address."""
+    wrong(ask("--url", f"http://127.0.0.1:{free_port()}"), "server", "does not answer")
+
+
+@pytest.mark.slow
+def test_a_worker_that_died(ask: Asking, tmp_path: Path) -> None:
+    """Killed, and nobody starts it again; then Redis goes too."""
+    folder = tmp_path / "plant"
+    folder.mkdir()
+    plant = Plant(folder, KERNELSCOPE_ENGINE="dummy")
+    try:
+        plant.start_redis()
+        plant.start_service()
+        plant.start_worker("worker")
+        assert ask("--url", plant.url, code=0)["workers"][0]["state"] == "ok"
+        plant.kill("worker")
+        time.sleep(16)  # its last word is forgotten
+        wrong(ask("--url", plant.url), "workers", "none is alive")
+        plant.kill("redis")
+        wrong(ask("--url", plant.url), "server", "takes no jobs")
+    finally:
+        plant.close()
+
+
+def test_a_key_that_is_wanted(tmp_path: Path, settings: Settings) -> None:
+    """Told without one, a problem with a wrong one."""
+    from tests.api.conftest import serving
+
+    with serving(settings.model_copy(update={"access": "keys"})) as client:
+        url = str(client.base_url)
+        assert [one.state for one in doctor._admission(url, None)] == ["warning"]
+        assert [one.state for one in doctor._admission(url, "ks_wrong")] == ["problem"]
