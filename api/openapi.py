@@ -78,6 +78,7 @@ ERRORS: dict[str, tuple[type[KernelscopeError], ...]] = {
     "post /jobs/{job_id}/cancel": (*GONE, errors.JobEnded),
     "delete /jobs/{job_id}": GONE,
     "get /jobs/{job_id}/events": (*GONE, errors.InvalidRequest),
+    "get /jobs/{job_id}/previews/{item}": (*GONE, errors.ArtifactNotFound, errors.InvalidRequest),
     "get /jobs/{job_id}/webhook": GONE,
     "get /jobs/{job_id}/bundle.zip": GONE,
     "get /jobs/{job_id}/artifacts/{item}/{name}": (

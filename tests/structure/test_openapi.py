@@ -59,3 +59,9 @@ def test_every_request_body_has_an_example_that_fits() -> None:
         json_body = content["application/json"]
         validator_for({**json_body["schema"], "components": DOCUMENT["components"]}).validate(json_body["example"])
         assert "multipart/form-data" in content
+
+
+@pytest.mark.parametrize(("name", "operation"), OPERATIONS, ids=[name for name, _ in OPERATIONS])
+def test_what_is_named_in_a_path_may_not_be_there(name: str, operation: dict[str, Any]) -> None:
+    """Whoever adds a route with a name in its path says what is answered where there is no such thing."""
+    assert ("{" in name) <= ("404" in operation["responses"])
