@@ -44,7 +44,11 @@ DELETED = (
     "POST /jobs/{job_id}/cancel",
     "GET /jobs/{job_id}/webhook",
     "GET /jobs/{job_id}/bundle.zip",
+    "GET /jobs/{job_id}/consistency",
+    "GET /jobs/{job_id}/contact_sheet.png",
+    "GET /jobs/{job_id}/previews/{item}",
 )
+RARE = DELETED[-3:]  # of jobs on several images, or that are being watched: no good answer is asked for
 ACCEPTED = ["2xx", "3xx", 401, 403, 404, 409, 429]
 EVERY = (
     "POST /explain",
@@ -94,7 +98,7 @@ def test_every_answer_is_as_the_document_says(
     assert not [entry for entry in answers if entry[1] >= 500]
     assert report["complete"]
     assert not report["errors"]
-    assert report["operations"]["tested"] == len(EVERY)
+    assert report["operations"]["tested"] == len(EVERY) + len(RARE)
     assert report["phases"]["stateful"]["status"] == "success"
     assert report["test_cases"]["generated"] >= CASES
     assert good >= set(EVERY), set(EVERY) - good
