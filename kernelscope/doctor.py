@@ -218,7 +218,11 @@ def _workers(workers: list[dict[str, Any]]) -> Finding:
 
 def _admission(url: str, key: str | None) -> Iterator[Finding]:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    answer = httpx.get(f"{url}/models", headers=headers, timeout=10)
+    try:
+        answer = httpx.get(f"{url}/models", headers=headers, timeout=10)
+    except httpx.HTTPError as error:
+        yield Finding("server", "warning", f"{url}/models does not answer ({type(error).__name__})", "try again")
+        return
     if answer.status_code == 401:
         mend = "ask the operator for one (`kernelscope keys add NAME`), and give it as --key or KERNELSCOPE_API_KEY"
         yield Finding("API key", "problem" if key else "warning", answer.json()["detail"], mend)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,7 +54,7 @@ def private_stack(settings: Settings, *preload: str) -> Iterator[Stack]:
 @contextmanager
 def server(url: str | None, key: str | None, weights_dir: Path | None, model: str | None) -> Iterator[Client]:
     """A client of the server that is named, else of a private one with this network (VGG16, unless one is named)."""
-    if url or os.environ.get("KERNELSCOPE_URL"):
+    if url:
         with Client(url, key) as client:
             yield client
         return

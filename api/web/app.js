@@ -222,7 +222,7 @@ function drawTile(at) {
   if (forming) tile.children[2].textContent = members.length ? `${members.length} of ${variants()} explanations` : "waits";
   else if (!best) tile.children[2].textContent = job.status;
   else tile.children[2].textContent = members.length > 1 ? `${members.length} explanations` : summary(best);
-  if (!forming && best?.artifacts["optimized.png"]) tile.firstElementChild.replaceWith(make("img", { alt: "", src: best.artifacts["optimized.png"] }));
+  if (!forming && best?.artifacts["optimized.png"]) tile.firstElementChild.replaceWith(make("img", { alt: "", loading: "lazy", src: best.artifacts["optimized.png"] }));
 }
 
 function look(at, which = null) {
@@ -287,7 +287,9 @@ function row(each) {
 const goTo = guard(async () => {
   const id = new URLSearchParams(location.hash.slice(1)).get("job");
   if (!id || id === job?.id) return;
-  open(await ask(`/jobs/${encodeURIComponent(id)}`));
+  const found = await ask(`/jobs/${encodeURIComponent(id)}`);
+  if (found.request.methods[0] === "activations") throw new Error("This job ranks the kernels of a layer; it explains none.");
+  open(found);
 });
 
 function begin() {

@@ -20,7 +20,7 @@ let current = null; // the image that the kernels are ranked on
 let ranking = null;
 let job = null; // that ranks
 let wanted = []; // kernels to select when they are ranked
-const rankings = new Map();
+const rankings = new Map(); // by image, network and layer: promises, so that the same is asked once
 
 export function addFiles(files) {
   const usable = [...files].filter((file) => TYPES.includes(file.type));
@@ -73,15 +73,18 @@ const model = () => models.find((each) => each.name === $("model").value);
 const layer = () => model()?.layers.find((each) => each.name === $("layers").querySelector(":checked")?.value);
 
 export async function loadModels() {
-  models = await ask("/models");
+  const found = await ask("/models");
+  const idle = found.every((each) => each.available === null);
+  if (idle) setTimeout(() => loadModels().catch(() => {}), 1000 * MODEL_SECONDS);
+  if (idle && models.length) return; // as before
   const before = { model: $("model").value, layer: layer()?.name };
+  models = found;
   $("model").replaceChildren(...models.map((each) => new Option(
     each.available === false ? `${each.title} (no weights)` : each.title, each.name)));
   const first = models.find((each) => each.name === "vgg16" && each.available)
     ?? models.find((each) => each.available) ?? models.find((each) => each.name === "vgg16") ?? models[0];
   $("model").value = before.model || first.name;
   drawLayers(before.layer);
-  if (models.every((each) => each.available === null)) setTimeout(() => loadModels().catch(() => {}), 1000 * MODEL_SECONDS);
 }
 
 function drawLayers(preferred) {
@@ -123,13 +126,12 @@ async function rank() {
   }
   say(`Ranking the kernels of ${asked.layer} …`);
   try {
-    if (!rankings.has(key)) {
-      const found = await ranked(asked, superseded);
-      if (!found) return;
-      rankings.set(key, found);
-    }
-    if (!superseded()) drawKernels(rankings.get(key));
+    if (!rankings.has(key)) rankings.set(key, ranked(asked, superseded));
+    const found = await rankings.get(key);
+    if (!found) rankings.delete(key);
+    else if (!superseded()) drawKernels(found);
   } catch (error) {
+    rankings.delete(key);
     if (!superseded()) say(`${error.message} ${error instanceof Refused ? "" : "Kernels can be given by number all the same."}`, true);
   }
 }

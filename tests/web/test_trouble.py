@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx
 import pytest
 from playwright.sync_api import expect
 
@@ -30,6 +31,8 @@ def test_without_a_worker_the_page_says_so_and_goes_on_once_there_is_one(
     expect(page.locator("#status")).to_contain_text("no worker is connected", timeout=20_000)
     visitor.shoot("no-worker-light")
     visitor.accessible()
+    page.wait_for_timeout(11_000)  # the page looks for a worker each 5 s, and asks for nothing twice meanwhile
+    assert len(httpx.get(f"{plant.url}/jobs").json()["jobs"]) == 2
     plant.start_worker("worker")
     assert visitor.done() == "Done: 1 explained."
     expect(page.locator("#weights")).to_contain_text("weights vgg_mini", timeout=20_000)
