@@ -19,6 +19,7 @@ from shared.settings import Settings
 from shared.store import BlobStore
 from shared.webhooks import Webhooks
 
+STORE_PATIENCE = 10.0  # seconds that writing or reading one blob may take
 PATIENCE = 0.8  # seconds that Redis may take: a caller is told within one that it is away
 
 
@@ -56,7 +57,7 @@ class Services:
             polling=polling,
             transitions=transitions,
             retention=Retention(transitions),
-            store=BlobStore(settings.store),
+            store=BlobStore(settings.store, STORE_PATIENCE),
             queue=make_celery(url),
             access=Access(settings, polling.redis),
             news=news,

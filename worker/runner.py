@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from io import BytesIO
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -23,6 +23,7 @@ from shared.schemas import Item, ItemResult, Thumbnails
 from shared.store import BlobStore
 from worker.activations import ranked, thumbnails
 from worker.engine import Asked, Engine
+from worker.previews import Previews
 from worker.pulse import Pulse
 from worker.quarantine import Quarantine
 from worker.questions import Answer, Picture, Question, Step, Ticket
@@ -30,13 +31,15 @@ from worker.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 THUMBNAIL_COLUMNS = 16
 SMALLEST_TILE = 56  # pixels a side
 OPTIONS = {  # of a request, by the methods that have more than `scaling`
     "suppression": ("solver", "effort", "iterations", "target_ssim", "max_preservation", "only_remove"),
     "lrp": ("rule", "scaling"),
 }
-PREVIEWS = 4  # of a slice's items that a watcher is shown in one beat of the pulse
+STORE_RETRY_SECONDS = 0.5  # between two tries of an object store that is away
 TERMS = ("preservation", "suppression", "regularization", "total")
 
 
@@ -121,6 +124,10 @@ class Runner:
         except LostLease:
             log.warning("%s: cancelled, or lost to another worker; what is not committed is dropped", claim.slice_id)
         except StoreUnavailable as error:
+            if self.stopping:
+                with suppress(LostLease, StoreUnavailable):
+                    self.hand_back(claim)
+                return
             log.warning("%s: %s; its lease will lapse and the slice be tried again", claim.slice_id, error)
         finally:
             self.pulse.let_go(run)
@@ -137,7 +144,7 @@ class _SliceRun:
     lost: bool = False
     ended: bool = False
     watched: bool = False
-    told: dict[int, int] = field(default_factory=dict)  # of which evaluation an item's last preview was
+    previews: Previews = field(default_factory=Previews)
 
     def to_the_end(self) -> None:
         try:
@@ -165,7 +172,7 @@ class _SliceRun:
 
     def sign(self) -> Sign:
         running = self._in_work()
-        previews = self._previews(running)
+        previews = self.previews.new(running, wanted=self.watched)
         steps = {index: ticket.step for index, ticket in running.items() if ticket.step}
         return Sign(self.claim, self._progress(steps), previews)
 
@@ -173,20 +180,6 @@ class _SliceRun:
         """By the item's index."""
         open_ = zip(self.open, self.asked.tickets, strict=True) if self.asked else ()
         return {item.index: ticket for item, ticket in open_ if not ticket.answered}
-
-    def _previews(self, running: dict[int, Ticket]) -> dict[int, bytes]:
-        """New sketches; where the job is watched, more of them are asked for, of those that have waited longest."""
-        new = {
-            index: ticket.sketch
-            for index, ticket in running.items()
-            if ticket.sketch and ticket.sketch.iteration > self.told.get(index, 0)
-        }
-        self.told.update((index, sketch.iteration) for index, sketch in new.items())
-        if self.watched:
-            waiting = sorted(running, key=lambda index: self.told.get(index, 0))
-            for index in waiting[:PREVIEWS]:
-                running[index].wanted = True
-        return {index: _webp(sketch.picture) for index, sketch in new.items()}
 
     def _progress(self, steps: dict[int, Step]) -> dict[str, Any]:
         """Of the items that run now: the evaluations done, the most that they may take, their mean loss; and each."""
@@ -201,7 +194,7 @@ class _SliceRun:
                     "index": index,
                     "iteration": step.iteration,
                     "losses": dict(zip(TERMS, step.terms, strict=True)),
-                    **({"preview": self.told[index]} if index in self.told else {}),
+                    **({"preview": self.previews.told[index]} if index in self.previews.told else {}),
                 }
                 for index, step in steps.items()
             ],
@@ -322,7 +315,7 @@ class _SliceRun:
         return sorted({item.image for item in self.claim.items})
 
     def _picture(self, digest: str, size: int) -> Picture:
-        data = self.runner.store.get(digest)
+        data = self._patiently(lambda: self.runner.store.get(digest))
         if data is None:
             raise UnknownImage(f"the bytes of image {digest} are gone from the store")
         return np.asarray(images.resized(images.decode(data, self.runner.max_pixels), size))
@@ -368,8 +361,23 @@ class _SliceRun:
         digests = {name: BlobStore.digest(data) for name, data in artifacts.items()}
         self.runner.records.hold(self.claim.job_id, list(digests.values()), self.claim.expires_at)
         for data in artifacts.values():
-            self.runner.store.put(data)
+            self._patiently(partial(self.runner.store.put, data))
         return digests
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        """What the object store does: one that is away is sat out while the lease is held, however long that is.
+
+        Raises:
+            StoreUnavailable: the slice is to end meanwhile.
+        """
+        while True:
+            try:
+                return action()
+            except StoreUnavailable as error:
+                if self.ended or self.runner.stopping:
+                    raise
+                log.warning("%s: %s; trying again", self.claim.slice_id, error)
+                time.sleep(STORE_RETRY_SECONDS)
 
 
 def _facts(answer: Answer) -> dict[str, Any]:
@@ -389,13 +397,6 @@ def _facts(answer: Answer) -> dict[str, Any]:
         "weights",
     )
     return {name: getattr(answer, name) for name in names}
-
-
-def _webp(picture: Picture) -> bytes:
-    """Small and quick to make: for one look."""
-    file = BytesIO()
-    Image.fromarray(picture).save(file, "WEBP", quality=70, method=0)
-    return file.getvalue()
 
 
 def _artifacts(answer: Answer) -> dict[str, bytes]:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.resources import files
 from pathlib import Path
 
 import httpx
@@ -136,12 +137,23 @@ def test_the_page_and_its_files(client: Client) -> None:
     """Served by the API, with a strict content security policy; nothing but its own files."""
     page = client.get("/")
     assert page.headers["content-type"].startswith("text/html")
-    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert "default-src 'none'; script-src 'self'" in page.headers["content-security-policy"]
     for name in ("app.js", "style.css"):
         assert f"/web/{name}" in page.text
         assert client.get(f"/web/{name}").status_code == 200
+        etag = client.get(f"/web/{name}").headers["etag"]
+        assert client.get(f"/web/{name}", headers={"If-None-Match": etag}).status_code == 304
     refused(client.get("/web/..%2fapp.py"), 404, "no-such-path")
     refused(client.get("/web/none.js"), 404, "no-such-path", "none.js")
+
+
+def test_the_page_is_light(client: Client) -> None:
+    """300 kB with everything that it may load: programs, styles, the plots' library, the samples."""
+    parts = files("api") / "web"
+    names = [entry.name for folder in (parts, parts / "vendor") for entry in folder.iterdir() if entry.is_file()]
+    served = [name for name in [*names, "colours.png", "shapes.png"] if client.get(f"/web/{name}").status_code == 200]
+    assert {"app.js", "uPlot.min.js", "astronaut.jpg", "shapes.png"} <= set(served)
+    assert sum(len(client.get(f"/web/{name}").content) for name in served) <= 300_000
 
 
 def test_the_openapi_document_describes_both_bodies(client: Client) -> None:

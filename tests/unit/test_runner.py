@@ -18,6 +18,7 @@ from shared.jobs import Hold, Records, Retention, Transitions
 from shared.schemas import ExplainRequest, Job, Status, plan
 from shared.store import BlobStore
 from tests.conftest import noise, png
+from worker import runner as runner_module
 from worker.dummy import DummyBatch, DummyDevice
 from worker.engine import Engine
 from worker.pulse import Pulse
@@ -136,18 +137,42 @@ def test_an_error_of_ours_keeps_its_type(bench: Bench) -> None:
     assert job.error.detail == "all 3 items failed; the first: the weights end at conv1_1"
 
 
-def test_an_unavailable_store_is_not_the_job_s_fault(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The slice keeps its lease, which lapses, and is tried again; nothing is failed."""
+def test_a_store_that_is_away_is_sat_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker keeps its lease and tries again until it is back; no attempt is spent and nothing is failed."""
+    monkeypatch.setattr(runner_module, "STORE_RETRY_SECONDS", 0.01)
+    put, failures = bench.store.put, [StoreUnavailable("away")] * 40
 
-    def full(_: bytes) -> str:
-        raise StoreUnavailable("the object store took no data")
+    def away(data: bytes) -> str:
+        if failures:
+            raise failures.pop()
+        return put(data)
 
     bench.submit()
-    monkeypatch.setattr(bench.store, "put", full)
+    monkeypatch.setattr(bench.store, "put", away)
     job = bench.run()
-    assert job.status is Status.RUNNING
-    assert job.failed_items == 0
-    assert job.progress.completed == 0
+    assert job.status is Status.SUCCEEDED
+    assert (job.attempt, job.failed_items, job.progress.completed) == (1, 0, 3)
+    assert not failures
+
+
+def test_a_worker_that_stops_while_the_store_is_away_hands_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else may reach it; the attempt does not count."""
+
+    def away(_: bytes) -> str:
+        raise StoreUnavailable("away")
+
+    bench.submit()
+    monkeypatch.setattr(bench.store, "put", away)
+    with bench.runner() as runner:
+        thread = Thread(target=runner.run, args=("j:0",))
+        thread.start()
+        time.sleep(0.7)
+        runner.stop()
+        thread.join(5)
+        assert not thread.is_alive()
+    job = bench.records.job("j")
+    assert (job.status, job.progress.completed) == (Status.RUNNING, 0)
+    assert bench.transitions.queued() == ["j:0"]
 
 
 def test_a_worker_that_stops_hands_the_slice_back_and_says_so(bench: Bench) -> None:
