@@ -60,6 +60,20 @@ def test_our_services_are_confined_and_wait_for_redis(name: str) -> None:
     assert service["depends_on"]["redis"]["condition"] == "service_healthy"
 
 
+def test_the_example_of_an_environment_has_every_setting() -> None:
+    """With its default and its meaning; the one beside them is Compose's own."""
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    told = dict(line.removeprefix("#").split("=", 1) for line in lines if line.startswith("#KERNELSCOPE_"))
+    assert set(told) == {
+        "KERNELSCOPE_REDIS_PASSWORD",
+        *(f"KERNELSCOPE_{name.upper()}" for name in Settings.model_fields),
+    }
+    given = {name.removeprefix("KERNELSCOPE_").lower(): value for name, value in told.items() if value}
+    del given["redis_password"]
+    assert Settings.model_validate(given) == Settings(_env_file=None)
+    assert all(f"# {field.description}" in lines for field in Settings.model_fields.values())
+
+
 def test_redis_keeps_every_write_and_is_not_published() -> None:
     """AOF at each write, a password, a health check, no port."""
     redis = SERVICES["redis"]
@@ -92,9 +106,9 @@ def test_what_is_copied_exists_and_is_not_ignored(name: str) -> None:
 
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_images_run_as_a_user_of_their_own(name: str) -> None:
-    """The last USER is not root; the stop signal is the one that the processes understand."""
+    """The last USER is not root, by number, so that a host can tell; the stop signal is one that is understood."""
     words = instructions(name)
-    assert [arguments for word, arguments in words if word == "USER"] == ["kernelscope"]
+    assert [arguments for word, arguments in words if word == "USER"] == ["10001:10001"]
     assert ("STOPSIGNAL", "SIGTERM") in words
     assert sum(word == "HEALTHCHECK" for word, _ in words) == 1
 
