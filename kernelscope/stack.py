@@ -250,6 +250,7 @@ class Stack:
             "KERNELSCOPE_STORE_URL": self.settings.store,
             "KERNELSCOPE_HOST": self.settings.host,
             "KERNELSCOPE_PORT": str(self.settings.port),
+            "KERNELSCOPE_ACCESS": self.settings.access,
             "KERNELSCOPE_WEIGHTS_DIR": str(self.settings.weights.absolute()),
             "KERNELSCOPE_PRELOAD": ",".join(self.settings.preload),
             "KERNELSCOPE_DOWNLOAD_WEIGHTS": str(self.settings.download_weights),
