@@ -19,7 +19,7 @@ from kernelscope.client import ClientError
 from kernelscope.doctor import doctor
 from kernelscope.explain import activations, explain
 from kernelscope.keys import keys
-from kernelscope.serving import WeightsDir
+from kernelscope.serving import Key, Url, WeightsDir
 from kernelscope.stack import Stack, StackError, check_weights
 from shared.errors import KernelscopeError
 from shared.settings import Settings
@@ -66,12 +66,14 @@ def up(
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path("demo"),
     weights_dir: WeightsDir = None,
+    url: Url = None,
+    key: Key = None,
 ) -> None:
-    """Explain kernels on two pictures through the HTTP API of a private stack, and write the figures.
+    """Explain kernels on two pictures, through the HTTP API of a server or of a private stack; write the figures.
 
     Example: kernelscope demo -o /tmp/figures
     """
-    demonstration.run(_settings(weights_dir=weights_dir), out, console)
+    demonstration.run(_settings(weights_dir=weights_dir), out, console, url, key)
 
 
 for command in (explain, activations, models, jobs, cancel, doctor):

@@ -49,12 +49,16 @@ class Plan:
     kernels: str  # of the second picture
 
 
-def run(settings: Settings, out: Path, console: Console) -> None:
-    """Set up a private stack, explain, print the table, write the pictures, stop.
+def run(settings: Settings, out: Path, console: Console, url: str | None = None, key: str | None = None) -> None:
+    """Explain, print the table, write the pictures: on this server, else on a private stack, which then stops.
 
     Raises:
-        DemoError, StackError.
+        DemoError, StackError, ClientError.
     """
+    if url:
+        with Client(url, key) as client:
+            _show(client, out, console)
+        return
     with private_stack(settings, "vgg16") as stack, Client(stack.url) as client:
         _show(client, out, console)
     console.print("the stack is stopped; nothing is left but the pictures")

@@ -33,6 +33,7 @@ from worker.vgg_mini import WEIGHTS_FILE
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SUFFIXES = (".safetensors", ".pth", ".pt")
+BUNDLED = Path(__file__).parent / "bundled"  # what the worker image's build argument WEIGHTS downloaded
 STALLED_SECONDS = 30  # without a byte: a network that drops packets must not hang the worker
 
 Source = Literal["folder", "bundled", "cache", "download"]
@@ -87,8 +88,8 @@ def find(name: str, folder: Path, *, download: bool) -> Found:
             f"{files} in {folder}: damaged, or holds no parameters of {name} "
             f"(wanted: torchvision's names, such as features.0.weight, as safetensors or a weights-only .pth)"
         )
-    if name == "vgg_mini":
-        return _found(WEIGHTS_FILE, "bundled")
+    if bundled := [file for file in (WEIGHTS_FILE, *sorted(BUNDLED.glob("*"))) if _is_for(file, name)]:
+        return _found(bundled[0], "bundled")
     cached = _cache_file(name)
     if cached.is_file():
         return _found(cached, "cache")

@@ -32,13 +32,20 @@ PASSWORD = "private-to-the-tests"
 
 
 class Plant:
-    """Processes by name; those that are supervised are started again when they die."""
+    """Processes by name; those that are supervised are started again when they die.
 
-    def __init__(self, folder: Path, **environment: str) -> None:
+    Args:
+        folder: of their files.
+        host: the address that Redis and API listen on.
+        environment: more of it, for all of them.
+    """
+
+    def __init__(self, folder: Path, host: str = "127.0.0.1", **environment: str) -> None:
         self.folder = folder
+        self.host = host
         self.redis_port, self.api_port = free_port(), free_port()
-        self.redis_url = f"redis://:{PASSWORD}@127.0.0.1:{self.redis_port}/0"
-        self.url = f"http://127.0.0.1:{self.api_port}"
+        self.redis_url = f"redis://:{PASSWORD}@{host}:{self.redis_port}/0"
+        self.url = f"http://{host}:{self.api_port}"
         self.environment = {
             "KERNELSCOPE_REDIS_URL": self.redis_url,
             "KERNELSCOPE_DATA_DIR": str(folder),
@@ -56,11 +63,11 @@ class Plant:
         self._supervisor = Thread(target=self._supervise, daemon=True)
         self._supervisor.start()
 
-    def start_redis(self) -> None:
-        """On its old data, if there are any."""
-        options = ["--bind", "127.0.0.1", "--port", str(self.redis_port), "--requirepass", PASSWORD, "--save", ""]
+    def start_redis(self, inside: Sequence[str] = ()) -> None:
+        """On its old data, if there are any; by a command that runs it somewhere else."""
+        options = ["--bind", self.host, "--port", str(self.redis_port), "--requirepass", PASSWORD, "--save", ""]
         durable = ["--dir", str(self.folder), "--appendonly", "yes", "--appendfsync", "always"]
-        self.start("redis", [redis_server(), *options, *durable])
+        self.start("redis", [*inside, redis_server(), *options, *durable])
         until(self._redis_answers, 30)
 
     def start_service(self) -> None:
