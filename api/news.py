@@ -13,6 +13,7 @@ from typing import Self
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared.errors import InvalidRequest, StoreUnavailable
 from shared.jobs import Event, Polling
@@ -86,14 +87,22 @@ class News:
                 await asyncio.sleep(0.5)
 
     async def _listen(self) -> None:
-        async with self.polling.redis.pubsub(ignore_subscribe_messages=True) as subscription:
+        async with self.polling.redis.pubsub() as subscription:
             await subscription.subscribe(CHANNEL)
             for bells in self._bells.values():  # what happened while nobody listened
                 for bell in bells:
                     bell.ring()
+            asked = False
             while True:
                 message = await subscription.get_message(timeout=LOOK_SECONDS)
-                if message:
+                if message is None:
+                    # Nothing happened, or the connection is dead: the client says the same of both, and of a dead one
+                    # says it at once, for ever.
+                    if asked:
+                        raise RedisTimeoutError("no answer to a PING")
+                    await subscription.ping()
+                asked = message is None
+                if message and message["type"] == "message":
                     job_id, _, kind = message["data"].partition(" ")
                     self._tell(job_id, kind)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 import time
 from base64 import urlsafe_b64encode
@@ -295,6 +296,42 @@ def test_a_stream_that_nobody_begins_to_read_holds_nothing(client: Client, setti
         await polling.close()
 
     asyncio.run(leave())
+
+
+def test_a_connection_that_died_without_a_word_is_made_again(
+    client: Client, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a cut in the network: the loop goes on meanwhile, and news arrive again."""
+    job_id = post(client).json()["id"]
+
+    async def die() -> None:
+        polling = Polling(settings.redis_url.get_secret_value())
+        made: list[Any] = []
+        pubsub = polling.redis.pubsub
+
+        def subscription(**options: Any) -> Any:
+            made.append(pubsub(**options))
+            return made[-1]
+
+        async def subscribed(count: int) -> None:
+            async with asyncio.timeout(10):
+                while len(made) < count or not made[-1].channels:  # noqa: ASYNC110 - nobody rings then
+                    await asyncio.sleep(0.01)
+
+        monkeypatch.setattr(polling.redis, "pubsub", subscription)
+        news = News(polling)
+        news.start()
+        await subscribed(1)
+        made[0].connection._reader.set_exception(TimeoutError(errno.ETIMEDOUT, "Connection timed out"))
+        with news.of(job_id) as bell:
+            await subscribed(2)
+            await bell.wait(2)
+            await asyncio.to_thread(client.post, f"/jobs/{job_id}/cancel")
+            await asyncio.wait_for(bell._rung.wait(), 5)
+        await news.close()
+        await polling.close()
+
+    asyncio.run(die())
 
 
 async def _read_on(stream: AsyncIterator[bytes]) -> None:

@@ -22,6 +22,7 @@ import httpx
 import pytest
 
 from kernelscope.client import Client
+from kernelscope.client.events import ResultEvent
 from shared.jobs import connect
 from shared.store import BlobStore
 from tests.chaos.conftest import FULL, Plant, picture, until, whole
@@ -133,7 +134,7 @@ class Site:
     def told(self, host: Host, job_id: str) -> list[int]:
         """The results that its API tells of, from the job's beginning to its end."""
         with Client(self.url(host)) as client:
-            return [event.result.index for event in client.job(job_id).events() if event.kind == "result"]
+            return [event.result.index for event in client.job(job_id).events() if isinstance(event, ResultEvent)]
 
     def picture(self, host: Host, job_id: str) -> bytes:
         """X̂ of a job's first result, by way of its API."""
