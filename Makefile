@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.1
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo up test test-slow browser check bench figures soak openapi lock clean
+.PHONY: setup demo up test test-slow browser builder check bench figures soak openapi lock clean
 
 setup: $(READY)
 
@@ -51,8 +51,13 @@ bench: setup  ## the solvers, as JSON
 figures: setup  ## the paper's figures, in evidence/figures/
 	$(BIN)/python -m benchmarks.figures
 
-soak: setup browser  ## test-slow at full counts, printing JSON
+soak: setup browser builder  ## test-slow at full counts, printing JSON
 	$(BIN)/python -m tests.soak
+
+builder: setup  ## what deploy/verify.sh needs, on Debian and Ubuntu
+	@command -v buildah >/dev/null && command -v debootstrap >/dev/null || { \
+		AS=$$([ "$$(id -u)" = 0 ] || echo "sudo -n"); \
+		$$AS apt-get update -qq && $$AS apt-get install -y -qq --no-install-recommends buildah debootstrap iproute2 >/dev/null; }
 
 openapi: setup  ## what the API says of itself, into openapi.json
 	$(BIN)/python -c "import json; from api.app import create_app; print(json.dumps(create_app().openapi(), indent=1, ensure_ascii=False))" > openapi.json

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-SLOW = "(slow or weights or web or chaos or contract) and not gpu"
+SLOW = "(slow or weights or web or chaos or contract or containers) and not gpu"
 
 
 @dataclass

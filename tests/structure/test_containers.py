@@ -1,9 +1,13 @@
-"""The Dockerfiles and the compose file, as far as they can be checked without an engine."""
+"""The Dockerfiles and the compose files, as far as they can be checked without building (deploy/verify.sh does)."""
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = [name for name in SERVICES if name != "redis"]
 LOCKS = ["all", "api", "worker", "worker-cpu"]
+COMPOSE_ONLY = ["KERNELSCOPE_REDIS_PASSWORD", "KERNELSCOPE_S3_PASSWORD"]
 DOCKERFILES = ["Dockerfile.api", "Dockerfile.worker"]
 
 
@@ -61,17 +66,70 @@ def test_our_services_are_confined_and_wait_for_redis(name: str) -> None:
 
 
 def test_the_example_of_an_environment_has_every_setting() -> None:
-    """With its default and its meaning; the one beside them is Compose's own."""
+    """With its default and its meaning; those beside them are Compose's own."""
     lines = (ROOT / ".env.example").read_text().splitlines()
     told = dict(line.removeprefix("#").split("=", 1) for line in lines if line.startswith("#KERNELSCOPE_"))
     assert set(told) == {
-        "KERNELSCOPE_REDIS_PASSWORD",
+        *COMPOSE_ONLY,
         *(f"KERNELSCOPE_{name.upper()}" for name in Settings.model_fields),
     }
     given = {name.removeprefix("KERNELSCOPE_").lower(): value for name, value in told.items() if value}
-    del given["redis_password"]
+    for name in COMPOSE_ONLY:
+        del given[name.removeprefix("KERNELSCOPE_").lower()]
     assert Settings.model_validate(given) == Settings(_env_file=None)
     assert all(f"# {field.description}" in lines for field in Settings.model_fields.values())
+
+
+def test_the_compose_files_are_what_the_specification_wants() -> None:
+    """By the Compose Specification's own schema."""
+    checker = Path(sys.executable).with_name("check-jsonschema")
+    files = [ROOT / "docker-compose.yml", ROOT / "compose.s3.yml"]
+    done = subprocess.run(
+        [checker, "--builtin-schema", "vendor.compose-spec", *files], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def composed(folder: Path, *names: str, **variables: str) -> dict[str, dict[str, Any]]:
+    """The services that podman-compose's parser makes of the compose files, all profiles."""
+    podman = folder / "podman"  # which is asked for its version, and nothing else
+    podman.write_text("#!/bin/sh\necho podman version 5.0.0\n")
+    podman.chmod(0o755)
+    files = [word for name in names for word in ("-f", str(ROOT / name))]
+    words = ["--profile", "cpu", "--profile", "gpu", "config"]
+    command = [str(Path(sys.executable).with_name("podman-compose")), *files, *words]
+    own = {"PATH": f"{folder}:{os.environ['PATH']}", **variables}
+    done = subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    services: dict[str, dict[str, Any]] = yaml.safe_load(done.stdout)["services"]
+    return services
+
+
+def test_compose_puts_in_what_the_environment_says(tmp_path: Path) -> None:
+    """Passwords and the port; defaults without."""
+    plain = composed(tmp_path, "docker-compose.yml")
+    assert set(plain) == set(SERVICES)
+    assert plain["api"]["ports"] == ["127.0.0.1:8000:8000"]
+    assert "--requirepass kernelscope" in shlex.join(plain["redis"]["command"])
+    own = composed(tmp_path, "docker-compose.yml", KERNELSCOPE_REDIS_PASSWORD="other", KERNELSCOPE_PORT="8080")
+    assert own["api"]["ports"] == ["127.0.0.1:8080:8000"]
+    assert "--requirepass other" in shlex.join(own["redis"]["command"])
+    assert all("redis://:other@redis" in own[name]["environment"]["KERNELSCOPE_REDIS_URL"] for name in OURS)
+
+
+def test_with_the_s3_file_everything_is_stored_there(tmp_path: Path) -> None:
+    """Every service of ours has the store and its password, and waits until it is healthy."""
+    services = composed(tmp_path, "docker-compose.yml", "compose.s3.yml", KERNELSCOPE_S3_PASSWORD="other")
+    assert services["s3"]["environment"]["AWS_SECRET_ACCESS_KEY"] == "other"
+    assert "ports" not in services["s3"]
+    for name in OURS:
+        environment = services[name]["environment"]
+        assert environment["KERNELSCOPE_STORE_URL"] == "s3://kernelscope"
+        assert environment["AWS_ENDPOINT_URL"] == "http://s3:8333"
+        assert environment["AWS_SECRET_ACCESS_KEY"] == "other"
+        assert environment["KERNELSCOPE_REDIS_URL"]
+        assert set(services[name]["depends_on"]) == {"redis", "s3"}
+        assert services[name]["read_only"] is True
 
 
 def test_redis_keeps_every_write_and_is_not_published() -> None:
@@ -111,6 +169,17 @@ def test_images_run_as_a_user_of_their_own(name: str) -> None:
     assert [arguments for word, arguments in words if word == "USER"] == ["10001:10001"]
     assert ("STOPSIGNAL", "SIGTERM") in words
     assert sum(word == "HEALTHCHECK" for word, _ in words) == 1
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_images_say_what_they_are(name: str) -> None:
+    """By the labels of the Open Container Initiative."""
+    labels = dict(re.findall(r'org\.opencontainers\.image\.([a-z.]+)="([^"]*)"', (ROOT / name).read_text()))
+    assert labels["title"] == name.replace("Dockerfile.", "kernelscope-")
+    assert labels["version"] == version("kernelscope")
+    assert labels["revision"] == "$REVISION"
+    assert f"FROM {labels['base.name'].removeprefix('docker.io/library/')}\n" in (ROOT / name).read_text()
+    assert {"description", "licenses"} <= set(labels)
 
 
 def test_every_command_exists() -> None:
