@@ -64,6 +64,7 @@ class Host:
 
     def __exit__(self, *_: object) -> None:
         """Take it away."""
+        _ip("link", "delete", self._cable)  # a namespace goes later than the command that deletes it
         _ip("netns", "delete", self._namespace)
 
     def cut(self) -> None:
@@ -139,7 +140,7 @@ class Site:
     def picture(self, host: Host, job_id: str) -> bytes:
         """X̂ of a job's first result, by way of its API."""
         with Client(self.url(host)) as client:
-            path = client.job(job_id).results[0].artifacts["x_hat.png"]
+            path = client.job(job_id).results[0].artifacts["optimized.png"]
         return httpx.get(self.url(host) + path, timeout=30).raise_for_status().content
 
 
