@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.1
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo up test test-slow browser builder check bench figures soak openapi lock clean
+.PHONY: setup demo up test test-slow browser builder check bench bench-gpu figures soak openapi lock clean
 
 setup: $(READY)
 
@@ -47,6 +47,9 @@ check: setup  ## style, types, structure
 
 bench: setup  ## the solvers, as JSON
 	$(BIN)/python -m benchmarks.solver --json
+
+bench-gpu: setup  ## every GPU benchmark and test; writes docs/performance-gpu.md
+	$(BIN)/python -m benchmarks.gpu
 
 figures: setup  ## the paper's figures, in evidence/figures/
 	$(BIN)/python -m benchmarks.figures

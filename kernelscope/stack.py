@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import IO
 
@@ -134,8 +135,10 @@ class Stack:
         redis = self._redis(directory)
         self._launch(redis)
         self._wait(lambda: _redis_answers(self.environment["KERNELSCOPE_REDIS_URL"]), "Redis", redis)
-        for name, command in self._programs().items():
-            self._launch(Child(name, command, self.environment, directory / "logs" / f"{name}.log"))
+        python = [sys.executable, "-m"]
+        for name, module, own in self._programs():
+            log = directory / "logs" / f"{name}.log"
+            self._launch(Child(name, [*python, module], {**self.environment, **own}, log))
         self._wait(self._ready, "the API and the worker")
 
     @contextmanager
@@ -258,9 +261,21 @@ class Stack:
         }
         return Child("redis", [redis_server(), str(configuration)], {}, directory / "logs" / "redis.log")
 
-    def _programs(self) -> dict[str, list[str]]:
-        modules = {"housekeeping": "api.housekeeping", "worker": "worker", "api": "api"}
-        return {name: [sys.executable, "-m", module] for name, module in modules.items()}
+    def _programs(self) -> Iterator[tuple[str, str, dict[str, str]]]:
+        """Name, module, environment of its own: with several cards, a worker for each."""
+        yield "housekeeping", "api.housekeeping", {}
+        cards = visible_cards() if self.settings.device == "auto" else []
+        if len(cards) < 2:
+            yield "worker", "worker", {}
+        else:
+            self.say(f"{len(cards)} cards: a worker for each")
+            for number, card in enumerate(cards):
+                own = {"CUDA_VISIBLE_DEVICES": card}
+                if bind := self.settings.worker_metrics_bind:
+                    host, _, port = bind.rpartition(":")
+                    own["KERNELSCOPE_WORKER_METRICS_BIND"] = f"{host}:{int(port) + number}"
+                yield f"worker-{number}", "worker", own
+        yield "api", "api", {}
 
     def _take_lock(self, directory: Path) -> None:
         self._lock = (directory / "lock").open("a+")
@@ -275,6 +290,18 @@ class Stack:
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()}, {self.url}")
         self._lock.flush()
+
+
+def visible_cards() -> list[str]:
+    """Names of the NVIDIA cards that this process may use, as CUDA_VISIBLE_DEVICES takes them; without torch."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    program = shutil.which("nvidia-smi")
+    if named is None and program:
+        asked = [program, "--query-gpu=uuid", "--format=csv,noheader"]
+        found = subprocess.run(asked, capture_output=True, text=True, check=False)
+        named = ",".join(found.stdout.split()) if found.returncode == 0 else ""
+    # CUDA ends the list at the first that is not there.
+    return list(takewhile(lambda card: card and card != "-1", (card.strip() for card in (named or "").split(","))))
 
 
 def _address_in(configuration: Path) -> str:

@@ -66,6 +66,9 @@ class Settings(BaseSettings):
         description="networks that a worker loads before it says that it is ready, separated by commas",
     )
     device: str = Field("auto", description="torch device of a worker: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`")
+    gpu_memory_share: float = Field(
+        1.0, gt=0, le=1, description="share of its card's memory that a worker may take; less where others use the card"
+    )
     engine: Literal["torch", "dummy"] = Field(
         "torch", description="`dummy` answers at once without a network, to test what is around it"
     )

@@ -5,6 +5,7 @@ Run with `python -m worker`.
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from shared.settings import settings
 from worker import turns
 from worker.memory import keep_memory
 from worker.process import WorkerProcess
+from worker.questions import NoSuchDevice
 
 POLL_SECONDS = 0.2  # after which the queues are asked again, and which of them
 WAKE_SECONDS = 0.1  # after which a free place is noticed
@@ -56,7 +58,10 @@ def main() -> None:
     global process  # noqa: PLW0603 - Celery's hooks and tasks have no other place to find it
     keep_memory()
     logs.configure(settings().log_level, settings().log_format)
-    process = WorkerProcess(settings(), partial(announce, celery))
+    try:
+        process = WorkerProcess(settings(), partial(announce, celery))
+    except NoSuchDevice as error:
+        sys.exit(f"this worker cannot start: {error}")
     process.start()
     turns.bulk.most = max(1, process.slices // 4)
     arguments = ["worker", "--pool=threads", f"--concurrency={process.slices}", f"--queues={','.join(QUEUES)}"]

@@ -15,6 +15,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from worker.accelerator import free_memory
+
 log = logging.getLogger(__name__)
 
 STEP_SECONDS = 0.4  # a batch's step stays under this, so that a cancelled job answers within a second
@@ -70,8 +72,7 @@ def out_of_memory(error: RuntimeError) -> bool:
 def _free(device: torch.device) -> int:
     """Bytes: of the card, or of the machine and the container."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+        return free_memory(device)
     group = Path("/sys/fs/cgroup")
     free = psutil.virtual_memory().available
     try:

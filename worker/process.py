@@ -121,17 +121,22 @@ class WorkerProcess:
 
 
 def make_device(settings: Settings) -> Device:
-    """The device that the settings ask for."""
+    """The device that the settings ask for.
+
+    Raises:
+        NoSuchDevice.
+    """
     if settings.engine == "dummy":
         from worker.dummy import DummyDevice
 
         return DummyDevice()
     import torch
 
+    from worker.accelerator import choose
     from worker.device import TorchDevice
     from worker.networks import Networks
 
-    device = torch.device(_best_device() if settings.device == "auto" else settings.device)
+    device = choose(settings.device, settings.gpu_memory_share)
     log.info("device: %s, %d threads", device, torch.get_num_threads())
     return TorchDevice(Networks(settings.weights, device, download=settings.download_weights))
 
@@ -140,11 +145,3 @@ def _end(code: int) -> None:
     """At once: threads that hang cannot be waited for. The supervisor starts the process again."""
     logging.shutdown()
     os._exit(code)
-
-
-def _best_device() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

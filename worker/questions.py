@@ -144,6 +144,10 @@ class Batch(Protocol):
         ...
 
 
+class NoSuchDevice(Exception):
+    """The device that the settings ask for is not there; the message says what is."""
+
+
 class Device(Protocol):
     """What computes; `worker/dummy.py` has one without a network."""
 

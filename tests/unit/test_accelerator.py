@@ -1,0 +1,168 @@
+"""Devices, cards and their memory, as far as a machine without a GPU can show."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernelscope.stack import Stack, visible_cards
+from shared.settings import Settings
+from worker.accelerator import choose, free_memory
+from worker.pace import Pace, room_in_memory
+from worker.questions import NoSuchDevice
+
+GIB = 2**30
+
+
+class Cards:
+    """What torch says on a machine with some cards."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+        self.share = 1.0
+        self.free, self.total, self.allocated, self.reserved = 60 * GIB, 80 * GIB, 4 * GIB, 6 * GIB
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, _: self._limit(share))
+        monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: self.share)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (self.free, self.total))
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: self.allocated)
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: self.reserved)
+
+    def _limit(self, share: float) -> None:
+        self.share = share
+
+
+def test_the_first_card_is_taken_else_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto`; a number; the CPU although there are cards."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    Cards(monkeypatch, 0)
+    assert choose("auto") == torch.device("cpu")
+    cards = Cards(monkeypatch, 2)
+    assert choose("auto") == choose("cuda") == torch.device("cuda:0")
+    assert choose("cuda:1", 0.4) == torch.device("cuda:1")
+    assert cards.share == 0.4
+    assert choose("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "cards", "visible", "said"),
+    [
+        ("cuda", 0, None, "torch sees no card"),
+        ("cuda:2", 2, None, "torch sees 2 cards: cuda:0 to cuda:1"),
+        ("cuda:1", 1, "3", r"torch sees 1 card \(CUDA_VISIBLE_DEVICES=3\): cuda:0 to cuda:0"),
+        ("mps", 0, None, "KERNELSCOPE_DEVICE is mps"),
+        ("gpu", 1, None, "'gpu'; it must be auto, cpu, mps, cuda or cuda:N"),
+        ("meta", 1, None, "'meta'; it must be"),
+        ("", 1, None, "''; it must be"),
+    ],
+)
+def test_a_device_that_is_not_there_is_named(
+    name: str, cards: int, visible: str | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what there is instead."""
+    Cards(monkeypatch, cards)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(NoSuchDevice, match=said):
+        choose(name)
+
+
+def test_a_worker_without_its_device_says_so_in_a_line() -> None:
+    """And ends; it takes no job."""
+    asked = [
+        sys.executable,
+        "-c",
+        "import os; os.environ['KERNELSCOPE_DEVICE'] = 'gpu'; from worker.app import main; main()",
+    ]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        "this worker cannot start: KERNELSCOPE_DEVICE is 'gpu'; it must be auto, cpu, mps, cuda or cuda:N\n"
+    )
+
+
+def test_the_memory_that_may_be_taken_ends_at_the_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is free; of that, no more than the share; never less than nothing; batches are planned with it."""
+    cards = Cards(monkeypatch, 1)
+    device = torch.device("cuda:0")
+    assert free_memory(device) == (60 + 6 - 4) * GIB
+    cards.share = 0.25
+    assert free_memory(device) == (20 - 4) * GIB
+    assert room_in_memory(Pace(torch.float32, 0.01, GIB, 8, 512), device) == int(0.8 * 16)
+    cards.share = 0.01
+    assert free_memory(device) == 0
+
+
+def test_cards_are_those_that_are_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By CUDA_VISIBLE_DEVICES, which ends at -1; else by nvidia-smi; else none."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1, 3,-1,2")
+    assert visible_cards() == ["1", "3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_cards() == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert visible_cards() == []
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho GPU-aa\necho GPU-bb\n")
+    program.chmod(0o755)
+    assert visible_cards() == ["GPU-aa", "GPU-bb"]
+    program.write_text(
+        "#!/bin/sh\necho 'NVIDIA-SMI has failed because it could not communicate with the driver'\nexit 9\n"
+    )
+    assert visible_cards() == []
+
+
+def test_a_machine_with_several_cards_has_a_worker_for_each(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which sees that card only; with one card, or a device that is named, one worker."""
+    said: list[str] = []
+    stack = Stack(settings.model_copy(update={"device": "auto", "worker_metrics_bind": "127.0.0.1:9101"}), said.append)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,5")
+    programs = {name: own for name, module, own in stack._programs() if module == "worker"}
+    assert [own["CUDA_VISIBLE_DEVICES"] for own in programs.values()] == ["0", "5"]
+    assert [own["KERNELSCOPE_WORKER_METRICS_BIND"] for own in programs.values()] == ["127.0.0.1:9101", "127.0.0.1:9102"]
+    assert list(programs) == ["worker-0", "worker-1"]
+    assert said == ["2 cards: a worker for each"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert [name for name, module, _ in stack._programs() if module == "worker"] == ["worker"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,5")
+    stack.settings = settings.model_copy(update={"device": "cuda:1"})
+    assert [name for name, module, _ in stack._programs() if module == "worker"] == ["worker"]
+
+
+def test_without_a_card_the_gpu_benchmark_says_so(tmp_path: Path) -> None:
+    """Exit code 2, and no file."""
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    out = tmp_path / "performance-gpu.md"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", "--out", out], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("there is nothing to measure here: --device is cuda, but torch sees no card")
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_writes_its_document(tmp_path: Path) -> None:
+    """Tried on the CPU: the tests are skipped there, the throughput is measured."""
+    out = tmp_path / "performance-gpu.md"
+    words = ["--device", "cpu", "--quick", "--parts", "tests", "throughput", "--layer", "vgg_mini/conv3_1", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", "--out", out, *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["parts"]["tests"]["failed"] == []
+    text = out.read_text()
+    assert f"| torch | {torch.__version__} |" in text
+    assert "| vgg_mini conv3_1 | engine's choice |" in text
+    assert "With the marker `gpu`: " in text
