@@ -40,7 +40,9 @@ class Polling:
     """
 
     def __init__(self, url: str, *, patience: float = 1.0) -> None:
-        retry = AsyncRetry(ExponentialBackoff(cap=0.5, base=0.02), 2, supported_errors=(RedisConnectionError,))
+        # RuntimeError is what uvloop says of a connection that was lost while nobody used it.
+        worth_it = (RedisConnectionError, RuntimeError)
+        retry = AsyncRetry(ExponentialBackoff(cap=0.5, base=0.02), 2, supported_errors=worth_it)
         pool = BlockingConnectionPool.from_url(
             url, max_connections=CONNECTIONS, timeout=patience, retry=retry, **connection_options(patience)
         )

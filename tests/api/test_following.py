@@ -14,6 +14,7 @@ from io import BytesIO
 from typing import Any
 
 import pytest
+import uvloop
 from httpx import Client
 from PIL import Image
 from redis import Redis
@@ -332,6 +333,26 @@ def test_a_connection_that_died_without_a_word_is_made_again(
         await polling.close()
 
     asyncio.run(die())
+
+
+@pytest.mark.parametrize("loop", [asyncio, uvloop])
+def test_a_connection_that_was_lost_while_nobody_used_it_is_made_again(
+    client: Client, settings: Settings, loop: Any
+) -> None:
+    """The next reader is answered as if nothing had happened."""
+    job_id = post(client).json()["id"]
+
+    async def lose() -> None:
+        polling = Polling(settings.redis_url.get_secret_value())
+        assert (await polling.job(job_id)).id == job_id
+        connection = await polling.redis.connection_pool.get_connection()
+        connection._writer.transport.abort()
+        await asyncio.sleep(0.1)
+        await polling.redis.connection_pool.release(connection)
+        assert (await polling.job(job_id)).id == job_id
+        await polling.close()
+
+    loop.run(lose())
 
 
 async def _read_on(stream: AsyncIterator[bytes]) -> None:
