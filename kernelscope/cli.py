@@ -82,7 +82,7 @@ app.add_typer(keys, name="keys")
 
 
 def main() -> None:
-    """The entry point: our own errors are a line on stderr and exit code 1; Ctrl-C is 130."""
+    """Run a command: our own errors are a line on stderr and exit code 1."""
     try:
         app()
     except ValidationError as error:  # of the settings
@@ -93,8 +93,6 @@ def main() -> None:
     except (StackError, demonstration.DemoError, KernelscopeError, ClientError) as error:
         _complain(str(error))
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def _complain(text: str) -> None:

@@ -198,8 +198,8 @@ class Stack:
 
     def _launch(self, child: Child) -> None:
         child.log.parent.mkdir(parents=True, exist_ok=True)
+        self.children.append(child)  # first: Ctrl-C may come at any moment
         child.start()
-        self.children.append(child)
 
     def _revive(self, child: Child) -> None:
         lived = time.monotonic() - child.started

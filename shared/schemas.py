@@ -336,6 +336,13 @@ class JobSummary(BaseModel):
     links: dict[str, str]
 
 
+class Page(BaseModel):
+    """Jobs, newest first."""
+
+    jobs: list[JobSummary]
+    next_cursor: str | None = Field(description="for the next page; null: this was the last")
+
+
 class Job(JobSummary):
     """A job as `GET /jobs/{id}` tells it."""
 

@@ -10,7 +10,6 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, Field
 
 from api.accept import Prefer, answered
 from api.access import Asking
@@ -18,7 +17,7 @@ from api.services import Opened
 from shared import catalogue
 from shared.errors import ArtifactNotFound, InvalidRequest, JobNotFound
 from shared.jobs import JOB_ID, Place, Wanted
-from shared.schemas import Job, JobSummary, Status
+from shared.schemas import Job, Page, Status
 from shared.webhooks import Delivery
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -49,13 +48,6 @@ async def _own(job_id: str, services: Opened, caller: Asking) -> str:
 
 
 Own = Annotated[str, Depends(_own)]
-
-
-class Page(BaseModel):
-    """Jobs, newest first."""
-
-    jobs: list[JobSummary]
-    next_cursor: str | None = Field(description="for the next page; null: this was the last")
 
 
 @router.get("")

@@ -22,6 +22,20 @@ class ServerUnreachable(ClientError):
         )
 
 
+class InvalidAddress(ClientError):
+    """The server's URL cannot be one."""
+
+    def __init__(self, url: str, error: Exception) -> None:
+        super().__init__(f"{url!r} is no server's address ({error}); one looks like http://127.0.0.1:8000")
+
+
+class NotKernelscope(ClientError):
+    """Something answers at this address, but not as Kernelscope does."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(f"what answers at {url} is no Kernelscope server, or one of another version")
+
+
 class ServerError(ClientError):
     """The server refused; `problem` is what it said (RFC 9457), `status` its HTTP status."""
 

@@ -21,9 +21,9 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
-from kernelscope.client.errors import ServerUnreachable, WaitTimeout, refusal
+from kernelscope.client.errors import InvalidAddress, NotKernelscope, ServerUnreachable, WaitTimeout, refusal
 from shared import schemas
 from shared.catalogue import ModelInfo
 
@@ -214,8 +214,17 @@ def parsed(name: str, data: bytes) -> Any:
 
 
 def address(url: str | None) -> str:
-    """Of the server: as given, or by KERNELSCOPE_URL, or on this machine."""
-    return (url or os.environ.get("KERNELSCOPE_URL") or "http://127.0.0.1:8000").rstrip("/")
+    """Of the server: as given, or by KERNELSCOPE_URL, or on this machine.
+
+    Raises:
+        InvalidAddress.
+    """
+    url = (url or os.environ.get("KERNELSCOPE_URL") or "http://127.0.0.1:8000").rstrip("/")
+    try:
+        httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise InvalidAddress(url, error) from error
+    return url
 
 
 def headers(key: str | None) -> dict[str, str]:
@@ -241,18 +250,25 @@ class Operations(Generic[JobT]):
         """Send something that may be sent again."""
         return sent(Call(method, path, options), self.url, Patience(self.seconds if seconds is None else seconds))
 
+    def read(self, kind: type[T], answer: httpx.Response) -> T:
+        """An answer's content. Raises NotKernelscope where it is something else."""
+        try:
+            return TypeAdapter(kind).validate_json(answer.content)
+        except ValidationError as error:
+            raise NotKernelscope(self.url) from error
+
     def submit(
         self, path: str, images: Picture | Sequence[Picture], key: str | None, fields: Mapping[str, Any]
     ) -> Flow[JobT]:
         """`POST /explain` or `/activations`."""
         answer = yield from sent(posting(path, images, key, fields), self.url, Patience(self.seconds))
-        return self.job_type.model_validate_json(answer.content)
+        return self.read(self.job_type, answer)
 
     def job(self, job_id: str, wait: int = 0, seconds: float | None = None) -> Flow[JobT]:
         """`GET /jobs/{id}`, answered after `wait` seconds at the latest."""
         asked = {"headers": {"Prefer": f"wait={wait}"}, "timeout": wait + 30.0} if wait else {}
         answer = yield from self.call("GET", f"/jobs/{job_id}", seconds=seconds, **asked)
-        return self.job_type.model_validate_json(answer.content)
+        return self.read(self.job_type, answer)
 
     def wait(self, found: JobT, timeout: float | None, on_change: Callable[[JobT], None] | None) -> Flow[JobT]:
         """The job once it has ended, whatever happens to the server meanwhile."""
@@ -261,23 +277,23 @@ class Operations(Generic[JobT]):
     def page(self, filters: Mapping[str, Any]) -> Flow[tuple[list[schemas.JobSummary], str | None]]:
         """`GET /jobs`: jobs, and the cursor of the next page."""
         answer = yield from self.call("GET", "/jobs", params={k: v for k, v in filters.items() if v is not None})
-        body = answer.json()
-        return [schemas.JobSummary.model_validate(one) for one in body["jobs"]], body["next_cursor"]
+        page = self.read(schemas.Page, answer)
+        return page.jobs, page.next_cursor
 
     def models(self) -> Flow[list[ModelInfo]]:
         """`GET /models`."""
         answer = yield from self.call("GET", "/models")
-        return TypeAdapter(list[ModelInfo]).validate_json(answer.content)
+        return self.read(list[ModelInfo], answer)
 
     def model(self, name: str) -> Flow[ModelInfo]:
         """`GET /models/{name}`."""
         answer = yield from self.call("GET", f"/models/{name}")
-        return ModelInfo.model_validate_json(answer.content)
+        return self.read(ModelInfo, answer)
 
     def cancel(self, job_id: str) -> Flow[JobT]:
         """`POST /jobs/{id}/cancel`."""
         answer = yield from self.call("POST", f"/jobs/{job_id}/cancel")
-        return self.job_type.model_validate_json(answer.content)
+        return self.read(self.job_type, answer)
 
     def delete(self, job_id: str) -> Flow[None]:
         """`DELETE /jobs/{id}`."""

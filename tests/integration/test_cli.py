@@ -250,3 +250,43 @@ def test_names_are_completed(folder: Path) -> None:
         check=False,
     )
     assert ran.stdout.split() == ["conv4_1", "conv4_2"]
+
+
+def test_a_server_that_is_none_is_told_in_a_line(folder: Path) -> None:
+    """An address that cannot be one; somebody else's server."""
+    ran = run(folder, "models", "--url", "http://127.0.0.1:1 2")
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines() == [
+        "kernelscope: 'http://127.0.0.1:1 2' is no server's address (Invalid port: '1 2'); "
+        "one looks like http://127.0.0.1:8000"
+    ]
+    (folder / "models").write_text('{"hello": "there"}')
+    port = free_port()
+    other = subprocess.Popen(
+        [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"], cwd=folder, stderr=subprocess.DEVNULL
+    )
+    try:
+        ran = run(folder, "models", "--url", f"http://127.0.0.1:{port}")
+    finally:
+        other.kill()
+        other.wait()
+    assert ran.returncode == 1
+    assert f"what answers at http://127.0.0.1:{port} is no Kernelscope server" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.2, 0.4])
+def test_ctrl_c_is_130_without_a_word_while_it_still_starts(folder: Path, seconds: float) -> None:
+    """Whatever it is importing then."""
+    code = (
+        "import os, signal, sys, threading\n"
+        "from kernelscope.__main__ import main\n"
+        "sys.argv = ['kernelscope', 'models', '--url', 'http://10.255.255.1']\n"
+        f"threading.Timer({seconds}, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "main()"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == 130
+    assert ran.stderr == ""
