@@ -102,6 +102,7 @@ def measure(jobs: int, kernels: int) -> dict[str, Figures]:
             for job in ended:
                 for _ in range(POLLS * kernels):
                     polling.get(f"/jobs/{job.id}").raise_for_status()
+        found["memory, MB"] = {name: round(one.memory_info().rss / 1e6) for name, one in meter.processes.items()}
     return found
 
 

@@ -1,0 +1,49 @@
+"""The backup that docs/operations.md describes: Redis's append-only directory and the store, copied under load."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from threading import Event, Thread
+
+import httpx
+import pytest
+from redis import Redis
+
+from tests.chaos.conftest import Plant, running, until, whole
+
+pytestmark = pytest.mark.chaos
+
+
+def test_what_was_copied_under_load_is_whole_elsewhere(plant: Plant, tmp_path: Path) -> None:
+    """Jobs that had ended are as they were; one that ran is finished there; nothing that is copied is in use here."""
+    plant.start_worker("worker")
+    ended = [plant.submit("1,2") for _ in range(3)]
+    before = plant.wait(ended, 60)
+    enough = Event()
+    load = Thread(target=_load, args=(plant, enough))
+    load.start()
+    running_then = plant.submit("1,2,3,4", layer="conv3_1", effort="thorough")
+    until(lambda: plant.job(running_then).progress.completed, 60)
+    other = tmp_path / "other"
+    with Redis.from_url(plant.redis_url, decode_responses=True) as redis:
+        redis.config_set("auto-aof-rewrite-percentage", 0)
+        until(lambda: redis.info("persistence")["aof_rewrite_in_progress"] == 0, 10)
+        shutil.copytree(tmp_path / "appendonlydir", other / "appendonlydir")
+        redis.config_set("auto-aof-rewrite-percentage", 100)
+    shutil.copytree(tmp_path / "store", other / "store", ignore=shutil.ignore_patterns("*#*"))
+    enough.set()
+    load.join()
+    plant.close()
+    with running(other) as restored:
+        restored.start_worker("worker")
+        assert [restored.job(job_id) for job_id in ended] == before
+        whole(restored.wait([running_then], 120)[0], 4)
+        for job in before:
+            path = job.results[0].artifacts["panel.png"]
+            assert httpx.get(restored.url + path, timeout=30).content.startswith(b"\x89PNG")
+
+
+def _load(plant: Plant, enough: Event) -> None:
+    while not enough.wait(0.3):
+        plant.submit("1")
