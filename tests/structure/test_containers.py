@@ -90,12 +90,12 @@ def test_the_compose_files_are_what_the_specification_wants() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def composed(folder: Path, *names: str, **variables: str) -> dict[str, dict[str, Any]]:
+def composed(folder: Path, *names: str, root: Path = ROOT, **variables: str) -> dict[str, dict[str, Any]]:
     """The services that podman-compose's parser makes of the compose files, all profiles."""
     podman = folder / "podman"  # which is asked for its version, and nothing else
     podman.write_text("#!/bin/sh\necho podman version 5.0.0\n")
     podman.chmod(0o755)
-    files = [word for name in names for word in ("-f", str(ROOT / name))]
+    files = [word for name in names for word in ("-f", str(root / name))]
     words = ["--profile", "cpu", "--profile", "gpu", "config"]
     command = [str(Path(sys.executable).with_name("podman-compose")), *files, *words]
     own = {"PATH": f"{folder}:{os.environ['PATH']}", **variables}
@@ -132,6 +132,25 @@ def test_with_the_s3_file_everything_is_stored_there(tmp_path: Path) -> None:
         assert services[name]["read_only"] is True
 
 
+def test_the_operator_s_guide_adds_a_card(tmp_path: Path) -> None:
+    """Its override file is one, and makes a second worker with a card of its own."""
+    guide = (ROOT / "docs" / "operations.md").read_text()
+    (text,) = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    (tmp_path / "docker-compose.override.yml").write_text(text)
+    (tmp_path / "docker-compose.yml").write_text((ROOT / "docker-compose.yml").read_text())
+    services = composed(tmp_path, "docker-compose.yml", "docker-compose.override.yml", root=tmp_path)
+    cards = [services[name]["environment"]["CUDA_VISIBLE_DEVICES"] for name in ("worker-gpu", "worker-gpu-1")]
+    assert cards == ["0", "1"]
+    assert services["worker-gpu-1"]["extends"]["service"] == "worker-gpu"
+
+
+def test_the_guide_says_what_each_alert_means() -> None:
+    """docs/alerts.yml and the table agree."""
+    rules = yaml.safe_load((ROOT / "docs" / "alerts.yml").read_text())["groups"][0]["rules"]
+    told = re.findall(r"^\| `(Kernelscope\w+)` \|", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
+    assert told == [rule["alert"] for rule in rules]
+
+
 def test_redis_keeps_every_write_and_is_not_published() -> None:
     """AOF at each write, a password, a health check, no port."""
     redis = SERVICES["redis"]
@@ -148,7 +167,7 @@ def test_every_volume_and_setting_exists() -> None:
     known = {f"KERNELSCOPE_{name.upper()}" for name in Settings.model_fields}
     for name in OURS:
         assert {volume.split(":")[0] for volume in SERVICES[name]["volumes"]} <= set(COMPOSE["volumes"])
-        assert set(SERVICES[name]["environment"]) <= known
+        assert set(SERVICES[name]["environment"]) - {"CUDA_VISIBLE_DEVICES"} <= known
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
