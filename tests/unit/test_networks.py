@@ -232,6 +232,20 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         server.shutdown()
 
 
+def test_weights_that_an_image_brings_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the folder's, before a download; under torchvision's own file name."""
+    brought = tmp_path / "bundled"
+    brought.mkdir()
+    monkeypatch.setattr(weights_module, "BUNDLED", brought)
+    torch.save(whole("vgg11"), brought / "vgg11-8a719046.pth")
+    found = find("vgg11", tmp_path, download=True)
+    assert found.source == "bundled"
+    assert load("vgg11", tmp_path, download=False).sha256
+    save_file(whole("vgg11"), tmp_path / "vgg11.safetensors")
+    assert find("vgg11", tmp_path, download=True).source == "folder"
+    assert find("vgg_mini", tmp_path, download=False).source == "bundled"
+
+
 def test_weights_are_downloaded_checked_and_kept(
     published: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
