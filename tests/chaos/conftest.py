@@ -168,12 +168,15 @@ def plant(tmp_path: Path) -> Iterator[Plant]:
 
 
 @contextmanager
-def running(folder: Path, **environment: str) -> Iterator[Plant]:
-    """The same with an environment."""
+def running(folder: Path, *workers: str, **environment: str) -> Iterator[Plant]:
+    """The same with workers and an environment."""
+    folder.mkdir(exist_ok=True)
     plant = Plant(folder, **environment)
     try:
         plant.start_redis()
         plant.start_service()
+        for worker in workers:
+            plant.start_worker(worker)
         yield plant
     finally:
         plant.close()

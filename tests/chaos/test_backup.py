@@ -35,8 +35,7 @@ def test_what_was_copied_under_load_is_whole_elsewhere(plant: Plant, tmp_path: P
     enough.set()
     load.join()
     plant.close()
-    with running(other) as restored:
-        restored.start_worker("worker")
+    with running(other, "worker") as restored:
         assert [restored.job(job_id) for job_id in ended] == before
         whole(restored.wait([running_then], 120)[0], 4)
         for job in before:

@@ -74,8 +74,7 @@ def test_an_outage_loses_nothing_and_fails_nothing(
     s3: S3, store: BlobStore, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """60 s (25 in a reduced run) in the middle of work: jobs wait, none is tried twice, the API says 503 meanwhile."""
-    with running(tmp_path, **s3.environment) as plant:
-        plant.start_worker("worker")
+    with running(tmp_path, "worker", **s3.environment) as plant:
         jobs = [plant.submit("1,2,3", effort="standard") for _ in range(4)]
         until(lambda: any(plant.job(job).progress.completed for job in jobs), 60)
         s3.stop()

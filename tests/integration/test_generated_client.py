@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.conftest import Plant
+from tests.chaos.conftest import Plant, running
 from tests.conftest import noise, png
 
 pytestmark = [pytest.mark.slow, pytest.mark.contract]
@@ -46,14 +46,8 @@ with Client(base_url=url) as client:
 @pytest.fixture
 def plant(tmp_path: Path) -> Iterator[Plant]:
     """A running service with a real worker."""
-    plant = Plant(tmp_path)
-    try:
-        plant.start_redis()
-        plant.start_service()
-        plant.start_worker("worker")
+    with running(tmp_path, "worker") as plant:
         yield plant
-    finally:
-        plant.close()
 
 
 def test_a_generated_client_submits_waits_and_downloads(plant: Plant, tmp_path: Path) -> None:

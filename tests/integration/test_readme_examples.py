@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.conftest import Plant
+from tests.chaos.conftest import running
 
 pytestmark = pytest.mark.slow
 
@@ -23,14 +23,8 @@ EXAMPLES = {language: (code, output) for language, code, output in EXAMPLE.finda
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a running service with a real worker."""
-    plant = Plant(tmp_path_factory.mktemp("readme"))
-    try:
-        plant.start_redis()
-        plant.start_service()
-        plant.start_worker("worker")
+    with running(tmp_path_factory.mktemp("readme"), "worker") as plant:
         yield plant.url
-    finally:
-        plant.close()
 
 
 def node() -> str:

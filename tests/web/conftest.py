@@ -12,7 +12,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Error, Page, Playwright, sync_playwright
 
 from shared.drawings import scene
-from tests.chaos.conftest import Plant
+from tests.chaos.conftest import Plant, running
 
 ROOT = Path(__file__).parents[2]
 SCREENSHOTS = ROOT / "evidence" / "screenshots"
@@ -128,27 +128,15 @@ def arriving(browser: Browser) -> Iterator[Arriving]:
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
     """A service with a worker, for the tests that do not break it."""
-    plant = Plant(tmp_path_factory.mktemp("web"))
-    try:
-        plant.start_redis()
-        plant.start_service()
-        plant.start_worker("worker")
+    with running(tmp_path_factory.mktemp("web"), "worker") as plant:
         yield plant
-    finally:
-        plant.close()
 
 
 @pytest.fixture
 def plant(tmp_path: Path) -> Iterator[Plant]:
     """One to break, with nothing but Redis and the API."""
-    plant = Plant(tmp_path / "plant")
-    plant.folder.mkdir()
-    try:
-        plant.start_redis()
-        plant.start_service()
+    with running(tmp_path / "plant") as plant:
         yield plant
-    finally:
-        plant.close()
 
 
 @pytest.fixture
