@@ -16,7 +16,7 @@ cd "$(dirname "$0")/.."
 
 BASE=docker.io/library/python:3.12-slim
 REDIS=docker.io/library/redis:7-alpine
-REDIS_COMMAND=(redis-server --appendonly yes --appendfsync always --save "" --requirepass kernelscope --dir /data)
+REDIS_COMMAND=(redis-server --dir /data --appendonly yes --appendfsync always --save "" --requirepass kernelscope)
 
 say() { printf '%s  %s\n' "$(date +%H:%M:%S)" "$*" >&2; }
 die() { say "FAILED: $*"; exit 1; }

@@ -331,6 +331,8 @@ class _SliceRun:
         records.hold(self.claim.job_id, list(blobs.values()), self.claim.expires_at)
         if records.same(fingerprint) is None:  # it was removed before our hold, and its blobs with it
             return False
+        if not all(self._patiently(partial(self.runner.store.has, digest)) for digest in blobs.values()):
+            return False  # the store is another one than then, or was restored from before
         own = ItemResult.of(item, self.claim.request, question.kernel)
         mine = {name: getattr(own, name) for name in ("index", "image", "kernel", "rank")}
         self._committed(result.model_copy(update={**mine, "reused": True}), blobs)

@@ -239,6 +239,19 @@ def test_the_same_work_is_not_done_twice(bench: Bench) -> None:
     assert bench.records.result("again", 0)[2]
 
 
+def test_work_whose_files_are_gone_is_done_again(bench: Bench) -> None:
+    """As after a move to another store: nobody is given a result without its pictures."""
+    bench.submit()
+    bench.run()
+    lost = bench.records.result("j", 1)[2]["optimized.png"]
+    bench.store.remove(lost)
+    bench.submit("again", kernels=[2])
+    assert not bench.run("again:0").results[0].reused
+    assert all(bench.store.has(digest) for digest in bench.records.result("again", 0)[2].values())
+    bench.submit("later", kernels=[2])
+    assert bench.run("later:0").results[0].reused
+
+
 def test_a_suspect_runs_alone(bench: Bench) -> None:
     """So that a job that kills its worker takes no other with it. It is not claimed before it is alone."""
     bench.lease_seconds = 0.01
