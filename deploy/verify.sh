@@ -137,7 +137,7 @@ healthy() { # healthy NAME SECONDS COMMAND...: from the start, by a health check
         sleep 0.5
     done
     say "$name: healthy after $(since "$begin") s"
-    note "${AGAIN:-}${name}_start_s" "$(since "$begin")"
+    note "${AGAIN:-}${LABEL:-$name}_start_s" "$(since "$begin")"
 }
 
 stop() { # stop NAME SECONDS: by the image's signal, within the compose file's grace
@@ -190,6 +190,10 @@ inside() {
     start worker
     mapfile -t check < <(words localhost/kernelscope-worker .Docker.Config.Healthcheck.Test)
     healthy worker 180 "${check[@]:1}"
+    # Alive is not ready: it may still look for its weights.
+    LABEL=worker_ready healthy api 180 python -c "import json, urllib.request as web
+workers = json.load(web.urlopen('$url/readyz'))['workers']
+raise SystemExit(not any(worker['ready'] for worker in workers))"
     for name in api housekeeping worker; do confinement "$name"; done
     say "api, housekeeping, worker: own user, read-only root, no capabilities, no new privileges"
 

@@ -6,6 +6,7 @@ The first is the paper's Figure 1: on an image of all colours, X̂ of a colour-s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -117,11 +118,12 @@ def _plan(client: Client, console: Console) -> Plan:
 
 
 def _photograph() -> Image.Image:
-    """Chelsea the cat, by Stéfan van der Walt (CC0), as scikit-image ships it."""
+    """Chelsea the cat, by Stéfan van der Walt (CC0), as scikit-image ships it; without it the page's sample."""
     try:
         from skimage.data import chelsea
-    except ImportError:
-        raise DemoError("scikit-image is not installed, which has the photograph; install kernelscope[demo]") from None
+    except ImportError:  # in the API's image
+        with files("api").joinpath("web", "astronaut.jpg").open("rb") as file:
+            return Image.open(file).convert("RGB")
     return Image.fromarray(chelsea())
 
 
