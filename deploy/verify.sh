@@ -7,7 +7,7 @@
 # Settings, by environment:
 #   TORCH=cpu|cuda     of the worker's image; unset: cpu where PyTorch's index of CPU builds answers, else cuda
 #   WEIGHTS_DIR=DIR    weights files for the worker; unset: the network that comes with Kernelscope
-#   WORK=DIR           keep everything there (30 GB), and build only what is not there yet; unset: a temporary folder
+#   WORK=DIR           keep everything there (some 25 GB), and build only what is not there yet; unset: a temporary folder
 #
 # The containers have a network of their own without a way out, a read-only root, an empty /tmp, no capabilities, no new
 # privileges, the user, command, health check and stop signal of their image.
@@ -153,12 +153,13 @@ stop() { # stop NAME SECONDS: by the image's signal, within the compose file's g
     note "${AGAIN:-}${name}_stop_s" "$(since "$begin")"
 }
 
-confinement() { # is it true?
+confinement() { # is it true? One condition a line: `sh -e` takes no notice of `!` and of what stands before `&&`
     confined "$1" sh -ec '
-        [ "$(id -u)" != 0 ]
-        grep -q "^CapEff:.0*$" /proc/self/status && grep -q "^CapBnd:.0*$" /proc/self/status
+        test "$(id -u)" -ne 0
+        grep -q "^CapEff:.0*$" /proc/self/status
+        grep -q "^CapBnd:.0*$" /proc/self/status
         grep -q "^NoNewPrivs:.1$" /proc/self/status
-        ! touch /app/written /written 2>/dev/null
+        if touch /app/written 2> /dev/null || touch /written 2> /dev/null; then exit 1; fi
         touch /tmp/written' || die "$1 is not confined"
 }
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.chaos
 
 
 def test_what_was_copied_under_load_is_whole_elsewhere(plant: Plant, tmp_path: Path) -> None:
-    """Jobs that had ended are as they were; one that ran is finished there; nothing that is copied is in use here."""
+    """Jobs that had ended are as they were, with their pictures; one that ran is finished there."""
     plant.start_worker("worker")
     ended = [plant.submit("1,2") for _ in range(3)]
     before = plant.wait(ended, 60)
