@@ -28,7 +28,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from shared.jobs import connect
-from shared.settings import Settings
+from shared.settings import Settings, address
 
 READY_SECONDS = 60.0
 GRACE_SECONDS = 15.0
@@ -272,8 +272,8 @@ class Stack:
             for number, card in enumerate(cards):
                 own = {"CUDA_VISIBLE_DEVICES": card}
                 if bind := self.settings.worker_metrics_bind:
-                    host, _, port = bind.rpartition(":")
-                    own["KERNELSCOPE_WORKER_METRICS_BIND"] = f"{host}:{int(port) + number}"
+                    host, port = address(bind)
+                    own["KERNELSCOPE_WORKER_METRICS_BIND"] = f"{host}:{port + number}"
                 yield f"worker-{number}", "worker", own
         yield "api", "api", {}
 
