@@ -20,11 +20,11 @@ def test_poison_is_given_up_and_takes_nobody_with_it(
     plant.start_worker("worker", "tests.chaos.doubles", "poison", supervised=True, KERNELSCOPE_LEASE_SECONDS="5")
     alone = plant.submit(str(BAD_KERNEL))
     assert _given_up(plant, alone).attempt == 3
-    long = {"iterations": "4000"}
+    long = {"iterations": "1000"}
     mates = [plant.submit("1,2", **long) for _ in range(3)]
     poison = [plant.submit(str(BAD_KERNEL)) for _ in range(3 if FULL else 1)]
     mates += [plant.submit("1,2", **long) for _ in range(3)]
-    for job in plant.wait(mates, 180):
+    for job in plant.wait(mates, 400):
         whole(job, 2)
     attempts = [_given_up(plant, job_id).attempt for job_id in poison]
     assert max(attempts) <= 5  # in company at first, which is no proof
