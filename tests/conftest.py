@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -20,6 +21,7 @@ from kernelscope.stack import free_port, redis_server
 from shared.jobs import connect
 from shared.settings import Settings
 
+FULL = bool(os.environ.get("KERNELSCOPE_FULL_COUNTS"))  # as `make soak` asks; else reduced counts
 PASSWORD = "private-to-the-tests"
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and their children with them.

@@ -27,7 +27,6 @@ from shared.schemas import Job, Status
 from tests.conftest import noise, png
 
 ROOT = Path(__file__).parents[2]
-FULL = bool(os.environ.get("KERNELSCOPE_FULL_COUNTS"))
 PASSWORD = "private-to-the-tests"
 
 

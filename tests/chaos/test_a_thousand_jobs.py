@@ -11,7 +11,8 @@ from threading import Event, Thread
 import pytest
 
 from shared.jobs import Records, connect
-from tests.chaos.conftest import FULL, Plant, whole
+from tests.chaos.conftest import Plant, whole
+from tests.conftest import FULL
 
 pytestmark = pytest.mark.chaos
 
@@ -20,8 +21,8 @@ SECONDS_BETWEEN_KILLS = 10
 
 
 def test_a_result_for_each_and_none_twice(plant: Plant, record_property: Callable[[str, object], None]) -> None:
-    """1,000 jobs (100 in `make test-slow`) of 20 clients on two workers."""
-    count = 1000 if FULL else 100
+    """1,000 jobs (60 in `make test-slow`) of 20 clients on two workers."""
+    count = 1000 if FULL else 60
     names = ("first", "second")
     for name in names:
         plant.start_worker(name, supervised=True)

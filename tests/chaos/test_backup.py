@@ -23,7 +23,7 @@ def test_what_was_copied_under_load_is_whole_elsewhere(plant: Plant, tmp_path: P
     enough = Event()
     load = Thread(target=_load, args=(plant, enough))
     load.start()
-    running_then = plant.submit("1,2,3,4", layer="conv3_1", effort="thorough")
+    running_then = plant.submit("1,2,3,4", layer="conv3_1", effort="standard")
     until(lambda: plant.job(running_then).progress.completed, 60)
     other = tmp_path / "other"
     with Redis.from_url(plant.redis_url, decode_responses=True) as redis:
@@ -31,6 +31,7 @@ def test_what_was_copied_under_load_is_whole_elsewhere(plant: Plant, tmp_path: P
         until(lambda: redis.info("persistence")["aof_rewrite_in_progress"] == 0, 10)
         shutil.copytree(tmp_path / "appendonlydir", other / "appendonlydir")
         redis.config_set("auto-aof-rewrite-percentage", 100)
+    assert not plant.job(running_then).status.terminal
     shutil.copytree(tmp_path / "store", other / "store", ignore=shutil.ignore_patterns("*#*"))
     enough.set()
     load.join()
@@ -44,5 +45,5 @@ def test_what_was_copied_under_load_is_whole_elsewhere(plant: Plant, tmp_path: P
 
 
 def _load(plant: Plant, enough: Event) -> None:
-    while not enough.wait(0.3):
+    while not enough.wait(1):
         plant.submit("1")

@@ -12,7 +12,8 @@ import pytest
 
 from shared.jobs import Transitions, connect
 from shared.schemas import Status
-from tests.chaos.conftest import FULL, Plant, until, whole
+from tests.chaos.conftest import Plant, until, whole
+from tests.conftest import FULL
 
 pytestmark = pytest.mark.chaos
 

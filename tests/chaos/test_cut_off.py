@@ -25,8 +25,9 @@ from kernelscope.client import Client
 from kernelscope.client.events import ResultEvent
 from shared.jobs import connect
 from shared.store import BlobStore
-from tests.chaos.conftest import FULL, Plant, picture, until, whole
+from tests.chaos.conftest import Plant, picture, until, whole
 from tests.chaos.s3 import S3
+from tests.conftest import FULL
 
 pytestmark = [
     pytest.mark.chaos,

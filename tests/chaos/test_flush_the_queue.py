@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from shared.jobs import connect
-from tests.chaos.conftest import FULL, Plant, whole
+from tests.chaos.conftest import Plant, whole
+from tests.conftest import FULL
 
 pytestmark = pytest.mark.chaos
 

@@ -10,7 +10,8 @@ from threading import Event, Thread
 import pytest
 
 from kernelscope.client import Client, ServerError, ServerUnreachable
-from tests.chaos.conftest import FULL, Plant, picture, until, whole
+from tests.chaos.conftest import Plant, picture, until, whole
+from tests.conftest import FULL
 
 pytestmark = pytest.mark.chaos
 

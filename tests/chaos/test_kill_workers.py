@@ -11,14 +11,15 @@ import pytest
 
 from shared.jobs import connect
 from shared.schemas import Job, Status
-from tests.chaos.conftest import FULL, Plant, until, whole
+from tests.chaos.conftest import Plant, until, whole
+from tests.conftest import FULL
 
 pytestmark = pytest.mark.chaos
 
 
 def test_kill_9_at_random_moments(plant: Plant, record_property: Callable[[str, object], None]) -> None:
     """Every job succeeds, each item is committed once, and the work is in other hands within 30 s."""
-    kills = 20 if FULL else 2
+    kills = 20 if FULL else 1
     moments = random.Random(0)
     plant.start_worker("worker", supervised=True)
     redelivered: list[float] = []

@@ -14,8 +14,9 @@ from kernelscope.client import Client, ServerError
 from shared.errors import StoreUnavailable
 from shared.schemas import Status
 from shared.store import BlobStore
-from tests.chaos.conftest import FULL, picture, running, until, whole
+from tests.chaos.conftest import picture, running, until, whole
 from tests.chaos.s3 import S3
+from tests.conftest import FULL
 
 pytestmark = pytest.mark.chaos
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from shared.schemas import Job, Status
-from tests.chaos.conftest import FULL, Plant, whole
+from tests.chaos.conftest import Plant, whole
 from tests.chaos.doubles import BAD_KERNEL
+from tests.conftest import FULL
 
 pytestmark = pytest.mark.chaos
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.conftest import FULL, Plant, until
+from tests.chaos.conftest import Plant, until
 
-__all__ = ["FULL", "Memory", "Plant", "alive", "open_files", "until"]
+__all__ = ["Memory", "Plant", "alive", "open_files", "until"]
 
 FILES = 8192  # that a process may have open: both ends of a thousand connections, and more
 

@@ -11,7 +11,8 @@ from itertools import chain, islice
 import httpx
 import pytest
 
-from tests.contract.conftest import FULL, Memory, Plant, alive
+from tests.conftest import FULL
+from tests.contract.conftest import Memory, Plant, alive
 from tests.contract.pictures import bombs, seeds, variations
 
 pytestmark = pytest.mark.contract

@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from shared.jobs import Claim, Retention, Transitions, connect
-from tests.contract.conftest import FULL, Memory, Plant, alive, open_files, until
+from tests.conftest import FULL
+from tests.contract.conftest import Memory, Plant, alive, open_files, until
 from tests.contract.readers import ONCE, Hand, Heard, Key, Reader, connected, figures
 
 pytestmark = pytest.mark.contract

@@ -18,7 +18,8 @@ import pytest
 from shared.errors import error_types
 from shared.jobs import ARTIFACTS
 from tests.chaos.conftest import picture
-from tests.contract.conftest import FULL, Plant, alive
+from tests.conftest import FULL
+from tests.contract.conftest import Plant, alive
 
 pytestmark = pytest.mark.contract
 

@@ -15,7 +15,8 @@ import pytest
 
 from api.__main__ import HEADER_BYTES, HEADER_SECONDS
 from api.body import BODY_SECONDS, PAUSE_SECONDS
-from tests.contract.conftest import FULL, Memory, Plant, alive
+from tests.conftest import FULL
+from tests.contract.conftest import Memory, Plant, alive
 
 pytestmark = pytest.mark.contract
 

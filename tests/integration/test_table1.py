@@ -14,6 +14,7 @@ from PIL import Image
 
 from benchmarks import table1
 from shared.drawings import scene
+from tests.conftest import FULL
 from tests.integration.test_real_weights import MEAN, STD, folder
 from tests.recompute import VGG_BLOCKS, PlainVgg, numbers
 from worker.vgg_mini import WEIGHTS_FILE, VggMini
@@ -24,7 +25,7 @@ TOLD = {"mse": "mse_others", "ssim": "ssim", "leakage": "leakage"}
 
 def run(out: Path, *options: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The report and the cells."""
-    assert table1.main(["--quick", "--json", "--out", str(out), *options]) == 0
+    assert table1.main(["--json", "--out", str(out), *options]) == 0
     cells = [json.loads(line) for line in (out / "cells.jsonl").read_text().splitlines()]
     return json.loads((out / "table1.json").read_text()), cells
 
@@ -57,7 +58,7 @@ def check(out: Path, report: dict[str, Any], cells: list[dict[str, Any]], networ
 
 def test_the_table_is_what_a_plain_implementation_computes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On the network that comes with the program; then the run is repeated after its last line was torn."""
-    report, cells = run(tmp_path)
+    report, cells = run(tmp_path, "--quick")
     assert [block["layer"] for block in report["blocks"]] == ["conv1_2", "conv2_2", "conv3_2", "conv4_2"]
     assert list(report["blocks"][0]["methods"]) == list(table1.METHODS)
     rows = {(row["layer"], row["terms"]) for row in report["ablation"]}
@@ -71,7 +72,7 @@ def test_the_table_is_what_a_plain_implementation_computes(tmp_path: Path, capsy
     whole = file.read_text()
     file.write_text(whole[:-30])
     capsys.readouterr()
-    again, _ = run(tmp_path)
+    again, _ = run(tmp_path, "--quick")
     assert len(capsys.readouterr().err.splitlines()) == 1  # one cell was lost, and done again
     assert again["blocks"][0] == report["blocks"][0]
     assert len(list(tmp_path.glob("joint-*.png"))) == 4
@@ -83,7 +84,8 @@ def test_the_table_of_real_weights_is_too(tmp_path: Path) -> None:
     """VGG16 on photographs; suppression keeps the map better than the others do."""
     weights, photographs = folder("KERNELSCOPE_TEST_WEIGHTS"), folder("KERNELSCOPE_TEST_IMAGES")
     folders = ("--weights-dir", str(weights), "--images-dir", str(photographs))
-    report, cells = run(tmp_path, "--networks", "vgg16", *folders)
+    size = ["--quick"] if FULL else ["--kernels", "1", "--images", "2", "--effort", "quick"]
+    report, cells = run(tmp_path, "--networks", "vgg16", *size, *folders)
     file = next(weights.glob("vgg16*"))
 
     def network(cell: dict[str, Any]) -> tuple[PlainVgg, int]:

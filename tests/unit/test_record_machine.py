@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -19,6 +18,7 @@ from shared import errors
 from shared.jobs import Claim, LostLease, Records, Retention, Submitted, Transitions
 from shared.jobs.transitions import QUEUES, Queue
 from shared.schemas import ExplainRequest, ItemResult, Job, plan
+from tests.conftest import FULL
 from tests.unit.record_model import LEASE, PROGRESS, SILENT, Part, Work, facts
 
 KERNELS: list[list[int] | str] = [[3], [3, 5], [3, 5, 7], "top:1", "top:3", list(range(20)), "top:18"]
@@ -28,7 +28,7 @@ FINGERPRINTS = st.sampled_from(["", "", "print", "other print"])
 AGES = st.sampled_from([0, 0, 1, 1, 2, 3])
 LIFETIMES = st.sampled_from([60.0, 600.0, 6000.0])
 KEYS = st.sampled_from(["", "", "a", "b"])
-MANY = 2000 if os.environ.get("KERNELSCOPE_FULL_COUNTS") else 200
+MANY = 2000 if FULL else 100
 BLOBS = {"panel.png": "f" * 64}
 LEFT_OVER = (
     "ks:gone:",
@@ -325,7 +325,7 @@ class RecordMachine(stateful.RuleBasedStateMachine):
 def test_the_record_does_what_its_model_does(
     redis: Redis, record_property: Callable[[str, object], None], examples: int, steps: int
 ) -> None:
-    """Any sequence of calls; 200 longer ones in `make test-slow`, 2,000 in `make soak`."""
+    """Any sequence of calls; 100 longer ones in `make test-slow`, 2,000 in `make soak`."""
     record_property("examples", examples)
     RecordMachine.redis = redis
     slow = [HealthCheck.too_slow]
