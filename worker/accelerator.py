@@ -1,12 +1,30 @@
-"""Which device a worker computes on, and how much of its memory is the worker's. One process has one device."""
+"""Which device a worker computes on, and how much of its memory and of the CPU is the worker's."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 
 from worker.questions import NoSuchDevice
+
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # a container's "QUOTA PERIOD" in µs of CPU time, or "max PERIOD"
+
+
+def keep_to_quota(file: Path = CPU_MAX) -> int:
+    """Let torch have no more threads than the container has cores' worth of time. Returns how many it has then.
+
+    By itself it has one for each core of the machine, whatever `docker run --cpus` or a limit of Kubernetes says, and
+    they use the time up waiting for each other.
+    """
+    try:
+        quota, period = file.read_text().split()
+        cores = int(quota) // int(period)
+    except (OSError, ValueError):  # no cgroup of version 2, or no limit
+        return torch.get_num_threads()
+    torch.set_num_threads(max(1, min(cores, torch.get_num_threads())))
+    return torch.get_num_threads()
 
 
 def choose(name: str, memory_share: float = 1.0) -> torch.device:

@@ -130,14 +130,12 @@ def make_device(settings: Settings) -> Device:
         from worker.dummy import DummyDevice
 
         return DummyDevice()
-    import torch
-
-    from worker.accelerator import choose
+    from worker.accelerator import choose, keep_to_quota
     from worker.device import TorchDevice
     from worker.networks import Networks
 
     device = choose(settings.device, settings.gpu_memory_share)
-    log.info("device: %s, %d threads", device, torch.get_num_threads())
+    log.info("device: %s, %d threads", device, keep_to_quota())
     return TorchDevice(Networks(settings.weights, device, download=settings.download_weights))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 from kernelscope.stack import Stack, visible_cards
 from shared.settings import Settings
-from worker.accelerator import choose, free_memory
+from worker.accelerator import choose, free_memory, keep_to_quota
 from worker.pace import Pace, room_in_memory
 from worker.questions import NoSuchDevice
 
@@ -98,6 +99,25 @@ def test_the_memory_that_may_be_taken_ends_at_the_share(monkeypatch: pytest.Monk
     assert room_in_memory(Pace(torch.float32, 0.01, GIB, 8, 512), device) == int(0.8 * 16)
     cards.share = 0.01
     assert free_memory(device) == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "threads"),
+    [("250000 100000\n", 2), ("50000 100000\n", 1), ("800000 100000\n", 3), ("max 100000\n", 3), (None, 3), ("", 3)],
+)
+def test_torch_has_the_threads_that_a_container_has_time_for(tmp_path: Path, limit: str | None, threads: int) -> None:
+    """Whole ones, one at least; never more than it had. The engine's thread has as many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    file = tmp_path / "cpu.max"
+    if limit is not None:
+        file.write_text(limit)
+    try:
+        assert keep_to_quota(file) == threads
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(torch.get_num_threads).result() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_cards_are_those_that_are_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
