@@ -35,7 +35,7 @@ def test_without_a_worker_the_page_says_so_and_goes_on_once_there_is_one(
     assert len(httpx.get(f"{plant.url}/jobs").json()["jobs"]) == 2
     plant.start_worker("worker")
     assert visitor.done() == "Done: 1 explained."
-    expect(page.locator("#weights")).to_contain_text("weights vgg_mini", timeout=20_000)
+    expect(page.locator("#weights")).to_contain_text("weights: vgg_mini", timeout=20_000)
 
 
 def test_the_page_outlives_a_restart_of_the_server(plant: Plant, arriving: Arriving, picture: Path) -> None:
