@@ -82,5 +82,7 @@ def refusal(response: httpx.Response) -> ServerError:
         problem = Problem.model_validate_json(response.content)
     except ValueError:
         text = response.text[:200]
+        if response.headers.get("content-type", "").startswith("text/html"):
+            text = f"a web page came from {response.url}, by a proxy or another server than Kernelscope's"
         problem = Problem(type="about:blank", title=response.reason_phrase, status=response.status_code, detail=text)
     return KINDS.get(problem.status, ServerError)(problem)

@@ -18,6 +18,7 @@ from kernelscope.client import (
     TooManyRequests,
     Unauthorized,
 )
+from kernelscope.client.errors import NotKernelscope
 from kernelscope.client.events import Story
 from kernelscope.client.flows import Patience, file_of
 from shared.errors import QueueFull, RateLimited
@@ -98,6 +99,21 @@ def test_pauses_grow_and_differ() -> None:
     pauses = [[pause.seconds for _ in range(4) if (pause := patience.next())] for patience in both]
     assert pauses[0] != pauses[1]
     assert all(0.5 <= pause / (0.2 * 2**number) <= 1 for each in pauses for number, pause in enumerate(each))
+
+
+def test_another_server_is_told_from_ours() -> None:
+    """Its error pages, which nobody wants to read as HTML; its answers."""
+    page = httpx.Response(404, html="<!DOCTYPE HTML><html><h1>Error response</h1></html>")
+    with (
+        client(Script(page)) as one,
+        pytest.raises(ServerError, match=r"Not Found: a web page came from http://server/"),
+    ):
+        one.models()
+    with (
+        client(Script(httpx.Response(200, html="<html>"))) as one,
+        pytest.raises(NotKernelscope, match="http://server"),
+    ):
+        one.models()
 
 
 def test_refusals_have_their_kind() -> None:
