@@ -133,18 +133,22 @@ def _grid(title: str, key: str, labels: Sequence[str], columns: Sequence[Column]
         pen.multiline_text((MARGIN, top + number * (tile + GAP) + 4), label, INK, font(14))
     for number, column in enumerate(columns):
         left = MARGIN + LABEL + number * (tile + GAP)
-        pen.text((left, top - LINE - 2), _fitting(column.heading, tile), INK, font(14))
+        _write(pen, (left, top - LINE - 2), column.heading, INK, 14, tile)
         for row, picture in enumerate(column.pictures):
             if picture is not None:
                 small = picture.resize((tile, tile), Image.Resampling.NEAREST)
                 sheet.paste(small, (left, top + row * (tile + GAP)))
         for row, note in enumerate(column.notes):
-            pen.text((left, height - MARGIN - (below - row) * LINE), _fitting(note, tile), FAINT, font(12))
+            _write(pen, (left, height - MARGIN - (below - row) * LINE), note, FAINT, 12, tile)
     return sheet
 
 
-def _fitting(text: str, width: int) -> str:
-    """As much of the text as has room."""
-    while font(14).getlength(text) > width + GAP - 2 and len(text) > 1:
+def _write(
+    pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, ink: tuple[int, int, int], size: int, width: int
+) -> None:
+    """In letters up to two points smaller, where that makes room; else as much of it as has room."""
+    room = width + GAP - 2
+    small = next((each for each in (size, size - 1, size - 2) if font(each).getlength(text) <= room), size - 2)
+    while font(small).getlength(text) > room and len(text) > 1:
         text = text[:-2] + "…"
-    return text
+    pen.text(place, text, ink, font(small))
