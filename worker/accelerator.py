@@ -1,4 +1,7 @@
-"""Which device a worker computes on, and how much of its memory and of the CPU is the worker's."""
+"""Which device a worker computes on, and how much of its memory and of the CPU is the worker's.
+
+One process has one device.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,14 @@ from worker.questions import NoSuchDevice
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # a container's "QUOTA PERIOD" in µs of CPU time, or "max PERIOD"
 
 
-def keep_to_quota(file: Path = CPU_MAX) -> int:
+def keep_to_quota() -> int:
     """Let torch have no more threads than the container has cores' worth of time. Returns how many it has then.
 
     By itself it has one for each core of the machine, whatever `docker run --cpus` or a limit of Kubernetes says, and
     they use the time up waiting for each other.
     """
     try:
-        quota, period = file.read_text().split()
+        quota, period = CPU_MAX.read_text().split()
         cores = int(quota) // int(period)
     except (OSError, ValueError):  # no cgroup of version 2, or no limit
         return torch.get_num_threads()

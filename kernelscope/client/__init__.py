@@ -6,8 +6,10 @@
 from kernelscope.client.asynchronous import AsyncClient, AsyncJob, AsyncResult
 from kernelscope.client.errors import (
     ClientError,
+    InvalidAddress,
     JobFailed,
     NotFound,
+    NotKernelscope,
     ServerError,
     ServerUnreachable,
     TooManyRequests,
@@ -24,9 +26,11 @@ __all__ = [
     "Client",
     "ClientError",
     "Event",
+    "InvalidAddress",
     "Job",
     "JobFailed",
     "NotFound",
+    "NotKernelscope",
     "ProgressEvent",
     "Result",
     "ResultEvent",

@@ -23,7 +23,7 @@ def test_what_was_copied_under_load_is_whole_elsewhere(plant: Plant, tmp_path: P
     enough = Event()
     load = Thread(target=_load, args=(plant, enough))
     load.start()
-    running_then = plant.submit("1,2,3,4", layer="conv3_1", effort="standard")
+    running_then = plant.submit("1,2", layer="conv3_1", effort="standard", methods="guided_backprop,suppression")
     until(lambda: plant.job(running_then).progress.completed, 60)
     other = tmp_path / "other"
     with Redis.from_url(plant.redis_url, decode_responses=True) as redis:

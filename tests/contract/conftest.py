@@ -1,4 +1,4 @@
-"""One API process with Redis, and what the tests measure of it. `KERNELSCOPE_FULL_COUNTS` asks for the full counts."""
+"""One API process with Redis, and what the tests measure of it."""
 
 from __future__ import annotations
 

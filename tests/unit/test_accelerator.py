@@ -13,8 +13,9 @@ import torch
 
 from kernelscope.stack import Stack, visible_cards
 from shared.settings import Settings
-from worker.accelerator import choose, free_memory, keep_to_quota
+from worker.accelerator import choose, free_memory
 from worker.pace import Pace, room_in_memory
+from worker.process import make_device
 from worker.questions import NoSuchDevice
 
 GIB = 2**30
@@ -105,15 +106,18 @@ def test_the_memory_that_may_be_taken_ends_at_the_share(monkeypatch: pytest.Monk
     ("limit", "threads"),
     [("250000 100000\n", 2), ("50000 100000\n", 1), ("800000 100000\n", 3), ("max 100000\n", 3), (None, 3), ("", 3)],
 )
-def test_torch_has_the_threads_that_a_container_has_time_for(tmp_path: Path, limit: str | None, threads: int) -> None:
+def test_a_worker_has_the_threads_that_its_container_has_time_for(
+    limit: str | None, threads: int, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whole ones, one at least; never more than it had. The engine's thread has as many."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     file = tmp_path / "cpu.max"
+    monkeypatch.setattr("worker.accelerator.CPU_MAX", file)
     if limit is not None:
         file.write_text(limit)
     try:
-        assert keep_to_quota(file) == threads
+        make_device(settings.model_copy(update={"device": "cpu", "engine": "torch"}))
         with ThreadPoolExecutor(1) as other:
             assert other.submit(torch.get_num_threads).result() == threads
     finally:

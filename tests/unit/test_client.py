@@ -11,6 +11,7 @@ from httpx_sse import ServerSentEvent
 
 from kernelscope.client import (
     Client,
+    NotKernelscope,
     ProgressEvent,
     ServerError,
     ServerUnreachable,
@@ -18,7 +19,6 @@ from kernelscope.client import (
     TooManyRequests,
     Unauthorized,
 )
-from kernelscope.client.errors import NotKernelscope
 from kernelscope.client.events import Story
 from kernelscope.client.flows import Patience, file_of
 from shared.errors import QueueFull, RateLimited
