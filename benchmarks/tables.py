@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 Row = dict[str, Any]
@@ -120,22 +121,9 @@ def joint(rows: Sequence[Row], block: dict[str, Any], folder: Path) -> Path:
         layout="constrained",
     )
     good = [row for row in rows if "error" not in row]
-    methods = dict.fromkeys(row["variant"] for row in good)
-    for name, across in (("mse_selected", True), ("mse_others", False)):
-        values = {method: _logs([row[name] for row in good if row["variant"] == method]) for method in methods}
-        everything = np.concatenate(list(values.values()))
-        edges = np.linspace(everything.min() - 0.1, everything.max() + 0.1, BINS + 1)
-        for method, logs in values.items():
-            axes["top" if across else "right"].hist(
-                10**logs,
-                bins=list(10**edges),
-                histtype="stepfilled",
-                color=COLOURS[method],
-                alpha=0.45,
-                orientation="vertical" if across else "horizontal",
-            )
-    for method in methods:
-        own = [row for row in good if row["variant"] == method]
+    _margin(axes["top"], good, "mse_selected", "vertical")
+    _margin(axes["right"], good, "mse_others", "horizontal")
+    for method, own in _by_method(good).items():
         axes["joint"].scatter(
             [max(row["mse_selected"], LEAST) for row in own],
             [max(row["mse_others"], LEAST) for row in own],
@@ -152,15 +140,35 @@ def joint(rows: Sequence[Row], block: dict[str, Any], folder: Path) -> Path:
     axes["joint"].grid(alpha=0.2)
     axes["top"].set(xscale="log", xlim=axes["joint"].get_xlim(), xticklabels=[], yticks=[])
     axes["right"].set(yscale="log", ylim=axes["joint"].get_ylim(), yticklabels=[], xticks=[])
-    for side in ("top", "right"):
-        axes[side].tick_params(which="both", length=0, labelbottom=False, labelleft=False)
-        axes[side].spines[:].set_visible(False)
     counts = f"{len(block['kernels'])} kernels × {len(block['images'])} images"
     figure.suptitle(f"{block['network']} {block['layer']}, {counts}", fontsize=11)
     file = folder / f"joint-{block['network']}-{block['layer']}.png"
     figure.savefig(file, dpi=110)
     plt.close(figure)
     return file
+
+
+def _margin(axes: Axes, rows: Sequence[Row], name: str, orientation: Literal["vertical", "horizontal"]) -> None:
+    """How one error is distributed, a histogram for each method, on the same bins; no axis of its own."""
+    logs = {method: _logs([row[name] for row in own]) for method, own in _by_method(rows).items()}
+    everything = np.concatenate(list(logs.values()))
+    edges = 10 ** np.linspace(everything.min() - 0.1, everything.max() + 0.1, BINS + 1)
+    for method, values in logs.items():
+        axes.hist(
+            10**values,
+            bins=list(edges),
+            histtype="stepfilled",
+            color=COLOURS[method],
+            alpha=0.45,
+            orientation=orientation,
+        )
+    axes.tick_params(which="both", length=0, labelbottom=False, labelleft=False)
+    axes.spines[:].set_visible(False)
+
+
+def _by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    methods = dict.fromkeys(row["variant"] for row in rows)
+    return {method: [row for row in rows if row["variant"] == method] for method in methods}
 
 
 def _logs(values: Sequence[float]) -> NDArray[np.float64]:
