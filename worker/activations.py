@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.schemas import ActiveKernel
+from shared.schemas import ActiveKernel, Thumbnails
 from worker.questions import Maps
 
 LARGEST_THUMBNAIL = 56  # positions a side
+SMALLEST_TILE = 56  # pixels a side, where the thumbnail is drawn
+COLUMNS = 16  # of the drawn sheet
+
+
+def measured(maps: Maps) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """What a job's record and the store keep of a layer's feature maps F, (C, h, w)."""
+    ranking, small = ranked(maps), thumbnails(maps)
+    facts = {"ranking": ranking, "thumbnails": Thumbnails(columns=COLUMNS, tile=max(small.shape[1], SMALLEST_TILE))}
+    file, order = BytesIO(), np.array([one.kernel for one in ranking])
+    np.savez_compressed(file, allow_pickle=False, kernels=order, thumbnails=small[order])
+    return facts, {"activations.npz": file.getvalue()}
 
 
 def ranked(maps: Maps) -> list[ActiveKernel]:

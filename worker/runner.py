@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from io import BytesIO
 from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from shared import images, logs
 from shared.errors import DeadlinePassed, KernelscopeError, StoreUnavailable, UnknownImage
 from shared.jobs import Claim, LostLease, Records, Sign, Transitions
-from shared.schemas import Item, ItemResult, Thumbnails
+from shared.schemas import Item, ItemResult
 from shared.store import BlobStore
-from worker.activations import ranked, thumbnails
+from worker import activations
+from worker.artifacts import artifacts, facts
 from worker.engine import Asked, Engine
 from worker.previews import Previews
 from worker.pulse import Pulse
@@ -33,8 +31,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-THUMBNAIL_COLUMNS = 16
-SMALLEST_TILE = 56  # pixels a side
 OPTIONS = {  # of a request, by the methods that have more than `scaling`
     "suppression": ("solver", "effort", "iterations", "target_ssim", "max_preservation", "only_remove"),
     "lrp": ("rule", "scaling"),
@@ -246,17 +242,10 @@ class _SliceRun:
     def _rank_one(self, item: Item) -> None:
         request, engine = self.claim.request, self.runner.engine
         maps = engine.call(engine.device.feature_maps, request.model, request.layer, self._pictures[item.image])
-        ranking, small = ranked(maps), thumbnails(maps)
-        facts = {
-            "ranking": ranking,
-            "thumbnails": Thumbnails(columns=THUMBNAIL_COLUMNS, tile=max(small.shape[1], SMALLEST_TILE)),
-            "weights": engine.device.weights(request.model),
-            "device": engine.device.name,
-        }
-        file, order = BytesIO(), np.array([one.kernel for one in ranking])
-        np.savez_compressed(file, allow_pickle=False, kernels=order, thumbnails=small[order])
-        result = ItemResult.of(item, request, None).model_copy(update=facts)
-        self._committed(result, self._stored({"activations.npz": file.getvalue()}))
+        found, files = activations.measured(maps)
+        own = {"weights": engine.device.weights(request.model), "device": engine.device.name}
+        result = ItemResult.of(item, request, None).model_copy(update={**found, **own})
+        self._committed(result, self._stored(files))
 
     def _check_deadline(self) -> None:
         if self.claim.deadline is not None and time.time() >= self.claim.deadline:
@@ -348,11 +337,11 @@ class _SliceRun:
         if isinstance(answer, KernelscopeError):
             self._committed(result.failed(answer), {})
             return
-        facts = {**_facts(answer), "device": self.runner.engine.device.name}
-        blobs = self._stored(_artifacts(answer))
+        found = {**facts(answer), "device": self.runner.engine.device.name}
+        blobs = self._stored(artifacts(answer))
         whole = answer.stopped in ("converged", "budget")
         fingerprint = self._fingerprint(question) if whole else ""
-        self._committed(result.model_copy(update=facts), blobs, fingerprint)
+        self._committed(result.model_copy(update=found), blobs, fingerprint)
 
     def _committed(self, result: ItemResult, blobs: dict[str, str], fingerprint: str = "") -> None:
         self.runner.transitions.commit(self.claim, result, blobs, fingerprint)
@@ -380,38 +369,3 @@ class _SliceRun:
                     raise
                 log.warning("%s: %s; trying again", self.claim.slice_id, error)
                 time.sleep(STORE_RETRY_SECONDS)
-
-
-def _facts(answer: Answer) -> dict[str, Any]:
-    """The numbers of an answer, under the names that the contract gives them."""
-    names = (
-        "losses",
-        "losses_float",
-        "loss_start",
-        "loss_blank",
-        "metrics",
-        "metrics_float",
-        "target_met",
-        "iterations",
-        "seconds",
-        "stopped",
-        "precision",
-        "weights",
-    )
-    return {name: getattr(answer, name) for name in names}
-
-
-def _artifacts(answer: Answer) -> dict[str, bytes]:
-    """The files that are committed with an item; pictures that only show them are drawn when first asked for."""
-    png, npy, npz = BytesIO(), BytesIO(), BytesIO()
-    Image.fromarray(answer.picture).save(png, "PNG")
-    np.save(npy, answer.x)
-    np.savez_compressed(npz, allow_pickle=False, **answer.maps)
-    columns = ("iteration", "preservation", "suppression", "regularization", "total")
-    history = json.dumps({"columns": columns, "rows": answer.history})
-    return {
-        "optimized.png": png.getvalue(),
-        "optimized.npy": npy.getvalue(),
-        "maps.npz": npz.getvalue(),
-        "history.json": history.encode(),
-    }

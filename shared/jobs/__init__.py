@@ -12,6 +12,7 @@ Every transition is one Lua script, so it happens wholly or not at all; every tr
 the token of its claim, so a worker that lost its lease can write nothing.
 """
 
+from shared.jobs.claims import ANYONE, Caller, Claim, Hold, LostLease, Sign, Submitted
 from shared.jobs.polling import Event, Polling
 from shared.jobs.record import (
     ARTIFACTS,
@@ -27,7 +28,7 @@ from shared.jobs.record import (
     drawn_artifacts,
 )
 from shared.jobs.retention import Retention
-from shared.jobs.transitions import ANYONE, Caller, Claim, Hold, LostLease, Sign, Submitted, Transitions
+from shared.jobs.transitions import Transitions
 
 __all__ = [
     "ANYONE",

@@ -5,16 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-import sys
 import time
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from enum import IntEnum
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import TypeAdapter
 from redis import Redis
@@ -29,6 +26,7 @@ from shared.errors import (
     QueueFull,
     QuotaExceeded,
 )
+from shared.jobs.claims import ANYONE, QUEUES, Caller, Claim, Hold, LostLease, Queue, Sign, Submitted
 from shared.jobs.record import redis_errors
 from shared.schemas import SLICE_ITEMS, ExplainRequest, Item, ItemResult, Status
 
@@ -38,74 +36,6 @@ LONGEST_WAIT, UNKNOWN_WAIT = 3600, 60  # seconds that a caller is asked to wait 
 SAME_DEATH_SECONDS = 1.0  # leases of one worker that end so close together were last renewed together
 SCRIPTS = ("submit", "claim", "renew", "resolve", "commit", "finish", "release", "lapse", "cancel")
 ITEMS = TypeAdapter(list[Item])
-
-Queue = Literal["interactive", "bulk"]
-QUEUES: tuple[Queue, ...] = ("interactive", "bulk")
-
-
-class LostLease(Exception):
-    """The slice was given to somebody else, or its job is gone: drop what you have of it."""
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Whose a job is, and how much of the queue is left to them.
-
-    Jobs, images and cached results of one owner are nobody else's business.
-    """
-
-    owner: str = ""
-    max_open: int = sys.maxsize  # slices of this owner that have not ended
-    max_queued: int = sys.maxsize  # slices of all owners that wait
-
-
-ANYONE = Caller()
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A running slice in the hands of one worker."""
-
-    slice_id: str
-    job_id: str
-    token: str
-    attempt: int
-    items: list[Item]  # those that have no result yet
-    request: ExplainRequest
-    expires_at: float
-    deadline: float | None  # seconds since 1970
-    queue: Queue
-    owner: str
-
-
-@dataclass(frozen=True)
-class Sign:
-    """That a claim's holder lives: how far it is, and what X̂ looks like of items of a watched job."""
-
-    claim: Claim
-    progress: dict[str, Any]
-    previews: dict[int, bytes] = field(default_factory=dict)  # by the item's index: a WebP file
-
-
-class Hold(IntEnum):
-    """How a claim holds."""
-
-    LOST = 0
-    HELD = 1
-    WATCHED = 2  # and somebody wants to see its job's previews
-
-
-@dataclass(frozen=True)
-class Submitted:
-    """The job that a request has: a new one, or the one that its idempotency key already made."""
-
-    job_id: str
-    slices: list[tuple[str, Queue]]  # to announce; none where the job is an old one
-
-    @property
-    def replayed(self) -> bool:
-        """Whether the job was there before."""
-        return not self.slices
 
 
 class Transitions:

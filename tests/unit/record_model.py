@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from shared.errors import SilentKernel
 from shared.jobs import Claim
-from shared.jobs.transitions import Queue
+from shared.jobs.claims import Queue
 from shared.schemas import ExplainRequest, Item, Job
 
 LEASE = 20.0

@@ -16,7 +16,7 @@ from redis import Redis
 
 from shared import errors
 from shared.jobs import Claim, LostLease, Records, Retention, Submitted, Transitions
-from shared.jobs.transitions import QUEUES, Queue
+from shared.jobs.claims import QUEUES, Queue
 from shared.schemas import ExplainRequest, ItemResult, Job, plan
 from tests.conftest import FULL
 from tests.unit.record_model import LEASE, PROGRESS, SILENT, Part, Work, facts
