@@ -4,6 +4,7 @@ Pure torch over a batch of independent problems: no Celery, no Redis, no files, 
 
     problems.py    what is to be solved: a batch of (image, kernel, α, β) with their targets
     objective.py   the loss L = L_p + α·L_s + β·L_r and its gradient, per problem
+    taps.py        what X̂ invents below the layer, L_e, and its pull
     likeness.py    SSIM of feature maps
     fast.py        the default solver: a preconditioned primal-dual method
     reference.py   the paper's procedure: momentum SGD
@@ -15,6 +16,7 @@ from worker.suppression.loop import Batch, Solution, Solver, after, solve
 from worker.suppression.objective import Losses, losses
 from worker.suppression.problems import PixelSpace, Problems
 from worker.suppression.reference import ReferenceSolver
+from worker.suppression.taps import Bounds, Watched
 
 VERSION = 1  # of what the solvers find: to be raised whenever the same problem would get another X̂
 
@@ -22,6 +24,7 @@ __all__ = [
     "EFFORTS",
     "VERSION",
     "Batch",
+    "Bounds",
     "FastSolver",
     "Losses",
     "PixelSpace",
@@ -29,6 +32,7 @@ __all__ = [
     "ReferenceSolver",
     "Solution",
     "Solver",
+    "Watched",
     "after",
     "losses",
     "solve",

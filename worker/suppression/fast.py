@@ -25,13 +25,16 @@ the end most of the other kernels' responses stand at 0, where a subgradient of 
 * The later descents, or the last quarter where there is one only, show the network the 8-bit picture of x, and X̂ is the
   best of these pictures: rounding alone can add 45 % to the loss of an x that is near its end.
 * Where X̂ may only remove, the box is that between X and the mean colour: then it can show nothing that X does not.
+* Where γ·L_e is in the loss (taps.py) its subgradient is part of g. Under a bound L_e ≤ ε γ is that constraint's
+  multiplier: it grows by a factor while L_e is above the bound and shrinks while it is below, in the second half of
+  a descent; before, long steps invent what short ones take back.
 * Under a bound L_p ≤ ε, y is that constraint's multiplier: it is not projected but shortened by σ_y·ε. Where the bound
   is one of SSIM, ε follows: it shrinks while SSIM is below the bound and grows while above.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import pi, sqrt
 from typing import Any
 
@@ -76,6 +79,7 @@ class FastState(Rows):
     descended: Tensor  # what it was when the last descent ended, (B,)
     height: Tensor  # where the step of this descent begins, (B,)
     bound: Tensor  # ε: what L_p may be, (B,)
+    price: Tensor  # γ: the weight of L_e, or the multiplier of its bound, (B,)
     first: Tensor  # what the solver was told, (B,) each
     again: Tensor
     gain: Tensor
@@ -116,6 +120,9 @@ class FastSolver:
     curvature_memory: float = 0.9
     inside: float = 0.99  # ε of the bound of L_p, about which the iterates swing
     following: float = 0.03  # how fast ε follows the SSIM
+    inside_below: float = 0.96  # of the bound of L_e, about which the iterates swing
+    price: tuple[float, float, float] = (0.01, 1.0, 100.0)  # γ under a bound of L_e: least, at the start, most
+    pricing: float = 0.2  # how fast it follows L_e at the end of a descent
 
     @classmethod
     def of(cls, space: PixelSpace, effort: str = "standard", iterations: int | None = None) -> FastSolver:
@@ -155,6 +162,7 @@ class FastSolver:
             descended=torch.full_like(none, torch.inf),
             height=torch.ones_like(none),
             bound=self._first_bound(problems),
+            price=torch.where(problems.max_invention.isfinite(), self.price[1], problems.gamma),
             **{name: torch.full_like(none, getattr(self, name), dtype=torch.float32) for name in TOLD},
             still=torch.zeros_like(none, dtype=torch.bool),
             settled=torch.zeros_like(none, dtype=torch.bool),
@@ -175,7 +183,8 @@ class FastSolver:
             return dual["multiplier"] * (hoped | (chosen > 0)), dual["gates"]
 
         shown, weighed = self._shown(problems, state, state.x, age)
-        now, slope = gradient(network, problems, shown, pull, precision, weighed)
+        priced = replace(problems, gamma=state.price)
+        now, slope = gradient(network, priced, shown, pull, precision, weighed)
         primal = self._primal(problems, state, slope, age, now.preservation)
         turned = norms(dual["multiplier"] - state.multiplier)
         largest = (primal["x"] - state.x).abs().amax(dim=(1, 2, 3))
@@ -183,7 +192,8 @@ class FastSolver:
         descents = self._descents(state, now, age, self.forgets(problems, state, age))
         told = {name: getattr(state, name) for name in TOLD}
         bound = self._bound(problems, state, now)
-        return now, FastState(**primal, **dual, **descents, **told, bound=bound, still=still)
+        price = self._price(problems, state, now, age)
+        return now, FastState(**primal, **dual, **descents, **told, bound=bound, price=price, still=still)
 
     def converged(self, state: FastState) -> Tensor:
         """(B,) bool: X̂ and what pulls at it stand still, or a whole descent gained next to nothing."""
@@ -286,6 +296,14 @@ class FastSolver:
         follows = (state.bound * torch.exp(self.following * room)).clamp(1e-6, 1)
         follows = follows.minimum(self.inside * problems.max_preservation)
         return torch.where(problems.min_ssim > -1, follows, state.bound)
+
+    def _price(self, problems: Problems, state: FastState, now: Losses, age: Tensor) -> Tensor:
+        """γ, (B,), after L_e was measured: it follows where L_e is bounded, the closer the smaller the steps are."""
+        least, _, most = self.price
+        over = (now.invention / (self.inside_below * problems.max_invention) - 1).clamp(-1, 1)
+        pace = self.pricing * (2 * self._share(state, age) - 1).clamp_min(0)
+        follows = (state.price * torch.exp(pace * over)).clamp(least, most)
+        return torch.where(problems.max_invention.isfinite(), follows, state.price)
 
     def _share(self, state: FastState, age: Tensor) -> Tensor:
         """t, (B,): the share of the present descent that is spent, in (0, 1]."""

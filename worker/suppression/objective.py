@@ -9,7 +9,8 @@ The factor 1/(W·H) that the paper prints in Formulas 1 and 2 cancels in its aut
 L_r outweighs the rest by 10⁵ and X̂ simply fades.
 
 Beyond the paper, a problem may bound L_p or SSIM(F̂_i, F_i): then α·L_s + β·L_r is what is to be lowest where the bound
-is kept.
+is kept. And it may weigh or bound what X̂ invents below the layer, L_e (taps.py): γ·L_e is added to what is to be
+lowest, or L_e ≤ ε is a bound beside the others.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from torch import Tensor, nn
 
 from worker.suppression.likeness import ssim, window_for
 from worker.suppression.problems import Problems, Rows, none_of
+from worker.suppression.taps import Watched
 
 TO_SPARE = 1e-4  # by which a bound must be kept, so that the rounding of another batch size does not break it
+TO_SPARE_BELOW = 0.01  # the same of L_e, whose maps may be bfloat16
 BROKEN = 1e6  # the merit of an X̂ that breaks a bound begins here
 
 # Ẑ (B, C, h, w) and Ẑ_i (B, h, w) → the weights p (B, h, w) and q (B, C, h, w), of which row i does not count.
@@ -39,11 +42,14 @@ class Losses(Rows):
     regularization: Tensor
     total: Tensor
     ssim: Tensor  # of F̂_i and F_i; 1 where it is not bounded, and on a map of one position
-    merit: Tensor  # what is to be lowest: L, or under a bound α·L_s + β·L_r, above everything where it is broken
+    invention: Tensor  # L_e; 0 where it is not asked for
+    merit: (
+        Tensor  # what is to be lowest: L + γ·L_e, without L_p where that is bounded; above all where a bound is broken
+    )
 
 
-def losses(problems: Problems, features: Tensor, x: Tensor) -> Losses:
-    """The loss of X̂ = x (B, 3, H, W) whose feature maps are `features` (B, C, h, w)."""
+def losses(problems: Problems, features: Tensor, x: Tensor, invention: Tensor | None = None) -> Losses:
+    """The loss of x (B, 3, H, W), whose feature maps are `features` (B, C, h, w) and whose L_e is `invention`, (B,)."""
     dtype = problems.target.dtype
     selected = features[torch.arange(len(problems), device=features.device), problems.kernel].to(dtype)
     preservation = norms(selected - problems.target) / problems.target_norm
@@ -52,15 +58,19 @@ def losses(problems: Problems, features: Tensor, x: Tensor) -> Losses:
     regularization = x.abs().mean(dim=(1, 2, 3))
     rest = problems.alpha * suppression + problems.beta * regularization
     total = preservation + rest
-    if none_of(problems.bounded):
-        return Losses(preservation, suppression, regularization, total, torch.ones_like(total), total)
+    terms = preservation, suppression, regularization, total
+    if none_of(problems.bounded) and invention is None:
+        return Losses(*terms, torch.ones_like(total), torch.zeros_like(total), total)
     alike = _ssim(problems, selected)
     too_far = preservation - (1 - TO_SPARE) * problems.max_preservation
     broken = too_far.clamp_min(0) + (problems.min_ssim + TO_SPARE - alike).clamp_min(0)
-    bounded = torch.where(broken > 0, BROKEN * (1 + broken), rest)
-    return Losses(
-        preservation, suppression, regularization, total, alike, torch.where(problems.bounded, bounded, total)
-    )
+    merit = torch.where(problems.bounded, rest, total)
+    if invention is None:
+        invention = torch.zeros_like(total)
+    else:
+        broken = broken + (invention - (1 - TO_SPARE_BELOW) * problems.max_invention).clamp_min(0)
+        merit = merit + torch.where(problems.max_invention.isfinite(), 0, problems.gamma) * invention
+    return Losses(*terms, alike, invention, torch.where(broken > 0, BROKEN * (1 + broken), merit))
 
 
 def _ssim(problems: Problems, selected: Tensor) -> Tensor:
@@ -78,13 +88,14 @@ def gradient(
     precision: torch.dtype,
     weighed: Tensor | None = None,
 ) -> tuple[Losses, Tensor]:
-    """The losses at x, and the gradient of ⟨p, Ẑ_i⟩ / ‖F_i‖ + α·Σ_{j≠i} ⟨q_j, Ẑ_j⟩ / Σ_{j≠i} ‖F_j‖₁.
+    """The losses at x, and the gradient of ⟨p, Ẑ_i⟩ / ‖F_i‖ + α·Σ_{j≠i} ⟨q_j, Ẑ_j⟩ / Σ_{j≠i} ‖F_j‖₁ + γ·L_e.
 
     Ẑ is the layer before its ReLU; (p, q) = pull(Ẑ, Ẑ_i). With those of `subgradient` that is the gradient of
     L_p + α·L_s; a primal-dual method brings multipliers of its own. L_r is left to the solver, which treats it exactly.
 
     Args:
-        network: up to the layer but for its ReLU: (B, 3, H, W) → Z (B, C, h, w), with F = max(Z, 0).
+        network: up to the layer but for its ReLU: (B, 3, H, W) → Z (B, C, h, w), with F = max(Z, 0). Where a problem
+            asks for L_e it must be `Watched`.
         x: (B, 3, H, W), normalised.
         precision: `torch.bfloat16` runs the network under autocast; anything else in the dtype of x. The losses are
             summed in the dtype of x in either case.
@@ -95,20 +106,28 @@ def gradient(
     """
     x = x.detach().requires_grad_()
     rows = torch.arange(len(problems), device=x.device)
-    with torch.autocast(x.device.type, precision, enabled=precision is torch.bfloat16):
-        before_relu = network(x)  # Ẑ, (B, C, h, w)
-    seen = before_relu.detach()
-    now = losses(problems, seen.clamp_min(0), x.detach() if weighed is None else weighed)
-    selected, others = pull(seen, seen[rows, problems.kernel].to(x.dtype))
     # Weights are in units of α / Σ‖F_j‖, so that those of the others are at most 1 and exact in bfloat16 too.
     suppressed = problems.alpha > 0
     unit = torch.where(suppressed, problems.alpha, 1) / problems.others_sum  # (B,)
+    with torch.autocast(x.device.type, precision, enabled=precision is torch.bfloat16):
+        before_relu, invention = seen_below(network, problems, x, problems.gamma / unit)
+    seen = before_relu.detach()
+    now = losses(problems, seen.clamp_min(0), x.detach() if weighed is None else weighed, invention)
+    selected, others = pull(seen, seen[rows, problems.kernel].to(x.dtype))
     weights = others.to(seen.dtype, copy=True)
     if not none_of(~suppressed):
         weights *= suppressed.to(weights.dtype)[:, None, None, None]
     weights[rows, problems.kernel] = (selected / (problems.target_norm * unit)[:, None, None]).to(weights.dtype)
     (slope,) = torch.autograd.grad(before_relu, x, weights)
     return now, slope * unit[:, None, None, None]
+
+
+def seen_below(network: nn.Module, problems: Problems, x: Tensor, strength: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Ẑ (B, C, h, w) of x, and L_e (B,) where a problem asks for it; `strength` is as of `Watched.watch`."""
+    if not problems.watched:
+        return network(x), None
+    assert isinstance(network, Watched)
+    return network.watch(x, problems.below, strength)
 
 
 def subgradient(problems: Problems) -> Pull:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from worker.suppression.taps import Bounds
+
 
 @dataclass(frozen=True)
 class Rows:
-    """Tensors that share their first dimension: row b belongs to problem b alone."""
+    """Tensors that share their first dimension, or tuples: row b belongs to problem b alone."""
 
     def select(self, rows: Tensor) -> Self:
         """The problems that `rows` (a mask or indices) names."""
-        return self._each(lambda value: value[rows])
+        return self._each(lambda value: value[rows] if isinstance(value, Tensor) else _picked(value, rows))
 
     def join(self, other: Self) -> Self:
         """These problems, then those of `other`."""
@@ -25,10 +28,18 @@ class Rows:
     @classmethod
     def join_all(cls, parts: Sequence[Self]) -> Self:
         """The problems of each part, in order."""
-        return cls(**{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)})
+        return cls(**{field.name: _joined([getattr(part, field.name) for part in parts]) for field in fields(cls)})
 
     def _each(self, change: Any) -> Self:
         return type(self)(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
+
+
+def _picked(values: tuple[Any, ...], rows: Tensor) -> tuple[Any, ...]:
+    return tuple(values[row] for row in torch.arange(len(values), device=rows.device)[rows].tolist())
+
+
+def _joined(parts: list[Any]) -> Any:
+    return torch.cat(parts) if isinstance(parts[0], Tensor) else tuple(chain.from_iterable(parts))
 
 
 def none_of(rows: Tensor) -> bool:
@@ -98,6 +109,9 @@ class Problems(Rows):
     max_preservation: Tensor  # the most that L_p may be, (B,); ∞: no bound
     min_ssim: Tensor  # the least that SSIM(F̂_i, F_i) may be, (B,); −1: no bound
     removing: Tensor  # whether each value of X̂ is to lie between X's and the mean colour, (B,) bool
+    gamma: Tensor  # γ, the weight of L_e, or where that is bounded the multiplier of the bound, (B,)
+    max_invention: Tensor  # ε, the most that L_e may be, (B,); ∞: no bound
+    below: tuple[Bounds | None, ...]  # what L_e is taken against; None where neither γ nor ε asks for it
 
     @classmethod
     def pose(cls, image: Tensor, features: Tensor, kernel: Tensor, alpha: Tensor, beta: Tensor) -> Problems:
@@ -108,16 +122,22 @@ class Problems(Rows):
         count = torch.full_like(kernel, features.shape[1])
         most, least = torch.full_like(norm, torch.inf), torch.full_like(norm, -1)
         removing, rest = torch.zeros_like(norm, dtype=torch.bool), others.clamp_min(0).to(norm.dtype)
-        return cls(image, kernel, alpha, beta, target, norm, rest, count, most, least, removing)
+        own = image, kernel, alpha, beta, target, norm, rest, count
+        return cls(*own, most, least, removing, torch.zeros_like(norm), most, (None,) * len(kernel))
 
     def within(self, max_preservation: Tensor, min_ssim: Tensor) -> Problems:
         """The same problems under bounds, each (B,): L_p at most, SSIM(F̂_i, F_i) at least; ∞ and −1 are none."""
-        bounds = {"max_preservation": max_preservation, "min_ssim": min_ssim}
-        return replace(self, **{name: value.to(self.target_norm) for name, value in bounds.items()})
+        most, least = max_preservation.to(self.target_norm), min_ssim.to(self.target_norm)
+        return replace(self, max_preservation=most, min_ssim=least)
 
     def only_removing(self, removing: Tensor) -> Problems:
         """The same problems, of which some, (B,) bool, may take away from X and add nothing."""
         return replace(self, removing=removing)
+
+    def watching(self, below: Sequence[Bounds | None], gamma: Tensor, max_invention: Tensor) -> Problems:
+        """The same problems with γ·L_e in the loss or with L_e ≤ ε, each (B,); 0 and ∞ where not."""
+        weight, most = gamma.to(self.target_norm), max_invention.to(self.target_norm)
+        return replace(self, below=tuple(below), gamma=weight, max_invention=most)
 
     def __len__(self) -> int:
         """B."""
@@ -132,6 +152,11 @@ class Problems(Rows):
     def bounded(self) -> Tensor:
         """(B,) bool: how well F_i is kept is a constraint instead of a term of the loss."""
         return self.max_preservation.isfinite() | (self.min_ssim > -1)
+
+    @property
+    def watched(self) -> bool:
+        """Whether L_e is asked for by any of them."""
+        return any(bounds is not None for bounds in self.below)
 
     @property
     def lone(self) -> Tensor:

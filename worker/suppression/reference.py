@@ -26,7 +26,8 @@ class ReferenceState(Rows):
 class ReferenceSolver:
     """As in the authors' experiments. The paper prints plain gradient descent: `momentum=0`.
 
-    X̂ is neither clamped nor projected. It is slow: |X̂| can only shrink by rate·β / (3·H·W) / (1 − momentum) a step.
+    X̂ is neither clamped nor projected, except between X and the mean colour where a problem may only remove. It is
+    slow: |X̂| can only shrink by rate·β / (3·H·W) / (1 − momentum) a step.
     """
 
     rate: float = 10.0
@@ -55,14 +56,15 @@ class ReferenceSolver:
         pixels = state.x[0].numel()
         slope = slope + problems.beta[:, None, None, None] / pixels * state.x.sign()
         velocity = self.momentum * state.velocity + slope
-        better = now.total < state.plateau_loss * (1 - 1e-4)
+        better = now.merit < state.plateau_loss * (1 - 1e-4)
         plateau = torch.where(better, 0, state.plateau + 1)
         halve = plateau > self.patience
+        x = state.x - state.rate[:, None, None, None] * velocity
         return now, ReferenceState(
-            x=state.x - state.rate[:, None, None, None] * velocity,
+            x=torch.where(problems.removing[:, None, None, None], _between(x, problems.image), x),
             velocity=velocity,
             rate=torch.where(halve, state.rate * self.factor, state.rate),
-            plateau_loss=torch.where(better, now.total, state.plateau_loss),
+            plateau_loss=torch.where(better, now.merit, state.plateau_loss),
             plateau=torch.where(halve, 0, plateau),
         )
 
@@ -77,3 +79,8 @@ class ReferenceSolver:
     def converged(self, state: ReferenceState) -> Tensor:
         """(B,) bool: never; the procedure is a fixed number of iterations."""
         return torch.zeros_like(state.rate, dtype=torch.bool)
+
+
+def _between(x: Tensor, image: Tensor) -> Tensor:
+    """Each value between that of X and the mean colour, 0."""
+    return torch.minimum(torch.maximum(x, image.clamp_max(0)), image.clamp_min(0))
