@@ -14,7 +14,7 @@ from api.evidence import evidence
 from api.services import Services
 from shared import catalogue, images
 from shared.errors import ArtifactNotFound
-from shared.schemas import ItemResult, Job
+from shared.schemas import OPTIMIZED, ItemResult, Job
 
 MOST_SERIES = 16  # kernels and methods that are compared
 
@@ -158,7 +158,7 @@ def _sheet(
     series = []
     for one, row in zip(scores.series, found.values(), strict=True):
         name = figures.TITLES[one.method] if len(request.methods) > 1 else f"kernel {one.kernel}"
-        heading = f"{name}, {one.alpha:g}, {one.beta:g}" if weights and one.method == "suppression" else name
+        heading = f"{name}, {one.alpha:g}, {one.beta:g}" if weights and one.method in OPTIMIZED else name
         notes = [f"{word} {value:.2f}" for word, value in _told(one) if value is not None]
         shown = {number: piece for number, piece in row.items() if number in originals}
         series.append(sheets.Series(heading, one.kernel, shown, notes))

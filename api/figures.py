@@ -17,7 +17,7 @@ from cmap import Colormap
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from shared.schemas import ExplainRequest, ItemResult
+from shared.schemas import OPTIMIZED, ExplainRequest, ItemResult, Metrics
 
 Maps = NDArray[np.float32]
 
@@ -29,6 +29,7 @@ LINE = 20
 ROW_LINES = 4  # of a row: its labels, its numbers, and space
 TITLES = {
     "suppression": "suppression",
+    "evidence": "evidence",
     "guided_backprop": "guided backpropagation",
     "deconvnet": "deconvolution",
     "lrp": "LRP",
@@ -153,7 +154,7 @@ def _tiles(
 def named(evidence: Evidence, siblings: Sequence[Evidence]) -> str:
     """The method, and α and β where the job has several of them; in letters that the font has."""
     result = evidence.result
-    if len(siblings) == 1 and result.method == "suppression":
+    if len(siblings) == 1 and result.method in OPTIMIZED:
         return f"what kernel {result.kernel} sees"
     several = [one.result for one in siblings if one.result.method == result.method]
     several_of = {"alpha": {one.alpha for one in several}, "beta": {one.beta for one in several}}
@@ -169,7 +170,7 @@ def _numbers(pen: ImageDraw.ImageDraw, top: float, evidence: Evidence) -> None:
     ratio = metrics.mse_others / metrics.mse_others_before if metrics.mse_others_before else 0.0
     lines = (
         f"selected kernel's map kept: SSIM {kept}    others' activation left: {metrics.leakage:.1%} "
-        f"(mean square {ratio:.1%})    pixels at the mean colour: {metrics.sparsity:.0%}",
+        f"(mean square {ratio:.1%})    {_invention(metrics)}pixels at the mean colour: {metrics.sparsity:.0%}",
         f"loss {losses.total:.3f} = {losses.preservation:.3f} preservation + {result.alpha:g}·"
         f"{losses.suppression:.3f} suppression + {result.beta:g}·{losses.regularization:.3f} regularization; "
         f"start {result.loss_start:.3f}, blank picture {result.loss_blank:.3f}; {_how(evidence)}",
@@ -178,10 +179,14 @@ def _numbers(pen: ImageDraw.ImageDraw, top: float, evidence: Evidence) -> None:
         pen.text((MARGIN, top + number * LINE), line, INK if number == 0 else FAINT, font(13))
 
 
+def _invention(metrics: Metrics) -> str:
+    return "" if metrics.invention is None else f"invented below the layer: {metrics.invention:.1%}    "
+
+
 def _how(evidence: Evidence) -> str:
     """What was done, and how long it took."""
     result, request = evidence.result, evidence.request
-    if result.method == "suppression":
+    if result.method in OPTIMIZED:
         return f"{request.solver} solver, {result.iterations} evaluations, {result.stopped}, {result.seconds:.1f} s"
     rule = f"rule {request.rule}, " if result.method == "lrp" else ""
     return f"{rule}scaling {request.scaling}, {result.seconds:.1f} s"

@@ -258,7 +258,7 @@ def _alone(picture: bytes, weights: Path) -> tuple[float, int]:
         iterations=None,
     )
     precision = pace(cut, network.input_size, network.space.mean.device).precision
-    (posed,) = pose([question], network, cut)
+    (posed,) = pose([question], network)
     solver = make_solver(question, network.space)
     begin = time.perf_counter()
     (solution,) = solve(cut, posed.problem, solver, precision=precision)

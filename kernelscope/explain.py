@@ -29,6 +29,7 @@ Images = Annotated[
 class Way(StrEnum):
     """The methods, as the command line offers them."""
 
+    EVIDENCE = "evidence"
     SUPPRESSION = "suppression"
     GUIDED_BACKPROP = "guided_backprop"
     DECONVNET = "deconvnet"
@@ -62,7 +63,9 @@ def explain(
         int | None, typer.Option(min=1, help="The N most active kernels; 3 unless others are named.")
     ] = None,
     model: Model = None,
-    method: Annotated[list[Way] | None, typer.Option(help="May be repeated; suppression unless given.")] = None,
+    method: Annotated[
+        list[Way] | None, typer.Option(help="May be repeated; evidence and suppression unless given.")
+    ] = None,
     alpha: Annotated[list[float] | None, typer.Option(min=0, help="α; may be repeated: one X̂ for each.")] = None,
     beta: Annotated[list[float] | None, typer.Option(min=0, help="β; may be repeated: one X̂ for each.")] = None,
     effort: Annotated[
@@ -71,7 +74,9 @@ def explain(
     solver: Annotated[Literal["fast", "reference"], typer.Option(help="reference is the paper's, and slow.")] = "fast",
     iterations: Annotated[int | None, typer.Option(min=1, help="Gradient evaluations instead of the effort.")] = None,
     target_ssim: Annotated[float | None, typer.Option(help="Keep the kernel's map with this SSIM at least.")] = None,
-    only_remove: Annotated[bool, typer.Option(help="Only take away from the image, add nothing.")] = False,
+    only_remove: Annotated[bool, typer.Option(help="Only take away from the image, as evidence always does.")] = False,
+    gamma: Annotated[float | None, typer.Option(min=0, help="Of evidence: γ, the weight of its term.")] = None,
+    max_invention: Annotated[float | None, typer.Option(help="Of evidence: a bound of its term instead.")] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", file_okay=False, help="Folder for the pictures; a new one unless given."),
@@ -96,7 +101,7 @@ def explain(
     if kernel and top:
         raise typer.BadParameter("name kernels or ask for the most active, not both", param_hint="--top")
     options: dict[str, Any] = {
-        "methods": list(map(str, method or [Way.SUPPRESSION])),
+        "methods": list(map(str, method or [Way.EVIDENCE, Way.SUPPRESSION])),
         "alpha": alpha or [1.0],
         "beta": beta or [1.0],
         "effort": effort,
@@ -104,6 +109,8 @@ def explain(
         "iterations": iterations,
         "target_ssim": target_ssim,
         "only_remove": only_remove or None,
+        "gamma": gamma,
+        "max_invention": max_invention,
     }
     with server(url, key, weights_dir, model) as client:
         named = usable(client, model)
@@ -171,6 +178,8 @@ def _told(job: Job, images: Sequence[Path], files: Sequence[Path], *, as_json: b
     for result in job.results:
         if result.error:
             out.print(f"kernel {result.kernel}: {result.error.title}: {result.error.detail}")
+        if result.note:
+            out.print(f"kernel {result.kernel} by {result.method}: {result.note}")
     if job.error:
         err.print(f"[red]kernelscope:[/red] {job.error.title}: {job.error.detail}")
     if files:

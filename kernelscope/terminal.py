@@ -14,11 +14,12 @@ from rich.table import Table
 
 from shared.schemas import ItemResult, JobSummary
 
-NUMBERS = ("kernel", "SSIM", "others", "grey", "loss", "start", "blank", "s")
+NUMBERS = ("kernel", "SSIM", "others", "invented", "grey", "loss", "start", "blank", "s")
 MEANING = (
     "Of the 8-bit picture, fed back through the network. SSIM: how well the kernel's map is kept. others: share of the "
-    "other kernels' activation that is left. grey: pixels at the mean colour. loss: of X̂, of the original (start) and "
-    "of an empty picture (blank)."
+    "other kernels' activation that is left. invented: activation below the layer that X̂ causes and the image does "
+    "not, over the image's. grey: pixels at the mean colour. loss: of X̂, of the original (start) and of an empty picture "
+    "(blank)."
 )
 
 out = Console(highlight=False)
@@ -74,6 +75,7 @@ def numbers(result: ItemResult) -> Iterator[str]:
     yield str(result.kernel)
     yield "–" if metrics.ssim is None else f"{metrics.ssim:.3f}"
     yield f"{metrics.leakage:.0%}"
+    yield "–" if metrics.invention is None else f"{metrics.invention:.0%}"
     yield f"{metrics.sparsity:.0%}"
     yield from (f"{loss:.3f}" for loss in (losses.total, result.loss_start, result.loss_blank))
     yield f"{result.seconds:.1f}"

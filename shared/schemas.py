@@ -83,7 +83,10 @@ LossWeights = Annotated[
     AfterValidator(_without_repeats),
     Field(min_length=1, max_length=64),
 ]
-Method = Literal["suppression", "guided_backprop", "deconvnet", "lrp"]
+Method = Literal["suppression", "evidence", "guided_backprop", "deconvnet", "lrp"]
+MAX_INVENTION = 0.05  # ε of `evidence` where neither γ nor ε is asked for
+GAMMA = 1.0  # γ of `evidence` by the reference solver, which keeps no bounds
+OPTIMIZED = ("suppression", "evidence")  # the methods that optimise X̂, with α, β and a solver
 Methods = Annotated[
     list[Method],
     BeforeValidator(_one_or_more),
@@ -119,14 +122,18 @@ class ExplainOptions(BaseModel):
     layer: str = Field(description="`conv3_3`, `relu3_3` or torchvision's node `features.15`; always after the ReLU")
     kernels: Kernels = Field(description='zero-based indices, or `"top:N"` for the N most active kernels')
     methods: Methods = Field(
-        ["suppression"], description="how the explanation is made; the others are what suppression is compared with"
+        ["suppression"],
+        description="how the explanation is made: `suppression` is Zhuang et al.'s method exactly, `evidence` the same "
+        "with one more term, so that X̂ excites nothing that the image does not; the others are what both are compared "
+        "with",
     )
     rule: Literal["zplus", "gamma_epsilon"] = Field(
         "zplus", description="of `lrp`: z⁺ in every convolution, or γ and in the last one ε; z^B in the first"
     )
     scaling: Literal["max", "minmax"] = Field(
         "max",
-        description="how an attribution g weighs X in all methods but suppression: g/max|g|, or g brought to [0, 1]",
+        description="how an attribution g weighs X in `guided_backprop`, `deconvnet` and `lrp`: g/max|g|, or g brought "
+        "to [0, 1]",
     )
     alpha: LossWeights = Field([1.0], description="α, the weight of the suppression of the other kernels")
     beta: LossWeights = Field([1.0], description="β, the weight of the pull to the mean colour")
@@ -142,18 +149,48 @@ class ExplainOptions(BaseModel):
     max_preservation: float | None = Field(None, gt=0, le=1, description="the same with a bound on L_p in the PNG")
     only_remove: bool = Field(
         False,
-        description="X̂ may only take away from the image: each value lies between the image's and the mean colour, so "
-        "that nothing is seen in X̂ that was not in the image",
+        description="X̂ may only take away from the image: each value lies between the image's and the mean colour; "
+        "`evidence` always does so",
+    )
+    gamma: float | None = Field(
+        None,
+        ge=0,
+        le=1000,
+        description="of `evidence`: γ, the weight of L_e, which is the activation below the layer that X̂ causes and "
+        "neither the image nor a blank picture does; instead of `max_invention`",
+    )
+    max_invention: float | None = Field(
+        None,
+        gt=0,
+        le=10,
+        description=f"of `evidence`: ε, the most that L_e may be in the PNG; {MAX_INVENTION} unless `gamma` is given",
     )
     deadline_s: Deadline = None
     webhook_url: WebhookUrl = None
 
     @model_validator(mode="after")
     def _bounds_need_the_fast_solver(self) -> Self:
-        asked = [name for name in ("target_ssim", "max_preservation") if getattr(self, name) is not None]
+        asked = [
+            name for name in ("target_ssim", "max_preservation", "max_invention") if getattr(self, name) is not None
+        ]
         asked += ["only_remove"] if self.only_remove else []
         if asked and self.solver != "fast":
             raise ValueError(f'{" and ".join(asked)} cannot be kept by solver "reference"; use "fast"')
+        return self
+
+    @model_validator(mode="after")
+    def _the_term_is_of_evidence(self) -> Self:
+        """γ and ε belong to `evidence`, which has one of them."""
+        asked = [name for name in ("gamma", "max_invention") if getattr(self, name) is not None]
+        if asked and "evidence" not in self.methods:
+            raise ValueError(f'{" and ".join(asked)}: of method "evidence", which is not among the methods asked for')
+        if len(asked) > 1:
+            raise ValueError("gamma and max_invention: give one, a weight of L_e or a bound of it")
+        if "evidence" in self.methods and not asked:
+            if self.solver == "reference":
+                self.gamma = GAMMA
+            else:
+                self.max_invention = MAX_INVENTION
         return self
 
 
@@ -232,6 +269,12 @@ class Metrics(BaseModel):
     mse_selected: float = Field(description="mean of (F̂_i − F_i)²")
     leakage: float = Field(description="Σ_{j≠i}‖F̂_j‖₁ / Σ_{j≠i}‖F_j‖₁")
     sparsity: float = Field(description="share of pixels equal to the mean colour in 8 bits")
+    invention: float | None = Field(
+        None,
+        description="activation below the layer that X̂ causes and the image does not: the mean over the ReLU layers "
+        "below of Σ max(ĥ − h, 0) / Σ h; 0 where there is none below, null in results of before it was measured",
+    )
+    invention_by_layer: dict[str, float] | None = Field(None, description="the same of each layer below")
 
 
 class WeightsUsed(BaseModel):
@@ -289,6 +332,7 @@ class ItemResult(BaseModel):
     device: str | None = None
     ranking: list[ActiveKernel] | None = Field(None, description="of `POST /activations`: every kernel of the layer")
     thumbnails: Thumbnails | None = Field(None, description="of `POST /activations`")
+    note: str | None = Field(None, description="what a reader should know before believing the picture, in words")
     reused: bool = Field(False, description="the same work had been done before: this is its result")
     error: Problem | None = None
     artifacts: dict[str, str] = Field(default_factory=dict, description="name → URL path")
@@ -353,7 +397,8 @@ class Job(JobSummary):
 def plan(request: ExplainRequest, max_items: int) -> list[list[Item]]:
     """One item for every image × kernel × method × α × β, cut into slices of at most 16.
 
-    α and β are suppression's alone: of another method there is one item, whose loss is by the first of each.
+    α and β are those of suppression and evidence: of another method there is one item, whose loss is by the first of
+    each.
 
     Raises:
         InvalidRequest: more than `max_items` items.
@@ -376,7 +421,7 @@ def variants(request: ExplainRequest) -> list[tuple[str, float, float]]:
     """(method, α, β) of each X̂ that is made of one kernel on one image."""
     found: list[tuple[str, float, float]] = []
     for method in request.methods:
-        if method == "suppression":
+        if method in OPTIMIZED:
             found += product([method], request.alpha, request.beta)
         else:
             found.append((method, request.alpha[0], request.beta[0]))

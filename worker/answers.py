@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
+from statistics import fmean
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -17,7 +19,7 @@ from shared.schemas import Losses, Metrics
 from worker.metrics import as_record, metrics, png_regularization
 from worker.networks import LoadedNetwork
 from worker.questions import Answer, Picture, Question
-from worker.suppression import Problems, Solution, losses
+from worker.suppression import Problems, Solution, Watched, losses
 
 LOUDEST_OTHERS = 2
 
@@ -33,9 +35,10 @@ class Posed:
 
 
 @torch.no_grad()
-def pose(questions: Sequence[Question], network: LoadedNetwork, cut: nn.Sequential) -> list[Posed]:
-    """Each question as a problem; the feature maps of a picture are computed once for all questions about it."""
+def pose(questions: Sequence[Question], network: LoadedNetwork) -> list[Posed]:
+    """Each question about a layer as a problem; the maps of a picture are computed once for all questions about it."""
     seen: dict[int, tuple[Tensor, Tensor]] = {}
+    cut = network.cut(questions[0].layer)
     for question in questions:
         if id(question.picture) not in seen:
             image = pictures([question.picture], network)
@@ -67,22 +70,27 @@ def posable(question: Question, posed: Posed) -> KernelscopeError | None:
 
 
 @torch.no_grad()
-def measured(network: LoadedNetwork, cut: nn.Sequential, posed: Posed, solution: Solution) -> Answer | KernelscopeError:
+def measured(network: LoadedNetwork, question: Question, posed: Posed, solution: Solution) -> Answer | KernelscopeError:
     """Feed the delivered picture, and X̂ before it was rounded, back through the network."""
     problem, before = posed.problem, posed.features
     space, kernel = network.space, int(problem.kernel)
     x = solution.x[None]
     picture = space.to_bytes(x)
     shown = space.from_bytes(picture)
-    after, after_float = (cut(image).clamp_min(0) for image in (shown, x))
+    watched = network.watched(question.layer)
+    before_relu, invented = watched.invention(problem.image, torch.cat([shown, x]))
+    after, after_float = before_relu.clamp_min(0).split(1)
     nothing = torch.zeros_like(x)
-    seen = ((after_float, x), (_blank(cut, nothing), nothing), (before[None], problem.image))
+    seen = ((after_float, x), (_blank(watched, nothing), nothing), (before[None], problem.image))
     terms_float, terms_blank, terms_start = (as_record(losses(problem, maps, image), 0) for maps, image in seen)
     terms = _of_the_png(problem, after, shown, float(png_regularization(picture, space)))
     if not np.isfinite([terms.total, terms_float.total]).all():
         return NotANumber(f"X̂ of kernel {kernel} is not finite; its start is {terms_start.total:g}")
     others = _loudest_others(before, kernel)
-    found = metrics(before, after[0], kernel, picture[0], space)
+    found, found_float = (
+        metrics(before, maps[0], kernel, picture[0], space).model_copy(update=_invention(network, question, shares))
+        for maps, shares in ((after, invented[0]), (after_float, invented[1]))
+    )
     return Answer(
         picture=picture[0].permute(1, 2, 0).cpu().numpy(),
         x=solution.x.cpu().numpy(),
@@ -98,8 +106,8 @@ def measured(network: LoadedNetwork, cut: nn.Sequential, posed: Posed, solution:
         loss_start=terms_start.total,
         loss_blank=terms_blank.total,
         metrics=found,
-        metrics_float=metrics(before, after_float[0], kernel, picture[0], space),
-        target_met=_target_met(problem, terms, found),
+        metrics_float=found_float,
+        target_met=_target_met(question, terms, found, lambda: _against_blank(watched, problem.image, shown)),
         iterations=solution.iterations,
         seconds=solution.seconds,
         stopped=solution.stopped,
@@ -118,7 +126,7 @@ def _of_the_png(problem: Problems, after: Tensor, shown: Tensor, regularization:
     return terms
 
 
-def _blank(cut: nn.Sequential, nothing: Tensor) -> Tensor:
+def _blank(cut: nn.Module, nothing: Tensor) -> Tensor:
     """The feature maps of the mean colour, (1, C, h, w), computed once for a layer."""
     if cut not in _blanks:
         _blanks[cut] = cut(nothing).clamp_min(0)
@@ -129,13 +137,28 @@ def _or(value: float | None, otherwise: float) -> float:
     return otherwise if value is None else value
 
 
-def _target_met(problem: Problems, terms: Losses, found: Metrics) -> bool | None:
+def _invention(network: LoadedNetwork, question: Question, shares: Tensor) -> dict[str, Any]:
+    """L_e of an X̂, and of each layer below."""
+    by_layer = dict(zip(network.below(question.layer), map(float, shares), strict=True))
+    return {"invention": fmean(by_layer.values()) if by_layer else 0.0, "invention_by_layer": by_layer}
+
+
+def _against_blank(watched: Watched, image: Tensor, shown: Tensor) -> float:
+    """L_e of the delivered picture as it is bounded: what the mean colour excites is not invented."""
+    shares = watched.invention(torch.cat([image, torch.zeros_like(image)]), shown)[1]
+    return float(shares.mean()) if shares.numel() else 0.0
+
+
+def _target_met(question: Question, terms: Losses, found: Metrics, invention: Callable[[], float]) -> bool | None:
     """Whether the delivered picture keeps what was asked for."""
-    if not bool(problem.bounded):
-        return None
-    return terms.preservation <= float(problem.max_preservation) and (
-        found.ssim is None or found.ssim >= float(problem.min_ssim)
-    )
+    kept = []
+    if question.max_preservation is not None:
+        kept.append(terms.preservation <= question.max_preservation)
+    if question.target_ssim is not None:
+        kept.append(found.ssim is None or found.ssim >= question.target_ssim)
+    if question.max_invention is not None:
+        kept.append(invention() <= question.max_invention)
+    return all(kept) if kept else None
 
 
 def _loudest_others(before: Tensor, kernel: int) -> Tensor:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from worker.questions import Answer
+from worker.questions import Answer, Question
+
+INVENTIVE = 0.1  # the invention above which a result says so
 
 
 def facts(answer: Answer) -> dict[str, Any]:
@@ -29,6 +31,23 @@ def facts(answer: Answer) -> dict[str, Any]:
         "weights",
     )
     return {name: getattr(answer, name) for name in names}
+
+
+def note(answer: Answer, question: Question) -> str | None:
+    """Words for a result that shows what was not there."""
+    invention = answer.metrics.invention
+    if invention is None or invention <= INVENTIVE:
+        return None
+    layers = f"the layers below {question.layer}"
+    advice = (
+        "Ask for a smaller max_invention, or a larger gamma."
+        if question.method == "evidence"
+        else "Ask for methods=evidence, which keeps it small."
+    )
+    return (
+        f"This picture excites {layers} where the image does not, by {invention:.0%} of their activation: what is seen "
+        f"in it need not be in the image. {advice}"
+    )
 
 
 def artifacts(answer: Answer) -> dict[str, bytes]:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from shared.errors import DeadlinePassed, DeviceOutOfMemory
 from worker.answers import Posed, measured, posable, pose
@@ -27,10 +26,10 @@ class BaselineBatch(Batch):
         device: its name, for errors.
     """
 
-    def __init__(self, device: str, network: LoadedNetwork, cut: nn.Sequential) -> None:
+    def __init__(self, device: str, network: LoadedNetwork, layer: str) -> None:
         self.device = device
         self.network = network
-        self.cut = cut
+        self.cut = network.cut(layer)
         self.open: list[Ticket] = []
         self.fits = MOST_WAITING  # at once, as far as is known
 
@@ -77,7 +76,7 @@ class BaselineBatch(Batch):
         self.open = [ticket for ticket in self.open if ticket not in tickets]
 
     def _answered(self, tickets: list[Ticket]) -> Answered:
-        posed = pose([ticket.question for ticket in tickets], self.network, self.cut)
+        posed = pose([ticket.question for ticket in tickets], self.network)
         answered: Answered = []
         left: list[tuple[Question, Posed]] = []
         whose: list[Ticket] = []
@@ -89,8 +88,8 @@ class BaselineBatch(Batch):
                 whose.append(ticket)
         if left:
             solutions = self._solutions(left)
-            for ticket, (_, one), solution in zip(whose, left, solutions, strict=True):
-                answered.append((ticket, measured(self.network, self.cut, one, solution)))
+            for ticket, (question, one), solution in zip(whose, left, solutions, strict=True):
+                answered.append((ticket, measured(self.network, question, one, solution)))
         return answered
 
     def _solutions(self, pairs: list[tuple[Question, Posed]]) -> list[Solution]:

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections import deque
 from collections.abc import Sequence
 from importlib import metadata
+from math import inf
 from typing import Any
+from weakref import WeakValueDictionary
 
 import psutil
 import torch
 from torch import nn
 
 from shared.errors import DeadlinePassed, DeviceOutOfMemory, KernelscopeError
-from shared.schemas import WeightsUsed
+from shared.schemas import OPTIMIZED, WeightsUsed
 from shared.workers import NetworkState
 from worker.answers import Posed, measured, pictures, posable, pose
 from worker.baseline_batch import BaselineBatch
 from worker.networks import LoadedNetwork, Networks
 from worker.pace import STEP_SECONDS, Pace, out_of_memory, pace, room_in_memory
 from worker.questions import Answer, Answered, Batch, Device, Maps, Picture, Question, Sketch, Step, Ticket
-from worker.suppression import VERSION, FastSolver, PixelSpace, Problems, ReferenceSolver, Solution, Solver
+from worker.suppression import (
+    VERSION,
+    Bounds,
+    FastSolver,
+    PixelSpace,
+    Problems,
+    ReferenceSolver,
+    Solution,
+    Solver,
+    Watched,
+)
 from worker.suppression import Batch as SolverBatch
 
 log = logging.getLogger(__name__)
@@ -85,9 +98,9 @@ class TorchDevice(Device):
         """An empty batch for a layer."""
         network = self.networks.get(question.model)
         cut = network.cut(question.layer)
-        if question.method != "suppression":
-            return BaselineBatch(self.name, network, cut)
-        return TorchBatch(self, network, cut)
+        if question.method not in OPTIMIZED:
+            return BaselineBatch(self.name, network, question.layer)
+        return TorchBatch(self, network, network.watched(question.layer) if question.watched else cut)
 
     def memory(self) -> int:
         """Bytes: of the card that torch has allocated, or of this process."""
@@ -116,10 +129,11 @@ class TorchBatch(Batch):
     Where memory runs out, half of them are set back: they begin anew when something has ended.
     """
 
-    def __init__(self, device: TorchDevice, network: LoadedNetwork, cut: nn.Sequential) -> None:
+    def __init__(self, device: TorchDevice, network: LoadedNetwork, cut: nn.Module) -> None:
         self.device = device
         self.network = network
-        self.cut = cut
+        self.cut = cut  # watched where the questions ask for that
+        self.below: WeakValueDictionary[tuple[bytes, torch.dtype], Bounds] = WeakValueDictionary()
         self.tickets: dict[int, tuple[Ticket, Posed]] = {}  # by the number that the solver's batch gave them
         self.parts: deque[SolverBatch[Any]] = deque()
         self.later: list[tuple[Ticket, bool]] = []  # set back; and whether they are to be exact
@@ -163,7 +177,7 @@ class TorchBatch(Batch):
         waiting = dict(tickets)
         answered: Answered = []
         try:
-            posed = pose([ticket.question for ticket in waiting], self.network, self.cut)
+            posed = pose([ticket.question for ticket in waiting], self.network)
             alike: dict[tuple[torch.dtype, str, int | None], list[tuple[Ticket, Posed]]] = {}
             for (ticket, exact), one in zip(tickets, posed, strict=True):
                 if error := posable(ticket.question, one):
@@ -188,10 +202,23 @@ class TorchBatch(Batch):
         if part is None:
             part = SolverBatch(self.cut, precision)
             self.parts.append(part)
-        problems = Problems.join_all([posed.problem for _, posed in pairs])
+        problems = Problems.join_all(
+            [self._watched(ticket.question, posed.problem, precision) for ticket, posed in pairs]
+        )
         numbers = part.add(problems, make_solver(pairs[0][0].question, self.network.space))
         self.tickets.update(zip(numbers, pairs, strict=True))
         self.device.running += len(numbers)
+
+    def _watched(self, question: Question, problem: Problems, precision: torch.dtype) -> Problems:
+        """With what its image causes below the layer, which the problems of an image share."""
+        if not question.watched:
+            return problem
+        assert isinstance(self.cut, Watched)
+        key = hashlib.sha256(question.picture.tobytes()).digest(), precision
+        if (bounds := self.below.get(key)) is None:
+            bounds = self.below[key] = self.cut.bounds(problem.image, precision)
+        most = inf if question.max_invention is None else question.max_invention
+        return problem.watching([bounds], *problem.image.new_tensor([[question.gamma], [most]]))
 
     def step(self) -> Answered:
         """A few evaluations of one part."""
@@ -276,7 +303,7 @@ class TorchBatch(Batch):
 
     def _measured(self, ticket: Ticket, posed: Posed, solution: Solution) -> Answer | KernelscopeError:
         try:
-            return measured(self.network, self.cut, posed, solution)
+            return measured(self.network, ticket.question, posed, solution)
         except RuntimeError as error:
             self._make_room(error)
             return self._too_large(ticket.question)

@@ -145,6 +145,8 @@ def _answer(question: Question, iterations: int, reason: Stop) -> Answer:
         mse_selected=0.0,
         leakage=0.2,
         sparsity=0.5,
+        invention=0.02,
+        invention_by_layer={"conv1_1": 0.02},
     )
     return Answer(
         picture=picture,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import RLock
 
@@ -16,7 +16,7 @@ from shared.errors import LayerNotCovered, ModelUnavailable
 from shared.schemas import WeightsUsed
 from shared.workers import NetworkState
 from worker.architectures import ARCHITECTURES, cuts
-from worker.suppression import PixelSpace
+from worker.suppression import PixelSpace, Watched
 from worker.weights import Weights, covered, find, load
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ class LoadedNetwork:
     weights: WeightsUsed
     reason: str
     cuts: dict[str, nn.Sequential]
+    _watched: dict[str, Watched] = field(default_factory=dict)
 
     @property
     def layers(self) -> list[str]:
@@ -52,6 +53,22 @@ class LoadedNetwork:
                 f"they cover {', '.join(self.layers)}"
             )
         return self.cuts[layer]
+
+    def watched(self, layer: str) -> Watched:
+        """The same network, with ReLUs that can be watched.
+
+        Raises:
+            LayerNotCovered.
+        """
+        if layer not in self._watched:
+            self._watched[layer] = Watched(self.cut(layer))
+        return self._watched[layer]
+
+    def below(self, layer: str) -> list[str]:
+        """The ReLU layers below a layer, in order: by the layers' names, or torchvision's where they have none."""
+        named = {str(len(cut)): name for name, cut in self.cuts.items()}
+        relus = [path for path, module in self.cut(layer).named_modules() if isinstance(module, nn.ReLU)]
+        return [named.get(path, f"features.{path}") for path in relus]
 
     def features_of(self, layer: str, images: Tensor) -> Tensor:
         """The layer's feature maps F after the ReLU: (B, 3, H, W) → (B, C, h, w)."""

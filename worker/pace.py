@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from worker.accelerator import free_memory
+from worker.suppression import Bounds, Watched
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class Pace:
 _measured: WeakKeyDictionary[nn.Module, Pace] = WeakKeyDictionary()
 
 
-def pace(cut: nn.Sequential, size: int, device: torch.device) -> Pace:
+def pace(cut: nn.Module, size: int, device: torch.device) -> Pace:
     """Measure once for a layer."""
     if cut not in _measured:
         single, half = (_seconds(cut, size, device, dtype) for dtype in (torch.float32, torch.bfloat16))
@@ -82,12 +83,14 @@ def _free(device: torch.device) -> int:
         return int(free)
 
 
-def _seconds(cut: nn.Sequential, size: int, device: torch.device, precision: torch.dtype) -> float:
+def _seconds(cut: nn.Module, size: int, device: torch.device, precision: torch.dtype) -> float:
     """The faster of two evaluations after one to warm up."""
     best = float("inf")
+    image = _image(size, device)
+    bounds = cut.bounds(image, precision) if isinstance(cut, Watched) else None
     for trial in range(3):
         begin = time.perf_counter()
-        _evaluate(cut, size, device, precision)
+        _evaluate(cut, image, bounds, precision)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         if trial:
@@ -95,7 +98,7 @@ def _seconds(cut: nn.Sequential, size: int, device: torch.device, precision: tor
     return best
 
 
-def _bytes(cut: nn.Sequential, size: int, device: torch.device) -> int:
+def _bytes(cut: nn.Module, size: int, device: torch.device) -> int:
     """Of a problem: what its evaluation keeps for the way back, and the solver's own tensors."""
     known = {parameter.data_ptr() for parameter in cut.parameters()}
     kept: dict[int, int] = {}
@@ -105,14 +108,23 @@ def _bytes(cut: nn.Sequential, size: int, device: torch.device) -> int:
             kept[tensor.data_ptr()] = tensor.nbytes
         return tensor
 
+    image = _image(size, device)
+    bounds = cut.bounds(image, torch.float32) if isinstance(cut, Watched) else None
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        features = _evaluate(cut, size, device, torch.float32)
+        features = _evaluate(cut, image, bounds, torch.float32)
     return sum(kept.values()) + LAYER_TENSORS * features.nbytes + IMAGE_TENSORS * 3 * size * size * 4
 
 
-def _evaluate(cut: nn.Sequential, size: int, device: torch.device, precision: torch.dtype) -> Tensor:
-    image = torch.zeros(1, 3, size, size, device=device).contiguous(memory_format=torch.channels_last).requires_grad_()
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision is torch.bfloat16):
-        features: Tensor = cut(image)
+def _image(size: int, device: torch.device) -> Tensor:
+    return torch.zeros(1, 3, size, size, device=device).contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
+def _evaluate(cut: nn.Module, image: Tensor, bounds: Bounds | None, precision: torch.dtype) -> Tensor:
+    features: Tensor
+    with torch.autocast(image.device.type, torch.bfloat16, enabled=precision is torch.bfloat16):
+        if isinstance(cut, Watched):
+            features, _ = cut.watch(image, [bounds], torch.ones(1, device=image.device))
+        else:
+            features = cut(image)
     torch.autograd.grad(features, image, torch.ones_like(features))
     return features.detach()

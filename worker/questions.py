@@ -38,14 +38,21 @@ class Question:
     target_ssim: float | None = None
     max_preservation: float | None = None
     only_remove: bool = False
+    gamma: float = 0.0
+    max_invention: float | None = None
     method: str = "suppression"
     rule: str = "zplus"
     scaling: str = "max"
 
     @property
     def bounded(self) -> bool:
-        """Whether a bound is to be kept."""
+        """Whether the kernel's map is to be kept within a bound."""
         return self.target_ssim is not None or self.max_preservation is not None
+
+    @property
+    def watched(self) -> bool:
+        """Whether what X̂ invents below the layer is weighed or bounded."""
+        return self.gamma > 0 or self.max_invention is not None
 
     @property
     def kind(self) -> tuple[str, ...]:

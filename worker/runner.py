@@ -19,7 +19,7 @@ from shared.jobs import Claim, LostLease, Records, Sign, Transitions
 from shared.schemas import Item, ItemResult
 from shared.store import BlobStore
 from worker import activations
-from worker.artifacts import artifacts, facts
+from worker.artifacts import artifacts, facts, note
 from worker.engine import Asked, Engine
 from worker.previews import Previews
 from worker.pulse import Pulse
@@ -31,8 +31,10 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+SOLVING = ("solver", "effort", "iterations", "target_ssim", "max_preservation")
 OPTIONS = {  # of a request, by the methods that have more than `scaling`
-    "suppression": ("solver", "effort", "iterations", "target_ssim", "max_preservation", "only_remove"),
+    "suppression": (*SOLVING, "only_remove"),
+    "evidence": (*SOLVING, "gamma", "max_invention"),
     "lrp": ("rule", "scaling"),
 }
 STORE_RETRY_SECONDS = 0.5  # between two tries of an object store that is away
@@ -273,7 +275,9 @@ class _SliceRun:
     def _question(self, item: Item, kernel: int) -> Question:
         """What the item's method does not look at is left at its default, so that the same work is found again."""
         request = self.claim.request
-        names = OPTIONS.get(item.method, ("scaling",))
+        options = {name: getattr(request, name) for name in OPTIONS.get(item.method, ("scaling",))}
+        if item.method == "evidence":
+            options |= {"only_remove": True, "gamma": request.gamma or 0.0}
         return Question(
             model=request.model,
             layer=request.layer,
@@ -282,7 +286,7 @@ class _SliceRun:
             alpha=item.alpha,
             beta=item.beta,
             method=item.method,
-            **{name: getattr(request, name) for name in names},
+            **options,
         )
 
     @cached_property
@@ -337,7 +341,7 @@ class _SliceRun:
         if isinstance(answer, KernelscopeError):
             self._committed(result.failed(answer), {})
             return
-        found = {**facts(answer), "device": self.runner.engine.device.name}
+        found = {**facts(answer), "note": note(answer, question), "device": self.runner.engine.device.name}
         blobs = self._stored(artifacts(answer))
         whole = answer.stopped in ("converged", "budget")
         fingerprint = self._fingerprint(question) if whole else ""

@@ -2,7 +2,7 @@
 
 import * as choose from "./choose.js";
 import { $, button, link, make, numbersIn } from "./dom.js";
-import { detail, summary, variants as variantsOf, whole } from "./result.js";
+import { detail, OPTIMIZED, summary, variants as variantsOf, whole } from "./result.js";
 import { ask, ended, follow, signOut } from "./server.js";
 
 let job = null; // that is shown
@@ -29,6 +29,7 @@ function notice(text) {
 
 const run = guard(async () => {
   const bound = numbersIn("target_ssim", "SSIM");
+  const invention = numbersIn("max_invention", "what evidence may invent");
   const body = {
     ...choose.choice(),
     methods: [...$("methods").querySelectorAll(":checked")].map((box) => box.value),
@@ -37,6 +38,7 @@ const run = guard(async () => {
     effort: $("effort").value,
     only_remove: $("only_remove").checked,
     ...(bound.length ? { target_ssim: bound[0] } : {}),
+    ...(invention.length && $("methods").querySelector("[value=evidence]").checked ? { max_invention: invention[0] } : {}),
   };
   if (!body.methods.length) throw new Error("Choose at least one method.");
   for (const name of ["alpha", "beta"]) if (!body[name].length) delete body[name];
@@ -181,7 +183,7 @@ function finish() {
 
 function variants() {
   const { methods, alpha, beta } = job.request;
-  return methods.reduce((sum, method) => sum + (method === "suppression" ? alpha.length * beta.length : 1), 0);
+  return methods.reduce((sum, method) => sum + (OPTIMIZED.includes(method) ? alpha.length * beta.length : 1), 0);
 }
 
 function groups() {
@@ -245,6 +247,7 @@ function again() {
   for (const name of ["alpha", "beta"]) $(name).value = request[name].join(", ");
   $("effort").value = request.effort;
   $("target_ssim").value = request.target_ssim ?? "";
+  $("max_invention").value = request.max_invention ?? "";
   $("only_remove").checked = request.only_remove;
   choose.fill(request, picture);
   scrollTo({ top: 0 });

@@ -2,7 +2,8 @@
 
 import { $, button, link, make, percent, shown } from "./dom.js";
 
-export const METHODS = { suppression: "suppression", guided_backprop: "guided backpropagation", deconvnet: "deconvolution", lrp: "LRP" };
+export const OPTIMIZED = ["suppression", "evidence"]; // the methods that optimise X̂, with α, β and a solver
+export const METHODS = { evidence: "evidence", suppression: "suppression", guided_backprop: "guided backpropagation", deconvnet: "deconvolution", lrp: "LRP" };
 
 const STOPPED = {
   converged: "It ended because more steps gained nothing.",
@@ -31,6 +32,7 @@ export function detail(job, result, siblings, imageName, choose) {
   return [
     title,
     variants(result, siblings, choose),
+    result.note ? make("p", { className: "note" }, result.note) : "",
     make("div", { className: "looking" }, viewer(result), pictures(result)),
     numbers(job, result),
     curve(result),
@@ -92,16 +94,17 @@ function pictures(result) {
 function numbers(job, result) {
   const { metrics, losses } = result;
   const ratio = metrics.mse_others_before ? metrics.mse_others / metrics.mse_others_before : 0;
-  const evaluations = result.method === "suppression" ? `${result.iterations} evaluations, ` : "";
+  const evaluations = OPTIMIZED.includes(result.method) ? `${result.iterations} evaluations, ` : "";
   const rows = [
     ["Map kept (SSIM)", shown(metrics.ssim), kept(result)],
     ["Others left", percent(metrics.leakage), "of the other kernels' activation; at 0 % no other kernel sees anything in X̂."],
     ["Their mean square", percent(ratio), `of what it was (${metrics.mse_others.toPrecision(3)} of ${metrics.mse_others_before.toPrecision(3)}): the paper's MSE.`],
+    ...(typeof metrics.invention === "number" ? [["Invented", percent(metrics.invention), invented(job, metrics)]] : []),
     ["Grey", percent(metrics.sparsity), "of the pixels are the mean colour: the kernel does not need them."],
     ["Loss", shown(losses.total), loss(result)],
     ["Time", `${shown(result.seconds, 1)} s`, `${evaluations}on ${result.device}. ${STOPPED[result.stopped] ?? ""}${result.reused ? " The same work had been done before: this is its result." : ""}`],
   ];
-  if (result.target_met === false) rows.push(["Bound", "not kept", "The SSIM that was asked for could not be reached in 8 bits."]);
+  if (result.target_met === false) rows.push(["Bound", "not kept", "What was asked for could not be kept in 8 bits."]);
   return make("div", {},
     make("h3", {}, "Numbers"),
     make("p", { className: "faint" }, `All of the delivered 8-bit picture, fed back through ${job.request.model} (${result.weights.source}).`),
@@ -113,8 +116,14 @@ function kept({ method, metrics: { ssim } }) {
   if (ssim === null) return "The map is too small for an SSIM; look at the maps.";
   if (ssim >= 0.9) return "The kernel's feature map is all but the same in X̂ (1: the same).";
   if (ssim >= 0.5) return "The kernel's feature map is kept in part (1: the same).";
-  const advice = method === "suppression" ? " Ask under “More” for an SSIM of at least 0.95." : "";
+  const advice = OPTIMIZED.includes(method) ? " Ask under “More” for an SSIM of at least 0.95." : "";
   return `The kernel's feature map is lost in X̂, so X̂ does not say what the kernel sees.${advice}`;
+}
+
+function invented({ request }, { invention_by_layer: layers }) {
+  const [worst, share] = Object.entries(layers ?? {}).reduce((most, each) => (each[1] > most[1] ? each : most), ["", 0]);
+  const where = worst ? ` Most of it is in ${worst} (${percent(share)}).` : "";
+  return `of the activation below ${request.layer} is caused by X̂ where the image causes none; at 0 % all that is seen in X̂ is in the image.${where}`;
 }
 
 function loss({ losses, alpha, beta, loss_start: start, loss_blank: blank }) {
@@ -133,7 +142,7 @@ const plotter = () => (plotting ??= new Promise((loaded, failed) => {
 }));
 
 function curve(result) {
-  if (result.method !== "suppression") return null;
+  if (!OPTIMIZED.includes(result.method)) return null;
   const box = make("div", { className: "plot", role: "img", ariaLabel: `Loss curve: from ${shown(result.loss_start)} to ${shown(result.losses.total)} in ${result.iterations} evaluations` });
   Promise.all([plotter(), fetch(result.artifacts["history.json"]).then((answer) => answer.json())]).then(([Plot, history]) => {
     if (box.isConnected) drawCurve(Plot, box, history);
@@ -209,6 +218,7 @@ function curl(request, name) {
     alpha: request.alpha.join(","), beta: request.beta.join(","), effort: request.effort, iterations: request.iterations,
     solver: request.solver === "fast" ? null : request.solver, target_ssim: request.target_ssim,
     max_preservation: request.max_preservation, only_remove: request.only_remove || null,
+    gamma: request.gamma, max_invention: request.max_invention,
   };
   const fields = Object.entries(asked).filter(([, value]) => value !== null && value !== undefined).map(([field, value]) => `-F ${field}=${value}`);
   const images = request.images.map((sha256) => `-F 'image=@${(name(sha256) ?? `${sha256.slice(0, 8)}.png`).replaceAll("'", "'\\''")}'`);

@@ -186,7 +186,7 @@ def folder_name(job: schemas.Job, result: schemas.ItemResult) -> str:
     parts = [f"image{request.images.index(result.image)}"] if several else []
     parts += [request.layer, f"kernel{result.kernel}"]
     parts += [result.method] if len(request.methods) > 1 or result.method != "suppression" else []
-    if result.method == "suppression":
+    if result.method in schemas.OPTIMIZED:
         parts += [f"alpha{result.alpha:g}"] if len(request.alpha) > 1 else []
         parts += [f"beta{result.beta:g}"] if len(request.beta) > 1 else []
     return "-".join(parts)

@@ -31,7 +31,7 @@ def test_nothing_waits_for_the_device_between_two_read_outs() -> None:
     """Torch itself says so, bounded problems included."""
     network = Networks(Path("/nonexistent"), torch.device("cuda"), download=False).get("vgg_mini")
     cut = network.cut("conv3_1")
-    posed = pose([question(kernel, target_ssim=0.9) for kernel in range(4)], network, cut)
+    posed = pose([question(kernel, target_ssim=0.9) for kernel in range(4)], network)
     batch: Batch[Any] = Batch(cut, torch.bfloat16)
     batch.add(Problems.join_all([one.problem for one in posed]), FastSolver(network.space))
     batch.step(2)  # what is made once is made
