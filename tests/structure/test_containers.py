@@ -186,6 +186,22 @@ def test_redis_keeps_every_write_and_is_not_published() -> None:
     assert all(port.startswith("127.0.0.1:") for port in SERVICES["api"]["ports"])
 
 
+def test_redis_says_that_it_is_full_before_it_is_killed() -> None:
+    """It refuses writes a quarter below its container's limit, which leaves room for the file to be rewritten."""
+    redis = SERVICES["redis"]
+    assert "--maxmemory 6gb --maxmemory-policy noeviction" in shlex.join(redis["command"])
+    assert redis["mem_limit"] == "8g"
+
+
+def test_the_images_are_tried_with_this_redis() -> None:
+    """deploy/verify.sh starts it as Compose does."""
+    (words,) = re.findall(r"^REDIS_COMMAND=\(([^)]*)\)$", (ROOT / "deploy" / "verify.sh").read_text(), re.MULTILINE)
+    password = "${KERNELSCOPE_REDIS_PASSWORD:-kernelscope}"
+    assert shlex.split(words.replace("\\\n", "")) == [
+        word.replace(password, "kernelscope") for word in SERVICES["redis"]["command"]
+    ]
+
+
 def test_every_volume_and_setting_exists() -> None:
     """No volume that is not declared, no variable that the settings do not know."""
     known = {f"KERNELSCOPE_{name.upper()}" for name in Settings.model_fields}
