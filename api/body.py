@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
@@ -22,6 +22,7 @@ from api.problems import invalid
 from shared.errors import BodyTooLarge, InvalidRequest, MalformedBody, RequestTimeout, UnsupportedContentType
 from shared.schemas import (
     MAX_IMAGES,
+    MAX_KERNELS,
     ActivationsBody,
     ActivationsOptions,
     ExplainBody,
@@ -29,10 +30,12 @@ from shared.schemas import (
     ImageSource,
 )
 
-LISTS = ("methods", "alpha", "beta")
+LISTS = ("kernels", "methods", "alpha", "beta")
 FIELD_BYTES = 64 * 1024
+MOST_FIELDS = MAX_KERNELS + 256  # each kernel may have a field of its own
 PAUSE_SECONDS = 15.0  # that a body may take between two of its pieces
 BODY_SECONDS = 120.0  # and as a whole
+FILE_WANTED = "send each image as a file with a name (curl -F image=@cat.jpg)"
 REFUSED = (408, 413)
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 DRAIN_SECONDS, DRAINED_BYTES = 2.0, 64 * 10**6
@@ -155,31 +158,40 @@ def _no_constant(name: str) -> float:
 
 async def _from_form(request: Request, form: Form[OptionsT, BodyT]) -> BodyT:
     try:
-        async with request.form(max_files=MAX_IMAGES, max_fields=64, max_part_size=FIELD_BYTES) as parts:
-            images, fields = [], {}
-            for name, value in parts.multi_items():
+        async with request.form(max_files=MAX_IMAGES, max_fields=MOST_FIELDS, max_part_size=FIELD_BYTES) as parts:
+            images: list[bytes] = []
+            texts: dict[str, list[str]] = {}
+            for given, value in parts.multi_items():
+                name = _name(given)
                 if isinstance(value, UploadFile):
                     if name != "image":
                         raise InvalidRequest(f"file field {name!r} is not known; send files as 'image'")
                     images.append(await value.read())
+                elif name == "image":
+                    raise InvalidRequest(f"image: this part has no filename, so it is no file; {FILE_WANTED}")
                 else:
-                    fields[name] = _value(name, value)
+                    texts.setdefault(name, []).append(value)
     except HTTPException as error:
-        raise MalformedBody(f"the form cannot be read: {error.detail}") from None
-    options = await run_in_threadpool(_validated_options, fields, form.options)
+        more = f"; {FILE_WANTED}" if error.detail.startswith("Part exceeded") else ""
+        raise MalformedBody(f"the form cannot be read: {error.detail.rstrip('.')}{more}") from None
+    options = await run_in_threadpool(_options, texts, form.options)
     if not images:
         raise InvalidRequest("image: the form has no file; send one or more as 'image' (curl -F image=@cat.jpg)")
     sources = [ImageSource.model_construct(data=data, sha256=None) for data in images]
     return form.body.model_construct(**dict(options), images=sources)
 
 
-def _value(name: str, text: str) -> object:
-    """A form field as JSON would have it: `kernels=3,16` is a list, `alpha=0.5` a number."""
-    if name == "kernels" and not text.startswith("top:"):
-        return [_number(part) for part in text.split(",")]
-    if name in LISTS:
-        return [_number(part) for part in text.split(",")]
-    return text
+def _name(given: str) -> str:
+    """A part's field: some programs call each value of a list `kernels[]`."""
+    name = given.removesuffix("[]")
+    return name if name in ("image", *LISTS) else given
+
+
+def _value(name: str, texts: list[str]) -> object:
+    """A form's field as JSON would have it: `kernels=3,16` is a list, and so are `kernels=3` and `kernels=16`."""
+    if name not in LISTS or (len(texts) == 1 and name == "kernels" and texts[0].startswith("top:")):
+        return texts[0]
+    return [_number(part) for text in texts for part in text.split(",")]
 
 
 def _number(text: str) -> object:
@@ -204,8 +216,20 @@ def _validated(fields: object, model: type[BodyT]) -> BodyT:
     return body
 
 
-def _validated_options(fields: Mapping[str, Any], model: type[OptionsT]) -> OptionsT:
+def _options(texts: Mapping[str, list[str]], model: type[OptionsT]) -> OptionsT:
+    """What a form's fields say.
+
+    Raises:
+        InvalidRequest: also where a field that has one value is there more than once.
+    """
+    repeated = [
+        {"type": "repeated", "loc": (name,), "msg": f"given {len(values)} times; give it once"}
+        for name, values in texts.items()
+        if len(values) > 1 and name not in LISTS and name in model.model_fields
+    ]
+    if repeated:
+        raise invalid(repeated)
     try:
-        return model.model_validate(fields)
+        return model.model_validate({name: _value(name, values) for name, values in texts.items()})
     except ValidationError as error:
         raise invalid(error.errors(), ["image", *model.model_fields]) from None

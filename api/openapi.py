@@ -242,7 +242,8 @@ def _body(model: type[ExplainBody | ActivationsBody]) -> dict[str, Any]:
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
-                    "description": "files as `image`, everything else as the JSON's names; lists with commas",
+                    "description": "files as `image`, everything else as the JSON's names; lists with commas, or "
+                    "a part for each value",
                     "required": list(form),
                     "properties": form,
                     "additionalProperties": {"type": "string"},

@@ -16,7 +16,8 @@ cd "$(dirname "$0")/.."
 
 BASE=docker.io/library/python:3.12-slim
 REDIS=docker.io/library/redis:7-alpine
-REDIS_COMMAND=(redis-server --dir /data --appendonly yes --appendfsync always --save "" --requirepass kernelscope)
+REDIS_COMMAND=(redis-server --dir /data --appendonly yes --appendfsync always --save "" --maxmemory 6gb \
+    --maxmemory-policy noeviction --requirepass kernelscope)
 
 say() { printf '%s  %s\n' "$(date +%H:%M:%S)" "$*" >&2; }
 die() { say "FAILED: $*"; exit 1; }

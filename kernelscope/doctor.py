@@ -264,7 +264,7 @@ def _card(told: dict[str, Any]) -> Finding:
     if told["cards"]:
         return Finding("GPU", "ok", ", ".join(told["cards"]))
     if told["mps"]:
-        return Finding("GPU", "ok", "Apple's, by mps")
+        return Finding("GPU", "ok", "Apple's, which is used where KERNELSCOPE_DEVICE is mps (untested); else the CPU")
     if shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists():
         mend = "nvidia-smi says whether the driver runs; torch.version.cuda must not be newer than the driver's"
         return Finding("GPU", "warning", "there is a card, but torch cannot use it", mend)

@@ -50,6 +50,7 @@ class Child:
     command: list[str]
     environment: dict[str, str]
     log: Path
+    stdin: Path = Path(os.devnull)
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     restarts: int = 0
@@ -58,10 +59,10 @@ class Child:
         """Start it with its output in its log file; it dies with this process."""
         if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
             self.log.replace(self.log.with_suffix(".old.log"))
-        with self.log.open("ab") as output:
+        with self.log.open("ab") as output, self.stdin.open("rb") as stdin:
             self.process = subprocess.Popen(
                 self.command,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self.environment},
@@ -244,7 +245,7 @@ class Stack:
         configuration = home / "redis.conf"
         configuration.touch(mode=0o600)
         configuration.write_text(
-            f"bind 127.0.0.1\nport {port}\nrequirepass {password}\ndir {home}\n"
+            f"bind 127.0.0.1\nport {port}\nrequirepass {password}\ndir {_quoted(home)}\n"
             "appendonly yes\nappendfsync always\nsave ''\ndaemonize no\n"
         )
         self.environment = {
@@ -259,7 +260,8 @@ class Stack:
             "KERNELSCOPE_DOWNLOAD_WEIGHTS": str(self.settings.download_weights),
             "PYTHONUNBUFFERED": "1",
         }
-        return Child("redis", [redis_server(), str(configuration)], {}, directory / "logs" / "redis.log")
+        # By stdin: Redis takes * ? [ in a file's name for a pattern, and starts with its defaults where no file fits.
+        return Child("redis", [redis_server(), "-"], {}, directory / "logs" / "redis.log", stdin=configuration)
 
     def _programs(self) -> Iterator[tuple[str, str, dict[str, str]]]:
         """Name, module, environment of its own: with several cards, a worker for each."""
@@ -302,6 +304,12 @@ def visible_cards() -> list[str]:
         named = ",".join(found.stdout.split()) if found.returncode == 0 else ""
     # CUDA ends the list at the first that is not there.
     return list(takewhile(lambda card: card and card != "-1", (card.strip() for card in (named or "").split(","))))
+
+
+def _quoted(path: Path) -> str:
+    r"""A path as an argument in Redis's configuration: in double quotes; what is not plain ASCII is \xHH there."""
+    plain = (chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\x{byte:02x}" for byte in os.fsencode(path))
+    return f'"{"".join(plain)}"'
 
 
 def _address_in(configuration: Path) -> str:

@@ -50,6 +50,8 @@ def _kernels(value: object) -> object:
             raise ValueError(f"{value!r} names no kernels; {wanted}")
         return value
     indices = value if isinstance(value, list) else [value]
+    if any(isinstance(index, str) and index.startswith("top:") for index in indices):
+        raise ValueError(f'"top:N" must stand alone; {wanted}')
     if not indices or any(type(index) is not int or index < 0 for index in indices):
         raise ValueError(f"{value!r} names no kernels; {wanted}")
     return list(dict.fromkeys(indices))

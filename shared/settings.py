@@ -65,7 +65,11 @@ class Settings(BaseSettings):
         ("vgg16",),
         description="networks that a worker loads before it says that it is ready, separated by commas",
     )
-    device: str = Field("auto", description="torch device of a worker: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`")
+    device: str = Field(
+        "auto",
+        description="torch device of a worker: `auto` (the first NVIDIA card, else the CPU), `cpu`, `cuda`, `cuda:1`, "
+        "`mps` (Apple's GPU, untested)",
+    )
     gpu_memory_share: float = Field(
         1.0, gt=0, le=1, description="share of its card's memory that a worker may take; less where others use the card"
     )

@@ -34,7 +34,8 @@ def choose(name: str, memory_share: float = 1.0) -> torch.device:
     """The device of a name.
 
     Args:
-        name: `auto` (the first visible card, else Apple's GPU, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
+        name: `auto` (the first visible card, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps` (Apple's GPU; never by
+            `auto`, as it has no float64 and no explanation was computed there yet).
         memory_share: of a card's memory that this process may take, 0 to 1; torch refuses what is beyond.
 
     Raises:
@@ -58,7 +59,7 @@ def _named(name: str) -> torch.device:
     cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
     apple = torch.backends.mps.is_available()
     if name == "auto":
-        return torch.device("cuda:0" if cards else "mps" if apple else "cpu")
+        return torch.device("cuda:0" if cards else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -176,6 +176,76 @@ def test_missing_fields_are_named(client: Client) -> None:
     refused(answer, 422, "invalid-request", "layer: Field required", "kernels: Field required")
 
 
+def form(client: Client, path: str = "/explain", **fields: str | list[str]) -> Response:
+    """A form whose fields may be repeated: a list is a part for each of its values."""
+    data = {"model": "vgg_mini", "layer": "conv2_2", **fields}
+    return client.post(path, files={"image": ("x", png(noise()))}, data=data)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kernels": ["3", "16"], "methods": ["suppression", "lrp"], "alpha": ["0", "1"], "beta": ["0.5", "2"]},
+        {"kernels[]": ["3", "16"], "methods[]": ["suppression", "lrp"], "alpha[]": ["0", "1"], "beta[]": ["0.5", "2"]},
+        {"kernels": "3,16", "methods": "suppression,lrp", "alpha": "0,1", "beta": "0.5,2"},
+    ],
+)
+def test_lists_are_repeated_fields_or_have_commas(client: Client, fields: dict[str, Any]) -> None:
+    """As curl, requests and httpx repeat a field, as axios does with brackets, and in one field: nothing is lost."""
+    answer = form(client, **fields)
+    assert answer.status_code == 202, answer.text
+    request = answer.json()["request"]
+    assert [request[name] for name in ("kernels", "methods", "alpha", "beta")] == [
+        [3, 16],
+        ["suppression", "lrp"],
+        [0.0, 1.0],
+        [0.5, 2.0],
+    ]
+
+
+def test_each_kernel_may_have_a_field_of_its_own(client: Client) -> None:
+    """All of the widest layer, some with commas."""
+    answer = form(client, model="vgg16", layer="conv5_3", kernels=["0,1", *map(str, range(2, 512))])
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["request"]["kernels"] == list(range(512))
+
+
+@pytest.mark.parametrize("kernels", [["top:5", "top:5"], ["top:5", "3"], ["3", "top:5"], "3,top:5"])
+def test_the_most_active_kernels_stand_alone(client: Client, kernels: str | list[str]) -> None:
+    """Neither twice nor beside indices."""
+    refused(form(client, kernels=kernels), 422, "invalid-request", '"top:N" must stand alone', "[12, 40]")
+
+
+@pytest.mark.parametrize("path", ["/explain", "/activations"])
+def test_a_field_of_one_value_may_not_be_repeated(client: Client, path: str) -> None:
+    """Each is named, for programs too; a name that is unknown is told as such."""
+    kernels = {"kernels": ["3", "16"]} if path == "/explain" else {}
+    fields: dict[str, Any] = {**kernels, "model": ["vgg16", "vgg_mini"], "layer": ["conv2_2"] * 3}
+    said = ["model: given 2 times; give it once", "layer: given 3 times; give it once"]
+    problem = refused(form(client, path, **fields), 422, "invalid-request", *said)
+    assert {error["field"] for error in problem["errors"]} == {"model", "layer"}
+    refused(form(client, path, **kernels, colour=["red", "blue"]), 422, "invalid-request", "colour: no such field")
+
+
+@pytest.mark.parametrize("path", ["/explain", "/activations"])
+def test_an_image_without_a_filename(client: Client, path: str) -> None:
+    """As `-F image=cat.jpg` sends it, without the @; a whole picture so is longer than a field may be."""
+    fields = {**MINI, "image": "cat.jpg"} if path == "/explain" else {"layer": "conv2_2", "image": "cat.jpg"}
+    parts = {name: (None, value.encode()) for name, value in fields.items()}
+    said = ["no filename", "curl -F image=@cat.jpg"]
+    refused(client.post(path, files=parts), 422, "invalid-request", *said)
+    long = {**parts, "image": (None, b"x" * 100_000)}
+    refused(client.post(path, files=long), 400, "malformed-body", "64KB", "curl -F image=@cat.jpg")
+
+
+def test_several_images_may_have_brackets(client: Client) -> None:
+    """As axios sends them."""
+    files = [("image[]", (f"{seed}.png", png(noise(seed=seed)))) for seed in range(2)]
+    answer = client.post("/explain", files=files, data=MINI)
+    assert answer.status_code == 202, answer.text
+    assert len(answer.json()["request"]["images"]) == 2
+
+
 def test_bodies_that_cannot_be_read(client: Client) -> None:
     """Not JSON, not an object, nested beyond reason, not a form, no file, another type."""
     send = {"Content-Type": "application/json"}

@@ -109,6 +109,13 @@ def test_weights_that_are_damaged(ask: Asking, tmp_path: Path) -> None:
     assert "no network has this name" in told["mine.safetensors"]
 
 
+def test_a_gpu_of_apple_s_is_used_where_it_is_named() -> None:
+    """`auto` is the CPU there."""
+    finding = doctor._card({"cards": [], "mps": True})
+    assert finding.state == "ok"
+    assert "KERNELSCOPE_DEVICE is mps" in finding.found
+
+
 def test_a_disk_that_is_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A problem below 1 GB, worth a look below 5."""
     usage = namedtuple("usage", "total used free")  # noqa: PYI024 - as shutil's

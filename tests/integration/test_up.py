@@ -32,8 +32,9 @@ def alive(pid: int) -> bool:
 
 
 def test_it_starts_works_stops_and_finds_its_data_again(tmp_path: Path) -> None:
-    """Ctrl-C ends every process; the next start has the job and its pictures."""
-    with up(tmp_path) as first:
+    """Ctrl-C ends every process; the next start has the job and its pictures. The folder is named as macOS names it."""
+    folder = tmp_path / "Application Support"
+    with up(folder) as first:
         first.wait_until("listens on")
         with Client(first.url) as client:
             job = client.explain([png(noise())], **MINI).wait()
@@ -43,12 +44,26 @@ def test_it_starts_works_stops_and_finds_its_data_again(tmp_path: Path) -> None:
         assert first.stop() == 0
         assert "stopped" in first.said()
         assert not any(alive(pid) for pid in children.values())
-    with up(tmp_path) as second:
+    with up(folder) as second:
         second.wait_until("listens on")
         with Client(second.url) as client:
             assert client.job(job.id) == job
             assert client.file(job.results[0].artifacts["panel.png"]).startswith(b"\x89PNG")
         assert second.stop(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Application Support", "a \"b\" and 'c'", "back\\slash", "photos [old] *", "Été 写真", "two\nlines", "# %20"],
+)
+def test_its_redis_starts_in_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
+    """There it keeps its file, with the settings that were written for it; a second look finds it by them."""
+    settings = local_settings(tmp_path / name)
+    with Stack(settings, print).redis_alone() as redis, Stack(settings, print).redis_alone() as again:
+        assert redis.config_get("dir") == {"dir": str(tmp_path / name / "redis")}
+        assert redis.config_get("appendfsync") == {"appendfsync": "always"}
+        assert redis.config_get("bind") == {"bind": "127.0.0.1"}
+        assert again.ping()
 
 
 def test_nothing_of_it_is_for_others_to_read_or_reach(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = [name for name in SERVICES if name != "redis"]
+FILES = ["docker-compose.yml", "compose.gpu.yml", "compose.s3.yml"]
 LOCKS = ["all", "api", "worker", "worker-cpu"]
 COMPOSE_ONLY = ["KERNELSCOPE_REDIS_PASSWORD", "KERNELSCOPE_S3_PASSWORD"]
 DOCKERFILES = ["Dockerfile.api", "Dockerfile.worker"]
@@ -42,13 +43,12 @@ def command(name: str) -> list[str]:
 
 
 def test_the_services_are_those_of_the_house() -> None:
-    """One of each, the worker in two kinds that never start together by accident."""
-    assert set(SERVICES) == {"redis", "api", "housekeeping", "worker-cpu", "worker-gpu"}
-    assert SERVICES["worker-cpu"]["profiles"] == ["cpu"]
-    assert SERVICES["worker-gpu"]["profiles"] == ["gpu"]
-    assert "profiles" not in SERVICES["api"]
-    (device,) = SERVICES["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
-    assert device["capabilities"] == ["gpu"]
+    """One of each, all of which start by themselves; the worker is on the CPU, without CUDA in its image."""
+    assert set(SERVICES) == {"redis", "api", "housekeeping", "worker"}
+    assert not any("profiles" in service for service in SERVICES.values())
+    assert SERVICES["worker"]["build"] == {"context": ".", "dockerfile": "Dockerfile.worker", "args": {"TORCH": "cpu"}}
+    assert SERVICES["worker"]["image"] == "kernelscope-worker:cpu"
+    assert "deploy" not in SERVICES["worker"]
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -83,7 +83,7 @@ def test_the_example_of_an_environment_has_every_setting() -> None:
 def test_the_compose_files_are_what_the_specification_wants() -> None:
     """By the Compose Specification's own schema."""
     checker = Path(sys.executable).with_name("check-jsonschema")
-    files = [ROOT / "docker-compose.yml", ROOT / "compose.s3.yml"]
+    files = [ROOT / name for name in FILES]
     done = subprocess.run(
         [checker, "--builtin-schema", "vendor.compose-spec", *files], capture_output=True, text=True, check=False
     )
@@ -91,13 +91,12 @@ def test_the_compose_files_are_what_the_specification_wants() -> None:
 
 
 def composed(folder: Path, *names: str, root: Path = ROOT, **variables: str) -> dict[str, dict[str, Any]]:
-    """The services that podman-compose's parser makes of the compose files, all profiles."""
+    """The services that podman-compose's parser makes of the compose files, without a profile."""
     podman = folder / "podman"  # which is asked for its version, and nothing else
     podman.write_text("#!/bin/sh\necho podman version 5.0.0\n")
     podman.chmod(0o755)
     files = [word for name in names for word in ("-f", str(root / name))]
-    words = ["--profile", "cpu", "--profile", "gpu", "config"]
-    command = [str(Path(sys.executable).with_name("podman-compose")), *files, *words]
+    command = [str(Path(sys.executable).with_name("podman-compose")), *files, "config"]
     own = {"PATH": f"{folder}:{os.environ['PATH']}", **variables}
     done = subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -117,9 +116,31 @@ def test_compose_puts_in_what_the_environment_says(tmp_path: Path) -> None:
     assert all("redis://:other@redis" in own[name]["environment"]["KERNELSCOPE_REDIS_URL"] for name in OURS)
 
 
+def test_with_the_gpu_file_the_worker_is_on_a_card(tmp_path: Path) -> None:
+    """The one worker, which is otherwise what it was; the files by -f and as .env.example names them are the same."""
+    plain = composed(tmp_path, "docker-compose.yml")
+    services = composed(tmp_path, "docker-compose.yml", "compose.gpu.yml")
+    assert {name for name in services if name.startswith("worker")} == {"worker"}
+    assert {name: services[name] for name in services if name != "worker"} == {
+        name: plain[name] for name in plain if name != "worker"
+    }
+    worker = services["worker"]
+    (device,) = worker["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+    assert dict(word.split("=") for word in worker["build"]["args"]) == {"TORCH": "cuda"}  # the last one counts
+    assert worker["build"]["dockerfile"] == "Dockerfile.worker"
+    assert worker["image"] == "kernelscope-worker:cuda"
+    assert worker["environment"] == {**plain["worker"]["environment"], "CUDA_VISIBLE_DEVICES": "0"}
+    changed = {key for key in worker if worker[key] != plain["worker"].get(key)}
+    assert changed == {"build", "image", "environment", "deploy"}
+    (names,) = re.findall(r"^#COMPOSE_FILE=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    by_name = ":".join(str(ROOT / name) for name in names.split(":"))
+    assert composed(tmp_path, COMPOSE_FILE=by_name) == services
+
+
 def test_with_the_s3_file_everything_is_stored_there(tmp_path: Path) -> None:
     """Every service of ours has the store and its password, and waits until it is healthy."""
-    services = composed(tmp_path, "docker-compose.yml", "compose.s3.yml", KERNELSCOPE_S3_PASSWORD="other")
+    services = composed(tmp_path, *FILES, KERNELSCOPE_S3_PASSWORD="other")
     assert services["s3"]["environment"]["AWS_SECRET_ACCESS_KEY"] == "other"
     assert "ports" not in services["s3"]
     for name in OURS:
@@ -133,15 +154,18 @@ def test_with_the_s3_file_everything_is_stored_there(tmp_path: Path) -> None:
 
 
 def test_the_operator_s_guide_adds_a_card(tmp_path: Path) -> None:
-    """Its override file is one, and makes a second worker with a card of its own."""
+    """Its file makes a second worker of the same, with a card of its own."""
     guide = (ROOT / "docs" / "operations.md").read_text()
     (text,) = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
-    (tmp_path / "docker-compose.override.yml").write_text(text)
-    (tmp_path / "docker-compose.yml").write_text((ROOT / "docker-compose.yml").read_text())
-    services = composed(tmp_path, "docker-compose.yml", "docker-compose.override.yml", root=tmp_path)
-    cards = [services[name]["environment"]["CUDA_VISIBLE_DEVICES"] for name in ("worker-gpu", "worker-gpu-1")]
-    assert cards == ["0", "1"]
-    assert services["worker-gpu-1"]["extends"]["service"] == "worker-gpu"
+    (tmp_path / "compose.cards.yml").write_text(text)
+    for name in FILES:
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    services = composed(tmp_path, "docker-compose.yml", "compose.gpu.yml", "compose.cards.yml", root=tmp_path)
+    assert set(services) == {*SERVICES, "worker-1"}
+    second = yaml.safe_load(text)["services"]["worker-1"]
+    assert second.pop("extends") == {"file": "docker-compose.yml", "service": "worker"}
+    first = yaml.safe_load((ROOT / "compose.gpu.yml").read_text())["services"]["worker"]
+    assert second == {**first, "environment": {"CUDA_VISIBLE_DEVICES": "1"}}
 
 
 def test_the_guide_says_what_each_alert_means() -> None:
@@ -162,12 +186,28 @@ def test_redis_keeps_every_write_and_is_not_published() -> None:
     assert all(port.startswith("127.0.0.1:") for port in SERVICES["api"]["ports"])
 
 
+def test_redis_says_that_it_is_full_before_it_is_killed() -> None:
+    """It refuses writes a quarter below its container's limit, which leaves room for the file to be rewritten."""
+    redis = SERVICES["redis"]
+    assert "--maxmemory 6gb --maxmemory-policy noeviction" in shlex.join(redis["command"])
+    assert redis["mem_limit"] == "8g"
+
+
+def test_the_images_are_tried_with_this_redis() -> None:
+    """deploy/verify.sh starts it as Compose does."""
+    (words,) = re.findall(r"^REDIS_COMMAND=\(([^)]*)\)$", (ROOT / "deploy" / "verify.sh").read_text(), re.MULTILINE)
+    password = "${KERNELSCOPE_REDIS_PASSWORD:-kernelscope}"
+    assert shlex.split(words.replace("\\\n", "")) == [
+        word.replace(password, "kernelscope") for word in SERVICES["redis"]["command"]
+    ]
+
+
 def test_every_volume_and_setting_exists() -> None:
     """No volume that is not declared, no variable that the settings do not know."""
     known = {f"KERNELSCOPE_{name.upper()}" for name in Settings.model_fields}
     for name in OURS:
         assert {volume.split(":")[0] for volume in SERVICES[name]["volumes"]} <= set(COMPOSE["volumes"])
-        assert set(SERVICES[name]["environment"]) - {"CUDA_VISIBLE_DEVICES"} <= known
+        assert set(SERVICES[name]["environment"]) <= known
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)

@@ -51,6 +51,14 @@ def test_the_first_card_is_taken_else_the_cpu(monkeypatch: pytest.MonkeyPatch) -
     assert choose("cpu") == torch.device("cpu")
 
 
+def test_apple_s_gpu_is_taken_only_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` is the CPU on a Mac, as no explanation was ever computed by mps."""
+    Cards(monkeypatch, 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose("auto") == torch.device("cpu")
+    assert choose("mps") == torch.device("mps")
+
+
 @pytest.mark.parametrize(
     ("name", "cards", "visible", "said"),
     [
