@@ -195,7 +195,7 @@ def _examples() -> dict[str, dict[int, Any]]:
         "available": True,
         "reason": "in the weights folder",
     }
-    known = {**network, "weights": "vgg16-blocks1-2.safetensors", "weights_sha256": WEIGHTS}
+    known = {**network, "weights": "vgg16-blocks1-2.safetensors", "weights_sha256": WEIGHTS, "weights_refused": []}
     worker = {"id": "host-4711", "device": "cpu", "ready": True, "networks": ["vgg16", "vgg_mini"]}
     attempt = {"at": "2026-11-25T09:30:12Z", "seconds": 0.08, "status": 204, "error": None}
     delivered = {"state": "delivered", "attempts": [attempt], "next_at": None}

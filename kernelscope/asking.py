@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from kernelscope.client import Client
 from kernelscope.serving import AsJson, Key, Url
@@ -42,6 +43,9 @@ def models(
         for one in found:
             made.add_row(one.name, AVAILABLE[one.available], one.reason)
         out.print(made)
+    if not as_json:
+        for line in dict.fromkeys(line for one in found for line in one.weights_refused):
+            out.print(f"not used: {escape(line)}", soft_wrap=True)
 
 
 def _layers(network: ModelInfo) -> None:

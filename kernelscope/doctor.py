@@ -274,12 +274,13 @@ def _card(told: dict[str, Any]) -> Finding:
 def _weights(settings: Settings, told: dict[str, Any]) -> Iterator[Finding]:
     for name, trouble in told["files"].items():
         if trouble:
-            mend = f"remove it from {settings.weights}, or put a whole one in its place"
+            mend = f"rename it, put the right one in its place, or remove it from {settings.weights}"
             yield Finding("weights", "problem", f"{name}: {trouble}", mend)
     for name, network in told["networks"].items():
         if not network["available"]:
             mend = (
-                f"put {name}*.safetensors or {name}*.pth into {settings.weights}, or allow KERNELSCOPE_DOWNLOAD_WEIGHTS"
+                f"put {name}.pth or {name}-….pth, or the same with .safetensors, into {settings.weights}, "
+                "or allow KERNELSCOPE_DOWNLOAD_WEIGHTS"
             )
             yield Finding("weights", "problem", network["reason"], mend)
         elif network["source"] == "download":

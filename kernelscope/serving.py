@@ -21,7 +21,7 @@ Url = Annotated[
     str | None, typer.Option(envvar="KERNELSCOPE_URL", help="Of a server, http://127.0.0.1:8000.", show_default=False)
 ]
 Key = Annotated[str | None, typer.Option(envvar="KERNELSCOPE_API_KEY", help="API key, where the server needs one.")]
-WeightsDir = Annotated[Path | None, typer.Option(help="Folder with weights files (vgg16*.safetensors, .pth).")]
+WeightsDir = Annotated[Path | None, typer.Option(help="Folder with weights files (vgg16.pth, vgg16-mine.safetensors).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on stdout.")]
 
 

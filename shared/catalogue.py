@@ -61,6 +61,10 @@ class ModelInfo(BaseModel):
     reason: str = Field(description="where the weights are from, or why the network cannot be explained")
     weights: str | None = Field(description="the weights file's name")
     weights_sha256: str | None = Field(description="known once a worker has loaded it")
+    weights_refused: list[str] = Field(
+        default_factory=list,
+        description="files in the weights folder that cannot be used, and why: this network's, and those of no network",
+    )
     layers: list[LayerInfo]
 
 

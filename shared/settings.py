@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     )
     weights_dir: Path | None = Field(
         None,
-        description="folder with weights files (`vgg16*.safetensors`, `.pth`); empty: `weights` in the data directory",
+        description="folder of weights (`vgg16.pth`, `vgg16-mine.safetensors`); empty: `weights` in the data directory",
     )
     download_weights: bool = Field(True, description="fetch torchvision's ImageNet weights where the folder has none")
     host: str = Field("127.0.0.1", description="address that the API listens on")

@@ -24,6 +24,7 @@ class NetworkState(BaseModel):
     source: str | None = Field(None, description="the weights file's name")
     sha256: str | None = Field(None, description="SHA-256 of the weights file, once it was read")
     layers: list[str] = Field(default_factory=list, description="layers that the weights cover")
+    refused: list[str] = Field(default_factory=list, description="files of the weights folder not used, and why")
 
 
 class WorkerState(BaseModel):

@@ -6,6 +6,7 @@ In a process of its own: a torch that does not fit its torchvision ends it, and 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,22 +14,30 @@ import torchvision
 
 from shared.errors import ModelUnavailable
 from shared.settings import Settings, settings
-from worker.weights import SUFFIXES, find, trouble
+from worker.checkpoints import weights_files
+from worker.weights import find, trouble
 
 
 def report(configuration: Settings) -> dict[str, Any]:
     """Versions, the devices that torch can use, each weights file, each network that is to be loaded."""
     torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # an operator of torchvision's that torch has to find
-    folder = configuration.weights
     cards = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return {
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "cards": cards,
         "mps": torch.backends.mps.is_available(),
-        "files": {file.name: trouble(file) for file in sorted(folder.glob("*")) if file.suffix in SUFFIXES},
+        "files": _files(configuration.weights),
         "networks": {name: _network(name, configuration) for name in configuration.preload},
     }
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """What is wrong with each weights file; where the folder itself cannot be read, that."""
+    try:
+        return {file.name: trouble(file) for file in weights_files(folder)}
+    except OSError as error:
+        return {str(folder): f"cannot be read ({error.strerror})"}
 
 
 def _network(name: str, configuration: Settings) -> dict[str, Any]:

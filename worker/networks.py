@@ -16,12 +16,13 @@ from shared.errors import LayerNotCovered, ModelUnavailable
 from shared.schemas import WeightsUsed
 from shared.workers import NetworkState
 from worker.architectures import ARCHITECTURES, cuts
+from worker.checkpoints import network_of
 from worker.suppression import PixelSpace, Watched
-from worker.weights import Weights, covered, find, load
+from worker.weights import Weights, find, load, refused
 
 log = logging.getLogger(__name__)
 
-RETRY_SECONDS = 300  # a download that failed is not tried again sooner
+RETRY_SECONDS = 300  # weights that could not be downloaded or read are not tried again sooner
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Networks:
         self.download = download
         self._loaded: dict[str, LoadedNetwork] = {}
         self._failed: dict[str, tuple[float, ModelUnavailable]] = {}
+        self._refused: dict[Path, str] = {}
         self._lock = RLock()
 
     def get(self, name: str) -> LoadedNetwork:
@@ -109,29 +111,34 @@ class Networks:
 
     def states(self) -> dict[str, NetworkState]:
         """What can be run, for the heartbeat. Nothing is loaded or downloaded for it."""
+        files = refused(self.folder)
+        for file, reason in sorted(files.items() - self._refused.items()):
+            log.warning("%s is not used: %s", file, reason)
+        self._refused = files
         return {name: self._state(name) for name in ARCHITECTURES}
 
     def _load(self, name: str) -> LoadedNetwork:
-        failed_at, error = self._failed.get(name, (0.0, None))
-        if error and time.monotonic() - failed_at < RETRY_SECONDS:
+        if error := self._failure(name):
             raise error
+        reason = find(name, self.folder, download=self.download).reason
+        log.info("loading %s: %s", name, reason)
         try:
-            reason = find(name, self.folder, download=self.download).reason
-            log.info("loading %s: %s", name, reason)
             return self._build(load(name, self.folder, download=self.download), name, reason)
         except ModelUnavailable as unavailable:
             self._failed[name] = (time.monotonic(), unavailable)
             raise
+
+    def _failure(self, name: str) -> ModelUnavailable | None:
+        """Why the network could not be loaded a short while ago."""
+        failed_at, error = self._failed.get(name, (0.0, None))
+        return error if time.monotonic() - failed_at < RETRY_SECONDS else None
 
     def _build(self, weights: Weights, name: str, reason: str) -> LoadedNetwork:
         architecture = ARCHITECTURES[name]
         features = architecture.features()[: cuts(name)[weights.layers[-1]].depth]
         tensors = {key.removeprefix("features."): tensor.float() for key, tensor in weights.tensors.items()}
         absent = {key: torch.zeros(meta.shape) for key, meta in features.state_dict().items() if key not in tensors}
-        try:
-            features.load_state_dict({**tensors, **absent}, strict=False, assign=True)
-        except RuntimeError as error:  # a parameter of another shape
-            raise ModelUnavailable(f"{weights.file} does not fit {name}: {error}") from error
+        features.load_state_dict({**tensors, **absent}, strict=False, assign=True)
         features = features.requires_grad_(False).eval().to(self.device).to(memory_format=torch.channels_last)
         return LoadedNetwork(
             name=name,
@@ -143,6 +150,11 @@ class Networks:
         )
 
     def _state(self, name: str) -> NetworkState:
+        state = self._availability(name)
+        told = {file.name: reason for file, reason in self._refused.items() if network_of(file) in (name, None)}
+        return state.model_copy(update={"refused": [f"{file}: {reason}" for file, reason in told.items()]})
+
+    def _availability(self, name: str) -> NetworkState:
         if loaded := self._loaded.get(name):
             return NetworkState(
                 available=True,
@@ -151,11 +163,10 @@ class Networks:
                 sha256=loaded.weights.sha256,
                 layers=loaded.layers,
             )
-        if failed := self._failed.get(name):
-            return NetworkState(available=False, reason=failed[1].detail)
+        if error := self._failure(name):
+            return NetworkState(available=False, reason=error.detail)
         try:
             found = find(name, self.folder, download=self.download)
         except ModelUnavailable as unavailable:
             return NetworkState(available=False, reason=unavailable.detail)
-        layers = covered(name, found.keys)
-        return NetworkState(available=True, reason=found.reason, source=found.file.name, layers=layers)
+        return NetworkState(available=True, reason=found.reason, source=found.file.name, layers=found.layers)

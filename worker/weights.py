@@ -9,9 +9,9 @@ import argparse
 import hashlib
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
-from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -21,18 +21,14 @@ import httpx
 import torch
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
-from safetensors import safe_open
-from torch import Tensor
 from torchvision.models import WeightsEnum, get_model_weights
 
 from shared.errors import KernelscopeError, ModelUnavailable
 from shared.settings import settings
 from worker.architectures import ARCHITECTURES, cuts
+from worker.checkpoints import Checkpoint, Refused, inspect, network_of, read, weights_files
 from worker.vgg_mini import WEIGHTS_FILE
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-SUFFIXES = (".safetensors", ".pth", ".pt")
 BUNDLED = Path(__file__).parent / "bundled"  # what the worker image's build argument WEIGHTS downloaded
 STALLED_SECONDS = 30  # without a byte: a network that drops packets must not hang the worker
 
@@ -40,16 +36,12 @@ Source = Literal["folder", "bundled", "cache", "download"]
 
 
 @dataclass(frozen=True)
-class Weights:
-    """The parameters of a network's convolutional part, or of the lower end of it."""
+class Weights(Checkpoint):
+    """A network's weights, and where they are from."""
 
     file: Path
     source: Source
     sha256: str
-    tensors: dict[str, Tensor]  # `features.…` → parameter
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    layers: list[str]  # those that the tensors cover, from the input up without a gap
 
 
 @dataclass(frozen=True)
@@ -58,8 +50,8 @@ class Found:
 
     file: Path
     source: Source
-    keys: frozenset[str] | None  # None: not known before it is downloaded
-    megabytes: float
+    layers: list[str]  # that it covers, as far as is known before it is read
+    megabytes: float = 0  # to download
 
     @property
     def reason(self) -> str:
@@ -75,84 +67,90 @@ class Found:
 def find(name: str, folder: Path, *, download: bool) -> Found:
     """The best weights for a network: of several files in the folder, the one that covers most layers.
 
+    Where the folder has files of the network's name and none can be used, it has no weights: whoever put them there
+    does not want others instead.
+
     Raises:
         ModelUnavailable: no weights; says why.
     """
-    candidates = [_found(file, "folder") for file in sorted(folder.glob("*")) if _is_for(file, name)]
-    usable = [found for found in candidates if covered(name, found.keys)]
+    usable: list[Found] = []
+    reasons: list[str] = []
+    for file in _own_files(name, folder):
+        try:
+            usable.append(Found(file, "folder", inspect(file).layers))
+        except Refused as error:
+            reasons.append(f"{file.name}: {error}")
     if usable:
-        return max(usable, key=lambda found: len(covered(name, found.keys)))
-    if candidates:
-        files = ", ".join(found.file.name for found in candidates)
-        raise ModelUnavailable(
-            f"{files} in {folder}: damaged, or holds no parameters of {name} "
-            f"(wanted: torchvision's names, such as features.0.weight, as safetensors or a weights-only .pth)"
-        )
-    if bundled := [file for file in (WEIGHTS_FILE, *sorted(BUNDLED.glob("*"))) if _is_for(file, name)]:
-        return _found(bundled[0], "bundled")
-    cached = _cache_file(name)
-    if cached.is_file():
-        return _found(cached, "cache")
+        return max(usable, key=lambda found: len(found.layers))
+    if reasons:
+        raise ModelUnavailable(f"no weights for {name}: none that can be used in {folder}: {'; '.join(reasons)}")
+    for file, source in _kept(name):
+        try:
+            return Found(file, source, inspect(file).layers)
+        except Refused as error:
+            raise ModelUnavailable(f"no weights for {name}: {file}: {error}") from error
     if not download:
         raise ModelUnavailable(
-            f"no weights for {name}: none in {folder} (a file named {name}*.safetensors or {name}*.pth), "
-            "and downloading is turned off"
+            f"no weights for {name}: none in {folder} (a file named {name}.pth or {name}-….pth, or the same with "
+            ".safetensors), and downloading is turned off"
         )
-    return Found(cached, "download", None, _published(name).meta["_file_size"] * 1.048576)
+    return Found(_cache_file(name), "download", list(cuts(name)), _published(name).meta["_file_size"] * 1.048576)
+
+
+def refused(folder: Path) -> dict[Path, str]:
+    """The files of the weights folder that cannot be used, as far as is known before they are read, and why."""
+    told = {}
+    with suppress(OSError):  # `find` tells it
+        for file in weights_files(folder):
+            try:
+                inspect(file)
+            except Refused as error:
+                told[file] = str(error)
+    return told
 
 
 def load(name: str, folder: Path, *, download: bool) -> Weights:
     """Read the weights; download them first where that is the only way.
 
     Raises:
-        ModelUnavailable: no weights, a damaged file, or a download that failed; says which.
+        ModelUnavailable: no weights, a file that cannot be used, or a download that failed; says which.
     """
     found = find(name, folder, download=download)
     if found.source == "download":
         fetch(name)
-    tensors, metadata = _read(found.file)
-    layers = covered(name, frozenset(tensors))
-    if not layers:
-        raise ModelUnavailable(f"{found.file} holds no parameters of {name}")
-    return Weights(
-        file=found.file,
-        source=found.source,
-        sha256=_sha256(found.file),
-        tensors={key: tensor for key, tensor in tensors.items() if key.startswith("features.")},
-        mean=_triple(metadata.get("normalization_mean"), IMAGENET_MEAN),
-        std=_triple(metadata.get("normalization_std"), IMAGENET_STD),
-        layers=layers,
-    )
+    try:
+        return Weights(**vars(read(found.file)), file=found.file, source=found.source, sha256=_sha256(found.file))
+    except (Refused, OSError) as error:
+        raise ModelUnavailable(f"no weights for {name}: {found.file}: {error}") from error
 
 
 def trouble(file: Path) -> str:
-    """What is wrong with a weights file; empty where it is whole, every parameter of it readable."""
-    name = next((name for name in ARCHITECTURES if _is_for(file, name)), None)
-    if name is None:
-        return f"no network has this name; it should begin with one of {', '.join(ARCHITECTURES)}"
+    """What is wrong with a weights file, every number of it read; empty: nothing."""
     try:
-        tensors, _ = _read(file)
-    except ModelUnavailable as error:
-        return error.detail
-    if not covered(name, frozenset(tensors)):
-        return f"it holds no parameters of {name}"
-    published = file.stem.removeprefix(f"{name}-")
+        read(file)
+    except Refused as error:
+        return str(error)
+    published = file.stem.removeprefix(f"{network_of(file)}-")
     if re.fullmatch(r"[0-9a-f]{8}", published) and not _sha256(file).startswith(published):
         return f"it is not the file that its name says: SHA-256 {_sha256(file)[:8]}… instead of {published}…"
     return ""
 
 
-def covered(name: str, keys: frozenset[str] | None) -> list[str]:
-    """The layers whose every parameter, and every one below, is among the keys."""
-    needed = _needed(name)
-    return list(takewhile(lambda layer: keys is None or needed[layer] <= keys, needed))
+def _own_files(name: str, folder: Path) -> list[Path]:
+    try:
+        return [file for file in weights_files(folder) if network_of(file) == name]
+    except OSError as error:
+        raise ModelUnavailable(f"no weights for {name}: {folder} cannot be read ({error.strerror})") from error
 
 
-@cache
-def _needed(name: str) -> dict[str, frozenset[str]]:
-    """The parameters that each layer needs, by layer, in order."""
-    features = ARCHITECTURES[name].features()
-    return {cut.name: frozenset(f"features.{key}" for key in cut.keys(features)) for cut in cuts(name).values()}
+def _kept(name: str) -> Iterator[tuple[Path, Source]]:
+    """What comes with the program, then what was downloaded before."""
+    for file in (WEIGHTS_FILE, *weights_files(BUNDLED)):
+        if network_of(file) == name:
+            yield file, "bundled"
+    cached = _cache_file(name)
+    if cached.is_file():
+        yield cached, "cache"
 
 
 def fetch(name: str) -> Path:
@@ -202,42 +200,6 @@ def _cache_file(name: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
 
 
-def _is_for(file: Path, name: str) -> bool:
-    """`vgg16.pth`, `vgg16-397923af.pth`, `vgg16-blocks1-2.safetensors` are for vgg16; `vgg16_bn.pth` is not."""
-    return file.suffix in SUFFIXES and file.name.removeprefix(name)[:1] in (".", "-") and file.name.startswith(name)
-
-
-def _found(file: Path, source: Source) -> Found:
-    return Found(file, source, _keys(file), file.stat().st_size / 1e6)
-
-
-def _keys(file: Path) -> frozenset[str]:
-    try:
-        if file.suffix == ".safetensors":
-            with safe_open(file, "pt") as tensors:
-                return frozenset(tensors.keys())
-        return frozenset(torch.load(file, map_location="meta", weights_only=True, mmap=True))
-    except Exception:  # whatever a damaged file makes the readers raise: it covers nothing
-        return frozenset()
-
-
-def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        if file.suffix == ".safetensors":
-            with safe_open(file, "pt") as tensors:
-                names = tensors.keys()
-                return {name: tensors.get_tensor(name) for name in names}, tensors.metadata() or {}
-        return torch.load(file, map_location="cpu", weights_only=True), {}
-    except Exception as error:  # whatever a damaged file makes the readers raise
-        raise ModelUnavailable(f"{file} is damaged ({str(error)[:200] or type(error).__name__})") from error
-
-
-def _triple(text: str | None, default: tuple[float, ...]) -> tuple[float, ...]:
-    if text is None:
-        return default
-    return tuple(float(part) for part in text.split(","))
-
-
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -248,7 +210,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("names", nargs="+", choices=list(ARCHITECTURES), metavar="NETWORK")
     options = parser.parse_args()
-    status = 0
+    status, served = 0, [None]
     for name in options.names:
         try:
             found = find(name, settings().weights, download=settings().download_weights)
@@ -256,9 +218,13 @@ def main() -> int:
                 print(f"{name}: downloading {found.file.name}, {found.megabytes:.0f} MB", file=sys.stderr, flush=True)
             weights = load(name, settings().weights, download=settings().download_weights)
             print(f"{name}: {found.reason}; covers {weights.layers[0]} to {weights.layers[-1]}")
+            served.append(name)
         except KernelscopeError as error:
             status = 1
             print(f"unavailable: {error}")
+    for file, reason in refused(settings().weights).items():
+        if network_of(file) in served:
+            print(f"not used: {file.name}: {reason}")
     return status
 
 

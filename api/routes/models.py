@@ -53,5 +53,6 @@ def _info(network: catalogue.Network, states: dict[str, workers.NetworkState]) -
         reason=state.reason if state else "no worker is connected; jobs wait until one is",
         weights=state.source if state else None,
         weights_sha256=state.sha256 if state else None,
+        weights_refused=state.refused if state else [],
         layers=layers,
     )

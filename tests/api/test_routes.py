@@ -15,11 +15,13 @@ import pytest
 from httpx import Client
 from pydantic import SecretStr
 from redis import Redis
+from typer.testing import CliRunner
 
+from kernelscope.cli import app
 from kernelscope.stack import free_port
 from shared.errors import error_types
 from shared.settings import Settings
-from shared.workers import WorkerState
+from shared.workers import WorkerState, publish
 from tests.api.conftest import serving
 from tests.api.test_explain import MINI, post, refused
 from tests.conftest import noise, png
@@ -90,6 +92,18 @@ def test_models_with_a_worker(client: Client, worker: WorkerState) -> None:
     assert alexnet["available"] is False
     assert alexnet["reason"] == "no weights for alexnet"
     refused(client.get("/models/resnet"), 404, "model-not-found", "resnet", "vgg16")
+
+
+def test_models_tell_the_weights_files_that_were_refused(client: Client, worker: WorkerState, redis: Redis) -> None:
+    """As the worker says it, none where it says nothing; `kernelscope models` lists them."""
+    line = "vgg16_finetuned.pth: no network has this name; name it vgg16-finetuned.pth to use it as vgg16"
+    worker.networks["vgg16"].refused.append(line)
+    publish(redis, worker)
+    models = {model["name"]: model["weights_refused"] for model in client.get("/models").json()}
+    assert models["vgg16"] == [line]
+    assert models["alexnet"] == []
+    listed = CliRunner().invoke(app, ["models", "--url", str(client.base_url)]).stdout
+    assert listed.splitlines()[-1] == f"not used: {line}"
 
 
 def test_health_and_readiness(client: Client, worker: WorkerState) -> None:

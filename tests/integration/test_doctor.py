@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from kernelscope import doctor, stack
 from kernelscope.stack import Stack, free_port
@@ -114,6 +115,28 @@ def test_a_gpu_of_apple_s_is_used_where_it_is_named() -> None:
     finding = doctor._card({"cards": [], "mps": True})
     assert finding.state == "ok"
     assert "KERNELSCOPE_DEVICE is mps" in finding.found
+
+
+def test_weights_that_are_not_what_their_name_says(ask: Asking, tmp_path: Path) -> None:
+    """A network's name without - or . behind it, another network's parameters, a normalisation that is none."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    bundled = Path(doctor.__file__).parents[1] / "worker" / "vgg_mini" / "vgg_mini.safetensors"
+    shutil.copy(bundled, folder / "vgg11.safetensors")
+    (folder / "vgg16_finetuned.pth").write_bytes(b"")
+    save_file(load_file(bundled), folder / "vgg_mini.safetensors", {"normalization_std": "0,0,0"})
+    found = ask(KERNELSCOPE_WEIGHTS_DIR=str(folder), KERNELSCOPE_PRELOAD="vgg11,vgg16,vgg_mini")
+    told = [one["found"] for one in found["weights"]]
+    assert all(one["state"] == "problem" and one["mend"] for one in found["weights"])
+    for name, file, text in (
+        ("vgg11", "vgg11.safetensors", "this file is vgg_mini's, not vgg11's"),
+        ("vgg16", "vgg16_finetuned.pth", "name it vgg16-finetuned.pth to use it as vgg16"),
+        ("vgg_mini", "vgg_mini.safetensors", "normalization_std in its metadata is 0,0,0"),
+    ):
+        (of_file,) = [one for one in told if one.startswith(f"{file}: ")]
+        (of_network,) = [one for one in told if one.startswith(f"no weights for {name}: ")]
+        assert text in of_file
+        assert of_network.endswith(of_file)
 
 
 def test_a_disk_that_is_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
