@@ -1,9 +1,10 @@
 """How good and how fast the solvers are: `python -m benchmarks.solver [--json] [--quick]`.
 
-With `--weights-dir`, `--images-dir` and `--reference FILE`: the problems of that file, which holds the reference
-procedure's trajectory on each. Always: a set on `vgg_mini`, for which the reference procedure is run here, and
-VGG16 conv5_3 with random weights at effort `quick`, for its speed. The summary covers the reference file's problems
-only. `--effort`, or `--evals N` for one descent of N evaluations, says how long the fast solver tries.
+With `--images-dir` and any number of pairs `--weights-dir DIR --reference FILE`: the problems of that file, which holds
+the reference procedure's trajectory on each, on the weights of that folder. Always: a set on `vgg_mini`, for which the
+reference procedure is run here, and VGG16 conv5_3 with random weights at effort `quick`, for its speed. The summary
+covers the reference files' problems only. `--effort`, or `--evals N` for one descent of N evaluations, says how long
+the fast solver tries.
 
 A problem's `loss`, `ssim` and `mse_others` are those of the delivered 8-bit picture; the reference's are of its float
 X̂.
@@ -330,9 +331,9 @@ def _line(row: dict[str, Any]) -> str:
 def main() -> None:
     """Run the cases, print a line each and the summary, or everything as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights-dir", type=Path)
+    parser.add_argument("--weights-dir", type=Path, action="append", default=[])
     parser.add_argument("--images-dir", type=Path)
-    parser.add_argument("--reference", type=Path)
+    parser.add_argument("--reference", type=Path, action="append", default=[])
     parser.add_argument("--quick", action="store_true", help="ends within 5 minutes on two cores")
     parser.add_argument("--effort", choices=list(EFFORTS), default="standard")
     parser.add_argument("--evals", type=int, metavar="N", help="one descent of N evaluations instead")
@@ -342,15 +343,15 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    if options.reference and not (options.weights_dir and options.images_dir):
-        parser.error("--reference needs --weights-dir and --images-dir: its problems are on their networks and images")
+    if len(options.reference) != len(options.weights_dir) or (options.reference and not options.images_dir):
+        parser.error("each --reference needs its --weights-dir, and all --images-dir: their problems are on these")
     if options.evals is not None and options.evals < 1:
         parser.error(f"--evals is {options.evals}; it must be 1 or more")
     keep_memory()
     logging.getLogger("worker").setLevel(logging.WARNING)
-    cases = [*mini_cases(500 if options.quick else 3000), random_case()]
-    if options.reference:
-        cases = [*reference_cases(options.weights_dir, options.images_dir, options.reference), *cases]
+    files = zip(options.weights_dir, options.reference, strict=True)
+    cases = [case for weights, file in files for case in reference_cases(weights, options.images_dir, file)]
+    cases += [*mini_cases(500 if options.quick else 3000), random_case()]
     rows = []
     for case in cases:
         solver = FastSolver.of(case.space, options.effort if case.reference.curve else "quick", options.evals)

@@ -1,6 +1,8 @@
 """`kernelscope demo`: the main job on two pictures, through the HTTP API of a private stack.
 
-The first is the paper's Figure 1: on an image of all colours, X̂ of a colour-selective kernel shows that colour only.
+The first is a photograph and the deepest layer that the weights cover: what two kernels see, by evidence and by the
+paper's method, side by side. The second is the paper's Figure 1: on an image of all colours, X̂ of a colour-selective
+kernel shows that colour only.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +26,10 @@ from shared.drawings import all_colours, scene
 from shared.schemas import Status
 from shared.settings import Settings
 
+DEEPEST = ("conv5_3", "conv4_3", "conv3_3", "conv2_2", "conv1_2", "conv1_1")
 CANDIDATES = 8
 HUE_WINDOW = 45  # degrees
+BOTH = ("evidence", "suppression")
 
 
 class DemoError(Exception):
@@ -71,9 +76,9 @@ def _show(client: Client, out: Path, console: Console) -> None:
     with progress(console) as bar:
         kernel, hue = _colour_kernel(client, plan, bar)
         first = _explain(client, plan, plan.colours, str(kernel), bar)
-        second = _explain(client, plan, plan.picture, plan.kernels, bar)
-    results = [(plan.colours, result) for result in first.results] + [
-        (plan.picture, result) for result in second.results
+        second = _explain(client, plan, plan.picture, plan.kernels, bar, effort="quick", methods=BOTH)
+    results = [(plan.picture, result) for result in second.results] + [
+        (plan.colours, result) for result in first.results
     ]
     results = [(subject, result) for subject, result in results if result.status == "succeeded"]
     console.print(_table(results))
@@ -81,14 +86,15 @@ def _show(client: Client, out: Path, console: Console) -> None:
     share = _share_near(first.results[0], hue)
     console.print(f"\nLook at [bold]{out}/[/bold]:")
     console.print(
+        f"  {_slug(plan.picture.title)}-*-panel.png: top left the {plan.picture.title}, below it what the kernel "
+        "responds to in it: by evidence, which excites nothing that the image does not, and by Zhuang et al.'s method "
+        "exactly, which may. The selected kernel's map stays; the other kernels' maps go dark."
+    )
+    console.print(
         f"  all-colours-*-panel.png: kernel {kernel} of {plan.colours.layer} was chosen because, "
         f"of the {CANDIDATES} most active ones, it answers to the narrowest range of hues, around {hue:.0f}° "
         f"({_hue_name(hue)}). X̂ keeps that colour and greys the rest: {share:.0%} of the colour in it is within "
         f"{HUE_WINDOW}° of that hue."
-    )
-    console.print(
-        f"  {_slug(plan.picture.title)}-*-panel.png: top left the {plan.picture.title}, below it what the kernel "
-        "responds to in it. The selected kernel's map stays; the other kernels' maps go dark."
     )
 
 
@@ -97,7 +103,7 @@ def _plan(client: Client, console: Console) -> Plan:
     vgg16 = client.model("vgg16")
     if vgg16.available:
         covered = [layer.name for layer in vgg16.layers if layer.available]
-        deepest = next(name for name in ("conv3_3", "conv2_2", "conv1_2", "conv1_1") if name in covered)
+        deepest = next(name for name in DEEPEST if name in covered)
         console.print(f"network: VGG-16, weights {vgg16.weights}; explained here: conv1_1 and {deepest}")
         return Plan(
             "vgg16",
@@ -127,11 +133,9 @@ def _photograph() -> Image.Image:
     return Image.fromarray(chelsea())
 
 
-def _explain(
-    client: Client, plan: Plan, subject: Subject, kernels: str, bar: Progress, effort: str = "standard"
-) -> Job:
+def _explain(client: Client, plan: Plan, subject: Subject, kernels: str, bar: Progress, **options: Any) -> Job:
     """One job, with its progress on the bar."""
-    job = client.explain(subject.picture, model=plan.model, layer=subject.layer, kernels=kernels, effort=effort)
+    job = client.explain(subject.picture, model=plan.model, layer=subject.layer, kernels=kernels, **options)
     task = bar.add_task(f"{subject.title}, {subject.layer}, kernel {kernels}", total=1.0)
     job.wait(on_change=lambda now: bar.update(task, completed=share_done(now)))
     if job.status is not Status.SUCCEEDED:
@@ -181,7 +185,8 @@ def _hue_name(hue: float) -> str:
 def _write(out: Path, results: list[tuple[Subject, Result]]) -> None:
     for subject, result in results:
         for name in ("panel.png", "optimized.png", "contrast.png"):
-            file = out / f"{_slug(subject.title)}-{subject.layer}-kernel{result.kernel}-{name}"
+            who = f"kernel{result.kernel}-{result.method}" if name != "panel.png" else f"kernel{result.kernel}"
+            file = out / f"{_slug(subject.title)}-{subject.layer}-{who}-{name}"
             file.write_bytes(result.file(name))
 
 
@@ -191,9 +196,8 @@ def _slug(title: str) -> str:
 
 def _table(results: list[tuple[Subject, Result]]) -> Table:
     title = "X̂ as delivered (8 bits), fed back through the network"
-    made = table(title, "picture, layer", *NUMBERS, right=("picture, layer", *NUMBERS))
-    made.columns[0].justify = "left"
+    made = table(title, "picture, layer", "method", *NUMBERS, right=NUMBERS)
     for subject, result in results:
-        made.add_row(f"{subject.title}, {subject.layer}", *numbers(result))
+        made.add_row(f"{subject.title}, {subject.layer}", result.method, *numbers(result))
     made.caption = MEANING
     return made

@@ -18,8 +18,8 @@ NUMBERS = ("kernel", "SSIM", "others", "invented", "grey", "loss", "start", "bla
 MEANING = (
     "Of the 8-bit picture, fed back through the network. SSIM: how well the kernel's map is kept. others: share of the "
     "other kernels' activation that is left. invented: activation below the layer that X̂ causes and the image does "
-    "not, over the image's. grey: pixels at the mean colour. loss: of X̂, of the original (start) and of an empty picture "
-    "(blank)."
+    "not, over the image's. grey: pixels at the mean colour. loss: of X̂, of the original (start) and of an empty "
+    "picture (blank)."
 )
 
 out = Console(highlight=False)
