@@ -5,8 +5,9 @@
     4 several images × methods                    8 several β: X̂, stretched, maps, differences
 
 Figure 3, the joint distribution, is `benchmarks.table1`'s. Without `--weights-dir` the network is `vgg_mini`; without
-`--images-dir` the images are drawn, and one is a photograph that scikit-image ships. Each figure is made by a job of
-the service on a private stack, and is the file that the service answers.
+`--images-dir` the photographs are four that scikit-image ships: a cat, an astronaut, coffee, a rocket. The methods are
+evidence and the paper's, side by side, and those that both are compared with. Each figure is made by a job of the service
+on a private stack, and is the file that the service answers.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from skimage import data
 from benchmarks.table1 import SUFFIXES
 from kernelscope.client import Client
 from kernelscope.stack import Stack, free_port
-from shared.drawings import all_colours, scene
+from shared.drawings import all_colours
 from shared.schemas import ItemResult
 from shared.settings import settings
 
-METHODS = "suppression,guided_backprop,deconvnet,lrp"
-LAYERS = {"vgg16": ("conv1_1", "conv2_2"), "vgg_mini": ("conv1_2", "conv3_2")}
+BOTH = "evidence,suppression"
+METHODS = f"{BOTH},guided_backprop,deconvnet,lrp"
+LOW = {"vgg16": "conv1_1", "vgg_mini": "conv1_2"}
+HIGH = {"vgg16": ("conv5_3", "conv4_3", "conv3_3", "conv2_2"), "vgg_mini": ("conv3_2",)}  # the first that is covered
 SIDE = 224
 
 
@@ -38,7 +41,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights-dir", type=Path)
     parser.add_argument("--images-dir", type=Path)
-    parser.add_argument("--model", choices=list(LAYERS), help="vgg16 where there is a weights folder")
+    parser.add_argument("--model", choices=list(LOW), help="vgg16 where there is a weights folder")
     parser.add_argument("--out", type=Path, default=Path("evidence/figures"))
     options = parser.parse_args()
 
@@ -64,13 +67,14 @@ def shown(folder: Path | None) -> list[bytes]:
     if folder:
         files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
         return [file.read_bytes() for file in files[:: max(1, len(files) // 4)][:4]]
-    photograph = Image.fromarray(data.astronaut()).resize((SIDE, SIDE))
-    return [png(photograph), *(png(scene(seed, SIDE).image) for seed in (0, 2, 5))]
+    four = (data.chelsea(), data.astronaut(), data.coffee(), data.rocket())
+    return [png(Image.fromarray(picture).resize((SIDE, SIDE))) for picture in four]
 
 
 def figures(client: Client, model: str, images: list[bytes]) -> list[tuple[str, bytes]]:
     """Each with its file's name."""
-    low, high = LAYERS[model]
+    low, covered = LOW[model], [layer.name for layer in client.model(model).layers if layer.available]
+    high = next(layer for layer in HIGH[model] if layer in covered)
     colours = explained(client, [png(all_colours(SIDE))], model=model, layer=low, kernels="top:6", methods=METHODS)
     first = max((one for one in colours.results if one.method == "suppression"), key=_emptiness)
     found = [
@@ -79,10 +83,10 @@ def figures(client: Client, model: str, images: list[bytes]) -> list[tuple[str, 
     ]
     ranked = explained(client, images[:1], model=model, layer=high, kernels="top:2").results
     one, two = sorted(result.kernel for result in ranked if result.kernel is not None)
-    for name, kernels, methods in (("4", one, METHODS), ("5", two, METHODS), ("6-7", f"{one},{two}", "suppression")):
+    for name, kernels, methods in (("4", one, METHODS), ("5", two, METHODS), ("6-7", f"{one},{two}", BOTH)):
         job = explained(client, images, model=model, layer=high, kernels=str(kernels), methods=methods)
         found.append((f"figure{name}.png", client.file(job.links["contact_sheet"])))
-    swept = explained(client, images[:1], model=model, layer=high, kernels=str(one), beta="0,0.3,1,3,10")
+    swept = explained(client, images[:1], model=model, layer=high, kernels=str(one), beta="0,0.3,1,3,10", methods=BOTH)
     found.append(("figure8.png", client.file(swept.results[0].artifacts["sweep.png"])))
     return found
 

@@ -36,6 +36,7 @@ from benchmarks import tables
 from benchmarks.solver import operations
 from shared import catalogue, images
 from shared.drawings import scene
+from shared.schemas import MAX_INVENTION, OPTIMIZED
 from worker.device import TorchDevice
 from worker.engine import Engine
 from worker.memory import keep_memory
@@ -43,7 +44,7 @@ from worker.networks import Networks
 from worker.questions import Answer, Picture, Question
 from worker.suppression import EFFORTS
 
-METHODS = ("guided_backprop", "deconvnet", "lrp", "suppression")
+METHODS = ("guided_backprop", "deconvnet", "lrp", "suppression", "evidence")
 ABLATION: dict[str, dict[str, Any]] = {
     "without L_r": {"alpha": 1.0, "beta": 0.0},
     "without L_s": {"alpha": 0.0, "beta": 1.0},
@@ -169,7 +170,9 @@ def plan(engine: Engine, options: argparse.Namespace) -> Iterator[Cell]:
                         if variant in ABLATION and number >= options.ablation_images:
                             continue
                         fingerprint = question.fingerprint(weights, device.version)
-                        passes = PASSES if variant in METHODS[:-1] else EFFORTS[options.effort].get("first", 400)
+                        passes = (
+                            PASSES if question.method not in OPTIMIZED else EFFORTS[options.effort].get("first", 400)
+                        )
                         yield Cell(name, block, layer, image, variant, question, fingerprint, passes * work)
 
 
@@ -178,9 +181,10 @@ def variants(
 ) -> Iterator[tuple[str, Question]]:
     """Each method's question, then those of the ablation."""
     for method in METHODS:
-        effort = options.effort if method == "suppression" else "standard"
-        rule = options.rule if method == "lrp" else "zplus"
-        yield method, Question(model, layer, picture, kernel, 1.0, 1.0, effort=effort, method=method, rule=rule)
+        own: dict[str, Any] = {"effort": options.effort} if method in OPTIMIZED else {}
+        own |= {"rule": options.rule} if method == "lrp" else {}
+        own |= {"only_remove": True, "max_invention": MAX_INVENTION} if method == "evidence" else {}
+        yield method, Question(model, layer, picture, kernel, 1.0, 1.0, method=method, **own)
     for name, weights in ABLATION.items():
         yield name, Question(model, layer, picture, kernel, effort=options.effort, **weights)
 

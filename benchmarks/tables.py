@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 
 Row = dict[str, Any]
 
-COLOURS = {"guided_backprop": "#d1752c", "deconvnet": "#7a9a3a", "lrp": "#8a5aa8", "suppression": "#1b6ca8"}
+COLOURS = {
+    "guided_backprop": "#d1752c",
+    "deconvnet": "#7a9a3a",
+    "lrp": "#8a5aa8",
+    "suppression": "#1b6ca8",
+    "evidence": "#1f8a70",
+}
 TITLES = {"guided_backprop": "guided backpropagation", "deconvnet": "deconvolution", "lrp": "LRP"}
 ABLATION = ("without L_r", "without L_s", "SSIM ≥ 0.95")
 MEASURES = ("ssim", "mse_others", "mse_ratio", "leakage")

@@ -86,7 +86,7 @@ LossWeights = Annotated[
     Field(min_length=1, max_length=64),
 ]
 Method = Literal["suppression", "evidence", "guided_backprop", "deconvnet", "lrp"]
-MAX_INVENTION = 0.05  # ε of `evidence` where neither γ nor ε is asked for
+MAX_INVENTION = 0.045  # ε of `evidence` where neither γ nor ε is asked for
 GAMMA = 1.0  # γ of `evidence` by the reference solver, which keeps no bounds
 OPTIMIZED = ("suppression", "evidence")  # the methods that optimise X̂, with α, β and a solver
 Methods = Annotated[
@@ -175,7 +175,6 @@ class ExplainOptions(BaseModel):
         asked = [
             name for name in ("target_ssim", "max_preservation", "max_invention") if getattr(self, name) is not None
         ]
-        asked += ["only_remove"] if self.only_remove else []
         if asked and self.solver != "fast":
             raise ValueError(f'{" and ".join(asked)} cannot be kept by solver "reference"; use "fast"')
         return self

@@ -31,6 +31,11 @@ class PlainVgg:
 
     def maps(self, pixels: Array) -> Array:
         """(H, W, 3) bytes → the layer's maps after its ReLU, (C, h, w), in float64."""
+        return self.all_maps(pixels)[-1]
+
+    def all_maps(self, pixels: Array) -> list[Array]:
+        """The same of every layer from the first to this one."""
+        found: list[Array] = []
         x = torch.from_numpy(((pixels / 255 - self.mean) / self.std).transpose(2, 0, 1)[None])
         wanted = tuple(int(part) for part in self.layer.removeprefix("conv").split("_"))
         node = 0
@@ -41,8 +46,9 @@ class PlainVgg:
                         tensors.get_tensor(f"features.{node}.{kind}").double() for kind in ("weight", "bias")
                     )
                     x = functional.relu(functional.conv2d(x, weight, bias, padding=1))
+                    found.append(np.asarray(x[0].numpy()))
                     if (block, number) == wanted:
-                        return np.asarray(x[0].numpy())
+                        return found
                     node += 2
                 x = functional.max_pool2d(x, 2)
                 node += 1
@@ -53,7 +59,8 @@ def numbers(network: PlainVgg, original: bytes, delivered: bytes, size: int, ker
     """Losses and metrics under the names of the contract, α = β = 1."""
     picture = Image.open(BytesIO(original)).convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
     before_pixels, after_pixels = (np.asarray(each).astype(float) for each in (picture, Image.open(BytesIO(delivered))))
-    before, after = network.maps(before_pixels), network.maps(after_pixels)
+    (*below_before, before), (*below_after, after) = map(network.all_maps, (before_pixels, after_pixels))
+    invented = [np.maximum(b - a, 0).sum() / a.sum() for a, b in zip(below_before, below_after, strict=True)]
     others = np.arange(len(before)) != kernel
     grey = np.round(255 * np.array(network.mean))
     x = np.where(after_pixels == grey, 0, (after_pixels / 255 - network.mean) / network.std)
@@ -70,6 +77,7 @@ def numbers(network: PlainVgg, original: bytes, delivered: bytes, size: int, ker
         "mse_others_before": (before[others] ** 2).mean(),
         "mse_selected": ((after[kernel] - before[kernel]) ** 2).mean(),
         "leakage": leakage,
+        "invention": np.mean(invented) if invented else 0.0,
         "sparsity": (after_pixels == grey).all(axis=2).mean(),
     }
 

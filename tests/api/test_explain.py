@@ -15,6 +15,7 @@ from httpx import Client, Response
 from PIL import Image
 from redis import Redis
 
+from shared.schemas import MAX_INVENTION
 from shared.settings import Settings
 from shared.workers import WorkerState
 from tests.api.conftest import serving
@@ -78,6 +79,8 @@ def test_a_form_makes_a_job(client: Client) -> None:
         "iterations": None,
         "target_ssim": None,
         "max_preservation": None,
+        "gamma": None,
+        "max_invention": None,
         "only_remove": False,
         "deadline_s": None,
         "webhook_url": None,
@@ -122,6 +125,25 @@ def test_an_image_can_be_named_by_its_hash_when_it_was_sent_before(client: Clien
 
 
 @pytest.mark.parametrize(
+    ("fields", "gamma", "most"),
+    [
+        ({}, None, None),
+        ({"methods": ["evidence", "suppression"]}, None, MAX_INVENTION),
+        ({"methods": "evidence", "gamma": 2.5}, 2.5, None),
+        ({"methods": "evidence", "gamma": 0}, 0, None),
+        ({"methods": "evidence", "max_invention": 0.2}, None, 0.2),
+        ({"methods": "evidence", "solver": "reference"}, 1.0, None),
+    ],
+)
+def test_evidence_has_defaults_of_its_own(
+    client: Client, fields: dict[str, Any], gamma: float | None, most: float | None
+) -> None:
+    """The job says which weight or bound its evidence has; without that method it has none."""
+    asked = post_json(client, **fields).json()["request"]
+    assert (asked["gamma"], asked["max_invention"]) == (gamma, most)
+
+
+@pytest.mark.parametrize(
     ("fields", "slug", "words"),
     [
         ({"model": "resnet50"}, "unknown-model", ["resnet50", "vgg16", "vgg_mini"]),
@@ -133,7 +155,7 @@ def test_an_image_can_be_named_by_its_hash_when_it_was_sent_before(client: Clien
         ({"kernels": [-1]}, "invalid-request", ["kernels", "zero-based"]),
         ({"kernels": "top:0"}, "invalid-request", ["top:0", "top:N"]),
         ({"kernels": "best"}, "invalid-request", ["best", "top:N"]),
-        ({"methods": ["magic"]}, "invalid-request", ["methods", "suppression"]),
+        ({"methods": ["magic"]}, "invalid-request", ["methods", "suppression", "evidence"]),
         ({"alpha": -1}, "invalid-request", ["alpha", "greater than or equal to 0"]),
         ({"beta": "much"}, "invalid-request", ["beta", "valid number", "much"]),
         ({"alpha": []}, "invalid-request", ["alpha"]),
@@ -143,7 +165,12 @@ def test_an_image_can_be_named_by_its_hash_when_it_was_sent_before(client: Clien
         ({"target_ssim": 1.5}, "invalid-request", ["target_ssim", "less than 1"]),
         ({"max_preservation": 0}, "invalid-request", ["max_preservation", "greater than 0"]),
         ({"target_ssim": 0.9, "solver": "reference"}, "invalid-request", ["target_ssim", "reference", "fast"]),
-        ({"only_remove": True, "solver": "reference"}, "invalid-request", ["only_remove", "reference", "fast"]),
+        ({"max_invention": 0.1, "methods": "evidence", "solver": "reference"}, "invalid-request", ["max_invention"]),
+        ({"gamma": 1}, "invalid-request", ["gamma", 'method "evidence"', "not among the methods"]),
+        ({"max_invention": 0.1, "methods": ["lrp"]}, "invalid-request", ["max_invention", 'method "evidence"']),
+        ({"methods": "evidence", "gamma": 1, "max_invention": 0.1}, "invalid-request", ["give one"]),
+        ({"methods": "evidence", "gamma": -1}, "invalid-request", ["gamma", "greater than or equal to 0"]),
+        ({"methods": "evidence", "max_invention": 0}, "invalid-request", ["max_invention", "greater than 0"]),
         ({"colour": "red"}, "invalid-request", ["colour", "no such field", "layer", "kernels"]),
         ({"images": []}, "invalid-request", ["images", "at least 1"]),
         ({"images": [{}]}, "invalid-request", ["images.0", "data", "sha256"]),

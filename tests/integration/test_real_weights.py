@@ -1,6 +1,7 @@
 """The main job on ImageNet networks and photographs, which CI has and a user's machine need not.
 
-`KERNELSCOPE_TEST_WEIGHTS` and `KERNELSCOPE_TEST_IMAGES` name the folders.
+`KERNELSCOPE_TEST_WEIGHTS` (partial VGGs, SqueezeNet), `KERNELSCOPE_TEST_VGG16` (the complete VGG-16) and
+`KERNELSCOPE_TEST_IMAGES` name the folders.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from worker.suppression import Problems, ReferenceSolver, losses, solve
 pytestmark = pytest.mark.weights
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+VGG16_MEAN = (0.485020, 0.457957, 0.407604)  # of the complete file
 PROBLEMS = [
     ("vgg16", "conv1_1", 16, "n07747607_orange.JPEG"),
     ("vgg16", "conv2_2", 19, "n07742313_Granny_Smith.JPEG"),
@@ -100,6 +102,37 @@ def test_an_explanation_of_a_photograph(
     told = {**result.metrics.model_dump(), **result.losses.model_dump()}
     for metric, value in numbers(network, image, delivered, 224, kernel).items():
         assert told[metric] == pytest.approx(value, abs=1e-3, rel=1e-3), metric
+
+
+def test_the_deepest_layer_by_both_methods(tmp_path: Path) -> None:
+    """VGG16 conv5_3 over HTTP: evidence keeps the map, invents little and says so by numbers that are had twice."""
+    weights, image = folder("KERNELSCOPE_TEST_VGG16"), photograph("n07747607_orange.JPEG")
+    settings = local_settings(tmp_path, weights_dir=weights, preload=("vgg16",))
+    with Stack(settings, print).running() as stack, Client(stack.url) as client:
+        job = client.explain(
+            [image], layer="conv5_3", kernels=[298], methods=["evidence", "suppression"], effort="quick"
+        ).wait()
+        assert job.status is Status.SUCCEEDED, job.error
+        evidence, paper = job.results
+        for result in (evidence, paper):
+            assert result.metrics is not None
+            assert result.losses is not None
+            assert result.weights is not None
+            print(result.method, result.losses.total, result.metrics.ssim, result.metrics.invention, result.note)
+            network = PlainVgg(weights / result.weights.source, VGG_BLOCKS["vgg16"], "conv5_3", VGG16_MEAN, STD)
+            told = {**result.metrics.model_dump(), **result.losses.model_dump()}
+            delivered = client.file(result.artifacts["optimized.png"])
+            for metric, value in numbers(network, image, delivered, 224, 298).items():
+                assert told[metric] == pytest.approx(value, abs=1e-3, rel=2e-3), metric
+            assert (result.metrics.ssim or 0) >= 0.95
+        assert evidence.target_met
+        assert evidence.note is None
+        assert paper.note is not None
+        assert "methods=evidence" in paper.note
+        assert evidence.metrics is not None
+        assert evidence.metrics.invention is not None
+        assert evidence.metrics.invention <= 0.06
+        assert list(evidence.metrics.invention_by_layer or {})[::11] == ["conv1_1", "conv5_2"]
 
 
 def test_a_batch_mate_changes_a_real_explanation_by_less_than_two_percent(weights: Path) -> None:

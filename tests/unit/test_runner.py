@@ -6,20 +6,22 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event, Thread
 
+import numpy as np
 import pytest
 from redis import Redis
 
 from shared.errors import LayerNotCovered, StoreUnavailable
 from shared.jobs import Hold, Records, Retention, Transitions
-from shared.schemas import ExplainRequest, Job, Status, plan
+from shared.schemas import MAX_INVENTION, ExplainRequest, Job, Status, plan
 from shared.store import BlobStore
 from tests.conftest import noise, png
 from worker import runner as runner_module
-from worker.dummy import DummyBatch, DummyDevice
+from worker.artifacts import note
+from worker.dummy import DummyBatch, DummyDevice, _answer
 from worker.engine import Engine
 from worker.pulse import Pulse
 from worker.questions import Answered, Batch, Question, Ticket
@@ -369,3 +371,39 @@ def test_what_a_method_does_not_look_at_does_not_make_other_work(bench: Bench) -
         runner.run("three:0")
     again = [[result.reused for result in bench.records.job(name).results] for name in ("one", "two", "three")]
     assert again == [[False, False], [True, False], [False, True]]
+
+
+def test_what_evidence_is_asked(bench: Bench) -> None:
+    """The paper's method with one more term, and only taking away; suppression beside it has neither."""
+    asked: list[Question] = []
+    with bench.runner() as runner:
+        batch = runner.engine.device.batch
+        runner.engine.device.batch = lambda question: batch(asked.append(question) or question)  # type: ignore[method-assign, func-returns-value]
+        bench.submit("one", methods=["evidence", "suppression"], kernels=[1], beta=[1.0, 2.0])
+        runner.run("one:0")
+    told = [(one.method, one.beta, one.only_remove, one.gamma, one.max_invention) for one in asked]
+    evidence, plain = (("evidence", True, 0.0, MAX_INVENTION), ("suppression", False, 0.0, None))
+    assert told == [(name, beta, *rest) for name, *rest in (evidence, plain) for beta in (1.0, 2.0)]
+    assert all(result.metrics.invention is not None for result in bench.records.job("one").results if result.metrics)
+
+
+def test_a_picture_that_invents_says_so(bench: Bench) -> None:
+    """A note in words, which names the method that does not; none where it invents little."""
+    with bench.runner() as runner:
+        bench.submit("little", methods=["suppression"], kernels=[1])
+        runner.run("little:0")
+    (result,) = bench.records.job("little").results
+    assert result.note is None
+    question = Question("vgg_mini", "conv2_1", np.zeros((48, 48, 3), np.uint8), 1, 1.0, 1.0)
+    answer = _answer(question, 1, "budget")
+    loud = replace(answer, metrics=answer.metrics.model_copy(update={"invention": 0.42}))
+    for method, advice in (
+        ("suppression", "methods=evidence"),
+        ("evidence", "max_invention"),
+        ("lrp", "methods=evidence"),
+    ):
+        told = note(loud, replace(question, method=method))
+        assert told is not None
+        assert "42%" in told
+        assert "conv2_1" in told
+        assert advice in told

@@ -25,7 +25,7 @@ class VggMini(nn.Module):
     WIDTHS = (16, 32, 64, 96)
     OUTPUTS = (6, 6, 4)
 
-    def __init__(self, *, batch_norm: bool = False) -> None:
+    def __init__(self, *, batch_norm: bool = False, bias: bool = True) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
@@ -33,7 +33,7 @@ class VggMini(nn.Module):
             if block:
                 layers.append(nn.MaxPool2d(2))
             for _ in range(2):
-                layers.append(nn.Conv2d(channels, width, 3, padding=1))
+                layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=bias))
                 if batch_norm:
                     layers.append(nn.BatchNorm2d(width))
                 layers.append(nn.ReLU())

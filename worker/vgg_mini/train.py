@@ -51,14 +51,16 @@ def normalised(images: Tensor) -> Tensor:
     return (images.float() / 255 - mean) / std
 
 
-def train(model: VggMini, images: Tensor, labels: Tensor, rng: Generator) -> None:
+def train(
+    model: VggMini, images: Tensor, labels: Tensor, rng: Generator, epochs: int = EPOCHS, rate: float = LEARNING_RATE
+) -> None:
     """AdamW with a one-cycle learning rate; prints a line an epoch."""
-    steps = EPOCHS * (len(images) // BATCH)
-    optimiser = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=steps)
+    steps = epochs * (len(images) // BATCH)
+    optimiser = torch.optim.AdamW(model.parameters(), rate, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps)
     model.train()
     start = time.perf_counter()
-    for epoch in range(EPOCHS):
+    for epoch in range(epochs):
         order = torch.from_numpy(rng.permutation(len(images)))[: len(images) // BATCH * BATCH]
         total = 0.0
         for batch in order.split(BATCH):
@@ -68,7 +70,7 @@ def train(model: VggMini, images: Tensor, labels: Tensor, rng: Generator) -> Non
             optimiser.step()
             schedule.step()
             total += loss.item()
-        print(f"epoch {epoch + 1}/{EPOCHS}  loss {total * BATCH / len(order):.4f}  {time.perf_counter() - start:.0f} s")
+        print(f"epoch {epoch + 1}/{epochs}  loss {total * BATCH / len(order):.4f}  {time.perf_counter() - start:.0f} s")
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,0 +1,67 @@
+"""For `benchmarks.ground_truth`: `vgg_mini` trained without biases, so that a blank picture excites nothing in it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from shared.schemas import WeightsUsed
+from worker.architectures import cuts
+from worker.networks import LoadedNetwork, Networks
+from worker.suppression import PixelSpace
+from worker.vgg_mini import VggMini
+from worker.vgg_mini.train import accuracy, pictures, train
+
+PICTURES, HELD_OUT, EPOCHS, RATE = 6000, 500, 6, 2e-3
+
+
+def trained(file: Path) -> VggMini:
+    """From the file; trained, and written there, where it is not."""
+    model = VggMini(bias=False)
+    if file.exists():
+        model.load_state_dict(load_file(file))
+        return model
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    rng = np.random.default_rng(0)
+    with contextlib.redirect_stdout(sys.stderr):
+        print("training a small network without biases, some minutes")
+        train(model.to(memory_format=torch.channels_last), *pictures(rng, PICTURES), rng, EPOCHS, RATE)
+        print("held-out accuracy:", accuracy(model.eval(), *pictures(np.random.default_rng(1), HELD_OUT)))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, file)
+    return model
+
+
+class UnbiasedNetworks(Networks):
+    """That network, as an engine's device takes it, under the name `vgg_mini`.
+
+    Args:
+        file: where it is kept.
+    """
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(Path("/nonexistent"), torch.device("cpu"), download=False)
+        features = trained(file).features.eval().requires_grad_(False)
+        self.unbiased = LoadedNetwork(
+            name="vgg_mini without biases",
+            space=PixelSpace.of(VggMini.MEAN, VggMini.STD),
+            input_size=VggMini.INPUT_SIZE,
+            weights=WeightsUsed(source=file.name, sha256=hashlib.sha256(file.read_bytes()).hexdigest()),
+            reason="trained by the benchmark",
+            cuts={name: cut.preactivation(features) for name, cut in cuts("vgg_mini").items()},
+        )
+
+    def get(self, name: str) -> LoadedNetwork:
+        """The only network."""
+        assert name == "vgg_mini"
+        return self.unbiased
