@@ -13,7 +13,7 @@ efforts    `--efforts`, more than an hour: γ × effort on the problems of `--re
 cost       ms of an evaluation with the term over one without
 
 Each row is kept in `--rows` as soon as it is there: the same command goes on where it was interrupted. `--quick` takes
-two photographs a layer. `--plot FILE` draws images × methods of what `--pictures` holds.
+two photographs a layer. `--plot FILE` draws images × methods there, and beside it the curve of `--efforts`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from api.consistency import consistency, description, discrimination
+from benchmarks import evidence_plots as plots
 from benchmarks.readings import OtherEye, deletion, small_changes, strength, tensor
 from benchmarks.table1 import pictures, read
 from shared import catalogue, images
@@ -64,7 +65,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "deconvnet": {"method": "deconvnet"},
     "lrp": {"method": "lrp"},
 }
-FADES = [step / 20 for step in range(1, 20)]
+FADES = [step / 10 for step in range(1, 10)]
 PAIRS = 3  # kernels, and photographs, of a layer
 ALONE, WITHOUT = 0.7, 0.25  # a quadrant drives a kernel: ΣF_i with nothing else, and without it, over all of it
 GRID_METHODS = ("paper", "evidence", "only_remove", "guided_backprop", "deconvnet", "lrp")
@@ -159,6 +160,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         engine.close()
     rows = list(bench.rows.values())
+    if options.plot:
+        plots.mosaic(rows, shown, options.pictures, options.plot)
+        if any(row["part"] == "efforts" for row in rows):
+            plots.curve(rows, options.plot.with_stem(f"{options.plot.stem}-efforts"))
     report = {"rows": rows, "summary": summary(rows), "cost": cost}
     print(json.dumps(report, indent=1) if options.json else markdown(report))
     return 0
@@ -174,6 +179,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="two photographs a layer; no pairs, no grid")
     parser.add_argument("--rows", type=Path, default=Path("docs/evidence/evidence.jsonl"))
     parser.add_argument("--pictures", type=Path, default=Path("evidence/pictures"))
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="as evidence.png")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     if options.efforts and not options.reference:

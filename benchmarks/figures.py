@@ -6,8 +6,8 @@
 
 Figure 3, the joint distribution, is `benchmarks.table1`'s. Without `--weights-dir` the network is `vgg_mini`; without
 `--images-dir` the photographs are four that scikit-image ships: a cat, an astronaut, coffee, a rocket. The methods are
-evidence and the paper's, side by side, and those that both are compared with. Each figure is made by a job of the service
-on a private stack, and is the file that the service answers.
+evidence and the paper's, side by side, and those that both are compared with. Each figure is made by a job of the
+service on a private stack, and is the file that the service answers.
 """
 
 from __future__ import annotations
