@@ -41,7 +41,7 @@ from benchmarks import evidence_plots as plots
 from benchmarks.readings import OtherEye, deletion, small_changes, strength, tensor
 from benchmarks.table1 import pictures, read
 from shared import catalogue, images
-from shared.schemas import MAX_INVENTION
+from shared.schemas import GAMMA
 from worker.answers import measured, pose
 from worker.device import TorchDevice
 from worker.engine import Engine
@@ -56,7 +56,7 @@ Row = dict[str, Any]
 MODEL = "vgg16"
 LAYERS = ("conv2_2", "conv3_3", "conv4_3", "conv5_3")
 IMAGES, RANK = 12, 2  # photographs of a layer; the third most active kernel
-EVIDENCE = {"method": "evidence", "only_remove": True, "max_invention": MAX_INVENTION}
+EVIDENCE = {"method": "evidence", "only_remove": True, "gamma": GAMMA}
 METHODS: dict[str, dict[str, Any]] = {
     "paper": {"method": "suppression"},
     "evidence": EVIDENCE,

@@ -41,7 +41,7 @@ from api.consistency import Description, consistency, description, discriminatio
 from benchmarks import planted
 from benchmarks.unbiased import UnbiasedNetworks
 from shared.drawings import COLOURS, TEXTURES, Drawing, Figure, draw, random_background, scene
-from shared.schemas import MAX_INVENTION
+from shared.schemas import GAMMA
 from worker.device import TorchDevice
 from worker.engine import Engine
 from worker.memory import keep_memory
@@ -52,7 +52,7 @@ from worker.suppression import EFFORTS, PixelSpace
 Mask = NDArray[np.bool_]
 
 METHODS: dict[str, dict[str, Any]] = {
-    "evidence": {"method": "evidence", "only_remove": True, "max_invention": MAX_INVENTION},
+    "evidence": {"method": "evidence", "only_remove": True, "gamma": GAMMA},
     "guided_backprop": {"method": "guided_backprop"},
     "deconvnet": {"method": "deconvnet"},
     "lrp": {"method": "lrp"},

@@ -86,8 +86,7 @@ LossWeights = Annotated[
     Field(min_length=1, max_length=64),
 ]
 Method = Literal["suppression", "evidence", "guided_backprop", "deconvnet", "lrp"]
-MAX_INVENTION = 0.045  # ε of `evidence` where neither γ nor ε is asked for
-GAMMA = 1.0  # γ of `evidence` by the reference solver, which keeps no bounds
+GAMMA = 2.0  # γ of `evidence` where neither γ nor ε is asked for
 OPTIMIZED = ("suppression", "evidence")  # the methods that optimise X̂, with α, β and a solver
 Methods = Annotated[
     list[Method],
@@ -159,13 +158,13 @@ class ExplainOptions(BaseModel):
         ge=0,
         le=1000,
         description="of `evidence`: γ, the weight of L_e, which is the activation below the layer that X̂ causes and "
-        "neither the image nor a blank picture does; instead of `max_invention`",
+        f"neither the image nor a blank picture does; {GAMMA:g} unless `max_invention` is given",
     )
     max_invention: float | None = Field(
         None,
         gt=0,
         le=10,
-        description=f"of `evidence`: ε, the most that L_e may be in the PNG; {MAX_INVENTION} unless `gamma` is given",
+        description="of `evidence`: ε, the most that L_e may be in the PNG, instead of a weight",
     )
     deadline_s: Deadline = None
     webhook_url: WebhookUrl = None
@@ -188,10 +187,7 @@ class ExplainOptions(BaseModel):
         if len(asked) > 1:
             raise ValueError("gamma and max_invention: give one, a weight of L_e or a bound of it")
         if "evidence" in self.methods and not asked:
-            if self.solver == "reference":
-                self.gamma = GAMMA
-            else:
-                self.max_invention = MAX_INVENTION
+            self.gamma = GAMMA
         return self
 
 

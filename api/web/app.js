@@ -29,7 +29,7 @@ function notice(text) {
 
 const run = guard(async () => {
   const bound = numbersIn("target_ssim", "SSIM");
-  const invention = numbersIn("max_invention", "what evidence may invent");
+  const gamma = numbersIn("gamma", "γ");
   const body = {
     ...choose.choice(),
     methods: [...$("methods").querySelectorAll(":checked")].map((box) => box.value),
@@ -38,7 +38,7 @@ const run = guard(async () => {
     effort: $("effort").value,
     only_remove: $("only_remove").checked,
     ...(bound.length ? { target_ssim: bound[0] } : {}),
-    ...(invention.length && $("methods").querySelector("[value=evidence]").checked ? { max_invention: invention[0] } : {}),
+    ...(gamma.length && $("methods").querySelector("[value=evidence]").checked ? { gamma: gamma[0] } : {}),
   };
   if (!body.methods.length) throw new Error("Choose at least one method.");
   for (const name of ["alpha", "beta"]) if (!body[name].length) delete body[name];
@@ -247,7 +247,7 @@ function again() {
   for (const name of ["alpha", "beta"]) $(name).value = request[name].join(", ");
   $("effort").value = request.effort;
   $("target_ssim").value = request.target_ssim ?? "";
-  $("max_invention").value = request.max_invention ?? "";
+  $("gamma").value = request.gamma ?? "";
   $("only_remove").checked = request.only_remove;
   choose.fill(request, picture);
   scrollTo({ top: 0 });

@@ -15,7 +15,7 @@ from httpx import Client, Response
 from PIL import Image
 from redis import Redis
 
-from shared.schemas import MAX_INVENTION
+from shared.schemas import GAMMA
 from shared.settings import Settings
 from shared.workers import WorkerState
 from tests.api.conftest import serving
@@ -128,11 +128,11 @@ def test_an_image_can_be_named_by_its_hash_when_it_was_sent_before(client: Clien
     ("fields", "gamma", "most"),
     [
         ({}, None, None),
-        ({"methods": ["evidence", "suppression"]}, None, MAX_INVENTION),
+        ({"methods": ["evidence", "suppression"]}, GAMMA, None),
         ({"methods": "evidence", "gamma": 2.5}, 2.5, None),
         ({"methods": "evidence", "gamma": 0}, 0, None),
         ({"methods": "evidence", "max_invention": 0.2}, None, 0.2),
-        ({"methods": "evidence", "solver": "reference"}, 1.0, None),
+        ({"methods": "evidence", "solver": "reference"}, GAMMA, None),
     ],
 )
 def test_evidence_has_defaults_of_its_own(

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +17,13 @@ from redis import Redis
 
 from shared.errors import LayerNotCovered, StoreUnavailable
 from shared.jobs import Hold, Records, Retention, Transitions
-from shared.schemas import MAX_INVENTION, ExplainRequest, Job, Status, plan
+from shared.schemas import GAMMA, ExplainRequest, Job, Status, plan
 from shared.store import BlobStore
 from tests.conftest import noise, png
 from worker import runner as runner_module
 from worker.artifacts import note
 from worker.dummy import DummyBatch, DummyDevice, _answer
-from worker.engine import Engine
+from worker.engine import Asked, Engine
 from worker.pulse import Pulse
 from worker.questions import Answered, Batch, Question, Ticket
 from worker.runner import Runner, _SliceRun
@@ -373,16 +374,21 @@ def test_what_a_method_does_not_look_at_does_not_make_other_work(bench: Bench) -
     assert again == [[False, False], [True, False], [False, True]]
 
 
-def test_what_evidence_is_asked(bench: Bench) -> None:
+def test_what_evidence_is_asked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The paper's method with one more term, and only taking away; suppression beside it has neither."""
     asked: list[Question] = []
     with bench.runner() as runner:
-        batch = runner.engine.device.batch
-        runner.engine.device.batch = lambda question: batch(asked.append(question) or question)  # type: ignore[method-assign, func-returns-value]
+        ask = runner.engine.ask
+
+        def noted(questions: Sequence[Question], **how: Any) -> Asked:
+            asked.extend(questions)
+            return ask(questions, **how)
+
+        monkeypatch.setattr(runner.engine, "ask", noted)
         bench.submit("one", methods=["evidence", "suppression"], kernels=[1], beta=[1.0, 2.0])
         runner.run("one:0")
     told = [(one.method, one.beta, one.only_remove, one.gamma, one.max_invention) for one in asked]
-    evidence, plain = (("evidence", True, 0.0, MAX_INVENTION), ("suppression", False, 0.0, None))
+    evidence, plain = (("evidence", True, GAMMA, None), ("suppression", False, 0.0, None))
     assert told == [(name, beta, *rest) for name, *rest in (evidence, plain) for beta in (1.0, 2.0)]
     assert all(result.metrics.invention is not None for result in bench.records.job("one").results if result.metrics)
 

@@ -27,7 +27,7 @@ the end most of the other kernels' responses stand at 0, where a subgradient of 
 * Where X̂ may only remove, the box is that between X and the mean colour: then it can show nothing that X does not.
 * Where γ·L_e is in the loss (taps.py) its subgradient is part of g. Under a bound L_e ≤ ε γ is that constraint's
   multiplier: it grows by a factor while L_e is above the bound and shrinks while it is below, in the second half of
-  a descent; before, long steps invent what short ones take back.
+  each descent; before, long steps invent what short ones take back.
 * Under a bound L_p ≤ ε, y is that constraint's multiplier: it is not projected but shortened by σ_y·ε. Where the bound
   is one of SSIM, ε follows: it shrinks while SSIM is below the bound and grows while above.
 """
@@ -298,7 +298,7 @@ class FastSolver:
         return torch.where(problems.min_ssim > -1, follows, state.bound)
 
     def _price(self, problems: Problems, state: FastState, now: Losses, age: Tensor) -> Tensor:
-        """γ, (B,), after L_e was measured: it follows where L_e is bounded, the closer the smaller the steps are."""
+        """γ, (B,), after L_e was measured: where L_e is bounded it follows, the faster the shorter the steps are."""
         least, _, most = self.price
         over = (now.invention / (self.inside_below * problems.max_invention) - 1).clamp(-1, 1)
         pace = self.pricing * (2 * self._share(state, age) - 1).clamp_min(0)

@@ -1,0 +1,151 @@
+"""The method `evidence` and the metric `invention`, through the engine, on the network that comes with the program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from shared.drawings import scene
+from tests.recompute import VGG_BLOCKS, PlainVgg, numbers
+from worker.architectures import ARCHITECTURES, cuts
+from worker.device import TorchBatch, TorchDevice
+from worker.engine import Engine
+from worker.networks import LoadedNetwork, Networks
+from worker.pace import pace
+from worker.questions import Answer, Picture, Question, Ticket
+from worker.suppression import PixelSpace
+from worker.vgg_mini import WEIGHTS_FILE, VggMini
+
+LAYER = "conv3_1"
+PICTURE: Picture = np.asarray(scene(5, 96).image)
+METHODS: tuple[dict[str, Any], ...] = (
+    {"method": "evidence", "only_remove": True, "max_invention": 0.15},
+    {"method": "evidence", "only_remove": True, "gamma": 1.0},
+    {"method": "suppression"},
+    {"method": "lrp"},
+)
+
+
+@pytest.fixture(scope="module")
+def device() -> TorchDevice:
+    """The CPU, with nothing but `vgg_mini`."""
+    return TorchDevice(Networks(Path("/nonexistent"), torch.device("cpu"), download=False))
+
+
+@pytest.fixture(scope="module")
+def answers(device: TorchDevice) -> Iterator[list[Answer]]:
+    """One kernel by all of `METHODS`."""
+    engine = Engine(device)
+    kernel = engine.call(device.ranking, "vgg_mini", LAYER, PICTURE)[0]
+    asked = [question(kernel, **options) for options in METHODS]
+    found = dict(engine.ask(asked))
+    yield [answer for number in range(len(asked)) if isinstance(answer := found[number], Answer)]
+    engine.close()
+
+
+def question(kernel: int, picture: Picture = PICTURE, **options: Any) -> Question:
+    """A quick one."""
+    return Question("vgg_mini", LAYER, picture, kernel, 1.0, 1.0, effort="quick", **options)
+
+
+def png(picture: Picture) -> bytes:
+    """As a file."""
+    buffer = BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_every_method_s_invention_is_that_of_the_formula(answers: list[Answer]) -> None:
+    """Against the network written down once more, on the delivered picture; by layer, the mean of them."""
+    assert len(answers) == len(METHODS)
+    network = PlainVgg(WEIGHTS_FILE, VGG_BLOCKS["vgg_mini"], LAYER, VggMini.MEAN, VggMini.STD)
+    for answer in answers:
+        told = numbers(network, png(PICTURE), png(answer.picture), 96, 0)["invention"]
+        assert answer.metrics.invention == pytest.approx(told, rel=1e-4)
+        by_layer = answer.metrics.invention_by_layer
+        assert by_layer is not None
+        assert list(by_layer) == ["conv1_1", "conv1_2", "conv2_1", "conv2_2"]
+        assert answer.metrics.invention == pytest.approx(np.mean(list(by_layer.values())), rel=1e-6)
+
+
+def test_evidence_keeps_its_bound_and_takes_only_away(answers: list[Answer]) -> None:
+    """The bound is kept in 8 bits; with either form less is invented than by the paper's method."""
+    bounded, weighed, paper, _ = answers
+    assert bounded.target_met
+    assert weighed.target_met is None
+    assert paper.metrics.invention is not None
+    for answer in (bounded, weighed):
+        assert answer.metrics.invention is not None
+        assert answer.metrics.invention < 0.7 * paper.metrics.invention
+        grey = np.array(VggMini.MEAN) * 255
+        low, high = np.minimum(PICTURE, grey), np.maximum(PICTURE, grey)
+        assert (answer.picture >= low - 1).all()
+        assert (answer.picture <= high + 1).all()
+
+
+def test_problems_of_an_image_share_what_it_causes(device: TorchDevice) -> None:
+    """However they come: at once, later, or as another array of the same pixels; another image has its own."""
+    first, *rest = (Ticket(question(kernel, **METHODS[1])) for kernel in device.ranking("vgg_mini", LAYER, PICTURE)[:3])
+    batch = device.batch(first.question)
+    assert isinstance(batch, TorchBatch)
+    batch.add([first])
+    batch.step()
+    batch.add([rest[0], Ticket(question(rest[1].question.kernel, PICTURE.copy(), **METHODS[1]))])
+    other = np.asarray(scene(6, 96).image)
+    batch.add([Ticket(question(device.ranking("vgg_mini", LAYER, other)[0], other, **METHODS[1]))])
+    (part,) = batch.parts
+    assert len({id(bounds) for bounds in part.problems.below[:3]}) == 1
+    assert len({id(bounds) for bounds in part.problems.below}) == 2
+    batch.drop([ticket for ticket, _ in batch.tickets.values()])
+
+
+def test_the_term_counts_in_memory_and_pace(device: TorchDevice) -> None:
+    """A watched layer is measured by itself, with what it keeps."""
+    network = device.networks.get("vgg_mini")
+    plain = pace(network.cut(LAYER), 96, torch.device("cpu"))
+    watched = pace(network.watched(LAYER), 96, torch.device("cpu"))
+    assert watched.bytes > plain.bytes
+    assert network.watched(LAYER) is network.watched(LAYER)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "expected"),
+    [
+        ("vgg16_bn", "conv2_1", ["conv1_1", "conv1_2"]),
+        ("vgg16", "conv1_1", []),
+        ("squeezenet1_1", "fire2_squeeze", ["conv1"]),
+        (
+            "squeezenet1_1",
+            "fire3",
+            [
+                "conv1",
+                "features.3.squeeze_activation",
+                "features.3.expand1x1_activation",
+                "features.3.expand3x3_activation",
+                "fire3_squeeze",
+            ],
+        ),
+    ],
+)
+def test_the_layers_below_have_names(name: str, layer: str, expected: list[str]) -> None:
+    """Those of the catalogue, or torchvision's."""
+    features = ARCHITECTURES[name].features()
+    network = LoadedNetwork(
+        name=name,
+        space=PixelSpace.of((0.5,) * 3, (0.25,) * 3),
+        input_size=224,
+        weights=Networks(Path("/nonexistent"), torch.device("cpu"), download=False).get("vgg_mini").weights,
+        reason="",
+        cuts={cut: one.preactivation(features) for cut, one in cuts(name).items()},
+    )
+    assert network.below(layer) == expected
+    relus = [module for module in network.watched(layer).modules() if isinstance(module, nn.ReLU)]
+    assert relus == []
