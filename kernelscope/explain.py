@@ -75,7 +75,7 @@ def explain(
     iterations: Annotated[int | None, typer.Option(min=1, help="Gradient evaluations instead of the effort.")] = None,
     target_ssim: Annotated[float | None, typer.Option(help="Keep the kernel's map with this SSIM at least.")] = None,
     only_remove: Annotated[bool, typer.Option(help="Only take away from the image, as evidence always does.")] = False,
-    gamma: Annotated[float | None, typer.Option(min=0, help="Of evidence: its term's weight; 2 unless given.")] = None,
+    gamma: Annotated[float | None, typer.Option(min=0, help="Of evidence: its term's weight; 3 unless given.")] = None,
     max_invention: Annotated[float | None, typer.Option(help="Of evidence: a bound of its term instead.")] = None,
     output: Annotated[
         Path | None,

@@ -86,7 +86,7 @@ LossWeights = Annotated[
     Field(min_length=1, max_length=64),
 ]
 Method = Literal["suppression", "evidence", "guided_backprop", "deconvnet", "lrp"]
-GAMMA = 2.0  # γ of `evidence` where neither γ nor ε is asked for
+GAMMA = 3.0  # γ of `evidence` where neither γ nor ε is asked for
 OPTIMIZED = ("suppression", "evidence")  # the methods that optimise X̂, with α, β and a solver
 Methods = Annotated[
     list[Method],

@@ -56,6 +56,7 @@ def check(out: Path, report: dict[str, Any], cells: list[dict[str, Any]], networ
                 assert told[f"{name}_sd"] == pytest.approx(stdev(c[column] for c in own), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_the_table_is_what_a_plain_implementation_computes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On the network that comes with the program; then the run is repeated after its last line was torn."""
     report, cells = run(tmp_path, "--quick")
