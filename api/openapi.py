@@ -136,6 +136,7 @@ def _result() -> ItemResult:
         sparsity=0.0044,
         invention=0.08,
         invention_by_layer={"conv1_1": 0.08},
+        invention_beyond_blank=0.07,
     )
     losses = Losses(preservation=0.0064, suppression=0.3176, regularization=0.1165, total=0.4405)
     names = ("optimized.png", "optimized.npy", "maps.npz", "history.json", "contrast.png", "feature_map.png")

@@ -24,7 +24,7 @@ import logging
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
@@ -41,7 +41,6 @@ from benchmarks import evidence_plots as plots
 from benchmarks.readings import OtherEye, deletion, small_changes, strength, tensor
 from benchmarks.table1 import pictures, read
 from shared import catalogue, images
-from shared.schemas import GAMMA
 from worker.answers import measured, pose
 from worker.device import TorchDevice
 from worker.engine import Engine
@@ -56,20 +55,22 @@ Row = dict[str, Any]
 MODEL = "vgg16"
 LAYERS = ("conv2_2", "conv3_3", "conv4_3", "conv5_3")
 IMAGES, RANK = 12, 2  # photographs of a layer; the third most active kernel
-EVIDENCE = {"method": "evidence", "only_remove": True, "gamma": GAMMA}
 METHODS: dict[str, dict[str, Any]] = {
     "paper": {"method": "suppression"},
-    "evidence": EVIDENCE,
+    "evidence": {"method": "evidence"},
     "only_remove": {"method": "suppression", "only_remove": True},
     "guided_backprop": {"method": "guided_backprop"},
     "deconvnet": {"method": "deconvnet"},
     "lrp": {"method": "lrp"},
 }
+CONTROLS = ("X", "t·X", "masked X")
 FADES = [step / 10 for step in range(1, 10)]
 PAIRS = 3  # kernels, and photographs, of a layer
 ALONE, WITHOUT = 0.7, 0.25  # a quadrant drives a kernel: ΣF_i with nothing else, and without it, over all of it
-GRID_METHODS = ("paper", "evidence", "only_remove", "guided_backprop", "deconvnet", "lrp")
-GAMMAS = (0.0, 0.3, 1.0, 3.0, 10.0)
+WEIGHED: dict[str, dict[str, Any]] = {
+    "paper": METHODS["paper"],
+    **{f"γ = {gamma:g}": {"method": "evidence", "gamma": gamma} for gamma in (0.0, 0.3, 1.0, 3.0, 10.0)},
+}
 EFFORTS = ("quick", "standard", "thorough")
 FADES_OF_EFFORTS = (0.1, 0.3, 0.5, 0.7, 0.9)
 ON_THE_WAY = (300, 1000, 3000, 6000)  # evaluations of the paper's procedure
@@ -81,6 +82,7 @@ MEASURES = (
     "invention",
     "other_invention",
     "grid_energy",
+    "grid_ssim",
     "deletion_auc",
     "deletion_random",
     "jpeg75_ssim",
@@ -105,15 +107,20 @@ class Bench:
     file: Path
     pictures: Path
 
-    def missing(self, key: str) -> bool:
-        """Whether a row is still to be made."""
-        return key not in self.rows
+    def missing(self, key: str, question: Question) -> bool:
+        """Whether a row is still to be made: there is none, or it is of other work than this question's."""
+        row = self.rows.get(key)
+        return row is None or row["fingerprint"] != self.fingerprint(question)
 
-    def keep(self, key: str, row: Row, picture: Picture | None = None) -> None:
+    def fingerprint(self, question: Question) -> str:
+        """Of pixels, weights, parameters and the solver's version."""
+        return question.fingerprint(self.network.weights, self.engine.device.version)[:16]
+
+    def keep(self, key: str, question: Question, row: Row, picture: Picture | None = None) -> None:
         """A row, at once; its picture for `--plot` and for people."""
         if picture is not None:
             Image.fromarray(picture).save(self.pictures / f"{key.replace('/', '-')}.png")
-        self.rows[key] = {"key": key, **row}
+        self.rows[key] = {"key": key, "fingerprint": self.fingerprint(question), **row}
         with self.file.open("a") as lines:
             lines.write(json.dumps(self.rows[key]) + "\n")
         told = " ".join(f"{name} {row[name]:.3f}" for name in MEASURES[:6] if isinstance(row.get(name), float))
@@ -196,11 +203,10 @@ def _methods(bench: Bench, count: int) -> None:
             questions = {
                 name: Question(MODEL, layer, picture, kernel, 1.0, 1.0, effort="quick", **options)
                 for name, options in METHODS.items()
-                if bench.missing(f"{prefix}/{name}")
             }
-            found = bench.asked(questions)
-            if bench.missing(f"{prefix}/masked X"):
-                question = Question(MODEL, layer, picture, kernel, 1.0, 1.0)
+            found = bench.asked({n: one for n, one in questions.items() if bench.missing(f"{prefix}/{n}", one)})
+            question = Question(MODEL, layer, picture, kernel, 1.0, 1.0)
+            if any(bench.missing(f"{prefix}/{name}", question) for name in CONTROLS):
                 found |= bench.engine.call(controls, bench.network, question)
             where = {"part": "methods", "layer": layer, "image": image, "kernel": kernel}
             if found:
@@ -208,7 +214,7 @@ def _methods(bench: Bench, count: int) -> None:
                 where |= {"deletion_random": chance}
             for name, answer in found.items():
                 row = where | {"method": name} | numbers(answer) | _readings(bench, layer, kernel, picture, answer)
-                bench.keep(f"{prefix}/{name}", row, answer.picture)
+                bench.keep(f"{prefix}/{name}", questions.get(name, question), row, answer.picture)
 
 
 def numbers(answer: Answer) -> Row:
@@ -223,6 +229,7 @@ def numbers(answer: Answer) -> Row:
         "leakage": metrics.leakage,
         "invention": metrics.invention,
         "invention_by_layer": {name: round(value, 4) for name, value in (metrics.invention_by_layer or {}).items()},
+        "gamma": answer.gamma,
         "iterations": answer.iterations,
         "seconds": round(answer.seconds, 2),
     }
@@ -265,38 +272,43 @@ def _pairs(bench: Bench) -> None:
     """Discrimination and consistency: the kernels that are most active on all of three photographs."""
     shown = dict(list(bench.shown.items())[:PAIRS])
     for layer in LAYERS:
-        stride = catalogue.network(MODEL).layer(layer).stride
-        for method in ("paper", "evidence"):
-            key = f"{layer}/pairs/{method}"
-            if not bench.missing(key):
-                continue
-            kernels = _common(bench, layer, list(shown.values()))
+        kernels = _common(bench, layer, list(shown.values()))
+        for method in ("paper", "evidence", "X", "masked X"):
             questions = {
                 f"{image}/{kernel}": Question(
-                    MODEL, layer, picture, kernel, 1.0, 1.0, effort="quick", **METHODS[method]
+                    MODEL, layer, picture, kernel, 1.0, 1.0, effort="quick", **METHODS.get(method, {})
                 )
                 for image, picture in shown.items()
                 for kernel in kernels
             }
-            answers = bench.asked(questions)
-            described = {
-                kernel: {
-                    number: found
-                    for number, image in enumerate(shown)
-                    if (answer := answers.get(f"{image}/{kernel}")) is not None
-                    and (found := description(answer.x, stride)) is not None
-                }
-                for kernel in kernels
-            }
-            alike = [value for own in described.values() if (value := consistency(own)) is not None]
-            apart = [
-                value
-                for kernel, own in described.items()
-                if (value := discrimination(own, [rival for other, rival in described.items() if other != kernel]))
-                is not None
-            ]
+            key, last = f"{layer}/pairs/{method}", list(questions.values())[-1]
+            if not bench.missing(key, last):
+                continue
+            if method in CONTROLS:
+                answers = {name: bench.engine.call(controls, bench.network, q)[method] for name, q in questions.items()}
+            else:
+                answers = bench.asked(questions)
             row = {"part": "pairs", "layer": layer, "method": method, "kernels": kernels}
-            bench.keep(key, row | {"discrimination": statistics.fmean(apart), "consistency": statistics.fmean(alike)})
+            bench.keep(key, last, row | _apart(answers, list(shown), kernels, layer))
+
+
+def _apart(answers: dict[str, Answer], shown: list[str], kernels: list[int], layer: str) -> Row:
+    """The means over the kernels."""
+    stride = catalogue.network(MODEL).layer(layer).stride
+    described = {
+        kernel: {
+            number: found
+            for number, image in enumerate(shown)
+            if (answer := answers.get(f"{image}/{kernel}")) is not None
+            and (found := description(answer.x, stride)) is not None
+        }
+        for kernel in kernels
+    }
+    rivals = {kernel: [own for other, own in described.items() if other != kernel] for kernel in kernels}
+    return {
+        "discrimination": _mean(discrimination(own, rivals[kernel]) for kernel, own in described.items()),
+        "consistency": _mean(consistency(own) for own in described.values()),
+    }
 
 
 def _common(bench: Bench, layer: str, shown: list[Picture]) -> list[int]:
@@ -314,17 +326,21 @@ def _grid(bench: Bench, layer: str = "conv5_3") -> None:
     picture = np.vstack([np.hstack(small[:2]), np.hstack(small[2:])])
     for kernel, quadrant in bench.engine.call(driven, bench.network, layer, picture):
         questions = {
-            name: Question(MODEL, layer, picture, kernel, 1.0, 1.0, effort="quick", **METHODS[name])
-            for name in GRID_METHODS
-            if bench.missing(f"{layer}/grid/{kernel}/{name}")
+            name: Question(MODEL, layer, picture, kernel, 1.0, 1.0, effort="quick", **METHODS[name]) for name in METHODS
         }
-        for name, answer in bench.asked(questions).items():
-            energy = strength(bench.network, answer.picture) ** 2
-            share = float(_quadrant(energy, quadrant).sum() / max(float(energy.sum()), 1e-12))
+        prefix, question = f"{layer}/grid/{kernel}", Question(MODEL, layer, picture, kernel, 1.0, 1.0)
+        found = bench.asked({n: one for n, one in questions.items() if bench.missing(f"{prefix}/{n}", one)})
+        if any(bench.missing(f"{prefix}/{name}", question) for name in CONTROLS):
+            found |= bench.engine.call(controls, bench.network, question)
+        for name, answer in found.items():
+            deviation = bench.network.space.weighed(tensor(answer.picture))[0].abs().numpy()
+            own = {"grid_energy": deviation**2, "grid_share": deviation}
+            shares = {
+                n: float(_quadrant(d.sum(0), quadrant).sum() / max(float(d.sum()), 1e-12)) for n, d in own.items()
+            }
             row = {"part": "grid", "layer": layer, "kernel": kernel, "quadrant": quadrant, "method": name}
-            own = numbers(answer) | {"grid_ssim": answer.metrics.ssim, "grid_energy": share}
-            kept = {measure: own[measure] for measure in ("grid_energy", "grid_ssim", "iterations", "seconds")}
-            bench.keep(f"{layer}/grid/{kernel}/{name}", row | kept, answer.picture)
+            row |= {**shares, "grid_ssim": answer.metrics.ssim, "seconds": round(answer.seconds, 2)}
+            bench.keep(f"{prefix}/{name}", questions.get(name, question), row, answer.picture)
 
 
 def driven(network: LoadedNetwork, layer: str, picture: Picture) -> list[tuple[int, int]]:
@@ -357,40 +373,34 @@ def _efforts(bench: Bench, reference: Path, folder: Path) -> None:
         picture = np.asarray(images.resized(images.decode(data, 10**9), bench.network.input_size))
         where = {"part": "efforts", "layer": layer, "image": file, "kernel": kernel}
 
-        def keep(name: str, row: Row, answer: Answer, *, whose: Row = where, original: Picture = picture) -> None:
-            other = bench.engine.call(bench.other.read, original, answer.picture)
-            bench.keep(_of_effort(whose, name), whose | row | numbers(answer) | other, answer.picture)
+        def keep(name: str, asked: Question, row: Row, answer: Answer, *, whose: Row = where) -> None:
+            other = bench.engine.call(bench.other.read, asked.picture, answer.picture)
+            bench.keep(_of_effort(whose, name), asked, whose | numbers(answer) | row | other, answer.picture)
 
         for effort in EFFORTS:
             asked = {
-                f"{effort} {gamma:g}": Question(
-                    MODEL, layer, picture, kernel, 1.0, 1.0, effort=effort, **_weighed(gamma)
-                )
-                for gamma in GAMMAS
-                if bench.missing(_of_effort(where, f"{effort} {gamma:g}"))
+                f"{effort} {name}": Question(MODEL, layer, picture, kernel, 1.0, 1.0, effort=effort, **options)
+                for name, options in WEIGHED.items()
             }
-            for name, answer in bench.asked(asked).items():
-                keep(name, {"method": "evidence", "effort": effort, "gamma": float(name.split()[1])}, answer)
+            for name, answer in bench.asked(
+                {name: one for name, one in asked.items() if bench.missing(_of_effort(where, name), one)}
+            ).items():
+                keep(name, asked[name], {"method": name.partition(" ")[2], "effort": effort}, answer)
         question = Question(MODEL, layer, picture, kernel, 1.0, 1.0)
         for count in ON_THE_WAY:
             x = reference.parent / f"{problem['name'].replace('/', '-')}-{count}.png"
-            if x.exists() and bench.missing(_of_effort(where, f"procedure {count}")):
+            if x.exists() and bench.missing(_of_effort(where, f"procedure {count}"), question):
                 seen = bench.network.space.from_bytes(tensor(np.asarray(Image.open(x))))[0]
                 answer = bench.engine.call(_given, bench.network, question, seen)
-                keep(f"procedure {count}", {"method": "procedure", "evaluations": count}, answer)
+                keep(f"procedure {count}", question, {"method": "procedure", "evaluations": count}, answer)
         for t in FADES_OF_EFFORTS:
-            if bench.missing(_of_effort(where, f"t·X {t:g}")):
+            if bench.missing(_of_effort(where, f"t·X {t:g}"), question):
                 answer = bench.engine.call(_faded, bench.network, question, t)
-                keep(f"t·X {t:g}", {"method": "t·X", "t": t}, answer)
+                keep(f"t·X {t:g}", question, {"method": "t·X", "t": t}, answer)
 
 
 def _of_effort(where: Row, name: str) -> str:
     return f"{where['layer']}/efforts/{where['image']}/{where['kernel']}/{name}"
-
-
-def _weighed(gamma: float) -> dict[str, Any]:
-    """γ = 0 is the paper's method."""
-    return {"method": "evidence", "only_remove": True, "gamma": gamma} if gamma else {"method": "suppression"}
 
 
 def _faded(network: LoadedNetwork, question: Question, t: float) -> Answer:
@@ -434,7 +444,7 @@ def summary(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]]:
     return found
 
 
-def _mean(values: Iterator[float | None]) -> float | None:
+def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
 

@@ -20,7 +20,11 @@ SIDE, GAP, HEAD, LABEL = 224, 8, 26, 110
 MOST_IMAGES = 4
 SHOWN = ("paper", "only_remove", "evidence", "guided_backprop", "lrp", "masked X")
 COLOURS = {"paper": "#1b6ca8", "procedure": "#7a9a3a", "t·X": "#888888"}
-SHADES = {0.3: "#f3b28a", 1.0: "#e0872d", 3.0: "#b85c1e", 10.0: "#6b2f0b"}  # γ
+SHADES = ("#f7d3bd", "#f3b28a", "#e0872d", "#b85c1e", "#6b2f0b")  # γ = 0 to 10
+LABELS = {
+    "paper": "fast solver, the paper's loss: quick to thorough",
+    "procedure": "the paper's procedure: 300 to 6,000 evaluations",
+}
 
 
 def mosaic(rows: Sequence[Row], originals: Mapping[str, Picture], pictures: Path, file: Path) -> None:
@@ -81,19 +85,10 @@ def curve(rows: Sequence[Row], file: Path) -> None:
 def _lines(axes: Axes, rows: Sequence[Row], measure: str) -> None:
     series: dict[str, list[Row]] = {}
     for row in rows:
-        gamma = row.get("gamma")
-        name = (
-            row["method"]
-            if gamma is None
-            else "fast solver, paper's loss"
-            if gamma == 0
-            else f"evidence, γ = {gamma:g}"
-        )
-        series.setdefault(name, []).append(row)
+        series.setdefault(row["method"], []).append(row)
+    shades = iter(SHADES)
     for name, found in series.items():
-        gamma = found[0].get("gamma")
-        colour = COLOURS.get(found[0]["method"], SHADES.get(gamma or 0.0, COLOURS["paper"]))
-        label = {"procedure": "the paper's procedure: 300 to 6,000 evaluations"}.get(name, name)
+        colour, label = COLOURS.get(name) or next(shades), LABELS.get(name, name)
         axes.plot(
             [max(row["leakage"], 1e-4) for row in found],
             [max(row[measure], 1e-3) for row in found],

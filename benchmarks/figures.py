@@ -87,7 +87,9 @@ def figures(client: Client, model: str, images: list[bytes]) -> list[tuple[str, 
         job = explained(client, images, model=model, layer=high, kernels=str(kernels), methods=methods)
         found.append((f"figure{name}.png", client.file(job.links["contact_sheet"])))
     swept = explained(client, images[:1], model=model, layer=high, kernels=str(one), beta="0,0.3,1,3,10", methods=BOTH)
-    found.append(("figure8.png", client.file(swept.results[0].artifacts["sweep.png"])))
+    for name, method in (("8", "suppression"), ("8-evidence", "evidence")):
+        first = next(result for result in swept.results if result.method == method)
+        found.append((f"figure{name}.png", client.file(first.artifacts["sweep.png"])))
     return found
 
 

@@ -41,7 +41,6 @@ from api.consistency import Description, consistency, description, discriminatio
 from benchmarks import planted
 from benchmarks.unbiased import UnbiasedNetworks
 from shared.drawings import COLOURS, TEXTURES, Drawing, Figure, draw, random_background, scene
-from shared.schemas import GAMMA
 from worker.device import TorchDevice
 from worker.engine import Engine
 from worker.memory import keep_memory
@@ -52,7 +51,7 @@ from worker.suppression import EFFORTS, PixelSpace
 Mask = NDArray[np.bool_]
 
 METHODS: dict[str, dict[str, Any]] = {
-    "evidence": {"method": "evidence", "only_remove": True, "gamma": GAMMA},
+    "evidence": {"method": "evidence"},
     "guided_backprop": {"method": "guided_backprop"},
     "deconvnet": {"method": "deconvnet"},
     "lrp": {"method": "lrp"},
@@ -228,7 +227,8 @@ def score(deviation: NDArray[Any], truth: Mask) -> dict[str, float]:
     precision = hits / kept.sum() if kept.any() else 0.0
     recall = hits / truth.sum()
     f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
-    ranked = truth.ravel()[np.argsort(-deviation.ravel(), kind="stable")]
+    order = np.random.default_rng(0).permutation(truth.size)  # decides between equals
+    ranked = truth.ravel()[order[np.argsort(-deviation.ravel()[order], kind="stable")]]
     at = np.cumsum(ranked) / np.arange(1, ranked.size + 1)
     return {
         "average_precision": float(at[ranked].mean()),

@@ -48,7 +48,7 @@ class OtherEye:
     def read(self, original: Picture, picture: Picture) -> dict[str, float]:
         """`other_invention`: L_e of X̂ in this network; `other_rank`: where its own first class of X stands for X̂."""
         images = self.network.space.from_bytes(tensor(original, picture))
-        _, shares = self.network.watched(self.network.layers[-1]).invention(images[:1], images[1:])
+        _, shares, _ = self.network.watched(self.network.layers[-1]).invention(images[:1], images[1:])
         before, after = self.classifier(images)
         rank = int((after > after[int(before.argmax())]).sum()) + 1
         return {"other_invention": float(shares.mean()), "other_rank": rank}

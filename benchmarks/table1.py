@@ -36,7 +36,7 @@ from benchmarks import tables
 from benchmarks.solver import operations
 from shared import catalogue, images
 from shared.drawings import scene
-from shared.schemas import GAMMA, OPTIMIZED
+from shared.schemas import OPTIMIZED
 from worker.device import TorchDevice
 from worker.engine import Engine
 from worker.memory import keep_memory
@@ -183,7 +183,6 @@ def variants(
     for method in METHODS:
         own: dict[str, Any] = {"effort": options.effort} if method in OPTIMIZED else {}
         own |= {"rule": options.rule} if method == "lrp" else {}
-        own |= {"only_remove": True, "gamma": GAMMA} if method == "evidence" else {}
         yield method, Question(model, layer, picture, kernel, 1.0, 1.0, method=method, **own)
     for name, weights in ABLATION.items():
         yield name, Question(model, layer, picture, kernel, effort=options.effort, **weights)

@@ -63,9 +63,7 @@ def explain(
         int | None, typer.Option(min=1, help="The N most active kernels; 3 unless others are named.")
     ] = None,
     model: Model = None,
-    method: Annotated[
-        list[Way] | None, typer.Option(help="May be repeated; evidence and suppression unless given.")
-    ] = None,
+    method: Annotated[list[Way] | None, typer.Option(help="May be repeated; suppression unless given.")] = None,
     alpha: Annotated[list[float] | None, typer.Option(min=0, help="α; may be repeated: one X̂ for each.")] = None,
     beta: Annotated[list[float] | None, typer.Option(min=0, help="β; may be repeated: one X̂ for each.")] = None,
     effort: Annotated[
@@ -75,7 +73,7 @@ def explain(
     iterations: Annotated[int | None, typer.Option(min=1, help="Gradient evaluations instead of the effort.")] = None,
     target_ssim: Annotated[float | None, typer.Option(help="Keep the kernel's map with this SSIM at least.")] = None,
     only_remove: Annotated[bool, typer.Option(help="Only take away from the image, as evidence always does.")] = False,
-    gamma: Annotated[float | None, typer.Option(min=0, help="Of evidence: its term's weight; 3 unless given.")] = None,
+    gamma: Annotated[float | None, typer.Option(min=0, help="Of evidence: its term's weight.")] = None,
     max_invention: Annotated[float | None, typer.Option(help="Of evidence: a bound of its term instead.")] = None,
     output: Annotated[
         Path | None,
@@ -94,14 +92,14 @@ def explain(
 
     Example: kernelscope explain photo.jpg --layer conv2_2 --top 3
 
-    Example: kernelscope explain photo.jpg -l conv2_2 -k 3 -k 16 --method suppression --method lrp -o explained
+    Example: kernelscope explain photo.jpg -l conv2_2 -k 3 -k 16 --method evidence --method suppression -o explained
 
     Example: kernelscope explain photo.jpg -l conv1_2 --top 1 --beta 0.5 --beta 2 --effort quick --json
     """
     if kernel and top:
         raise typer.BadParameter("name kernels or ask for the most active, not both", param_hint="--top")
     options: dict[str, Any] = {
-        "methods": list(map(str, method or [Way.EVIDENCE, Way.SUPPRESSION])),
+        "methods": list(map(str, method or [Way.SUPPRESSION])),
         "alpha": alpha or [1.0],
         "beta": beta or [1.0],
         "effort": effort,
@@ -150,8 +148,11 @@ def _saved(job: Job, images: Sequence[Path], output: Path | None) -> list[Path]:
     folder = output or _fresh(f"{images[0].stem}-{job.request.layer}")
     folder.mkdir(parents=True, exist_ok=True)
     written = []
+    drawn: set[tuple[str, int | None]] = set()  # the images and kernels whose panel, with all methods, is there
     for result in done:
-        for name in PICTURES:
+        names = [name for name in PICTURES if name != "panel.png" or (result.image, result.kernel) not in drawn]
+        drawn.add((result.image, result.kernel))
+        for name in names:
             file = folder / f"{_image(job, result, images).stem}-{folder_name(job, result)}-{name}"
             file.write_bytes(result.file(name))
             written.append(file)

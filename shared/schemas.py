@@ -86,7 +86,6 @@ LossWeights = Annotated[
     Field(min_length=1, max_length=64),
 ]
 Method = Literal["suppression", "evidence", "guided_backprop", "deconvnet", "lrp"]
-GAMMA = 3.0  # γ of `evidence` where neither γ nor ε is asked for
 OPTIMIZED = ("suppression", "evidence")  # the methods that optimise X̂, with α, β and a solver
 Methods = Annotated[
     list[Method],
@@ -158,7 +157,7 @@ class ExplainOptions(BaseModel):
         ge=0,
         le=1000,
         description="of `evidence`: γ, the weight of L_e, which is the activation below the layer that X̂ causes and "
-        f"neither the image nor a blank picture does; {GAMMA:g} unless `max_invention` is given",
+        "neither the image nor a blank picture does; unless given a quarter for each ReLU layer below the layer",
     )
     max_invention: float | None = Field(
         None,
@@ -186,8 +185,6 @@ class ExplainOptions(BaseModel):
             raise ValueError(f'{" and ".join(asked)}: of method "evidence", which is not among the methods asked for')
         if len(asked) > 1:
             raise ValueError("gamma and max_invention: give one, a weight of L_e or a bound of it")
-        if "evidence" in self.methods and not asked:
-            self.gamma = GAMMA
         return self
 
 
@@ -225,6 +222,8 @@ class ActivationsBody(ActivationsOptions):
 
 class ExplainRequest(ExplainOptions):
     """A request as the job keeps it: images by the SHA-256 of the bytes that were sent."""
+
+    model_config = ConfigDict(extra="ignore")  # a later version's jobs can be read
 
     kernels: AskedKernels = Field(description='as they were asked for; empty where `methods` is `["activations"]`')
     methods: list[Method | Literal["activations"]] = Field(["suppression"])  # type: ignore[assignment]
@@ -268,10 +267,13 @@ class Metrics(BaseModel):
     sparsity: float = Field(description="share of pixels equal to the mean colour in 8 bits")
     invention: float | None = Field(
         None,
-        description="activation below the layer that X̂ causes and the image does not: the mean over the ReLU layers "
-        "below of Σ max(ĥ − h, 0) / Σ h; 0 where there is none below, null in results of before it was measured",
+        description="activation below the layer that X̂ causes beyond the image's: the mean over the ReLU layers below "
+        "of Σ max(ĥ − h, 0) / Σ h; 0 where there is none below, null in results of before it was measured",
     )
     invention_by_layer: dict[str, float] | None = Field(None, description="the same of each layer below")
+    invention_beyond_blank: float | None = Field(
+        None, description="the same beyond the larger of the image's and a blank picture's: L_e, as `evidence` has it"
+    )
 
 
 class WeightsUsed(BaseModel):
@@ -315,7 +317,9 @@ class ItemResult(BaseModel):
     metrics: Metrics | None = Field(None, description="of the delivered PNG")
     metrics_float: Metrics | None = Field(None, description="of `optimized.npy`")
     target_met: bool | None = Field(
-        None, description="whether the delivered PNG keeps `target_ssim` and `max_preservation`; null if none was asked"
+        None,
+        description="whether the delivered PNG keeps `target_ssim`, `max_preservation` and `max_invention`; null if "
+        "none was asked",
     )
     iterations: int | None = None
     seconds: float | None = None
@@ -329,6 +333,7 @@ class ItemResult(BaseModel):
     device: str | None = None
     ranking: list[ActiveKernel] | None = Field(None, description="of `POST /activations`: every kernel of the layer")
     thumbnails: Thumbnails | None = Field(None, description="of `POST /activations`")
+    gamma: float | None = Field(None, description="of `evidence`: γ that was used; null where a bound was")
     note: str | None = Field(None, description="what a reader should know before believing the picture, in words")
     reused: bool = Field(False, description="the same work had been done before: this is its result")
     error: Problem | None = None

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from statistics import fmean
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from shared.errors import KernelscopeError, LoneKernel, NotANumber, SilentKernel
 from shared.schemas import Losses, Metrics
 from worker.metrics import as_record, metrics, png_regularization
 from worker.networks import LoadedNetwork
 from worker.questions import Answer, Picture, Question
-from worker.suppression import Problems, Solution, Watched, losses
+from worker.suppression import Problems, Solution, losses
 
 LOUDEST_OTHERS = 2
-
-_blanks: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ def _posed(question: Question, image: Tensor, features: Tensor) -> Posed:
     kernel = torch.tensor([question.kernel], device=image.device)
     bounds = _or(question.max_preservation, inf), _or(question.target_ssim, -1)
     alpha, beta, most, least = torch.tensor([[question.alpha, question.beta, *bounds]], device=image.device).unbind(1)
-    removing = torch.tensor([question.only_remove], device=image.device)
+    removing = torch.tensor([question.removing], device=image.device)
     problem = Problems.pose(image, features, kernel, alpha, beta).within(most, least).only_removing(removing)
     return Posed(problem, features[0])
 
@@ -77,19 +74,21 @@ def measured(network: LoadedNetwork, question: Question, posed: Posed, solution:
     x = solution.x[None]
     picture = space.to_bytes(x)
     shown = space.from_bytes(picture)
-    watched = network.watched(question.layer)
-    before_relu, invented = watched.invention(problem.image, torch.cat([shown, x]))
-    after, after_float = before_relu.clamp_min(0).split(1)
     nothing = torch.zeros_like(x)
-    seen = ((after_float, x), (_blank(watched, nothing), nothing), (before[None], problem.image))
+    references, images = torch.cat([problem.image, nothing]), torch.cat([nothing, shown, x])
+    before_relu, invented, beyond_blank = network.watched(question.layer).invention(references, images)
+    blank, after, after_float = before_relu.clamp_min(0).split(1)
+    seen = ((after_float, x), (blank, nothing), (before[None], problem.image))
     terms_float, terms_blank, terms_start = (as_record(losses(problem, maps, image), 0) for maps, image in seen)
     terms = _of_the_png(problem, after, shown, float(png_regularization(picture, space)))
     if not np.isfinite([terms.total, terms_float.total]).all():
         return NotANumber(f"X̂ of kernel {kernel} is not finite; its start is {terms_start.total:g}")
     others = _loudest_others(before, kernel)
     found, found_float = (
-        metrics(before, maps[0], kernel, picture[0], space).model_copy(update=_invention(network, question, shares))
-        for maps, shares in ((after, invented[0]), (after_float, invented[1]))
+        metrics(before, maps[0], kernel, picture[0], space).model_copy(
+            update=_invention(network.below(question.layer), invented[row], beyond_blank[row])
+        )
+        for row, maps in ((1, after), (2, after_float))
     )
     return Answer(
         picture=picture[0].permute(1, 2, 0).cpu().numpy(),
@@ -107,13 +106,14 @@ def measured(network: LoadedNetwork, question: Question, posed: Posed, solution:
         loss_blank=terms_blank.total,
         metrics=found,
         metrics_float=found_float,
-        target_met=_target_met(question, terms, found, lambda: _against_blank(watched, problem.image, shown)),
+        target_met=_target_met(question, terms, found),
         iterations=solution.iterations,
         seconds=solution.seconds,
         stopped=solution.stopped,
         precision=solution.precision,
         history=solution.history,
         weights=network.weights,
+        gamma=_gamma(question, len(network.below(question.layer))),
     )
 
 
@@ -126,30 +126,26 @@ def _of_the_png(problem: Problems, after: Tensor, shown: Tensor, regularization:
     return terms
 
 
-def _blank(cut: nn.Module, nothing: Tensor) -> Tensor:
-    """The feature maps of the mean colour, (1, C, h, w), computed once for a layer."""
-    if cut not in _blanks:
-        _blanks[cut] = cut(nothing).clamp_min(0)
-    return _blanks[cut]
-
-
 def _or(value: float | None, otherwise: float) -> float:
     return otherwise if value is None else value
 
 
-def _invention(network: LoadedNetwork, question: Question, shares: Tensor) -> dict[str, Any]:
-    """L_e of an X̂, and of each layer below."""
-    by_layer = dict(zip(network.below(question.layer), map(float, shares), strict=True))
-    return {"invention": fmean(by_layer.values()) if by_layer else 0.0, "invention_by_layer": by_layer}
+def _invention(names: Sequence[str], shares: Tensor, beyond_blank: Tensor) -> dict[str, Any]:
+    """L_e of an X̂ as it is reported, of each layer below, and as evidence weighs or bounds it."""
+    by_layer = dict(zip(names, shares.tolist(), strict=True))
+    return {
+        "invention": fmean(by_layer.values()) if by_layer else 0.0,
+        "invention_by_layer": by_layer,
+        "invention_beyond_blank": float(beyond_blank.mean()) if by_layer else 0.0,
+    }
 
 
-def _against_blank(watched: Watched, image: Tensor, shown: Tensor) -> float:
-    """L_e of the delivered picture as it is bounded: what the mean colour excites is not invented."""
-    shares = watched.invention(torch.cat([image, torch.zeros_like(image)]), shown)[1]
-    return float(shares.mean()) if shares.numel() else 0.0
+def _gamma(question: Question, depth: int) -> float | None:
+    weighed = question.method == "evidence" and question.max_invention is None
+    return question.weight(depth) if weighed else None
 
 
-def _target_met(question: Question, terms: Losses, found: Metrics, invention: Callable[[], float]) -> bool | None:
+def _target_met(question: Question, terms: Losses, found: Metrics) -> bool | None:
     """Whether the delivered picture keeps what was asked for."""
     kept = []
     if question.max_preservation is not None:
@@ -157,7 +153,7 @@ def _target_met(question: Question, terms: Losses, found: Metrics, invention: Ca
     if question.target_ssim is not None:
         kept.append(found.ssim is None or found.ssim >= question.target_ssim)
     if question.max_invention is not None:
-        kept.append(invention() <= question.max_invention)
+        kept.append((found.invention_beyond_blank or 0.0) <= question.max_invention)
     return all(kept) if kept else None
 
 

@@ -29,24 +29,25 @@ def facts(answer: Answer) -> dict[str, Any]:
         "stopped",
         "precision",
         "weights",
+        "gamma",
     )
     return {name: getattr(answer, name) for name in names}
 
 
 def note(answer: Answer, question: Question) -> str | None:
     """Words for a result that shows what was not there."""
-    invention = answer.metrics.invention
+    evidence = question.method == "evidence"
+    invention = answer.metrics.invention_beyond_blank if evidence else answer.metrics.invention
     if invention is None or invention <= INVENTIVE:
         return None
-    layers = f"the layers below {question.layer}"
     advice = (
-        "Ask for a smaller max_invention, or a larger gamma."
-        if question.method == "evidence"
-        else "Ask for methods=evidence, which keeps it small."
+        "Ask for a larger gamma, or a smaller max_invention."
+        if evidence
+        else "Ask for methods=evidence, which keeps that small."
     )
     return (
-        f"This picture excites {layers} where the image does not, by {invention:.0%} of their activation: what is seen "
-        f"in it need not be in the image. {advice}"
+        f"This picture excites the layers below {question.layer} beyond what the image does, by {invention:.0%} of the "
+        f"image's own activation: what is seen in it need not be in the image. {advice}"
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torchvision import models
 from worker.architectures import ARCHITECTURES, cuts
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -204,14 +206,29 @@ def _header(file: Path, modified: int, size: int) -> Contents:  # noqa: ARG001 -
     return _contents(file, "meta")
 
 
+def _described(opened: Any, name: str) -> Tensor:
+    """A tensor of the same shape and kind, without its numbers, which are not read."""
+    one = opened.get_slice(name)
+    return torch.empty(one.get_shape(), dtype=FLOATS.get(one.get_dtype(), torch.int64), device="meta")
+
+
+def _unpacked(file: Path, device: str) -> Any:
+    """A .pth; without its numbers they are not read either, but in the format before torch 1.6."""
+    if device == "meta":
+        with suppress(RuntimeError):  # that format cannot be mapped
+            return torch.load(file, map_location=device, weights_only=True, mmap=True)
+    return torch.load(file, map_location=device, weights_only=True)
+
+
 def _contents(file: Path, device: str) -> Contents:
     """Read a file, without running code from it."""
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as opened:
+                read = opened.get_tensor if device != "meta" else partial(_described, opened)
                 names = opened.keys()
-                return Contents({name: opened.get_tensor(name).to(device) for name in names}, opened.metadata() or {})
-        loaded = torch.load(file, map_location=device, weights_only=True)
+                return Contents({name: read(name) for name in names}, opened.metadata() or {})
+        loaded = _unpacked(file, device)
     except OSError as error:  # not for good, perhaps
         raise Refused(f"damaged, or cannot be read ({error.strerror or error})") from error
     except pickle.UnpicklingError:

@@ -100,7 +100,7 @@ class TorchDevice(Device):
         cut = network.cut(question.layer)
         if question.method not in OPTIMIZED:
             return BaselineBatch(self.name, network, question.layer)
-        return TorchBatch(self, network, network.watched(question.layer) if question.watched else cut)
+        return TorchBatch(self, network, network.watched(question.layer) if question.method == "evidence" else cut)
 
     def memory(self) -> int:
         """Bytes: of the card that torch has allocated, or of this process."""
@@ -198,27 +198,28 @@ class TorchBatch(Batch):
 
     def _begin(self, pairs: list[tuple[Ticket, Posed]], precision: torch.dtype) -> None:
         """Problems of one precision and of solvers that were told the same."""
+        pairs.sort(key=lambda pair: id(pair[0].question.picture))  # neighbours share what their image causes below
+        problems = Problems.join_all(
+            [self._with_bounds(ticket.question, posed.problem, precision) for ticket, posed in pairs]
+        )
         part = next((part for part in self.parts if part.precision is precision), None)
         if part is None:
             part = SolverBatch(self.cut, precision)
             self.parts.append(part)
-        problems = Problems.join_all(
-            [self._watched(ticket.question, posed.problem, precision) for ticket, posed in pairs]
-        )
         numbers = part.add(problems, make_solver(pairs[0][0].question, self.network.space))
         self.tickets.update(zip(numbers, pairs, strict=True))
         self.device.running += len(numbers)
 
-    def _watched(self, question: Question, problem: Problems, precision: torch.dtype) -> Problems:
-        """With what its image causes below the layer, which the problems of an image share."""
-        if not question.watched:
+    def _with_bounds(self, question: Question, problem: Problems, precision: torch.dtype) -> Problems:
+        """Of evidence, with what its image causes below the layer, which the problems of an image share."""
+        if not isinstance(self.cut, Watched):
             return problem
-        assert isinstance(self.cut, Watched)
         key = hashlib.sha256(question.picture.tobytes()).digest(), precision
         if (bounds := self.below.get(key)) is None:
             bounds = self.below[key] = self.cut.bounds(problem.image, precision)
         most = inf if question.max_invention is None else question.max_invention
-        return problem.watching([bounds], *problem.image.new_tensor([[question.gamma], [most]]))
+        weight = question.weight(len(bounds.limits))
+        return problem.watching([bounds], *problem.image.new_tensor([[weight], [most]]))
 
     def step(self) -> Answered:
         """A few evaluations of one part."""

@@ -147,6 +147,7 @@ def _answer(question: Question, iterations: int, reason: Stop) -> Answer:
         sparsity=0.5,
         invention=0.02,
         invention_by_layer={"conv1_1": 0.02},
+        invention_beyond_blank=0.01,
     )
     return Answer(
         picture=picture,
@@ -164,7 +165,7 @@ def _answer(question: Question, iterations: int, reason: Stop) -> Answer:
         loss_blank=1.0,
         metrics=metrics,
         metrics_float=metrics,
-        target_met=True if question.bounded else None,
+        target_met=True if question.bounded or question.max_invention is not None else None,
         iterations=iterations,
         seconds=iterations / 1000,
         stopped=reason,

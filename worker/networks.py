@@ -68,6 +68,8 @@ class LoadedNetwork:
     def below(self, layer: str) -> list[str]:
         """The ReLU layers below a layer, in order: by the layers' names, or torchvision's where they have none."""
         named = {str(len(cut)): name for name, cut in self.cuts.items()}
+        if self.name in ARCHITECTURES:
+            named |= {cut.node.removeprefix("features."): name for name, cut in cuts(self.name).items()}
         relus = [path for path, module in self.cut(layer).named_modules() if isinstance(module, nn.ReLU)]
         return [named.get(path, f"features.{path}") for path in relus]
 

@@ -18,6 +18,8 @@ from shared.errors import KernelscopeError
 from shared.schemas import Losses, Metrics, Stop, WeightsUsed
 from shared.workers import NetworkState
 
+PER_LAYER = 0.25  # γ/D, the weight of what one ReLU layer below has that the image does not cause
+
 Picture = NDArray[np.uint8]  # (H, W, 3)
 Maps = NDArray[np.float32]
 
@@ -38,7 +40,7 @@ class Question:
     target_ssim: float | None = None
     max_preservation: float | None = None
     only_remove: bool = False
-    gamma: float = 0.0
+    gamma: float | None = None  # of evidence; by the layer's depth where neither this nor a bound is given
     max_invention: float | None = None
     method: str = "suppression"
     rule: str = "zplus"
@@ -50,9 +52,15 @@ class Question:
         return self.target_ssim is not None or self.max_preservation is not None
 
     @property
-    def watched(self) -> bool:
-        """Whether what X̂ invents below the layer is weighed or bounded."""
-        return self.gamma > 0 or self.max_invention is not None
+    def removing(self) -> bool:
+        """Whether X̂ may only take away from the image."""
+        return self.only_remove or self.method == "evidence"
+
+    def weight(self, depth: int) -> float:
+        """γ of evidence, where so many ReLU layers are below: a quarter for each of them unless asked otherwise."""
+        if self.gamma is not None:
+            return self.gamma
+        return 0.0 if self.max_invention is not None else PER_LAYER * depth
 
     @property
     def kind(self) -> tuple[str, ...]:
@@ -86,6 +94,7 @@ class Answer:
     precision: str  # of the solver's evaluations; every number here is float32
     history: list[tuple[int, float, float, float, float]]
     weights: WeightsUsed
+    gamma: float | None = None  # of evidence, where it is a weight
 
 
 @dataclass(frozen=True)

@@ -276,8 +276,6 @@ class _SliceRun:
         """What the item's method does not look at is left at its default, so that the same work is found again."""
         request = self.claim.request
         options = {name: getattr(request, name) for name in OPTIONS.get(item.method, ("scaling",))}
-        if item.method == "evidence":
-            options |= {"only_remove": True, "gamma": request.gamma or 0.0}
         return Question(
             model=request.model,
             layer=request.layer,

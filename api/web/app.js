@@ -30,6 +30,8 @@ function notice(text) {
 const run = guard(async () => {
   const bound = numbersIn("target_ssim", "SSIM");
   const gamma = numbersIn("gamma", "γ");
+  if (gamma.length > 1) throw new Error("γ: one number; several α or β can be compared, γ not");
+  const evidence = $("methods").querySelector("[value=evidence]").checked;
   const body = {
     ...choose.choice(),
     methods: [...$("methods").querySelectorAll(":checked")].map((box) => box.value),
@@ -38,7 +40,8 @@ const run = guard(async () => {
     effort: $("effort").value,
     only_remove: $("only_remove").checked,
     ...(bound.length ? { target_ssim: bound[0] } : {}),
-    ...(gamma.length && $("methods").querySelector("[value=evidence]").checked ? { gamma: gamma[0] } : {}),
+    ...(bounded && !gamma.length && evidence ? { max_invention: bounded } : {}),
+    ...(gamma.length && evidence ? { gamma: gamma[0] } : {}),
   };
   if (!body.methods.length) throw new Error("Choose at least one method.");
   for (const name of ["alpha", "beta"]) if (!body[name].length) delete body[name];
@@ -239,6 +242,8 @@ function look(at, which = null) {
 
 // The same again, changed
 
+let bounded = null; // evidence's bound of a job that is run again; the form has its weight only
+
 function again() {
   const { request } = job;
   const picture = (sha256) => [...results.values()].find((result) => result.image === sha256 && result.artifacts["original.png"])?.artifacts["original.png"];
@@ -248,6 +253,7 @@ function again() {
   $("effort").value = request.effort;
   $("target_ssim").value = request.target_ssim ?? "";
   $("gamma").value = request.gamma ?? "";
+  bounded = request.max_invention;
   $("only_remove").checked = request.only_remove;
   choose.fill(request, picture);
   scrollTo({ top: 0 });

@@ -123,7 +123,8 @@ function kept({ method, metrics: { ssim } }) {
 function invented({ request }, { invention_by_layer: layers }) {
   const [worst, share] = Object.entries(layers ?? {}).reduce((most, each) => (each[1] > most[1] ? each : most), ["", 0]);
   const where = worst ? ` Most of it is in ${worst} (${percent(share)}).` : "";
-  return `of the activation below ${request.layer} is caused by X̂ where the image causes none; at 0 % all that is seen in X̂ is in the image.${where}`;
+  if (!worst) return `No layer is below ${request.layer}, so there is nothing to measure.`;
+  return `is what X̂ excites below ${request.layer} beyond the image, over what the image excites there: near 0 %, X̂ shows what is in the image.${where}`;
 }
 
 function loss({ losses, alpha, beta, loss_start: start, loss_blank: blank }) {
@@ -184,8 +185,11 @@ export function whole(job, change, name) {
     parts.push(make("h3", {}, "All images side by side"), sheet(links.contact_sheet, "contact sheet: images, maps and explanations side by side"),
       make("p", { className: "faint" }, "Consistency: how alike X̂ of one kernel is in all images; ", link("all numbers", links.consistency)));
   }
-  if (request.alpha.length * request.beta.length > 1 && succeeded[0]) {
-    parts.push(make("h3", {}, "All α and β side by side"), sheet(succeeded[0].artifacts["sweep.png"], "X̂ and its map for each α and β"));
+  if (request.alpha.length * request.beta.length > 1) {
+    for (const method of OPTIMIZED) {
+      const first = succeeded.find((result) => result.method === method);
+      if (first) parts.push(make("h3", {}, `All α and β side by side, by ${METHODS[method]}`), sheet(first.artifacts["sweep.png"], `X̂ and its map for each α and β, by ${METHODS[method]}`));
+    }
   }
   const address = `${location.origin}/#job=${job.id}`;
   parts.push(

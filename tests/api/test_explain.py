@@ -15,7 +15,6 @@ from httpx import Client, Response
 from PIL import Image
 from redis import Redis
 
-from shared.schemas import GAMMA
 from shared.settings import Settings
 from shared.workers import WorkerState
 from tests.api.conftest import serving
@@ -128,17 +127,17 @@ def test_an_image_can_be_named_by_its_hash_when_it_was_sent_before(client: Clien
     ("fields", "gamma", "most"),
     [
         ({}, None, None),
-        ({"methods": ["evidence", "suppression"]}, GAMMA, None),
+        ({"methods": ["evidence", "suppression"]}, None, None),
         ({"methods": "evidence", "gamma": 2.5}, 2.5, None),
         ({"methods": "evidence", "gamma": 0}, 0, None),
         ({"methods": "evidence", "max_invention": 0.2}, None, 0.2),
-        ({"methods": "evidence", "solver": "reference"}, GAMMA, None),
+        ({"methods": "evidence", "solver": "reference"}, None, None),
     ],
 )
-def test_evidence_has_defaults_of_its_own(
+def test_evidence_has_a_weight_or_a_bound(
     client: Client, fields: dict[str, Any], gamma: float | None, most: float | None
 ) -> None:
-    """The job says which weight or bound its evidence has; without that method it has none."""
+    """The job keeps what was asked for."""
     asked = post_json(client, **fields).json()["request"]
     assert (asked["gamma"], asked["max_invention"]) == (gamma, most)
 

@@ -27,8 +27,8 @@ from worker.vgg_mini import WEIGHTS_FILE, VggMini
 LAYER = "conv3_1"
 PICTURE: Picture = np.asarray(scene(5, 96).image)
 METHODS: tuple[dict[str, Any], ...] = (
-    {"method": "evidence", "only_remove": True, "max_invention": 0.15},
-    {"method": "evidence", "only_remove": True, "gamma": 1.0},
+    {"method": "evidence", "max_invention": 0.15},
+    {"method": "evidence"},
     {"method": "suppression"},
     {"method": "lrp"},
 )
@@ -68,6 +68,7 @@ def test_every_method_s_invention_is_that_of_the_formula(answers: list[Answer]) 
     assert len(answers) == len(METHODS)
     network = PlainVgg(WEIGHTS_FILE, VGG_BLOCKS["vgg_mini"], LAYER, VggMini.MEAN, VggMini.STD)
     for answer in answers:
+        assert (answer.metrics.invention_beyond_blank or 0) <= (answer.metrics.invention or 0)
         told = numbers(network, png(PICTURE), png(answer.picture), 96, 0)["invention"]
         assert answer.metrics.invention == pytest.approx(told, rel=1e-4)
         by_layer = answer.metrics.invention_by_layer
@@ -80,7 +81,10 @@ def test_evidence_keeps_its_bound_and_takes_only_away(answers: list[Answer]) -> 
     """The bound is kept in 8 bits; with either form less is invented than by the paper's method."""
     bounded, weighed, paper, _ = answers
     assert bounded.target_met
+    assert bounded.gamma is None
+    assert (bounded.metrics.invention_beyond_blank or 0) <= 0.15
     assert weighed.target_met is None
+    assert weighed.gamma == 1.0  # a quarter for each of the four layers below
     assert paper.metrics.invention is not None
     for answer in (bounded, weighed):
         assert answer.metrics.invention is not None
@@ -127,7 +131,7 @@ def test_the_term_counts_in_memory_and_pace(device: TorchDevice) -> None:
             "fire3",
             [
                 "conv1",
-                "features.3.squeeze_activation",
+                "fire2_squeeze",
                 "features.3.expand1x1_activation",
                 "features.3.expand3x3_activation",
                 "fire3_squeeze",

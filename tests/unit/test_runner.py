@@ -17,7 +17,7 @@ from redis import Redis
 
 from shared.errors import LayerNotCovered, StoreUnavailable
 from shared.jobs import Hold, Records, Retention, Transitions
-from shared.schemas import GAMMA, ExplainRequest, Job, Status, plan
+from shared.schemas import ExplainRequest, Job, Status, plan
 from shared.store import BlobStore
 from tests.conftest import noise, png
 from worker import runner as runner_module
@@ -387,8 +387,8 @@ def test_what_evidence_is_asked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(runner.engine, "ask", noted)
         bench.submit("one", methods=["evidence", "suppression"], kernels=[1], beta=[1.0, 2.0])
         runner.run("one:0")
-    told = [(one.method, one.beta, one.only_remove, one.gamma, one.max_invention) for one in asked]
-    evidence, plain = (("evidence", True, GAMMA, None), ("suppression", False, 0.0, None))
+    told = [(one.method, one.beta, one.removing, one.weight(12)) for one in asked]
+    evidence, plain = (("evidence", True, 3.0), ("suppression", False, 3.0))
     assert told == [(name, beta, *rest) for name, *rest in (evidence, plain) for beta in (1.0, 2.0)]
     assert all(result.metrics.invention is not None for result in bench.records.job("one").results if result.metrics)
 
@@ -402,7 +402,9 @@ def test_a_picture_that_invents_says_so(bench: Bench) -> None:
     assert result.note is None
     question = Question("vgg_mini", "conv2_1", np.zeros((48, 48, 3), np.uint8), 1, 1.0, 1.0)
     answer = _answer(question, 1, "budget")
-    loud = replace(answer, metrics=answer.metrics.model_copy(update={"invention": 0.42}))
+    loud = replace(
+        answer, metrics=answer.metrics.model_copy(update={"invention": 0.42, "invention_beyond_blank": 0.42})
+    )
     for method, advice in (
         ("suppression", "methods=evidence"),
         ("evidence", "max_invention"),

@@ -72,8 +72,9 @@ def test_the_term_is_the_printed_one(seed: int) -> None:
     x = tiny.images(1, seed + 50)
     _, found = network.watch(x, asked.below, torch.ones(1, dtype=torch.float64))
     assert float(found) == pytest.approx(float(plain_invention(net, problems.image, x, blank=True)), rel=1e-12)
-    _, shares = network.invention(problems.image, x)
+    _, shares, beyond = network.invention(torch.cat([problems.image, torch.zeros_like(x)]), x)
     assert float(shares.mean()) == pytest.approx(float(plain_invention(net, problems.image, x, blank=False)), rel=1e-12)
+    assert float(beyond.mean()) == pytest.approx(float(plain_invention(net, problems.image, x, blank=True)), rel=1e-12)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.7])
@@ -139,7 +140,7 @@ def test_without_the_term_nothing_changes(solver: Any) -> None:
     for one, other in zip(solve(network, problems, solver, precision=torch.float64), alone, strict=True):
         assert torch.equal(one.x, other.x)
         assert one.history == other.history
-    _, shares = network.invention(problems.image[:1], problems.image[1:])
+    _, shares, _ = network.invention(problems.image[:1], problems.image[1:])
     assert float(shares.mean()) > 0
     assert [type(module) for module in net.modules()] == before
     assert all(a is b for a, b in zip(net.parameters(), network.parameters(), strict=True))

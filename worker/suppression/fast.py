@@ -41,7 +41,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worker.suppression.objective import Losses, gradient, norms
+from worker.suppression.objective import BROKEN, Losses, gradient, norms
 from worker.suppression.problems import PixelSpace, Problems, Rows, none_of
 
 # ‖r‖ below which a change of it is rounding and says nothing about the curvature.
@@ -201,7 +201,7 @@ class FastSolver:
 
     def forgets(self, problems: Problems, state: FastState, age: Tensor) -> Tensor:
         """(B,) bool: the first evaluation of the 8-bit picture, whose losses earlier ones cannot be compared with."""
-        return (age == state.faithful) & ~problems.bounded
+        return (age == state.faithful) & ~problems.constrained
 
     def handed_out(self, problems: Problems, state: FastState, x: Tensor, age: Tensor) -> Tensor:
         """X̂ of the best iterate: its 8-bit picture, with the mean colour at 0, once that is what is evaluated."""
@@ -281,7 +281,7 @@ class FastSolver:
             "best": best,
             "descended": torch.where(ends, best, descended),
             "height": torch.where(ends, now.preservation.clamp(self.height, 1), state.height),
-            "settled": ends & (age >= state.first) & (best > (1 - state.gain) * descended),
+            "settled": ends & (age >= state.first) & (best > (1 - state.gain) * descended) & (best < BROKEN),
         }
 
     def _first_bound(self, problems: Problems) -> Tensor:
@@ -327,7 +327,7 @@ class FastSolver:
 
     def _shown(self, problems: Problems, state: FastState, x: Tensor, age: Tensor) -> tuple[Tensor, Tensor]:
         """What the network is shown and what L_r is taken of: X̂, or its 8-bit picture, which is what is delivered."""
-        rounded = problems.bounded | (age >= state.faithful)
+        rounded = problems.constrained | (age >= state.faithful)
         if none_of(rounded):
             return x, x
         picture = self.space.to_bytes(x)

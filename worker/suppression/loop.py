@@ -13,7 +13,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from worker.suppression.objective import Losses, losses, seen_below
+from worker.suppression.objective import Losses, losses
 from worker.suppression.problems import Problems, Rows
 
 log = logging.getLogger(__name__)
@@ -246,10 +246,9 @@ class Batch(Generic[StateT]):
         """The best X̂ (b, 3, H, W) and its loss (b,) in the dtype of X: X itself where the best was so by rounding."""
         problems, state, standing = self._selected(rows)
         x = self.solver.handed_out(problems, state, standing.best_x, standing.age)
-        before_relu, invention = seen_below(self.network, problems, x, problems.gamma)
-        seen = losses(problems, before_relu.clamp_min(0), x, invention)
-        start = problems.alpha + problems.beta * problems.image.abs().mean(dim=(1, 2, 3))  # L_p = L_e = 0, L_s = 1
-        worse = (seen.total + problems.gamma * seen.invention > start) & ~problems.bounded
+        seen = losses(problems, self.network(x).clamp_min(0), x)
+        start = problems.alpha + problems.beta * problems.image.abs().mean(dim=(1, 2, 3))  # L_p = 0, L_s = 1
+        worse = (seen.total > start) & ~problems.bounded
         return torch.where(worse[:, None, None, None], problems.image, x), torch.where(worse, start, seen.total)
 
 

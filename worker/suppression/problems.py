@@ -154,6 +154,11 @@ class Problems(Rows):
         return self.max_preservation.isfinite() | (self.min_ssim > -1)
 
     @property
+    def constrained(self) -> Tensor:
+        """(B,) bool: there is a bound of any kind to keep."""
+        return self.bounded | self.max_invention.isfinite()
+
+    @property
     def watched(self) -> bool:
         """Whether L_e is asked for by any of them."""
         return any(bounds is not None for bounds in self.below)

@@ -49,6 +49,7 @@ class Watched(nn.Module):
         shared = {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
         self.network = deepcopy(network, shared)  # new modules around the same tensors
         self._see: Callable[[Tensor], Tensor] | None = None
+        self._blank: dict[torch.dtype, list[Tensor]] = {}  # h_d(0), by the precision of the evaluations
         for module in list(self.network.modules()):
             for name, child in module.named_children():
                 if isinstance(child, nn.ReLU):
@@ -64,7 +65,10 @@ class Watched(nn.Module):
         """max(h_d(X), h_d(0)) of one image X (1, 3, H, W), in the precision of the evaluations."""
         kind = image.dtype
         with torch.autocast(image.device.type, precision, enabled=precision is torch.bfloat16):
-            maps, blank = self._maps(image), self._maps(torch.zeros_like(image))
+            maps = self._maps(image)
+            if precision not in self._blank:
+                self._blank[precision] = self._maps(torch.zeros_like(image))
+            blank = self._blank[precision]
         limits = tuple(torch.maximum(one, other) for one, other in zip(maps, blank, strict=True))
         sums = image.new_tensor([float(_sum(one, kind)) for one in maps])
         scale = torch.where(sums > 0, 1 / (len(maps) * sums), 0)
@@ -100,30 +104,37 @@ class Watched(nn.Module):
             return self.network(images), excess
 
     @torch.no_grad()
-    def invention(self, references: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Z of the images, and of each image and each layer Σ max(ĥ_d − b_d, 0) / Σ h_d.
+    def invention(self, references: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Z of the images, and of each image and each layer Σ max(ĥ_d − b_d, 0) / Σ h_d against two bounds b_d.
 
         Args:
-            references: (R, 3, H, W): X, of which h_d is, and what else b_d is the maximum over, such as the blank
-                picture. With X alone b_d = h_d(X), and the mean over the layers is L_e as it is reported.
+            references: (R, 3, H, W), the first of them X, of which h_d is.
             images: (B, 3, H, W).
 
         Returns:
-            (B, C, h, w), (B, D)
+            (B, C, h, w); (B, D) against h_d(X), whose mean over the layers is L_e as it is reported; and (B, D)
+            against the maximum over the references, as with the blank picture evidence has it.
         """
         count = len(references)
-        shares: list[Tensor] = []
+        shares: list[tuple[Tensor, Tensor]] = []
 
         def see(before_relu: Tensor) -> Tensor:
             maps = before_relu.clamp_min(0)
-            over = (maps[count:] - maps[:count].amax(dim=0)).clamp_min_(0).sum(dim=(1, 2, 3))
             whole = maps[0].sum()
-            shares.append(torch.where(whole > 0, over / whole, 0))
+            over = [
+                (maps[count:] - bound).clamp_min_(0).sum(dim=(1, 2, 3)) for bound in (maps[0], maps[:count].amax(dim=0))
+            ]
+            alone, beyond = (torch.where(whole > 0, one / whole, 0) for one in over)
+            shares.append((alone, beyond))
             return maps
 
         with self._seeing(see):
             before_relu = self.network(torch.cat([references, images]))[count:]
-        return before_relu, torch.stack(shares, dim=1) if shares else images.new_zeros(len(images), 0)
+        if not shares:
+            nothing = images.new_zeros(len(images), 0)
+            return before_relu, nothing, nothing
+        own, all_of_them = (torch.stack(column, dim=1) for column in zip(*shares, strict=True))
+        return before_relu, own, all_of_them
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         maps: list[Tensor] = []
