@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Collection, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors import safe_open
@@ -214,10 +214,8 @@ def _described(opened: Any, name: str) -> Tensor:
 
 def _unpacked(file: Path, device: str) -> Any:
     """A .pth; without its numbers they are not read either, but in the format before torch 1.6."""
-    if device == "meta":
-        with suppress(RuntimeError):  # that format cannot be mapped
-            return torch.load(file, map_location=device, weights_only=True, mmap=True)
-    return torch.load(file, map_location=device, weights_only=True)
+    mapped = device == "meta" and is_zipfile(file)  # the older format cannot be
+    return torch.load(file, map_location=device, weights_only=True, mmap=mapped)
 
 
 def _contents(file: Path, device: str) -> Contents:

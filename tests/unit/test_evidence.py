@@ -153,3 +153,40 @@ def test_the_layers_below_have_names(name: str, layer: str, expected: list[str])
     assert network.below(layer) == expected
     relus = [module for module in network.watched(layer).modules() if isinstance(module, nn.ReLU)]
     assert relus == []
+
+
+def test_who_asks_for_no_weight_and_who_does_are_answered_together(device: TorchDevice) -> None:
+    """Whoever comes first."""
+    engine = Engine(device)
+    kernels = engine.call(device.ranking, "vgg_mini", LAYER, PICTURE)[:2]
+    for weights in ((0.0, 3.0), (3.0, 0.0)):
+        asked = [
+            question(kernel, method="evidence", gamma=gamma, iterations=20)
+            for kernel, gamma in zip(kernels, weights, strict=True)
+        ]
+        found = dict(engine.ask(asked))
+        assert all(isinstance(answer, Answer) for answer in found.values())
+    engine.close()
+
+
+def test_memory_that_runs_out_before_the_first_step_sets_back(
+    device: TorchDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an image causes below the layer does not fit while another batch runs: it is asked again, nothing fails."""
+    network = device.networks.get("vgg_mini")
+    batch = device.batch(question(0, method="evidence"))
+    assert isinstance(batch, TorchBatch)
+    device.running += 1  # another layer's batch has a problem
+    bounds = network.watched(LAYER).bounds
+
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(network.watched(LAYER), "bounds", full)
+    ticket = Ticket(question(device.ranking("vgg_mini", LAYER, PICTURE)[0], method="evidence", iterations=2))
+    assert batch.add([ticket]) == []
+    assert batch.step() == []
+    monkeypatch.setattr(network.watched(LAYER), "bounds", bounds)
+    device.running -= 1
+    answered = [pair for _ in range(3) for pair in batch.step()]
+    assert [type(answer) for _, answer in answered] == [Answer]
