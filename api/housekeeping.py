@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
 MOST_ORPHANS = 200  # blobs that are removed in one round
 LOCK_SECONDS = 30.0
+FORGOTTEN_AFTER_SECONDS = 30.0  # a message that is in no queue and was not begun for this long is a dead worker's
 LOST_AFTER_SECONDS = 15.0  # a message that nobody took for this long, while the broker holds too few, is lost
 
 
@@ -46,9 +47,11 @@ def tick(services: Services) -> None:
 def _lost(services: Services) -> list[str]:
     """Queued slices that no message speaks of any more (the broker was wiped, say). A rare double is harmless."""
     waiting = services.transitions.queued()
-    if backlog(services.redis) >= len(waiting):
-        return []
-    return services.transitions.unsent(waiting, LOST_AFTER_SECONDS)
+    queued, handed_out = backlog(services.redis)
+    if queued + handed_out < len(waiting):
+        return services.transitions.unsent(waiting, LOST_AFTER_SECONDS)
+    # What is handed out counts, but that of a worker that was killed is never begun, and hides what was lost with it.
+    return services.transitions.unsent(waiting, FORGOTTEN_AFTER_SECONDS) if not queued else []
 
 
 class Housekeeper:

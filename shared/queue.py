@@ -60,7 +60,7 @@ def announce(app: Celery, slice_id: str, queue: str) -> None:
         raise StoreUnavailable("the queue does not answer") from error
 
 
-def backlog(redis: Redis) -> int:
-    """Messages that the broker (the same Redis) holds, or has handed to workers that have not begun them."""
+def backlog(redis: Redis) -> tuple[int, int]:
+    """Messages that the broker (the same Redis) holds, and those handed to workers that have not begun them."""
     with redis_errors():
-        return int(sum(redis.llen(name) for name in QUEUES) + redis.hlen("unacked"))
+        return int(sum(redis.llen(name) for name in QUEUES)), int(redis.hlen("unacked"))

@@ -224,7 +224,7 @@ BOUND: dict[str, dict[str, str]] = {
 
 
 def _operation(name: str) -> dict[str, Any]:
-    refusals = REFUSALS.get(name, [410] if name in DELETED else [])
+    refusals = [*REFUSALS.get(name, []), *([410] if name in DELETED else [])]
     bound = {where: {"dictionary": what, "probability": 0.7} for where, what in BOUND.get(name, {}).items()}
     checks = {"positive_data_acceptance": {"expected-statuses": [*ACCEPTED, *refusals]}}
     return {"include-name": name, "checks": checks, **({"parameters": bound} if bound else {})}

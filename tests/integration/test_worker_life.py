@@ -173,6 +173,22 @@ def test_a_slice_whose_worker_dies_each_time_is_failed(services: Services) -> No
     assert "3 times" in ended.error.detail
 
 
+def test_a_message_lost_beside_a_dead_worker_s_is_sent_again(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was handed to a worker that was killed stays with the broker for an hour, and hides no lost one."""
+    job_id = submit(services, kernels=2)
+    services.redis.delete("interactive")
+    services.redis.hset("unacked", "tag-of-a-dead-worker", "[]")
+    monkeypatch.setattr(housekeeping, "FORGOTTEN_AFTER_SECONDS", 3600.0)
+    assert housekeeping._lost(services) == []
+    monkeypatch.setattr(housekeeping, "FORGOTTEN_AFTER_SECONDS", -1.0)
+    assert housekeeping._lost(services) == [f"{job_id}:0"]
+    services.redis.lpush("interactive", "a message")
+    assert housekeeping._lost(services) == []
+    services.redis.delete("unacked")
+
+
 def test_a_lost_message_is_sent_again(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     """The broker's lists are wiped; the record remembers."""
     job_id = submit(services, kernels=2)
