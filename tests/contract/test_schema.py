@@ -51,6 +51,7 @@ DELETED = (
 )
 RARE = DELETED[-3:]  # of jobs on several images, or that are being watched: no good answer is asked for
 ACCEPTED = ["2xx", "3xx", 401, 403, 404, 409, 429]
+REJECTED = [400, 401, 403, 404, 405, 406, 409, 410, 415, 422, 428, 429]  # 410: the job is gone, whatever was asked
 EVERY = (
     "POST /explain",
     "POST /activations",
@@ -164,7 +165,7 @@ def _configuration(plant: Plant) -> dict[str, Any]:
     }
     return {
         "dictionaries": {name: {"values": entries} for name, entries in values.items()},
-        "operations": [_operation(name) for name in EVERY],
+        "operations": [_operation(name) for name in (*EVERY, *RARE)],
     }
 
 
@@ -239,6 +240,7 @@ def _toml(configuration: dict[str, Any]) -> str:
         lines += ["[[operations]]", f"include-name = {json.dumps(operation['include-name'])}"]
         statuses = operation["checks"]["positive_data_acceptance"]["expected-statuses"]
         lines.append(f"checks.positive_data_acceptance.expected-statuses = {json.dumps(statuses)}")
+        lines.append(f"checks.negative_data_rejection.expected-statuses = {json.dumps(REJECTED)}")
         for where, what in operation.get("parameters", {}).items():
             binding = f'{{ dictionary = "{what["dictionary"]}", probability = {what["probability"]} }}'
             lines.append(f'parameters."{where}" = {binding}')
