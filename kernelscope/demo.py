@@ -196,8 +196,10 @@ def _slug(title: str) -> str:
 
 def _table(results: list[tuple[Subject, Result]]) -> Table:
     title = "X̂ as delivered (8 bits), fed back through the network"
-    made = table(title, "picture, layer", "method", *NUMBERS, right=NUMBERS)
+    made = table(title, "layer", "method", *NUMBERS, right=NUMBERS)
+    for column in made.columns[:2]:
+        column.no_wrap = True
     for subject, result in results:
-        made.add_row(f"{subject.title}, {subject.layer}", result.method, *numbers(result))
+        made.add_row(subject.layer, result.method, *numbers(result))
     made.caption = MEANING
     return made
