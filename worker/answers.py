@@ -83,7 +83,6 @@ def measured(network: LoadedNetwork, question: Question, posed: Posed, solution:
     terms = _of_the_png(problem, after, shown, float(png_regularization(picture, space)))
     if not np.isfinite([terms.total, terms_float.total]).all():
         return NotANumber(f"X̂ of kernel {kernel} is not finite; its start is {terms_start.total:g}")
-    others = _loudest_others(before, kernel)
     found, found_float = (
         metrics(before, maps[0], kernel, picture[0], space).model_copy(
             update=_invention(network.below(question.layer), invented[row], beyond_blank[row])
@@ -93,13 +92,7 @@ def measured(network: LoadedNetwork, question: Question, posed: Posed, solution:
     return Answer(
         picture=picture[0].permute(1, 2, 0).cpu().numpy(),
         x=solution.x.cpu().numpy(),
-        maps={
-            "before": _array(before[kernel]),
-            "after": _array(after[0, kernel]),
-            "others": others.cpu().numpy(),
-            "others_before": _array(before[others]),
-            "others_after": _array(after[0, others]),
-        },
+        maps=_maps(before, after[0], kernel),
         losses=terms,
         losses_float=terms_float,
         loss_start=terms_start.total,
@@ -115,6 +108,18 @@ def measured(network: LoadedNetwork, question: Question, posed: Posed, solution:
         weights=network.weights,
         gamma=_gamma(question, len(network.below(question.layer))),
     )
+
+
+def _maps(before: Tensor, after: Tensor, kernel: int) -> dict[str, NDArray[Any]]:
+    """The selected kernel's map and those of the loudest others, before and after."""
+    others = _loudest_others(before, kernel)
+    return {
+        "before": _array(before[kernel]),
+        "after": _array(after[kernel]),
+        "others": others.cpu().numpy(),
+        "others_before": _array(before[others]),
+        "others_after": _array(after[others]),
+    }
 
 
 def _of_the_png(problem: Problems, after: Tensor, shown: Tensor, regularization: float) -> Losses:
