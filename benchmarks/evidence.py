@@ -7,7 +7,8 @@ methods    the paper's method, evidence, the paper's method with only_remove, gu
 readings   of each delivered picture: the loss, SSIM, leakage, invention; invention in SqueezeNet 1.1, which is never
            optimised; deletion; SSIM after small changes of the picture
 pairs      discrimination (api/consistency.py): three kernels on three photographs
-grid       four photographs in one image: the share of X̂² in the one quadrant that drives the kernel
+grid       four photographs in one image: the share of X̂² in the one quadrant that drives the kernel; the most active
+           16 kernels of those that one quadrant drives (there are 167 of them, an hour and a half)
 efforts    `--efforts`, more than an hour: γ × effort on the problems of `--reference` (docs/evidence/deep.json), and
            the paper's own procedure on its way, from the pictures beside that file
 cost       ms of an evaluation with the term over one without
@@ -66,6 +67,7 @@ METHODS: dict[str, dict[str, Any]] = {
 CONTROLS = ("X", "t·X", "masked X")
 FADES = [step / 10 for step in range(1, 10)]
 PAIRS = 3  # kernels, and photographs, of a layer
+GRID = 16  # kernels of the grid
 ALONE, WITHOUT = 0.7, 0.25  # a quadrant drives a kernel: ΣF_i with nothing else, and without it, over all of it
 WEIGHED: dict[str, dict[str, Any]] = {
     "paper": METHODS["paper"],
@@ -319,12 +321,12 @@ def _common(bench: Bench, layer: str, shown: list[Picture]) -> list[int]:
 
 
 def _grid(bench: Bench, layer: str = "conv5_3") -> None:
-    """Every kernel that one of four photographs drives alone."""
+    """The most active kernels that one of four photographs drives alone."""
     four = list(bench.shown.values())[:4]
     side = bench.network.input_size // 2
     small = [np.asarray(Image.fromarray(one).resize((side, side), Image.Resampling.BILINEAR)) for one in four]
     picture = np.vstack([np.hstack(small[:2]), np.hstack(small[2:])])
-    for kernel, quadrant in bench.engine.call(driven, bench.network, layer, picture):
+    for kernel, quadrant in bench.engine.call(driven, bench.network, layer, picture)[:GRID]:
         questions = {
             name: Question(MODEL, layer, picture, kernel, 1.0, 1.0, effort="quick", **METHODS[name]) for name in METHODS
         }
@@ -344,7 +346,10 @@ def _grid(bench: Bench, layer: str = "conv5_3") -> None:
 
 
 def driven(network: LoadedNetwork, layer: str, picture: Picture) -> list[tuple[int, int]]:
-    """(kernel, quadrant) where ΣF_i is at least 70 % with that quadrant alone, and at most 25 % without it."""
+    """(kernel, quadrant) where ΣF_i is at least 70 % with that quadrant alone, and at most 25 % without it.
+
+    The kernel with the highest ΣF_i first.
+    """
     image = network.space.from_bytes(tensor(picture))
     alone, without = [], []
     for quadrant in range(4):
@@ -356,7 +361,7 @@ def driven(network: LoadedNetwork, layer: str, picture: Picture) -> list[tuple[i
         sums = network.features_of(layer, torch.cat([image, *alone, *without])).sum(dim=(2, 3))  # (9, C)
     whole, kept, left = sums[0].clamp_min(1e-9), sums[1:5], sums[5:]
     rows = ((kept >= ALONE * whole) & (left <= WITHOUT * whole) & (sums[0] > 0)).nonzero().tolist()
-    return sorted((kernel, quadrant) for quadrant, kernel in rows)
+    return sorted(((kernel, quadrant) for quadrant, kernel in rows), key=lambda pair: -float(sums[0, pair[0]]))
 
 
 def _quadrant(maps: np.ndarray, number: int) -> np.ndarray:

@@ -291,6 +291,25 @@ def test_efforts_and_iterations() -> None:
         assert (solution.iterations, solution.stopped) == (count, "budget")
 
 
+def test_shrinking_is_louder_at_first_where_the_pull_is() -> None:
+    """By the pull of the pixels over β/N, four times at most, less and less, and β itself from nine tenths on."""
+    net = tiny.network()
+    problems = replace(tiny.problems(net, 5), beta=torch.tensor([1.0, 1.0, 1.0, 2.0, 0.0], dtype=torch.float64))
+    loudness = torch.tensor([0.5, 3.0, 50.0, 3.0, 3.0], dtype=torch.float64)  # mean |m|·N
+    pull = torch.ones_like(problems.image) * (loudness / problems.image[0].numel())[:, None, None, None]
+    solver = FastSolver(tiny.space(), first=100, again=50)
+    state = solver.start(problems)
+
+    def beta(evaluation: int) -> list[float]:
+        age = torch.full((5,), evaluation)
+        return solver._beta(problems, pull, state, age).tolist()
+
+    left = 1 - 0.45 / 0.9  # after 45 of 100 evaluations
+    assert beta(44) == pytest.approx([1, 1 + left * 2, 1 + left * 3, 2 * (1 + left * 0.5), 0])
+    for evaluation in (89, 99, 100, 120):
+        assert beta(evaluation) == pytest.approx([1, 1, 1, 2, 0])
+
+
 def test_descents_end_when_one_gains_next_to_nothing() -> None:
     """`converged`, at the end of a descent, and longer efforts end no higher."""
     net = tiny.network(1)

@@ -18,7 +18,7 @@ from worker.suppression.problems import PixelSpace, Problems
 from worker.suppression.reference import ReferenceSolver
 from worker.suppression.taps import Bounds, Watched
 
-VERSION = 1  # of what the solvers find: to be raised whenever the same problem would get another X̂
+VERSION = 2  # of what the solvers find: to be raised whenever the same problem would get another X̂
 
 __all__ = [
     "EFFORTS",

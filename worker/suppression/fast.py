@@ -24,6 +24,9 @@ the end most of the other kernels' responses stand at 0, where a subgradient of 
 * The momentum b follows the same way from cos(g_t, g_{t−1}): gradients that alternate are averaged over more steps.
 * The later descents, or the last quarter where there is one only, show the network the 8-bit picture of x, and X̂ is the
   best of these pictures: rounding alone can add 45 % to the loss of an x that is near its end.
+* In a problem of many layers the pull of the pixels is loud, mean |m| several times β/N, and what it puts into x the
+  shrinking cannot take away in a short descent. So at first the threshold is that of the mean |m|, at most four times
+  its own; it falls to its own, β, in the first nine tenths of the first descent.
 * Where X̂ may only remove, the box is that between X and the mean colour: then it can show nothing that X does not.
 * Where γ·L_e is in the loss (taps.py) its subgradient is part of g. Under a bound L_e ≤ ε γ is that constraint's
   multiplier: it grows by a factor while L_e is above the bound and shrinks while it is below, in the second half of
@@ -111,6 +114,7 @@ class FastSolver:
     last: float = 0.001  # what is left of the step at the end
     height: float = 0.1  # where the step of a later descent begins, or at L_p where more of the map is lost
     hope: float = 3.0  # κ half-way
+    louder: tuple[float, float] = (4.0, 0.9)  # times β at most at the start, and the share of the descent that it lasts
     swing: float = 0.4  # cos(r_t, r_{t−1}) at which ω is right
     learning: float = 0.2  # how fast ω follows
     stiffness: tuple[float, float, float] = (0.003, 0.1, 30.0)  # ω of y: least, at the start, most
@@ -218,8 +222,9 @@ class FastSolver:
         forgotten = memory[:, 0, 0, 0] * state.forgotten
         square = self.square_memory * state.square + (1 - self.square_memory) * slope.square()
         step = self._step_size(square, state, age, preservation)
-        aimed = state.x - step * mean / _column(1 - forgotten)
-        x = self._boxed(problems, _shrink(aimed, step * _column(problems.beta) / slope[0].numel()))
+        pull = mean / _column(1 - forgotten)
+        beta = _column(self._beta(problems, pull, state, age))
+        x = self._boxed(problems, _shrink(state.x - step * pull, step * beta / slope[0].numel()))
         return {
             "x": x,
             "slope": slope,
@@ -229,6 +234,13 @@ class FastSolver:
             "square": square,
             "moved": ((x - state.x).square() / step).sum(dim=(1, 2, 3)),
         }
+
+    def _beta(self, problems: Problems, pull: Tensor, state: FastState, age: Tensor) -> Tensor:
+        """The weight of L_r that this step shrinks by, (B,): louder at first where the pixels' pull is."""
+        most, lasting = self.louder
+        loud = pull.abs().mean(dim=(1, 2, 3)) * pull[0].numel() / problems.beta.clamp_min(1e-9)
+        left = torch.where(age < state.first, (1 - self._share(state, age) / lasting).clamp_min(0), 0)
+        return problems.beta * (1 + left * (loud.clamp(1, most) - 1))
 
     def _multiplier(
         self, problems: Problems, state: FastState, residual: Tensor, age: Tensor, noise: float
