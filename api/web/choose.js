@@ -88,10 +88,11 @@ export async function loadModels() {
 }
 
 function drawLayers(preferred) {
-  const { title, layers, available, reason } = model();
+  const { title, layers, available, reason, weights_refused: refused = [] } = model();
   $("weights").classList.toggle("error", available !== true);
   $("weights").textContent = available === null ? "No worker is connected: jobs are taken, and wait until one is."
-    : available ? `${title}, weights: ${reason}` : `${title} cannot be explained here: ${reason}`;
+    : available ? `${title}, weights: ${reason}${refused.map((line) => ` · not used: ${line}`).join("")}`
+      : `${title} cannot be explained here: ${reason}`;
   const usable = layers.filter((each) => each.available !== false);
   const standard = usable[Math.min(usable.length - 1, Math.floor(layers.length / 3))];
   const chosen = usable.find((each) => each.name === preferred) ?? standard;

@@ -32,12 +32,18 @@ def test_from_an_upload_to_a_link_that_opens_the_same_tomorrow(
     visitor.shoot("ranked-light")
     visitor.effort("quick")
     page.get_by_label("LRP").check()
+    page.get_by_label("evidence", exact=True).check()
     visitor.explain()
     assert "2 kernels" not in visitor.done()
     assert page.locator("#overview .tile").count() == 2
-    expect(page.locator("#detail h3").first).to_contain_text("in my figures.png, by suppression")
+    expect(page.locator("#detail h3").first).to_contain_text("in my figures.png, by evidence")
     ssim = number(page, "Map kept (SSIM)")
     assert 0.5 < float(ssim) <= 1
+    invented = number(page, "Invented")
+    page.locator(".methods .tile").nth(1).click()
+    expect(page.locator("#detail h3").first).to_contain_text("by suppression")
+    assert float(number(page, "Invented").rstrip(" %")) > float(invented.rstrip(" %"))
+    page.locator(".methods .tile").nth(0).click()
 
     stacked = page.locator(".stack img").nth(1)
     before = stacked.evaluate("image => image.style.clipPath")
@@ -56,7 +62,7 @@ def test_from_an_upload_to_a_link_that_opens_the_same_tomorrow(
         image.evaluate("image => image.decode()")
     visitor.shoot("result-light")
 
-    page.locator(".methods .tile").nth(1).click()
+    page.locator(".methods .tile").nth(2).click()
     expect(page.locator("#detail h3").first).to_contain_text("by LRP")
     page.locator(".methods .tile").nth(0).click()
     with page.expect_download() as download:
@@ -70,7 +76,7 @@ def test_from_an_upload_to_a_link_that_opens_the_same_tomorrow(
 
     later = arriving(visitor.url)
     again = later.open(page.url.removeprefix(visitor.url))
-    assert later.done() == "Done: 4 explained."
+    assert later.done() == "Done: 6 explained."
     assert number(again, "Map kept (SSIM)") == ssim
 
 
