@@ -2,7 +2,8 @@
 
 Questions of the same network and layer are answered in one batch, whoever asked them: new ones join between two steps
 and each leaves when it is answered (continuous batching). Batches take turns by the time that they have used, so a slow
-layer and a fast one, and big jobs and small ones of the same layer, each get their share of the device.
+layer and a fast one, and big jobs and small ones of the same layer, each get their share of the device. So do the calls
+(rankings, feature maps), all together, whose callers wait for one another: however many there are, batches are stepped.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -87,6 +89,14 @@ class _Group:
         yield from ((asked, ticket) for asked, tickets in self.waiting for ticket in tickets)
 
 
+@dataclass
+class _Calls:
+    """What else is to be run on the engine's thread, in the order in which it came: each caller has one at most."""
+
+    waiting: deque[tuple[Future[Any], Callable[[], Any]]] = field(default_factory=deque)
+    used: float = 0.0  # seconds of the device
+
+
 class Engine:
     """Answers questions on one device.
 
@@ -101,6 +111,8 @@ class Engine:
         self.steps = 0  # grows as long as the engine lives and has something to do
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._groups: dict[tuple[object, ...], _Group] = {}
+        self._calls = _Calls()
+        self._clock = 0.0  # what the last to be served had used of the device; who is new begins there
         self._busy = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
@@ -117,18 +129,9 @@ class Engine:
         return asked
 
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Run something else on the engine's thread, before its next step."""
+        """Run something else on the engine's thread, between two steps, when it is the calls' turn."""
         future: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                future.set_result(function(*arguments))
-            except Exception as error:
-                future.set_exception(error)
-                if self.device.broken(error):
-                    raise
-
-        self._inbox.put(run)
+        self._inbox.put(lambda: self._queue(future, partial(function, *arguments)))
         return future.result()
 
     @property
@@ -149,8 +152,13 @@ class Engine:
     def _work(self) -> None:
         try:
             while self._read():
-                if self._groups:
-                    self._turn(*min(self._groups.items(), key=lambda pair: pair[1].used))
+                group = min(self._groups.items(), key=lambda pair: pair[1].used, default=None)
+                if self._calls.waiting and (group is None or self._calls.used <= group[1].used):
+                    self._clock = self._calls.used
+                    self._run_a_call()
+                elif group:
+                    self._clock = group[1].used
+                    self._turn(*group)
                 self.steps += 1
         except Exception as error:
             log.critical("the device %s is broken", self.device.name, exc_info=True)
@@ -158,14 +166,32 @@ class Engine:
 
     def _read(self) -> bool:
         """Take in what is new; wait for it where there is nothing else to do. False: close."""
-        self._busy = bool(self._groups)
+        self._busy = bool(self._groups or self._calls.waiting)
         while not self._busy or not self._inbox.empty():
             order = self._inbox.get()
             if order is None:
+                for future, _ in self._calls.waiting:
+                    future.cancel()
                 return False
             self._busy = True
             order()
         return True
+
+    def _queue(self, future: Future[Any], function: Callable[[], Any]) -> None:
+        if not self._calls.waiting:
+            self._calls.used = max(self._calls.used, self._clock)
+        self._calls.waiting.append((future, function))
+
+    def _run_a_call(self) -> None:
+        begin = time.perf_counter()
+        future, function = self._calls.waiting.popleft()
+        try:
+            future.set_result(function())
+        except Exception as error:
+            future.set_exception(error)
+            if self.device.broken(error):
+                raise
+        self._calls.used += time.perf_counter() - begin
 
     def _sort_in(self, asked: Asked) -> None:
         tickets: dict[tuple[object, ...], deque[Ticket]] = {}
@@ -178,8 +204,7 @@ class Engine:
                 except Exception as error:
                     self._fail([(asked, ticket) for ticket in part], error)
                     continue
-                least = min((group.used for group in self._groups.values()), default=0.0)
-                self._groups[key] = _Group(batch, least)
+                self._groups[key] = _Group(batch, self._clock)
             self._groups[key].waiting.append((asked, part))
 
     def _turn(self, key: tuple[object, ...], group: _Group) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import RLock
+from threading import Lock, Thread
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +95,8 @@ class Networks:
         self._loaded: dict[str, LoadedNetwork] = {}
         self._failed: dict[str, tuple[float, ModelUnavailable]] = {}
         self._refused: dict[Path, str] = {}
-        self._lock = RLock()
+        self._loading: dict[str, Future[LoadedNetwork]] = {}
+        self._lock = Lock()
 
     def get(self, name: str) -> LoadedNetwork:
         """The network, loaded on the first call.
@@ -103,13 +104,27 @@ class Networks:
         Raises:
             ModelUnavailable: no weights can be had; says why.
         """
+        if name in self._loaded:  # without a lock: nobody waits for somebody else's download
+            return self._loaded[name]
         with self._lock:
-            if name not in self._loaded:
+            found = self._loading.get(name)
+            if found is None:
+                found = self._loading[name] = Future()
                 # In a thread that ends: OpenMP keeps helpers for each thread that has run torch, and once there are
                 # more of them than cores they sleep between operations: conv1_1 was half as fast.
-                with ThreadPoolExecutor(1, "load") as loader:
-                    self._loaded[name] = loader.submit(self._load, name).result()
-            return self._loaded[name]
+                Thread(target=self._load_for_all, args=(name, found), name=f"load {name}", daemon=True).start()
+        return found.result()
+
+    def _load_for_all(self, name: str, found: Future[LoadedNetwork]) -> None:
+        """Load it for everybody who waits."""
+        try:
+            self._loaded[name] = self._loaded.get(name) or self._load(name)
+            found.set_result(self._loaded[name])
+        except Exception as error:
+            found.set_exception(error)
+        finally:
+            with self._lock:
+                del self._loading[name]
 
     def states(self) -> dict[str, NetworkState]:
         """What can be run, for the heartbeat. Nothing is loaded or downloaded for it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -232,6 +233,32 @@ def test_a_small_job_does_not_wait_for_a_big_one_of_the_same_layer() -> None:
     assert sum(ticket.step is not None for ticket in big.tickets) <= 3
     big.withdraw()
     engine.close()
+
+
+def test_callers_that_never_rest_do_not_starve_a_question() -> None:
+    """Eight of them, whose calls take longer than what they do between two: steps go on, and so do the calls."""
+    engine, over, ran = Engine(Slow()), Event(), list[float]()
+
+    def rank() -> None:
+        while not over.is_set():
+            engine.call(time.sleep, 0.03)
+            ran.append(time.monotonic())
+            time.sleep(0.01)
+
+    callers = [Thread(target=rank) for _ in range(8)]
+    for caller in callers:
+        caller.start()
+    try:
+        alone = 20 * 0.01  # seconds
+        begin = time.monotonic()
+        assert ask(engine, [question(0, "conv1_1", iterations=20)])
+        assert time.monotonic() - begin < 10 * alone
+        assert len(ran) > 3
+    finally:
+        over.set()
+        for caller in callers:
+            caller.join()
+        engine.close()
 
 
 class Broken(DummyBatch):

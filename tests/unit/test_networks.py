@@ -19,6 +19,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from shared import catalogue
 from shared.errors import LayerNotCovered, ModelUnavailable
+from worker import networks as networks_module
 from worker import weights as weights_module
 from worker.architectures import ARCHITECTURES, cuts, receptive_field
 from worker.catalogue import catalogue as generated
@@ -279,6 +280,36 @@ def test_a_download_that_fails_is_told_and_not_tried_at_every_job(published: Pat
         with pytest.raises(ModelUnavailable, match=r"download from 127\.0\.0\.1.*failed"):
             source.get("vgg11")
     assert "failed" in source.states()["vgg11"].reason
+
+
+def test_a_download_that_trickles_keeps_nobody_else_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that is loaded, and one that is not, are got meanwhile; who wants the slow one gets the same object."""
+    trickling, arrived, loads = threading.Event(), threading.Event(), list[str]()
+    state = tmp_path / "vgg11.safetensors"
+    save_file(whole("vgg11"), state)
+
+    def slowly(name: str, folder: Path, *, download: bool) -> Any:
+        loads.append(name)
+        if name == "vgg11":
+            trickling.set()
+            assert arrived.wait(30)
+        return load(name, folder, download=download)
+
+    monkeypatch.setattr(networks_module, "load", slowly)
+    source = networks(tmp_path)
+    got: list[object] = []
+    waiting = [threading.Thread(target=lambda: got.append(source.get("vgg11"))) for _ in range(3)]
+    for thread in waiting:
+        thread.start()
+    assert trickling.wait(30)
+    assert source.get("vgg_mini") is source.get("vgg_mini")
+    assert not got
+    arrived.set()
+    for thread in waiting:
+        thread.join(30)
+    assert len(got) == 3
+    assert set(map(id, got)) == {id(source.get("vgg11"))}
+    assert loads == ["vgg11", "vgg_mini"]
 
 
 def test_torchvision_still_publishes_every_network() -> None:
