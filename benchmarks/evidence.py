@@ -1,4 +1,4 @@
-"""Does X̂ show what is in X? `python -m benchmarks.evidence --weights-dir W --images-dir I --other-weights-dir O`.
+"""Does X̂ show what is in X? `python -m benchmarks.evidence --weights-dir W --other-weights-dir O --images-dir I`.
 
 On VGG-16 conv2_2, conv3_3, conv4_3 and conv5_3, the third most active kernel of each of 12 photographs:
 
@@ -27,6 +27,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from torch.nn.functional import interpolate
 
 from api.consistency import consistency, description, discrimination
 from benchmarks import evidence_plots as plots
+from benchmarks.figures import shown as photographs
 from benchmarks.readings import OtherEye, deletion, small_changes, strength, tensor
 from benchmarks.table1 import pictures, read
 from shared import catalogue, images
@@ -151,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     network = networks.get(MODEL)
     options.rows.parent.mkdir(parents=True, exist_ok=True)
     options.pictures.mkdir(parents=True, exist_ok=True)
-    shown = pictures(options.images_dir, IMAGES, network.input_size)
+    shown = pictures(options.images_dir, IMAGES, network.input_size) if options.images_dir else shipped()
     known = {row["key"]: row for row in read(options.rows)}
     engine = Engine(TorchDevice(networks))
     bench = Bench(engine, network, OtherEye(options.other_weights_dir), shown, known, options.rows, options.pictures)
@@ -181,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights-dir", type=Path, required=True, help="the complete VGG-16")
-    parser.add_argument("--images-dir", type=Path, required=True, help="photographs")
+    parser.add_argument("--images-dir", type=Path, help="photographs; four that scikit-image ships unless given")
     parser.add_argument("--other-weights-dir", type=Path, required=True, help="SqueezeNet 1.1")
     parser.add_argument("--reference", type=Path, metavar="FILE", help="deep.json, with pictures beside it")
     parser.add_argument("--efforts", action="store_true", help="the curve of leakage against invention, too")
@@ -191,9 +193,15 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="as evidence.png")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
-    if options.efforts and not options.reference:
-        parser.error("--efforts needs --reference: its problems are those of that file")
+    if options.efforts and not (options.reference and options.images_dir):
+        parser.error("--efforts needs --reference, whose problems it takes, and --images-dir with their photographs")
     return options
+
+
+def shipped() -> dict[str, Picture]:
+    """By name: the photographs that `benchmarks.figures` draws on."""
+    names = ("cat", "astronaut", "coffee", "rocket")
+    return {name: np.asarray(Image.open(BytesIO(file))) for name, file in zip(names, photographs(None), strict=True)}
 
 
 def _methods(bench: Bench, count: int) -> None:

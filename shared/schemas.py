@@ -157,7 +157,7 @@ class ExplainOptions(BaseModel):
         ge=0,
         le=1000,
         description="of `evidence`: γ, the weight of L_e, which is the activation below the layer that X̂ causes and "
-        "neither the image nor a blank picture does; unless given 0.3 for each ReLU layer below the layer",
+        "neither the image nor a blank picture does; unless given 0.35 for each ReLU layer below the layer",
     )
     max_invention: float | None = Field(
         None,

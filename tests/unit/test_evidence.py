@@ -84,7 +84,7 @@ def test_evidence_keeps_its_bound_and_takes_only_away(answers: list[Answer]) -> 
     assert bounded.gamma is None
     assert (bounded.metrics.invention_beyond_blank or 0) <= 0.15
     assert weighed.target_met is None
-    assert weighed.gamma == pytest.approx(1.2)  # 0.3 for each of the four layers below
+    assert weighed.gamma == pytest.approx(1.4)  # 0.35 for each of the four layers below
     assert paper.metrics.invention is not None
     for answer in (bounded, weighed):
         assert answer.metrics.invention is not None
