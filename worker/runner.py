@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -63,6 +63,7 @@ class Runner:
     telemetry: Telemetry = field(default_factory=Telemetry)
     quarantine: Quarantine = field(default_factory=Quarantine)
     stopping: bool = False
+    decoding: Lock = field(default_factory=Lock)  # one image at a time: 50 megapixels may take a gigabyte
     _running: set[_SliceRun] = field(default_factory=set)
     _lock: Lock = field(default_factory=Lock)
 
@@ -143,6 +144,8 @@ class _SliceRun:
     ended: bool = False
     watched: bool = False
     previews: Previews = field(default_factory=Previews)
+    pictures: dict[int, Picture] = field(default_factory=dict)  # by the image's number in the request
+    rankings: dict[int, list[int]] = field(default_factory=dict)
 
     def to_the_end(self) -> None:
         try:
@@ -243,7 +246,7 @@ class _SliceRun:
 
     def _rank_one(self, item: Item) -> None:
         request, engine = self.claim.request, self.runner.engine
-        maps = engine.call(engine.device.feature_maps, request.model, request.layer, self._pictures[item.image])
+        maps = engine.call(engine.device.feature_maps, request.model, request.layer, self._picture(item.image))
         found, files = activations.measured(maps)
         own = {"weights": engine.device.weights(request.model), "device": engine.device.name}
         result = ItemResult.of(item, request, None).model_copy(update={**found, **own})
@@ -269,7 +272,7 @@ class _SliceRun:
     def _kernel(self, item: Item) -> int | None:
         if item.rank is None:
             return item.kernel
-        ranking = self._rankings[item.image]
+        ranking = self._ranking(item.image)
         return ranking[item.rank] if item.rank < len(ranking) else None
 
     def _question(self, item: Item, kernel: int) -> Question:
@@ -279,7 +282,7 @@ class _SliceRun:
         return Question(
             model=request.model,
             layer=request.layer,
-            picture=self._pictures[item.image],
+            picture=self._picture(item.image),
             kernel=kernel,
             alpha=item.alpha,
             beta=item.beta,
@@ -287,29 +290,32 @@ class _SliceRun:
             **options,
         )
 
-    @cached_property
-    def _pictures(self) -> dict[int, Picture]:
-        """By the image's number in the request: the network's input, (H, W, 3) in 8 bits."""
-        size = self.runner.engine.device.input_size(self.claim.request.model)
-        return {number: self._picture(self.claim.request.images[number], size) for number in self._numbers}
+    def _picture(self, number: int) -> Picture:
+        """The network's input of an image of the request, (H, W, 3) in 8 bits.
 
-    @cached_property
-    def _rankings(self) -> dict[int, list[int]]:
-        request, engine = self.claim.request, self.runner.engine
-        return {
-            number: engine.call(engine.device.ranking, request.model, request.layer, self._pictures[number])
-            for number in self._numbers
-        }
+        Kept in the slice by hand: before Python 3.12 one lock is all slices' in a cached_property, and one that waits
+        for its network to be downloaded would keep the others waiting.
+        """
+        if number not in self.pictures:
+            size = self.runner.engine.device.input_size(self.claim.request.model)
+            self.pictures[number] = self._decoded(self.claim.request.images[number], size)
+        return self.pictures[number]
 
-    @property
-    def _numbers(self) -> list[int]:
-        return sorted({item.image for item in self.claim.items})
+    def _ranking(self, number: int) -> list[int]:
+        """The layer's active kernels on that image."""
+        if number not in self.rankings:
+            request, engine = self.claim.request, self.runner.engine
+            self.rankings[number] = engine.call(
+                engine.device.ranking, request.model, request.layer, self._picture(number)
+            )
+        return self.rankings[number]
 
-    def _picture(self, digest: str, size: int) -> Picture:
+    def _decoded(self, digest: str, size: int) -> Picture:
         data = self._patiently(lambda: self.runner.store.get(digest))
         if data is None:
             raise UnknownImage(f"the bytes of image {digest} are gone from the store")
-        return np.asarray(images.resized(images.decode(data, self.runner.max_pixels), size))
+        with self.runner.decoding:
+            return np.asarray(images.resized(images.decode(data, self.runner.max_pixels), size))
 
     def _reused(self, item: Item, question: Question) -> bool:
         """Whether the same work was done before, by this job or another: then its result is this item's too."""

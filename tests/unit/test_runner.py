@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from redis import Redis
 
+from shared import images
 from shared.errors import LayerNotCovered, StoreUnavailable
 from shared.jobs import Hold, Records, Retention, Transitions
 from shared.schemas import ExplainRequest, Job, Status, plan
@@ -305,6 +306,58 @@ def test_an_image_that_is_gone_is_told(bench: Bench) -> None:
     assert "f" * 64 in job.error.detail
 
 
+def test_one_image_is_decoded_at_a_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever slices a worker holds: memory is that of one large image."""
+    decode, inside, most = images.decode, list[int](), list[int]()
+
+    def slowly(data: bytes, max_pixels: int) -> Any:
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.05)
+        inside.pop()
+        return decode(data, max_pixels)
+
+    monkeypatch.setattr(images, "decode", slowly)
+    _all_at_once(bench, 4)
+    assert most == [1] * 4
+
+
+def test_who_waits_for_a_network_keeps_no_other_slice_waiting(bench: Bench) -> None:
+    """One job's network is still downloaded when the other's slice begins and ends."""
+    arrived = Event()
+
+    class Trickling(DummyDevice):
+        def input_size(self, model: str) -> int:
+            assert model == "vgg_mini" or arrived.wait(30)
+            return super().input_size(model)
+
+    bench.device = Trickling()
+    bench.submit("slow", model="vgg19", layer="conv1_1")
+    bench.submit("fast")
+    with bench.runner() as runner:
+        slow, fast = (Thread(target=runner.run, args=(f"{name}:0",)) for name in ("slow", "fast"))
+        slow.start()
+        time.sleep(0.2)
+        fast.start()
+        fast.join(10)
+        assert bench.records.job("fast").status is Status.SUCCEEDED
+        arrived.set()
+        slow.join()
+    assert bench.records.job("slow").status is Status.SUCCEEDED
+
+
+def _all_at_once(bench: Bench, count: int) -> None:
+    for number in range(count):
+        bench.submit(f"j{number}")
+    with bench.runner() as runner:
+        slices = [Thread(target=runner.run, args=(f"j{number}:0",)) for number in range(count)]
+        for one in slices:
+            one.start()
+        for one in slices:
+            one.join()
+    assert {bench.records.job(f"j{number}").status for number in range(count)} == {Status.SUCCEEDED}
+
+
 def test_ranks_are_resolved_and_those_without_a_kernel_skipped(bench: Bench) -> None:
     """The dummy's layer of 32 kernels has three silent ones: "top:31" ends with 29."""
     bench.submit(kernels="top:31", iterations=1)
@@ -388,7 +441,7 @@ def test_what_evidence_is_asked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -
         bench.submit("one", methods=["evidence", "suppression"], kernels=[1], beta=[1.0, 2.0])
         runner.run("one:0")
     told = [(one.method, one.beta, one.removing, one.weight(12)) for one in asked]
-    evidence, plain = (("evidence", True, 3.0), ("suppression", False, 3.0))
+    evidence, plain = (("evidence", True, 0.35 * 12), ("suppression", False, 0.35 * 12))
     assert told == [(name, beta, *rest) for name, *rest in (evidence, plain) for beta in (1.0, 2.0)]
     assert all(result.metrics.invention is not None for result in bench.records.job("one").results if result.metrics)
 
