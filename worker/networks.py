@@ -141,9 +141,12 @@ class Networks:
         log.info("loading %s: %s", name, reason)
         try:
             return self._build(load(name, self.folder, download=self.download), name, reason)
-        except ModelUnavailable as unavailable:
-            self._failed[name] = (time.monotonic(), unavailable)
-            raise
+        except Exception as error:
+            if not isinstance(error, ModelUnavailable):
+                log.exception("%s could not be loaded", name)
+                error = ModelUnavailable(f"no weights for {name}: {reason}: {error}")
+            self._failed[name] = (time.monotonic(), error)
+            raise error from None
 
     def _failure(self, name: str) -> ModelUnavailable | None:
         """Why the network could not be loaded a short while ago."""

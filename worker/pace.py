@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -20,9 +21,11 @@ from worker.suppression import Bounds, Watched
 
 log = logging.getLogger(__name__)
 
+CGROUP = Path("/sys/fs/cgroup")
 STEP_SECONDS = 0.4  # a batch's step stays under this, so that a cancelled job answers within a second
 LARGEST_BATCH = {"cpu": 16, "cuda": 512}  # more is no faster
 WORTH_IT = 0.85  # bfloat16 is used where it takes less than this share of float32's time
+HOPELESS = 5  # times float32's time: bfloat16 without instructions for it, of which one evaluation may take a minute
 SHARE = 0.8  # of the free memory that may be planned with
 LAYER_TENSORS = 6  # of the layer's size that a solver keeps or makes in a step
 IMAGE_TENSORS = 12
@@ -45,7 +48,8 @@ _measured: WeakKeyDictionary[nn.Module, Pace] = WeakKeyDictionary()
 def pace(cut: nn.Module, size: int, device: torch.device) -> Pace:
     """Measure once for a layer."""
     if cut not in _measured:
-        single, half = (_seconds(cut, size, device, dtype) for dtype in (torch.float32, torch.bfloat16))
+        single = _seconds(cut, size, device, torch.float32)
+        half = _seconds(cut, size, device, torch.bfloat16, HOPELESS * single)
         precision, seconds = (torch.bfloat16, half) if half < WORTH_IT * single else (torch.float32, single)
         most = LARGEST_BATCH.get(device.type, 64)
         batch = max(1, min(most, int(STEP_SECONDS / seconds)))
@@ -74,18 +78,18 @@ def _free(device: torch.device) -> int:
     """Bytes: of the card, or of the machine and the container."""
     if device.type == "cuda":
         return free_memory(device)
-    group = Path("/sys/fs/cgroup")
     free = psutil.virtual_memory().available
     try:
-        limit, used = ((group / name).read_text() for name in ("memory.max", "memory.current"))
-        return min(free, int(limit) - int(used))
+        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        return min(free, limit - used + int(stat.get("inactive_file", 0)))  # pages of files are given up
     except (OSError, ValueError):  # no such file, or no limit: "max"
         return int(free)
 
 
-def _seconds(cut: nn.Module, size: int, device: torch.device, precision: torch.dtype) -> float:
-    """The faster of two evaluations after one to warm up."""
-    best = float("inf")
+def _seconds(cut: nn.Module, size: int, device: torch.device, precision: torch.dtype, hopeless: float = inf) -> float:
+    """The faster of two evaluations after one to warm up, which is enough if it takes longer than `hopeless`."""
+    best = inf
     image = _image(size, device)
     bounds = cut.bounds(image, precision) if isinstance(cut, Watched) else None
     for trial in range(3):
@@ -93,8 +97,11 @@ def _seconds(cut: nn.Module, size: int, device: torch.device, precision: torch.d
         _evaluate(cut, image, bounds, precision)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+        taken = time.perf_counter() - begin
+        if taken > hopeless:
+            return taken
         if trial:
-            best = min(best, time.perf_counter() - begin)
+            best = min(best, taken)
     return best
 
 

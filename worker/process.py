@@ -70,6 +70,8 @@ class WorkerProcess:
                 self.device.preload(name)
             except KernelscopeError as error:
                 log.warning("%s is not preloaded: %s", name, error)
+            except Exception:  # a bug; the other networks can be served all the same
+                log.exception("%s is not preloaded", name)
 
     def _tell(self) -> None:
         """Serve the metrics."""
@@ -108,6 +110,8 @@ class WorkerProcess:
                 publish(self.redis, self._state())
             except StoreUnavailable as error:
                 log.warning("no heartbeat: %s", error)
+            except Exception:  # of the weights folder, say; without this thread the worker would be taken for dead
+                log.exception("no heartbeat")
             self.ready.wait(0.2) if not self.ready.is_set() else self.stopping.wait(HEARTBEAT_SECONDS)
 
     def _state(self) -> WorkerState:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from kernelscope.stack import Stack, visible_cards
 from shared.settings import Settings
 from worker.accelerator import choose, free_memory
-from worker.pace import Pace, room_in_memory
+from worker.pace import Pace, pace, room_in_memory
 from worker.process import make_device
 from worker.questions import NoSuchDevice
 
@@ -130,6 +133,40 @@ def test_a_worker_has_the_threads_that_its_container_has_time_for(
             assert other.submit(torch.get_num_threads).result() == threads
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("limit", "free"),
+    [(f"{GIB}\n", 0.5 * GIB), ("max\n", 100 * GIB), (None, 100 * GIB)],
+    ids=["limit", "none", "no file"],
+)
+def test_files_in_the_cache_take_no_container_s_memory(
+    limit: str | None, free: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0.9 GiB of 1 are in use, 0.4 of it pages of files that may be given up: half a GiB is free."""
+    monkeypatch.setattr("worker.pace.CGROUP", tmp_path)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=100 * GIB))
+    if limit:
+        (tmp_path / "memory.max").write_text(limit)
+    (tmp_path / "memory.current").write_text(f"{int(0.9 * GIB)}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 12345\ninactive_file {int(0.4 * GIB)}\nactive_file 7\n")
+    room = room_in_memory(Pace(torch.float32, 0.01, 2**20, 8, 512), torch.device("cpu"))
+    assert room == pytest.approx(0.8 * free / 2**20, abs=2)
+
+
+def test_bfloat16_without_instructions_for_it_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one evaluation takes far longer than float32's three."""
+    tried: list[torch.dtype] = []
+
+    def evaluate(cut: nn.Module, image: torch.Tensor, bounds: object, precision: torch.dtype) -> torch.Tensor:
+        del cut, bounds
+        tried.append(precision)
+        time.sleep(0.2 if precision is torch.bfloat16 else 0.005)
+        return image.detach()
+
+    monkeypatch.setattr("worker.pace._evaluate", evaluate)
+    assert pace(nn.Identity(), 8, torch.device("cpu")).precision is torch.float32
+    assert tried.count(torch.bfloat16) == 1
 
 
 def test_cards_are_those_that_are_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

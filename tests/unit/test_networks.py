@@ -282,6 +282,26 @@ def test_a_download_that_fails_is_told_and_not_tried_at_every_job(published: Pat
     assert "failed" in source.states()["vgg11"].reason
 
 
+def test_what_nobody_foresaw_in_a_weights_file_makes_that_network_unavailable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the reason, in the heartbeat too; the others are served."""
+    save_file(whole("vgg11"), tmp_path / "vgg11.safetensors")
+    source = networks(tmp_path)
+
+    def strange(name: str, folder: Path, *, download: bool) -> Any:
+        del folder, download
+        if name == "vgg11":
+            raise RuntimeError("a tensor that is none")
+        return load(name, tmp_path, download=False)
+
+    monkeypatch.setattr(networks_module, "load", strange)
+    with pytest.raises(ModelUnavailable, match="a tensor that is none"):
+        source.get("vgg11")
+    assert "a tensor that is none" in source.states()["vgg11"].reason
+    assert source.get("vgg_mini").layers
+
+
 def test_a_download_that_trickles_keeps_nobody_else_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that is loaded, and one that is not, are got meanwhile; who wants the slow one gets the same object."""
     trickling, arrived, loads = threading.Event(), threading.Event(), list[str]()
