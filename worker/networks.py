@@ -116,15 +116,18 @@ class Networks:
         return found.result()
 
     def _load_for_all(self, name: str, found: Future[LoadedNetwork]) -> None:
-        """Load it for everybody who waits."""
+        """Load it for everybody who waits; who comes later has what is loaded, or tries again."""
+        failure: Exception | None = None
         try:
             self._loaded[name] = self._loaded.get(name) or self._load(name)
-            found.set_result(self._loaded[name])
         except Exception as error:
-            found.set_exception(error)
-        finally:
-            with self._lock:
-                del self._loading[name]
+            failure = error
+        with self._lock:
+            del self._loading[name]
+        if failure:
+            found.set_exception(failure)
+        else:
+            found.set_result(self._loaded[name])
 
     def states(self) -> dict[str, NetworkState]:
         """What can be run, for the heartbeat. Nothing is loaded or downloaded for it."""
