@@ -13,6 +13,7 @@ from tests.unit import tiny
 from worker.suppression import EFFORTS, Batch, FastSolver, PixelSpace, Problems, ReferenceSolver, after, losses, solve
 
 FAST = FastSolver(tiny.space(), budget=200)
+SIDE = tiny.SIDE
 SLOW = ReferenceSolver(rate=0.3, budget=300, patience=20)  # the tiny networks have 350 times fewer pixels
 SOLVERS = pytest.mark.parametrize("solver", [FAST, SLOW], ids=["fast", "reference"])
 
@@ -308,6 +309,8 @@ def test_shrinking_is_louder_at_first_where_the_pull_is() -> None:
     assert beta(44) == pytest.approx([1, 1 + left * 2, 1 + left * 3, 2 * (1 + left * 0.5), 0])
     for evaluation in (89, 99, 100, 120):
         assert beta(evaluation) == pytest.approx([1, 1, 1, 2, 0])
+    pull[:, :, SIDE // 4 :] = 0  # what pulls at a quarter of the pixels only holds the map
+    assert beta(44) == pytest.approx([1, 1, 1, 2, 0])
 
 
 def test_descents_end_when_one_gains_next_to_nothing() -> None:
