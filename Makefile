@@ -6,7 +6,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.1
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo up test test-slow browser builder check bench bench-gpu figures soak openapi lock clean
+.PHONY: setup demo up test test-slow browser proxies builder check bench bench-gpu figures soak openapi lock clean
 
 setup: $(READY)
 
@@ -27,7 +27,7 @@ up: setup  ## the stack on this machine, until Ctrl-C
 test: setup  ## everything that needs nothing but this repository
 	$(BIN)/python -m pytest
 
-test-slow: setup browser  ## what needs real weights or a browser, kills processes or takes long
+test-slow: setup browser proxies  ## what needs real weights or a browser, kills processes or takes long
 	$(BIN)/python -m pytest --timeout 900 -m "(slow or weights or web or chaos or contract) and not gpu"
 
 browser: setup  ## a Chromium for the tests of the page, where there is none
@@ -38,6 +38,11 @@ browser: setup  ## a Chromium for the tests of the page, where there is none
 		AS=$$([ "$$(id -u)" = 0 ] || echo "sudo -n"); \
 		{ command -v apt-get >/dev/null && $$AS apt-get update -qq && $$AS apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
 		|| $(BIN)/playwright install --with-deps chromium; }
+
+proxies:  ## nginx and Caddy for the tests behind them, on Debian and Ubuntu
+	@PATH="$$PATH:/usr/sbin"; command -v nginx >/dev/null && command -v caddy >/dev/null || { \
+		echo "installing nginx and Caddy"; AS=$$([ "$$(id -u)" = 0 ] || echo "sudo -n"); \
+		$$AS apt-get update -qq && $$AS apt-get install -y -qq --no-install-recommends nginx-light caddy >/dev/null; }
 
 check: setup  ## style, types, structure
 	$(BIN)/ruff check .
@@ -54,7 +59,7 @@ bench-gpu: setup  ## every GPU benchmark and test; writes docs/performance-gpu.m
 figures: setup  ## the paper's figures, in evidence/figures/
 	$(BIN)/python -m benchmarks.figures
 
-soak: setup browser builder  ## test-slow at full counts, printing JSON
+soak: setup browser proxies builder  ## test-slow at full counts, printing JSON
 	$(BIN)/python -m tests.soak
 
 builder: setup  ## what deploy/verify.sh needs, on Debian and Ubuntu

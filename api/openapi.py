@@ -27,6 +27,7 @@ from shared.schemas import (
     Thumbnails,
     WeightsUsed,
 )
+from shared.version import VERSION
 
 DESCRIPTION = """
 Shows what any convolution kernel of a trained CNN responds to in a given image. `POST /explain` makes a job; wait for
@@ -38,6 +39,7 @@ TAGS = [
     {"name": "explain", "description": "Make jobs."},
     {"name": "jobs", "description": "Follow, fetch, cancel and delete them."},
     {"name": "models", "description": "What can be explained."},
+    {"name": "webhooks", "description": "What they are signed with."},
     {"name": "session", "description": "A cookie in place of a key, for pages."},
     {"name": "health", "description": "For operators and orchestrators."},
     {"name": "problems", "description": "What an error's `type` means."},
@@ -46,10 +48,11 @@ TAGS = [
 JOB = "944165909aaf421dab8c26d340c123cc"
 IMAGE = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
 WEIGHTS = "c82bec0ca9bb2a5bb1ccb4e05b2dd5d1a38d6b1e0f2b9a0b9fd4c1b2b6a3a0d1"
+SECRET = "whsec_" + "A" * 43 + "="
 WHEN = datetime(2026, 11, 25, 9, 30, tzinfo=UTC)
 
 PROBLEM = "application/problem+json"
-OPEN = {"/healthz", "/readyz", "/"}
+OPEN = {"/healthz", "/readyz", "/", "/problems/{slug}"}
 GONE = (errors.JobNotFound, errors.JobExpired)
 BODY = (
     errors.MalformedBody,
@@ -57,7 +60,6 @@ BODY = (
     errors.UnsupportedImage,
     errors.BodyTooLarge,
     errors.RequestTimeout,
-    errors.InvalidRequest,
     errors.UnusableImage,
     errors.UnknownImage,
     errors.UnknownModel,
@@ -69,31 +71,41 @@ BODY = (
     errors.WebhookRefused,
     errors.QuotaExceeded,
     errors.QueueFull,
+    errors.ServerBusy,
 )
 ERRORS: dict[str, tuple[type[KernelscopeError], ...]] = {
     "post /explain": BODY,
     "post /activations": BODY,
-    "get /jobs": (errors.InvalidRequest, errors.UnknownModel, errors.UnknownLayer),
+    "get /jobs": (errors.UnknownModel, errors.UnknownLayer),
     "get /jobs/{job_id}": GONE,
+    "get /jobs/{job_id}/results": GONE,
     "post /jobs/{job_id}/cancel": (*GONE, errors.JobEnded),
+    "post /jobs/{job_id}/retry": (*GONE, errors.NothingToRetry, errors.QuotaExceeded, errors.QueueFull),
     "delete /jobs/{job_id}": GONE,
-    "get /jobs/{job_id}/events": (*GONE, errors.InvalidRequest),
-    "get /jobs/{job_id}/previews/{item}": (*GONE, errors.ArtifactNotFound, errors.InvalidRequest),
+    "get /jobs/{job_id}/events": GONE,
+    "get /jobs/{job_id}/previews/{item}": (*GONE, errors.ArtifactNotFound),
     "get /jobs/{job_id}/webhook": GONE,
     "get /jobs/{job_id}/bundle.zip": GONE,
     "get /jobs/{job_id}/artifacts/{item}/{name}": (
         *GONE,
         errors.ArtifactNotFound,
         errors.RangeNotSatisfiable,
-        errors.InvalidRequest,
+        errors.DrawingQueueFull,
     ),
-    "get /jobs/{job_id}/consistency": (*GONE, errors.ArtifactNotFound),
-    "get /jobs/{job_id}/contact_sheet.png": (*GONE, errors.ArtifactNotFound),
+    "get /jobs/{job_id}/consistency": (*GONE, errors.ArtifactNotFound, errors.DrawingQueueFull),
+    "get /jobs/{job_id}/contact_sheet.png": (*GONE, errors.ArtifactNotFound, errors.DrawingQueueFull),
     "get /models/{name}": (errors.ModelNotFound,),
     "get /metrics": (errors.NoSuchPath,),
     "get /problems/{slug}": (errors.NoSuchPath,),
 }
-EVERYWHERE = (errors.Unauthorized, errors.CrossOrigin, errors.RateLimited, errors.StoreUnavailable, KernelscopeError)
+EVERYWHERE = (
+    errors.Unauthorized,
+    errors.CrossOrigin,
+    errors.RateLimited,
+    errors.InvalidRequest,
+    errors.StoreUnavailable,
+    KernelscopeError,
+)
 
 
 def _request() -> ExplainRequest:
@@ -102,7 +114,8 @@ def _request() -> ExplainRequest:
 
 def _job(status: Status, **fields: Any) -> Job:
     here = f"/jobs/{JOB}"
-    links = {"self": here, "events": f"{here}/events", "cancel": f"{here}/cancel", "bundle": f"{here}/bundle.zip"}
+    links = {"self": here, "results": f"{here}/results", "events": f"{here}/events"}
+    links |= {"cancel": f"{here}/cancel", "retry": f"{here}/retry", "bundle": f"{here}/bundle.zip"}
     known: dict[str, Any] = {
         "started_at": None,
         "finished_at": None,
@@ -197,7 +210,8 @@ def _examples() -> dict[str, dict[int, Any]]:
         "reason": "in the weights folder",
     }
     known = {**network, "weights": "vgg16-blocks1-2.safetensors", "weights_sha256": WEIGHTS, "weights_refused": []}
-    worker = {"id": "host-4711", "device": "cpu", "ready": True, "networks": ["vgg16", "vgg_mini"]}
+    version = {"version": f"{VERSION} (94416590)"}
+    worker = {"id": "host-4711", "device": "cpu", "ready": True, "networks": ["vgg16", "vgg_mini"], **version}
     attempt = {"at": "2026-11-25T09:30:12Z", "seconds": 0.08, "status": 204, "error": None}
     delivered = {"state": "delivered", "attempts": [attempt], "next_at": None}
     agreement = {"kernel": 18, "method": "suppression", "alpha": 1.0, "beta": 1.0, "images": 4, "consistency": 0.81}
@@ -207,13 +221,16 @@ def _examples() -> dict[str, dict[int, Any]]:
         "post /activations": {202: queued, 200: _ended(Status.SUCCEEDED, request=looked, results=[_ranked()])},
         "get /jobs": {200: {"jobs": [done.model_dump(mode="json", exclude={"results", "error"})], "next_cursor": None}},
         "get /jobs/{job_id}": {200: done},
+        "get /jobs/{job_id}/results": {200: {"results": done.model_dump(mode="json")["results"], "next_cursor": None}},
         "post /jobs/{job_id}/cancel": {200: cancelled},
+        "post /jobs/{job_id}/retry": {202: queued},
         "get /jobs/{job_id}/webhook": {200: {"url": "https://lab.example/kernelscope", **delivered}},
         "get /jobs/{job_id}/consistency": {200: {"final": True, **agreements}},
+        "get /webhook-secret": {200: {"secret": SECRET, "previous": []}},
         "get /models": {200: [{**known, "layers": []}]},
         "get /models/{name}": {200: {**known, "layers": []}},
         "get /healthz": {200: {"status": "alive"}},
-        "get /readyz": {200: {"status": "ready", "workers": [worker]}},
+        "get /readyz": {200: {"status": "ready", "workers": [worker], "warnings": [], **version}},
     }
 
 
@@ -258,14 +275,16 @@ def _image_source(properties: dict[str, Any]) -> dict[str, Any]:
     """An image is given in one of two ways, and not in both."""
     forms = {"ImageBytes": "data", "ImageDigest": "sha256"}
     made: dict[str, Any] = {}
+    members = {}
+    for name, member in properties.items():
+        (given,) = (option for option in member["anyOf"] if option["type"] != "null")
+        members[name] = {**given, "description": member["description"]}
     for title, name in forms.items():
-        (given,) = (option for option in properties[name]["anyOf"] if option["type"] != "null")
-        member = {**given, "description": properties[name]["description"]}
         made[title] = {
             "type": "object",
             "title": title,
             "required": [name],
-            "properties": {name: member},
+            "properties": {name: members[name], "name": members["name"]},
             "additionalProperties": False,
         }
     made["ImageSource"] = {"oneOf": [{"$ref": f"#/components/schemas/{title}"} for title in forms]}
@@ -294,8 +313,10 @@ def _operation(name: str, operation: dict[str, Any], examples: dict[int, Any]) -
     path = name.split(" ")[1]
     responses = operation["responses"]
     responses.pop("422", None)
-    kinds = ERRORS.get(name, ()) + (() if path in OPEN else EVERYWHERE)
-    responses.update(_problems(kinds if path != "/readyz" else (errors.StoreUnavailable,)))
+    unavailable = (errors.StoreUnavailable,) if path == "/readyz" else ()
+    responses.update(
+        _problems((*ERRORS.get(name, ()), *((errors.InvalidRequest, *unavailable) if path in OPEN else EVERYWHERE)))
+    )
     if path in OPEN:
         operation["security"] = []
     for status, example in examples.items():
@@ -320,7 +341,12 @@ def document(app: FastAPI) -> dict[str, Any]:
     schemas.pop("ValidationError", None)
     found["components"]["securitySchemes"] = {
         "key": {"type": "http", "scheme": "bearer", "description": "an API key; `kernelscope keys add NAME` makes one"},
-        "session": {"type": "apiKey", "in": "cookie", "name": "kernelscope", "description": "see `POST /session`"},
+        "session": {
+            "type": "apiKey",
+            "in": "cookie",
+            "name": "__Host-kernelscope",
+            "description": "see `POST /session`; over plain HTTP `kernelscope-PORT`",
+        },
     }
     found["security"] = [{"key": []}, {"session": []}, {}]
     examples = _examples()

@@ -102,8 +102,23 @@ def measure(jobs: int, kernels: int) -> dict[str, Figures]:
             for job in ended:
                 for _ in range(POLLS * kernels):
                     polling.get(f"/jobs/{job.id}").raise_for_status()
+        found["finished"] = {"redis_bytes_per_finished_job": _archived(meter, jobs)}
         found["memory, MB"] = {name: round(one.memory_info().rss / 1e6) for name, one in meter.processes.items()}
     return found
+
+
+def _archived(meter: Meter, jobs: int) -> float:
+    """What Redis holds of a job once it is archived and what runs out within a day has run out."""
+    deadline = time.monotonic() + 60
+    while meter.redis.zcard("ks:finished") and time.monotonic() < deadline:
+        time.sleep(0.5)
+    for pattern in ("ks:same:*", "ks:held:*", "ks:idempotency:*", "ks:done:*", "ks:watched:*", "ks:preview:*"):
+        for key in meter.redis.scan_iter(pattern, 1000):
+            meter.redis.delete(key)
+    lists = [key for pattern in ("ks:jobs:*", "ks:expiring:*") for key in meter.redis.scan_iter(pattern)]
+    left = [key for key in meter.redis.scan_iter("ks:*") if key not in lists and meter.redis.ttl(key) < 0]
+    print("left:", ", ".join(sorted(left)), file=sys.stderr)
+    return round(sum(meter.redis.memory_usage(key, samples=0) or 0 for key in lists) / (jobs + 1), 1)
 
 
 def main() -> int:

@@ -22,8 +22,8 @@ from xml.etree import ElementTree as ET
 
 import torch
 
-from worker.accelerator import choose
-from worker.questions import NoSuchDevice
+from worker.engine.accelerator import choose
+from worker.engine.questions import NoSuchDevice
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "docs" / "performance-gpu.md"

@@ -15,8 +15,8 @@ The thresholds were fixed before anything was scored: a value is kept where it s
 tenth of the picture's largest deviation; it drives a planted kernel where ΣF_i falls without it by a tenth of the
 largest fall; a label needs twice the response to every alternative, and to the place without the figure.
 
-Last, whether the scores of consistency and discrimination (`api/consistency.py`) rank the planted kernels as the truth
-does: the share of pairs with a different truth that stand in the right order.
+Last, whether the scores of consistency and discrimination (`api/pictures/consistency.py`) rank the planted kernels as
+the truth does: the share of pairs with a different truth that stand in the right order.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from api.consistency import Description, consistency, description, discrimination
+from api.pictures.consistency import Description, consistency, description, discrimination
 from benchmarks import planted
 from benchmarks.unbiased import UnbiasedNetworks
 from shared.drawings import COLOURS, TEXTURES, Drawing, Figure, draw, random_background, scene
-from worker.device import TorchDevice
-from worker.engine import Engine
-from worker.memory import keep_memory
-from worker.networks import Networks
-from worker.questions import Answer, Picture, Question
-from worker.suppression import EFFORTS, PixelSpace
+from worker.engine.device import TorchDevice
+from worker.engine.engine import Engine
+from worker.engine.memory import keep_memory
+from worker.engine.questions import Answer, Picture, Question
+from worker.methods.suppression import EFFORTS, PixelSpace
+from worker.networks.loaded import Networks
 
 Mask = NDArray[np.bool_]
 
@@ -107,7 +107,7 @@ def planted_rows(count: int, how: dict[str, Any]) -> Iterator[dict[str, Any]]:
     engine = Engine(TorchDevice(planted.PlantedNetworks()))
     space = planted.PlantedNetworks().planted.space
     for layer, names in planted.LAYERS.items():
-        cut = planted.PlantedNetworks().planted.cut(layer)
+        cut = planted.PlantedNetworks().planted.layer(layer).cut
         for seed in range(count):
             picture = planted.picture(seed)
             image = space.from_bytes(_tensor(picture))

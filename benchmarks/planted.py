@@ -20,9 +20,9 @@ from torch.nn import functional
 
 from shared.drawings import COLOURS
 from shared.schemas import WeightsUsed
-from worker.networks import LoadedNetwork, Networks
-from worker.questions import Picture
-from worker.suppression import PixelSpace
+from worker.engine.questions import Picture
+from worker.methods.suppression import PixelSpace
+from worker.networks.loaded import LoadedNetwork, Networks
 
 SIDE = 48
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -104,10 +104,10 @@ class PlantedNetworks(Networks):
         super().__init__(Path("/nonexistent"), torch.device("cpu"), download=False)
         net = network()
         state = b"".join(tensor.numpy().tobytes() for tensor in net.state_dict().values())
-        self.planted = LoadedNetwork(
+        self.planted = LoadedNetwork.of(
             name="planted",
             space=PixelSpace.of(MEAN, STD),
-            input_size=SIDE,
+            size=SIDE,
             weights=WeightsUsed(source="planted", sha256=hashlib.sha256(state).hexdigest()),
             reason="set by hand",
             cuts={"conv1": net[:1], "conv2": net},

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from worker.architectures import ARCHITECTURES
+from worker.networks.architectures import ARCHITECTURES
 
 SEED = 0
 

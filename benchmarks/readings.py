@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchvision import models
 
-from worker.metrics import likeness
-from worker.networks import LoadedNetwork, Networks
-from worker.questions import Picture
+from worker.engine.metrics import likeness
+from worker.engine.questions import Picture
+from worker.networks.loaded import LoadedNetwork, Networks
 
 OTHER = "squeezenet1_1"
 STEPS = 10  # of deletion, from nothing to everything
@@ -48,7 +48,8 @@ class OtherEye:
     def read(self, original: Picture, picture: Picture) -> dict[str, float]:
         """`other_invention`: L_e of X̂ in this network; `other_rank`: where its own first class of X stands for X̂."""
         images = self.network.space.from_bytes(tensor(original, picture))
-        _, shares, _ = self.network.watched(self.network.layers[-1]).invention(images[:1], images[1:])
+        *_, last = self.network.layers.values()
+        _, shares, _ = last.watched.invention(images[:1], images[1:], [0])
         before, after = self.classifier(images)
         rank = int((after > after[int(before.argmax())]).sum()) + 1
         return {"other_invention": float(shares.mean()), "other_rank": rank}
@@ -61,7 +62,7 @@ def small_changes(
     changes = dict(_changes(Image.fromarray(picture)))
     images = network.space.from_bytes(tensor(original, *(np.asarray(one) for one in changes.values())))
     with torch.no_grad():
-        before, *after = network.features_of(layer, images)[:, kernel]
+        before, *after = network.layer(layer).features(images)[:, kernel]
     found = {name: likeness(maps, before) for name, maps in zip(changes, after, strict=True)}
     return {f"{name}_ssim": value for name, value in found.items() if value is not None}
 
@@ -96,7 +97,7 @@ def deletion(
         stages[step].flatten(1)[:, gone] = 0
     stages = torch.cat([stages, torch.zeros_like(image)])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        left: list[float] = network.features_of(layer, stages)[:, kernel].float().sum(dim=(1, 2)).tolist()
+        left: list[float] = network.layer(layer).features(stages)[:, kernel].float().sum(dim=(1, 2)).tolist()
     return fmean((one + other) / 2 for one, other in pairwise(left)) / left[0]
 
 

@@ -5,10 +5,8 @@ Real processes, as `kernelscope up` starts them: Redis that syncs every write, t
 - Submit and poll: many callers at a constant rate (`benchmarks/load.py`). The jobs go to a second API on a database of
   its own in the same Redis, from which no worker takes them: the worker is there and idle.
 - Start: from a job's creation to the moment at which the idle worker begins with it, one job after the other.
-- Overhead: a VGG16 conv2_2 job from POST to seeing it done, against `worker.suppression.solve` alone, in turns. The
+- Overhead: a VGG16 conv2_2 job from POST to seeing it done, against `suppression.solve` alone, in turns. The
   weights are those of `KERNELSCOPE_WEIGHTS_DIR` or `KERNELSCOPE_TEST_WEIGHTS`; without one they are random.
-
-Everything shares the machine's cores, the load generator too. A figure is the median of its rounds.
 """
 
 from __future__ import annotations
@@ -39,19 +37,18 @@ import torch
 
 from benchmarks.load import Plan, pictures
 from benchmarks.random_weights import vgg16_file
-from kernelscope.client import Client
+from kernelscope.client import Client, Job
 from kernelscope.stack import Child, Stack, free_port
 from shared import images, workers
 from shared.jobs import connect
-from shared.schemas import Job
 from shared.settings import Settings
-from worker.answers import pose
-from worker.device import make_solver
-from worker.memory import keep_memory
-from worker.networks import LoadedNetwork, Networks
-from worker.pace import pace
-from worker.questions import Question
-from worker.suppression import solve
+from worker.engine.answers import pose
+from worker.engine.memory import keep_memory
+from worker.engine.pace import pace
+from worker.engine.questions import Question
+from worker.engine.torch_batch import make_solver
+from worker.methods.suppression import solve
+from worker.networks.loaded import LoadedNetwork, Networks
 
 MINI = {"model": "vgg_mini", "layer": "conv2_2", "kernels": "3", "effort": "quick"}
 VGG16 = {"model": "vgg16", "layer": "conv2_2", "kernels": "12", "effort": "quick"}
@@ -237,14 +234,14 @@ def overhead(client: Client, weights: Path, effort: Effort) -> dict[str, Any]:
 def _through_the_service(client: Client, picture: bytes) -> tuple[float, float, int]:
     """Seconds from POST to seeing the job succeeded, those of them that the worker's solver took, its evaluations."""
     begin = time.perf_counter()
-    (result,) = _finished(client, client.explain([picture], **VGG16)).results
+    result = (_finished(client, client.explain([picture], **VGG16)).results or [])[0]
     return time.perf_counter() - begin, result.seconds or 0.0, result.iterations or 0
 
 
 def _alone(picture: bytes, weights: Path) -> tuple[float, int]:
     """Seconds of `solve` in this process, as a worker would call it, and its evaluations."""
     network = _network(weights)
-    cut = network.cut(VGG16["layer"])
+    cut = network.layer(VGG16["layer"]).cut
     pixels = np.asarray(images.resized(images.decode(picture, 10**9), network.input_size))
     question = Question(
         model=VGG16["model"],
@@ -258,7 +255,7 @@ def _alone(picture: bytes, weights: Path) -> tuple[float, int]:
         iterations=None,
     )
     precision = pace(cut, network.input_size, network.space.mean.device).precision
-    (posed,) = pose([question], network)
+    (posed,) = pose([question], network.layer(VGG16["layer"]))
     solver = make_solver(question, network.space)
     begin = time.perf_counter()
     (solution,) = solve(cut, posed.problem, solver, precision=precision)

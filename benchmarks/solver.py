@@ -32,12 +32,21 @@ from benchmarks import curves
 from benchmarks.random_weights import vgg16_features
 from shared import catalogue, images
 from shared.drawings import all_colours, scene
-from worker.architectures import cuts
-from worker.memory import keep_memory
-from worker.metrics import likeness, png_regularization
-from worker.networks import Networks
-from worker.pace import Pace, pace
-from worker.suppression import EFFORTS, FastSolver, PixelSpace, Problems, ReferenceSolver, Solution, losses, solve
+from worker.engine.memory import keep_memory
+from worker.engine.metrics import likeness, png_regularization
+from worker.engine.pace import Pace, pace
+from worker.methods.suppression import (
+    EFFORTS,
+    FastSolver,
+    PixelSpace,
+    Problems,
+    ReferenceSolver,
+    Solution,
+    losses,
+    solve,
+)
+from worker.networks.architectures import cuts
+from worker.networks.loaded import Networks
 
 CPU = torch.device("cpu")
 CHECKPOINTS = (25, 50, 100, 150, 200, 400)
@@ -106,8 +115,8 @@ def reference_cases(weights: Path, folder: Path, file: Path) -> Iterator[Case]:
         )
         yield Case(
             name=entry["name"],
-            cut=network.cut(layer),
-            problem=posed(network.cut(layer), network.space, picture, entry["kernel"]),
+            cut=network.layer(layer).cut,
+            problem=posed(network.layer(layer).cut, network.space, picture, entry["kernel"]),
             space=network.space,
             reference=reference,
             target_loss=entry["target_loss"],
@@ -129,9 +138,9 @@ def mini_cases(iterations: int) -> Iterator[Case]:
     network = Networks(Path("/nonexistent"), CPU, download=False).get("vgg_mini")
     for layer, rank in MINI_PROBLEMS:
         picture = all_colours(network.input_size) if layer == "conv1_2" else scene(5, network.input_size).image
-        cut = network.cut(layer)
+        cut = network.layer(layer).cut
         pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None]
-        means = network.features_of(layer, network.space.from_bytes(pixels))[0].mean(dim=(1, 2))
+        means = network.layer(layer).features(network.space.from_bytes(pixels))[0].mean(dim=(1, 2))
         kernel = int(means.argsort(descending=True)[rank])
         problem = posed(cut, network.space, picture, kernel)
         (solution,) = solve(cut, problem, ReferenceSolver(budget=iterations))

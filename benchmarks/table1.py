@@ -37,12 +37,12 @@ from benchmarks.solver import operations
 from shared import catalogue, images
 from shared.drawings import scene
 from shared.schemas import OPTIMIZED
-from worker.device import TorchDevice
-from worker.engine import Engine
-from worker.memory import keep_memory
-from worker.networks import Networks
-from worker.questions import Answer, Picture, Question
-from worker.suppression import EFFORTS
+from worker.engine.device import TorchDevice
+from worker.engine.engine import Engine
+from worker.engine.memory import keep_memory
+from worker.engine.questions import Answer, Picture, Question
+from worker.methods.suppression import EFFORTS
+from worker.networks.loaded import Networks
 
 METHODS = ("guided_backprop", "deconvnet", "lrp", "suppression", "evidence")
 ABLATION: dict[str, dict[str, Any]] = {
@@ -81,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights-dir", type=Path, help="folder of weights files, as the worker takes it")
     parser.add_argument("--images-dir", type=Path, help="folder of photographs")
     parser.add_argument("--networks", nargs="+", metavar="NAME", help="default: those that the weights folder has")
+    parser.add_argument(
+        "--blocks", nargs="+", type=int, choices=range(1, 6), help="default: all that the weights cover"
+    )
     parser.add_argument("--kernels", type=int, default=4, help="of each layer")
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--choose", choices=("explained", "any"), default="explained", help="which kernels")
@@ -162,17 +165,17 @@ def plan(engine: Engine, options: argparse.Namespace) -> Iterator[Cell]:
         chosen, held_out = dict(list(shown.items())[: options.images]), list(shown.values())[options.images :]
         covered = [layer.name for layer in network.layers if layer.name in (states[name].layers or [])]
         for block, layer in blocks(network, covered):
+            if options.blocks and block not in options.blocks:
+                continue
             kernels = choices.get(name, layer, list(chosen.values()), held_out)
-            work = operations(device.networks.get(name).cut(layer), size)  # type: ignore[attr-defined]
+            work = operations(device.networks.get(name).layer(layer).cut, size)  # type: ignore[attr-defined]
             for number, (image, picture) in enumerate(chosen.items()):
                 for kernel in kernels:
                     for variant, question in variants(name, layer, picture, kernel, options):
                         if variant in ABLATION and number >= options.ablation_images:
                             continue
                         fingerprint = question.fingerprint(weights, device.version)
-                        passes = (
-                            PASSES if question.method not in OPTIMIZED else EFFORTS[options.effort].get("first", 400)
-                        )
+                        passes = PASSES if question.method not in OPTIMIZED else EFFORTS[options.effort].first
                         yield Cell(name, block, layer, image, variant, question, fingerprint, passes * work)
 
 

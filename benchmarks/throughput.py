@@ -29,12 +29,12 @@ import torch
 
 from benchmarks.random_weights import vgg16_file
 from shared.drawings import scene
-from worker.device import TorchDevice
-from worker.engine import Engine
-from worker.memory import keep_memory
-from worker.networks import Networks
-from worker.pace import pace
-from worker.questions import Answer, Question
+from worker.engine.device import TorchDevice
+from worker.engine.engine import Engine
+from worker.engine.memory import keep_memory
+from worker.engine.pace import pace
+from worker.engine.questions import Answer, Question
+from worker.networks.loaded import Networks
 
 LAYERS = (("vgg_mini", "conv3_1"), ("vgg16", "conv3_3"), ("vgg16", "conv5_3"))
 CPU_SIZES = (1, 2, 4, 8, 16)
@@ -71,7 +71,7 @@ def measure(engine: Engine, asked: list[Question], *, one_by_one: bool) -> tuple
 def runs(device: TorchDevice, model: str, layer: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One line for one after another, one for each size, and one for the engine's own choice."""
     engine = Engine(device)
-    cut = device.networks.get(model).cut(layer)
+    cut = device.networks.get(model).layer(layer).cut
     speed = pace(cut, device.input_size(model), device.networks.device)
     cuda = device.networks.device.type == "cuda"
     sizes = [size for size in (GPU_SIZES if cuda else CPU_SIZES) if size <= max(1, min(options.most, 2 * speed.batch))]

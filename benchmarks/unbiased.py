@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from shared.schemas import WeightsUsed
-from worker.architectures import cuts
-from worker.networks import LoadedNetwork, Networks
-from worker.suppression import PixelSpace
-from worker.vgg_mini import VggMini
-from worker.vgg_mini.train import accuracy, pictures, train
+from worker.methods.suppression import PixelSpace
+from worker.networks.architectures import cuts
+from worker.networks.loaded import LoadedNetwork, Networks
+from worker.networks.vgg_mini import VggMini
+from worker.networks.vgg_mini.train import accuracy, pictures, train
 
 PICTURES, HELD_OUT, EPOCHS, RATE = 6000, 500, 6, 2e-3
 
@@ -52,10 +52,10 @@ class UnbiasedNetworks(Networks):
     def __init__(self, file: Path) -> None:
         super().__init__(Path("/nonexistent"), torch.device("cpu"), download=False)
         features = trained(file).features.eval().requires_grad_(False)
-        self.unbiased = LoadedNetwork(
+        self.unbiased = LoadedNetwork.of(
             name="vgg_mini without biases",
             space=PixelSpace.of(VggMini.MEAN, VggMini.STD),
-            input_size=VggMini.INPUT_SIZE,
+            size=VggMini.INPUT_SIZE,
             weights=WeightsUsed(source=file.name, sha256=hashlib.sha256(file.read_bytes()).hexdigest()),
             reason="trained by the benchmark",
             cuts={name: cut.preactivation(features) for name, cut in cuts("vgg_mini").items()},

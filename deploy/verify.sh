@@ -16,8 +16,18 @@ cd "$(dirname "$0")/.."
 
 BASE=docker.io/library/python:3.12-slim
 REDIS=docker.io/library/redis:7-alpine
-REDIS_COMMAND=(redis-server --dir /data --appendonly yes --appendfsync always --save "" --maxmemory 6gb \
-    --maxmemory-policy noeviction --requirepass kernelscope)
+REDIS_PASSWORD='a/b#c?d%2b@e:f'
+# The command of docker-compose.yml.
+REDIS_SCRIPT='password=$(printf %s "$REDISCLI_AUTH" | sed '\''s/["\\]/\\&/g'\'')
+exec redis-server - <<END
+dir /data
+appendonly yes
+appendfsync always
+save ""
+maxmemory 6gb
+maxmemory-policy noeviction
+requirepass "$password"
+END'
 
 say() { printf '%s  %s\n' "$(date +%H:%M:%S)" "$*" >&2; }
 die() { say "FAILED: $*"; exit 1; }
@@ -165,10 +175,11 @@ confinement() { # is it true? One condition a line: `sh -e` takes no notice of `
 }
 
 stack_up() {
-    start redis "${REDIS_COMMAND[@]}"
-    healthy redis 30 sh -c 'REDISCLI_AUTH=kernelscope redis-cli ping | grep -q PONG'
+    start redis sh -c "$REDIS_SCRIPT"
+    healthy redis 30 sh -c 'redis-cli ping | grep -q PONG'
     start api
     start housekeeping python -m api.housekeeping
+    healthy housekeeping 60 python -m shared.alive housekeeping 300
     mapfile -t check < <(words localhost/kernelscope-api .Docker.Config.Healthcheck.Test)
     healthy api 60 "${check[@]:1}"
 }
@@ -179,9 +190,9 @@ inside() {
     rm -rf "$volumes" "$WORK/tmp" "$WORK"/*.out
     install -d "$volumes/redis" && chmod 777 "$volumes/redis"
     for folder in store weights torch; do install -d -o 10001 -g 10001 "$volumes/$folder"; done
-    environment="--env KERNELSCOPE_REDIS_URL=redis://:kernelscope@127.0.0.1:6379/0 --env KERNELSCOPE_STORE_URL=file:///data/store"
+    environment="--env KERNELSCOPE_REDIS_URL=redis://127.0.0.1:6379/0 --env KERNELSCOPE_REDIS_PASSWORD=$REDIS_PASSWORD --env KERNELSCOPE_STORE_URL=file:///data/store"
     environment+=" --env KERNELSCOPE_LOG_FORMAT=json --volume $volumes/store:/data/store"
-    create redis "$REDIS" --volume "$volumes/redis:/data"
+    create redis "$REDIS" --env "REDISCLI_AUTH=$REDIS_PASSWORD" --volume "$volumes/redis:/data"
     create api localhost/kernelscope-api "$environment" --env KERNELSCOPE_ACCESS=open
     create housekeeping localhost/kernelscope-api "$environment"
     create worker localhost/kernelscope-worker "$environment" --env KERNELSCOPE_WEIGHTS_DIR=/data/weights \

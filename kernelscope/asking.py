@@ -1,4 +1,4 @@
-"""`kernelscope models | jobs | job | cancel`: what a running server has and does."""
+"""`kernelscope models | jobs | cancel | retry`: what a running server has and does."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from kernelscope.client import Client
+from kernelscope.client.notebook import kernels_of
 from kernelscope.serving import AsJson, Key, Url
 from kernelscope.terminal import out, state, table
 from shared.catalogue import ModelInfo
@@ -88,8 +89,7 @@ def _what(job: JobSummary) -> str:
     kernels = job.request.kernels
     if not kernels:
         return f"ranks {job.request.layer} of {job.request.model}"
-    named = kernels if isinstance(kernels, str) else ", ".join(map(str, kernels))
-    return f"{named} of {job.request.layer} ({job.request.model})"
+    return f"{kernels_of(job.request)} of {job.request.layer} ({job.request.model})"
 
 
 def cancel(
@@ -116,3 +116,20 @@ def _cancelled(client: Client, ids: Sequence[str]) -> list[str]:
             job.cancel()
             lines.append(f"{job_id} cancelled: {job.progress.completed} of its explanations were finished, and stay")
     return lines
+
+
+def retry(
+    ids: Annotated[list[str], typer.Argument(metavar="JOB…", help="As `kernelscope jobs` lists them.")],
+    url: Url = None,
+    key: Key = None,
+) -> None:
+    """Run the failed explanations of jobs that have ended again; what has succeeded stays.
+
+    Example: kernelscope retry 0123456789abcdef0123456789abcdef
+    """
+    with Client(url, key) as client:
+        for job_id in ids:
+            job = client.job(job_id)
+            failed = job.failed_items
+            job.retry()
+            out.print(f"{job_id}: {failed} failed explanations run again")

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from kernelscope import demo as demonstration
-from kernelscope.asking import cancel, jobs, models
+from kernelscope.asking import cancel, jobs, models, retry
 from kernelscope.client import ClientError
 from kernelscope.doctor import doctor
 from kernelscope.explain import activations, explain
@@ -54,6 +54,8 @@ def up(
     try:
         with Stack(settings, console.print).running() as stack:
             console.print(f"Kernelscope listens on [bold]{stack.url}[/bold]")
+            if settings.access == "auto" and not settings.behind_proxy:
+                console.print("this machine needs no key until one is made; before a proxy see docs/deployment.md")
             console.print(f"data in {settings.data_dir}; Ctrl-C stops everything")
             while True:
                 time.sleep(0.5)
@@ -76,7 +78,7 @@ def demo(
     demonstration.run(_settings(weights_dir=weights_dir), out, console, url, key)
 
 
-for command in (explain, activations, models, jobs, cancel, doctor):
+for command in (explain, activations, models, jobs, cancel, retry, doctor):
     app.command()(command)
 app.add_typer(keys, name="keys")
 

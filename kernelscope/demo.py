@@ -21,7 +21,7 @@ from rich.table import Table
 
 from kernelscope.client import Client, Job, Result
 from kernelscope.serving import private_stack
-from kernelscope.terminal import MEANING, NUMBERS, numbers, progress, share_done, table
+from kernelscope.terminal import MEANING, NUMBERS, numbers, progress, table
 from shared.drawings import all_colours, scene
 from shared.schemas import Status
 from shared.settings import Settings
@@ -137,7 +137,7 @@ def _explain(client: Client, plan: Plan, subject: Subject, kernels: str, bar: Pr
     """One job, with its progress on the bar."""
     job = client.explain(subject.picture, model=plan.model, layer=subject.layer, kernels=kernels, **options)
     task = bar.add_task(f"{subject.title}, {subject.layer}, kernel {kernels}", total=1.0)
-    job.wait(on_change=lambda now: bar.update(task, completed=share_done(now)))
+    job.wait(on_change=lambda now: bar.update(task, completed=now.progress.fraction))
     if job.status is not Status.SUCCEEDED:
         raise DemoError(f"job {job.id} {job.status}: {job.error.detail if job.error else 'no reason given'}")
     bar.update(task, completed=1.0)

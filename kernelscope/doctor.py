@@ -21,9 +21,11 @@ import typer
 from pydantic import ValidationError
 from rich.markup import escape
 
+from kernelscope.client.flows import DIRECT
 from kernelscope.serving import AsJson, Key, Url
 from kernelscope.stack import StackError, redis_server
 from kernelscope.terminal import out
+from shared.advice import advice
 from shared.settings import Settings
 
 GIGABYTE = 1e9
@@ -88,7 +90,11 @@ def _machine(options: dict[str, Any]) -> Iterator[Finding]:
             name = "KERNELSCOPE_" + "_".join(map(str, one["loc"])).upper()
             yield Finding("settings", "problem", f"{name}: {one['msg']}", "mend or unset it; README lists all")
         return
-    yield Finding("settings", "ok", "every KERNELSCOPE_… that is set can be used")
+    odd = advice(settings)
+    for sentence in odd:
+        yield Finding("settings", "warning", sentence, "mend or unset it; README lists all")
+    if not odd:
+        yield Finding("settings", "ok", "every KERNELSCOPE_… that is set can be used")
     yield Finding("Python", "ok", f"{sys.version.split()[0]} at {sys.executable}")
     yield _redis()
     yield _folder(settings.data_dir)
@@ -169,7 +175,7 @@ def _holder(folder: Path) -> str:
 
 def _kernelscope(url: str) -> bool:
     try:
-        return bool(httpx.get(f"{url}/healthz", timeout=3).json().get("status") == "alive")
+        return bool(_got(f"{url}/healthz", timeout=3).json().get("status") == "alive")
     except (httpx.HTTPError, ValueError, AttributeError):
         return False
 
@@ -190,25 +196,37 @@ def _server(url: str, key: str | None) -> Iterator[Finding]:
     """Redis, the store and the workers, by what the API says of them."""
     url = url.rstrip("/")
     try:
-        answer = httpx.get(f"{url}/readyz", timeout=10)
+        answer = _got(f"{url}/readyz", headers=_bearer(key), timeout=10)
         told = answer.json()
     except (httpx.HTTPError, ValueError) as error:
         reason = str(error) or type(error).__name__
         yield Finding("server", "problem", f"{url} does not answer: {reason}", "`kernelscope up` starts one")
         return
     if answer.status_code != 200:
-        mend = "start Redis again, or look whether the object store is there; jobs go on by themselves then"
+        mend = "mend that (is Redis there, is the object store?); jobs go on by themselves then"
         yield Finding("server", "problem", f"{url} takes no jobs: {told.get('detail', answer.status_code)}", mend)
         return
-    yield Finding("server", "ok", f"{url} takes jobs")
+    yield Finding("server", "ok", f"{url} takes jobs; Kernelscope {told.get('version', '')}".strip())
+    for sentence in told.get("warnings", []):
+        yield Finding("server", "warning", sentence)
     yield _workers(told.get("workers", []))
     yield from _admission(url, key)
+
+
+def _got(url: str, **options: Any) -> httpx.Response:
+    with httpx.Client(mounts=DIRECT) as client:
+        return client.get(url, **options)
+
+
+def _bearer(key: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _workers(workers: list[dict[str, Any]]) -> Finding:
     ready = [worker for worker in workers if worker["ready"]]
     if ready:
-        said = "; ".join(f"{one['id']} on {one['device']}: {', '.join(one['networks'])}" for one in ready)
+        named = [f"{one['id']} on {one['device']}: {', '.join(one['networks'])}" for one in ready if "id" in one]
+        said = "; ".join(named) or f"{len(ready)} ready; which they are is told to those who have a key"
         return Finding("workers", "ok", said)
     if workers:
         return Finding("workers", "warning", "still loading their networks", "wait; logs/worker.log says more")
@@ -217,9 +235,8 @@ def _workers(workers: list[dict[str, Any]]) -> Finding:
 
 
 def _admission(url: str, key: str | None) -> Iterator[Finding]:
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
-        answer = httpx.get(f"{url}/models", headers=headers, timeout=10)
+        answer = _got(f"{url}/models", headers=_bearer(key), timeout=10)
     except httpx.HTTPError as error:
         yield Finding("server", "warning", f"{url}/models does not answer ({type(error).__name__})", "try again")
         return

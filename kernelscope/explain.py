@@ -14,7 +14,7 @@ from rich.table import Table
 from kernelscope.client import Job, Result
 from kernelscope.client.flows import folder_name
 from kernelscope.serving import AsJson, Key, Url, WeightsDir, server, usable
-from kernelscope.terminal import MEANING, NUMBERS, err, numbers, out, progress, share_done, show, state, table
+from kernelscope.terminal import MEANING, NUMBERS, err, numbers, out, progress, show, state, table
 from shared import catalogue
 from shared.schemas import ActiveKernel
 
@@ -129,7 +129,7 @@ def _follow(job: Job) -> None:
             task = bar.add_task(state(job), total=1.0)
 
             def moved(seen: Job) -> None:
-                bar.update(task, description=state(seen), completed=share_done(seen))
+                bar.update(task, description=state(seen), completed=seen.progress.fraction)
 
             job.wait(on_change=moved)
             bar.update(task, description=state(job), completed=1.0)
@@ -148,10 +148,11 @@ def _saved(job: Job, images: Sequence[Path], output: Path | None) -> list[Path]:
     folder = output or _fresh(f"{images[0].stem}-{job.request.layer}")
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    drawn: set[tuple[str, int | None]] = set()  # the images and kernels whose panel, with all methods, is there
+    drawn: set[tuple[int, int | None]] = set()  # the images and kernels whose panel, with all methods, is there
     for result in done:
-        names = [name for name in PICTURES if name != "panel.png" or (result.image, result.kernel) not in drawn]
-        drawn.add((result.image, result.kernel))
+        shown = job.request.image_of(result.index), result.kernel
+        names = [name for name in PICTURES if name != "panel.png" or shown not in drawn]
+        drawn.add(shown)
         for name in names:
             file = folder / f"{_image(job, result, images).stem}-{folder_name(job, result)}-{name}"
             file.write_bytes(result.file(name))
@@ -167,7 +168,7 @@ def _fresh(name: str) -> Path:
 
 
 def _image(job: Job, result: Result, images: Sequence[Path]) -> Path:
-    return images[job.request.images.index(result.image)]
+    return images[job.request.image_of(result.index)]
 
 
 def _told(job: Job, images: Sequence[Path], files: Sequence[Path], *, as_json: bool) -> None:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from kernelscope.stack import Stack
 from shared.jobs import connect
-from shared.keys import NAME, ApiKeys, webhook_secret
+from shared.keys import NAME, ApiKeys, rotate_webhook_secret, webhook_secrets
 from shared.settings import Settings, checked_rate
 
 keys = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
@@ -93,7 +93,21 @@ def secret(
     Example: kernelscope keys secret lab
     """
     with _redis(data_dir) as redis:
-        typer.echo(webhook_secret(redis, name))
+        typer.echo(webhook_secrets(redis, name).secret)
+
+
+@keys.command("rotate-webhook-secret")
+def rotate(
+    name: Annotated[str, typer.Argument(help="Whose webhooks; nothing where the server has no keys.")] = "",
+    data_dir: DataDir = None,
+) -> None:
+    """Give the webhooks of this name's jobs a new secret and print it; for a day they are signed with both.
+
+    Example: kernelscope keys rotate-webhook-secret lab
+    """
+    with _redis(data_dir) as redis:
+        typer.echo(rotate_webhook_secret(redis, name).secret)
+    Console(stderr=True).print("messages are signed with the old secret as well for a day")
 
 
 @contextmanager
@@ -101,7 +115,7 @@ def _redis(data_dir: Path | None) -> Iterator[Redis]:
     """The Redis that the settings name; else that of `kernelscope up`."""
     settings = Settings(data_dir=data_dir) if data_dir else Settings()
     if "redis_url" in settings.model_fields_set:
-        with connect(settings.redis_url.get_secret_value()) as redis:
+        with connect(settings.redis) as redis:
             yield redis
     else:
         with Stack(settings, console.print).redis_alone() as redis:

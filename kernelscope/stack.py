@@ -233,7 +233,7 @@ class Stack:
 
     def _ready(self) -> bool:
         try:
-            answer = httpx.get(f"{self.url}/readyz", timeout=5)
+            answer = httpx.get(f"{self.url}/readyz", timeout=5, trust_env=False)
         except httpx.TransportError:
             return False
         return answer.status_code == 200 and any(worker["ready"] for worker in answer.json()["workers"])

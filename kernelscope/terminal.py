@@ -51,20 +51,26 @@ def progress(console: Console = err) -> Iterator[Progress]:
         yield bar
 
 
-def share_done(job: JobSummary) -> float:
-    """How much of a job is done, in [0, 1], the items that run counted by their evaluations."""
-    at = job.progress
-    running = min(1.0, (at.iteration or 0) / at.budget) if at.budget else 0.0
-    return (at.completed + (at.total - at.completed) * running) / at.total if at.total else 0.0
-
-
 def state(job: JobSummary) -> str:
     """In a few words."""
+    waits = f", waits for {job.waiting_for}" if job.waiting_for else ""
     if job.status == "queued":
-        return f"queued, place {job.queue_position}" if job.queue_position else "queued"
-    total = "?" if job.progress.total is None else job.progress.total
-    loss = f", loss {job.progress.loss:.3f}" if job.progress.loss is not None else ""
-    return f"{job.status}: {job.progress.completed} of {total}{loss}"
+        place = f", place {job.queue_position}" if job.queue_position else ""
+        return f"queued{place}{_about(', ', job.queue_seconds)}{waits}"
+    at = job.progress
+    total = "?" if at.total is None else at.total
+    loss = f", loss {at.loss:.3f}" if at.loss is not None else ""
+    return f"{job.status}: {at.completed} of {total}{loss}{_about(', ', at.seconds_left, ' left')}{waits}"
+
+
+def _about(before: str, seconds: float | None, after: str = "") -> str:
+    """A time to two digits at most; nothing where it is not known."""
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f"{before}about {max(1, round(seconds))} s{after}"
+    minutes = seconds / 60
+    return f"{before}about {f'{minutes:.0f} min' if minutes < 90 else f'{minutes / 60:.0f} h'}{after}"
 
 
 def numbers(result: ItemResult) -> Iterator[str]:

@@ -7,9 +7,11 @@ stores the same object in the job. The docstring of a class is its page at `/pro
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
+
+MOST_DETAIL = 2000  # characters
 
 
 class Problem(BaseModel):
@@ -21,6 +23,16 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
+
+    def under(self, root: str) -> Self:
+        """The same with its page under this path."""
+        return self.model_copy(update={"type": root + self.type}) if self.type.startswith("/") else self
+
+
+def brief(text: object, most: int = 60) -> str:
+    """What a caller sent, cut short: an answer does not repeat it all."""
+    shown = str(text)
+    return shown if len(shown) <= most else f"{shown[:most]}…"
 
 
 class KernelscopeError(Exception):
@@ -53,7 +65,13 @@ class KernelscopeError(Exception):
 
     def problem(self) -> Problem:
         """The error as a caller sees it."""
-        return Problem(type=self.type_uri(), title=self.title, status=self.status, detail=self.detail, **self.members)
+        return Problem(
+            type=self.type_uri(),
+            title=self.title,
+            status=self.status,
+            detail=brief(self.detail, MOST_DETAIL),
+            **self.members,
+        )
 
 
 class InvalidRequest(KernelscopeError):
@@ -99,7 +117,7 @@ class UnknownImage(KernelscopeError):
 
 
 class BodyTooLarge(KernelscopeError):
-    """The request's body is over the limit that the operator has set."""
+    """The request's body is over the limit that the operator has set, or has over 200 kB beside its images."""
 
     status = 413
     title = "Body too large"
@@ -196,6 +214,13 @@ class JobEnded(KernelscopeError):
     title = "Job ended"
 
 
+class NothingToRetry(KernelscopeError):
+    """Only failed items of a job that has ended can be run again: it has none, still runs, or was cancelled."""
+
+    status = 409
+    title = "Nothing to retry"
+
+
 class QuotaExceeded(KernelscopeError):
     """You have as much unfinished work in the queue as your key may have. Wait for it, or cancel some."""
 
@@ -217,12 +242,30 @@ class QueueFull(KernelscopeError):
     title = "Queue full"
 
 
+class ServerBusy(KernelscopeError):
+    """As many uploads are being read and images checked as fit into memory. Try again after `Retry-After` seconds."""
+
+    status = 503
+    title = "Server busy"
+
+
 class Unauthorized(KernelscopeError):
     """This server answers only those who have an API key: `Authorization: Bearer <key>`. Its operator makes keys."""
 
     status = 401
     title = "API key needed"
     always: ClassVar[dict[str, str]] = {"WWW-Authenticate": 'Bearer realm="kernelscope"'}
+
+
+class UnknownProxy(KernelscopeError):
+    """A proxy passed the request on, and this server does not know of any.
+
+    Whoever reaches it through the proxy would be taken for somebody on the server's own machine, who needs no key.
+    `KERNELSCOPE_PUBLIC_URL` says where the proxy serves it; see docs/deployment.md.
+    """
+
+    status = 403
+    title = "Unknown proxy"
 
 
 class CrossOrigin(KernelscopeError):
@@ -272,6 +315,13 @@ class ArtifactNotFound(KernelscopeError):
 
     status = 404
     title = "Artifact not found"
+
+
+class DrawingQueueFull(KernelscopeError):
+    """More pictures wait to be drawn than this server keeps waiting. Try again after `Retry-After` seconds."""
+
+    status = 503
+    title = "Drawing queue full"
 
 
 class NoSuchPath(KernelscopeError):

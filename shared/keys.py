@@ -11,14 +11,15 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from pydantic import BaseModel, Field
 from redis import Redis
 
-from shared.jobs.record import redis_errors
+from shared.connection import redis_errors
 
 KEYS = "ks:keys"  # hash: SHA-256 of a key → its entry; revoked ones stay, so that a server with keys never falls open
+WEBHOOK_SECRETS = "ks:webhook_secrets"  # hash: name → its `WebhookSecret`, once that was rotated
 PREFIX = "ks_"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -86,9 +87,44 @@ class ApiKeys:
         return ended
 
 
-def webhook_secret(redis: Redis, owner: str) -> str:
-    """What this owner's webhooks are signed with, `whsec_…`: made of a secret of the installation and the name."""
+class PreviousSecret(BaseModel):
+    """One that was replaced, and signs beside its successor for a day."""
+
+    secret: str
+    until: datetime
+
+
+class WebhookSecret(BaseModel):
+    """What the webhooks of one name are signed with."""
+
+    secret: str = Field(description="`whsec_…`, as Standard Webhooks writes it")
+    previous: list[PreviousSecret] = Field([], description="those that it replaced, as long as they sign as well")
+
+
+def webhook_secrets(redis: Redis, owner: str) -> WebhookSecret:
+    """What signs this owner's webhooks: until it is rotated, made of a secret of the installation and the name."""
     with redis_errors():
-        redis.set("ks:webhook_secret", secrets.token_hex(32), nx=True)
-        root = str(redis.get("ks:webhook_secret"))
-    return "whsec_" + base64.b64encode(hmac.digest(bytes.fromhex(root), owner.encode(), "sha256")).decode()
+        root, rotated = redis.get("ks:webhook_secret"), redis.hget(WEBHOOK_SECRETS, owner)
+        if root is None:
+            redis.set("ks:webhook_secret", secrets.token_hex(32), nx=True)
+            root = redis.get("ks:webhook_secret")
+    if rotated is None:
+        return WebhookSecret(secret=_written(hmac.digest(bytes.fromhex(str(root)), owner.encode(), "sha256")))
+    found = WebhookSecret.model_validate_json(rotated)
+    now = datetime.now(UTC)
+    found.previous = [each for each in found.previous if each.until > now]
+    return found
+
+
+def rotate_webhook_secret(redis: Redis, owner: str) -> WebhookSecret:
+    """Give this owner's webhooks a new secret; the old one signs as well for a day."""
+    before = webhook_secrets(redis, owner)
+    replaced = PreviousSecret(secret=before.secret, until=datetime.now(UTC) + timedelta(days=1))
+    made = WebhookSecret(secret=_written(secrets.token_bytes(32)), previous=[replaced, *before.previous])
+    with redis_errors():
+        redis.hset(WEBHOOK_SECRETS, owner, made.model_dump_json())
+    return made
+
+
+def _written(secret: bytes) -> str:
+    return "whsec_" + base64.b64encode(secret).decode()

@@ -16,7 +16,7 @@ from pythonjsonlogger.json import JsonFormatter
 
 _bound: ContextVar[dict[str, object]] = ContextVar("bound", default={})  # noqa: B039 - never changed, only replaced
 
-CHATTY = ("httpx", "httpcore", "kombu", "PIL")
+CHATTY = ("httpx", "httpcore", "kombu", "PIL", "urllib3")
 Form = Literal["text", "json"]
 
 
@@ -33,7 +33,7 @@ def bound(**fields: object) -> Iterator[None]:
 def configure(level: str, form: Form = "text") -> None:
     """Log to stderr from this level up.
 
-    As text: `2026-11-23 09:30:01 INFO worker.runner: begun job_id=9441…`; as JSON: the same as one object a line.
+    As text: `2026-11-23 09:30:01 INFO worker.jobs.runner: begun job_id=9441…`; as JSON: the same as one object a line.
     """
     handler = logging.StreamHandler()
     handler.addFilter(_bind)

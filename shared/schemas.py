@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from base64 import b64decode
+from collections.abc import Callable
 from datetime import datetime
 from enum import StrEnum
 from itertools import product
@@ -17,14 +19,19 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
+    field_validator,
     model_validator,
 )
 
-from shared.errors import InvalidRequest, KernelscopeError, Problem
+from shared.errors import InvalidRequest, KernelscopeError, Problem, brief
 
 SLICE_ITEMS = 16  # the most items that are claimed, leased and retried together
 MAX_IMAGES = 16
 MAX_KERNELS = 2048
+MAX_VALUES = 64  # of α, of β, and of methods
+NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+MAX_NAME = 128  # characters of an image's name
+CONTROL = r"\x00-\x1f\x7f-\x9f"  # characters, of which a name has none
 
 
 class Status(StrEnum):
@@ -42,23 +49,50 @@ class Status(StrEnum):
         return self not in {Status.QUEUED, Status.RUNNING}
 
 
+def number(value: object) -> object:
+    """A number; one that came as text, as forms and queries have it, is read as JSON would read it.
+
+    Raises:
+        ValueError: the text is none, or the value is `true` or `false`.
+    """
+    if isinstance(value, bool) or (isinstance(value, str) and not NUMBER.fullmatch(value.strip())):
+        raise ValueError(f"{brief(value)!r} is not a finite number; write it as 12, -0.5 or 1e-3")
+    return json.loads(value) if isinstance(value, str) else value
+
+
 def _kernels(value: object) -> object:
     wanted = 'give zero-based kernel indices such as [12, 40], or "top:N" for the N most active kernels'
     if isinstance(value, str):
-        match = re.fullmatch(r"top:([1-9]\d{0,3})", value)
+        match = re.fullmatch(r"top:([1-9][0-9]{0,3})", value)
         if not match or int(match[1]) > MAX_KERNELS:
-            raise ValueError(f"{value!r} names no kernels; {wanted}")
+            raise ValueError(f"{brief(value)!r} names no kernels; {wanted}")
         return value
     indices = value if isinstance(value, list) else [value]
+    if not indices or len(indices) > MAX_KERNELS:
+        raise ValueError(f"{len(indices)} kernels; 1 to {MAX_KERNELS} are taken; {wanted}")
     if any(isinstance(index, str) and index.startswith("top:") for index in indices):
         raise ValueError(f'"top:N" must stand alone; {wanted}')
-    if not indices or any(type(index) is not int or index < 0 for index in indices):
-        raise ValueError(f"{value!r} names no kernels; {wanted}")
+    if wrong := [index for index in indices if type(index) is not int or index < 0]:
+        raise ValueError(f"{brief(repr(wrong[0]))} names no kernel; {wanted}")
     return list(dict.fromkeys(indices))
 
 
-def _one_or_more(value: object) -> object:
-    return value if isinstance(value, list) else [value]
+def _at_most(most: int) -> Callable[[object], object]:
+    """A list, or one value for a list of one; its length is looked at before its values are."""
+
+    def counted(value: object) -> object:
+        values = value if isinstance(value, list) else [value]
+        if len(values) > most:
+            raise ValueError(f"{len(values)} values; at most {most} are taken")
+        return values
+
+    return counted
+
+
+def _few_images(value: object) -> object:
+    if isinstance(value, list) and len(value) > MAX_IMAGES:
+        raise ValueError(f"{len(value)} images; at most {MAX_IMAGES} are taken")
+    return value
 
 
 def _without_repeats(values: list[Any]) -> list[Any]:
@@ -66,33 +100,35 @@ def _without_repeats(values: list[Any]) -> list[Any]:
 
 
 def _base64(value: object) -> object:
-    if not isinstance(value, str):
+    if not isinstance(value, str | memoryview):
         raise ValueError("give the file's bytes as a base64 string")  # noqa: TRY004 - what pydantic turns into a 422
     try:
-        return b64decode("".join(value.split()), validate=True)
+        return b64decode("".join(value.split()) if isinstance(value, str) else value, validate=True)
     except ValueError:
         raise ValueError("this is not base64; give the file's bytes as a base64 string") from None
 
 
 Stop = Literal["converged", "budget", "deadline", "cancelled"]
 Base64 = Annotated[bytes, BeforeValidator(_base64, json_schema_input_type=str)]
+ImageName = Annotated[str, Field(min_length=1, max_length=MAX_NAME, pattern=rf"^[^{CONTROL}]+$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Kernels = Annotated[list[int] | str, BeforeValidator(_kernels)]
 AskedKernels = Annotated[list[int] | str, BeforeValidator(lambda value: value if value == [] else _kernels(value))]
 LossWeights = Annotated[
-    list[Annotated[FiniteFloat, Field(ge=0)]],
-    BeforeValidator(_one_or_more),
+    list[Annotated[FiniteFloat, Field(ge=0), BeforeValidator(number)]],
+    BeforeValidator(_at_most(MAX_VALUES)),
     AfterValidator(_without_repeats),
-    Field(min_length=1, max_length=64),
+    Field(min_length=1, max_length=MAX_VALUES),
 ]
 Method = Literal["suppression", "evidence", "guided_backprop", "deconvnet", "lrp"]
 OPTIMIZED = ("suppression", "evidence")  # the methods that optimise X̂, with α, β and a solver
 Methods = Annotated[
     list[Method],
-    BeforeValidator(_one_or_more),
+    BeforeValidator(_at_most(MAX_VALUES)),
     AfterValidator(_without_repeats),
-    Field(min_length=1),
+    Field(min_length=1, max_length=MAX_VALUES),
 ]
+Name = Annotated[str, Field(max_length=64)]  # of a network or a layer
 
 
 Deadline = Annotated[
@@ -111,6 +147,7 @@ WebhookUrl = Annotated[
         description="a public address that is told once the job has ended, see docs/webhooks.md",
     ),
 ]
+NUMBERS = ("iterations", "target_ssim", "max_preservation", "gamma", "max_invention", "deadline_s")
 
 
 class ExplainOptions(BaseModel):
@@ -118,8 +155,8 @@ class ExplainOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str = Field("vgg16", description="network, see `GET /models`")
-    layer: str = Field(description="`conv3_3`, `relu3_3` or torchvision's node `features.15`; always after the ReLU")
+    model: Name = Field("vgg16", description="network, see `GET /models`")
+    layer: Name = Field(description="`conv3_3`, `relu3_3` or torchvision's node `features.15`; always after the ReLU")
     kernels: Kernels = Field(description='zero-based indices, or `"top:N"` for the N most active kernels')
     methods: Methods = Field(
         ["suppression"],
@@ -168,6 +205,11 @@ class ExplainOptions(BaseModel):
     deadline_s: Deadline = None
     webhook_url: WebhookUrl = None
 
+    @field_validator(*NUMBERS, mode="before")
+    @classmethod
+    def _as_json_has_it(cls, value: object) -> object:
+        return number(value)
+
     @model_validator(mode="after")
     def _bounds_need_the_fast_solver(self) -> Self:
         asked = [
@@ -193,10 +235,15 @@ class ActivationsOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str = Field("vgg16", description="network, see `GET /models`")
-    layer: str = Field(description="as of `POST /explain`")
+    model: Name = Field("vgg16", description="network, see `GET /models`")
+    layer: Name = Field(description="as of `POST /explain`")
     deadline_s: Deadline = None
     webhook_url: WebhookUrl = None
+
+    @field_validator("deadline_s", mode="before")
+    @classmethod
+    def _as_json_has_it(cls, value: object) -> object:
+        return number(value)
 
 
 class ImageSource(BaseModel):
@@ -206,18 +253,24 @@ class ImageSource(BaseModel):
 
     data: Base64 | None = Field(None, description="base64 of a PNG, JPEG or WebP file")
     sha256: Sha256 | None = Field(None, description="SHA-256 of a file sent before")
+    name: ImageName | None = Field(
+        None, description="what people call it, such as the file's name; no control characters"
+    )
+
+
+Images = Annotated[list[ImageSource], BeforeValidator(_few_images), Field(min_length=1, max_length=MAX_IMAGES)]
 
 
 class ExplainBody(ExplainOptions):
     """The JSON body of `POST /explain`."""
 
-    images: list[ImageSource] = Field(min_length=1, max_length=MAX_IMAGES)
+    images: Images
 
 
 class ActivationsBody(ActivationsOptions):
     """The JSON body of `POST /activations`."""
 
-    images: list[ImageSource] = Field(min_length=1, max_length=MAX_IMAGES)
+    images: Images
 
 
 class ExplainRequest(ExplainOptions):
@@ -228,6 +281,16 @@ class ExplainRequest(ExplainOptions):
     kernels: AskedKernels = Field(description='as they were asked for; empty where `methods` is `["activations"]`')
     methods: list[Method | Literal["activations"]] = Field(["suppression"])  # type: ignore[assignment]
     images: list[Sha256] = Field(min_length=1, max_length=MAX_IMAGES)
+    names: list[str | None] = Field([], description="of the images, in their order; empty where none was given")
+
+    def name_of(self, image: int) -> str | None:
+        """Of the image of that number, where it has a name."""
+        return self.names[image] if self.names else None
+
+    def image_of(self, index: int) -> int:
+        """The number of the image that the item of that index is about."""
+        choices = 1 if self.methods == ["activations"] else len(_choices(self.kernels))
+        return index // (choices * len(variants(self)))
 
 
 class Item(BaseModel):
@@ -339,6 +402,11 @@ class ItemResult(BaseModel):
     error: Problem | None = None
     artifacts: dict[str, str] = Field(default_factory=dict, description="name → URL path")
 
+    def under(self, root: str) -> Self:
+        """The same with URLs under this path."""
+        artifacts = {name: root + path for name, path in self.artifacts.items()}
+        return self.model_copy(update={"artifacts": artifacts, "error": self.error and self.error.under(root)})
+
     @classmethod
     def of(cls, item: Item, request: ExplainRequest, kernel: int | None) -> ItemResult:
         """The result of an item that succeeded, still without its numbers."""
@@ -360,9 +428,13 @@ class Progress(BaseModel):
     completed: int
     total: int | None = Field(description='null until the worker has resolved "top:N"')
     failed: int
-    iteration: int | None = Field(None, description="gradient evaluations done of the items that run now")
+    iteration: int | None = Field(
+        None, description="gradient evaluations done of items that run now: of the part of the job that spoke last"
+    )
     budget: int | None = Field(None, description="the most evaluations that they may take")
     loss: float | None = Field(None, description="their mean total loss now")
+    fraction: float = Field(0.0, ge=0, le=1, description="of the whole job's work that is done; it never goes back")
+    seconds_left: float | None = Field(None, description="an estimate by the pace so far; null where there is none yet")
 
 
 class JobSummary(BaseModel):
@@ -375,11 +447,22 @@ class JobSummary(BaseModel):
     finished_at: datetime | None
     expires_at: datetime
     attempt: int = Field(description="the most times that a part of the job was begun; above 1: a worker died")
-    queue_position: int | None = Field(description="1: next to be taken; null once it runs")
+    queue_position: int | None = Field(
+        description="its place by the time since when it waits, from 1; callers take turns, so that one who has little "
+        "in the queue is served before that; null once it runs"
+    )
+    waiting_for: str | None = Field(
+        None, description="what must be there before the job can go on; null: nothing that is not"
+    )
+    queue_seconds: float | None = Field(None, description="an estimate of how long it will wait; null where unknown")
     request: ExplainRequest
     progress: Progress
     failed_items: int
     links: dict[str, str]
+
+    def under(self, root: str) -> Self:
+        """The same with URLs under this path."""
+        return self.model_copy(update={"links": {name: root + path for name, path in self.links.items()}})
 
 
 class Page(BaseModel):
@@ -389,11 +472,32 @@ class Page(BaseModel):
     next_cursor: str | None = Field(description="for the next page; null: this was the last")
 
 
+class ResultsPage(BaseModel):
+    """Results of a job, by the item's index."""
+
+    results: list[ItemResult]
+    next_cursor: str | None = Field(description="for the next page; null: these were the last that there are so far")
+
+
 class Job(JobSummary):
     """A job as `GET /jobs/{id}` tells it."""
 
-    results: list[ItemResult]
+    results: list[ItemResult] | None = Field(
+        description="null of a job of more than 64 items: read them page by page at `links.results`"
+    )
     error: Problem | None
+
+    def under(self, root: str) -> Self:
+        """The same with URLs under this path."""
+        results = None if self.results is None else [result.under(root) for result in self.results]
+        error = self.error and self.error.under(root)
+        return super().under(root).model_copy(update={"results": results, "error": error})
+
+
+class WholeJob(Job):
+    """A job with all its results."""
+
+    results: list[ItemResult]
 
 
 def plan(request: ExplainRequest, max_items: int) -> list[list[Item]]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import quote, urlsplit
 
 from platformdirs import user_data_path
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+SITE_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*/?")
 RATE = re.compile(r"[1-9][0-9]{0,8}/(second|minute|hour|day)")
 
 
@@ -25,6 +28,19 @@ def checked_rate(value: str) -> str:
     return value
 
 
+def checked_site(value: str) -> str:
+    """The URL without a slash at its end.
+
+    Raises:
+        ValueError: it is none that a proxy could serve the API at.
+    """
+    parts = urlsplit(value)
+    plain = SITE_PATH.fullmatch(parts.path) and not (parts.query or parts.fragment or parts.username)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not plain:
+        raise ValueError(f"{value!r} is no public URL; write https://lab.example or https://lab.example/kernelscope")
+    return value.rstrip("/")
+
+
 def address(value: str) -> tuple[str, int]:
     """Host and port of `127.0.0.1:9100` or `[::1]:9100`.
 
@@ -37,14 +53,33 @@ def address(value: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def origin(value: str) -> str:
+    """An origin as browsers send it: without the slash at the end, in small letters.
+
+    Raises:
+        ValueError: it is none.
+    """
+    plain = value.removesuffix("/").lower()
+    parts = urlsplit(plain)
+    if plain != "*" and not (parts.hostname and plain == f"{parts.scheme}://{parts.netloc}"):
+        raise ValueError(f"{value!r} is no origin; write https://lab.example, without a path, or * for all")
+    return plain
+
+
 class Settings(BaseSettings):
     """The settings table of the README is generated from these descriptions and compared with them in a test."""
 
-    model_config = SettingsConfigDict(env_prefix="KERNELSCOPE_", env_file=".env", extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="KERNELSCOPE_", env_file=".env", extra="ignore", hide_input_in_errors=True
+    )
 
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"),
-        description="Redis that holds job records and the queue (`kernelscope up` starts its own)",
+        description="Redis that holds job records and the queue, `rediss://…` by TLS (`kernelscope up` starts its own)",
+    )
+    redis_password: SecretStr = Field(
+        SecretStr(""),
+        description="Redis's password, of any letters, where the URL has none",
     )
     data_dir: Path = Field(
         default_factory=lambda: user_data_path("kernelscope"),
@@ -85,7 +120,25 @@ class Settings(BaseSettings):
     access: Literal["auto", "keys", "open"] = Field(
         "auto",
         description="who is answered: `keys`: who has an API key; `open`: everybody; `auto`: everybody on a loopback "
-        "address as long as no key was ever made, else who has one",
+        "address without a proxy as long as no key was ever made, else who has one",
+    )
+    public_url: str = Field(
+        "",
+        description="where a proxy serves this API to the world, `https://lab.example/kernelscope`; see "
+        "docs/deployment.md",
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="addresses or networks of the proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are "
+        "believed, `127.0.0.1,10.0.0.0/8`",
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="host names besides localhost by which a server without keys may be asked, separated by commas; "
+        "`*`: any",
+    )
+    keep_alive_s: int = Field(
+        75, ge=1, description="seconds that an idle connection is kept; more than a proxy before the API keeps it"
     )
     rate_limit: str = Field(
         "6000/minute", description="requests that a key may send, unless it has a rate of its own: `100/second`"
@@ -101,6 +154,11 @@ class Settings(BaseSettings):
     metrics_bind: str = Field(
         "",
         description="`127.0.0.1:9100`: an address for the API's metrics alone, without keys; empty: at `/metrics`",
+    )
+    otlp_endpoint: str = Field(
+        "",
+        description="`http://collector:4318`: where every process sends its traces (OTLP over HTTP, protobuf); "
+        "empty: nowhere",
     )
     worker_metrics_bind: str = Field("", description="`127.0.0.1:9101`: an address for a worker's metrics; empty: none")
     max_body_mb: int = Field(32, ge=1, description="largest request body, in megabytes (10⁶ bytes)")
@@ -119,7 +177,7 @@ class Settings(BaseSettings):
 
     log_format: Literal["text", "json"] = Field("text", description="form of a log line")
 
-    @field_validator("preload", "cors_origins", mode="before")
+    @field_validator("preload", "cors_origins", "trusted_proxies", "allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         """`vgg16,vgg_mini` → two names; an empty string → none."""
@@ -127,11 +185,51 @@ class Settings(BaseSettings):
             return tuple(name.strip() for name in value.split(",") if name.strip())
         return value
 
+    @field_validator("public_url")
+    @classmethod
+    def _site(cls, value: str) -> str:
+        return value and checked_site(value)
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            ip_network(one, strict=False)
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(origin, value))
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_url(cls, value: SecretStr) -> SecretStr:
+        """Nothing of it is told: what makes it none may be the password."""
+        try:
+            parts = urlsplit(value.get_secret_value())
+            usable = parts.port != 0 and not parts.fragment and "@" not in parts.path + parts.query
+        except ValueError:
+            usable = False
+        if not (usable and parts.scheme in ("redis", "rediss")):
+            raise ValueError(
+                "this is no URL of a Redis; write redis://HOST:6379/0, and its password as KERNELSCOPE_REDIS_PASSWORD, "
+                "or in the URL with %2F for /, %23 for #, %3F for ?, %40 for @, %25 for %"
+            )
+        return value
+
     @field_validator("metrics_bind", "worker_metrics_bind")
     @classmethod
     def _host_and_port(cls, value: str) -> str:
         if value:
             address(value)
+        return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        if value and not (value.startswith(("http://", "https://")) and urlsplit(value).hostname):
+            raise ValueError(f"{value!r} is no receiver's address; write http://host:4318, without /v1/traces")
         return value
 
     @field_validator("rate_limit")
@@ -143,6 +241,26 @@ class Settings(BaseSettings):
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value
+
+    @property
+    def behind_proxy(self) -> bool:
+        """Whether a proxy is known to stand before the API."""
+        return bool(self.public_url or self.trusted_proxies)
+
+    @property
+    def root(self) -> str:
+        """The path of the public URL, `/kernelscope`; empty at the root of a host."""
+        return urlsplit(self.public_url).path
+
+    @property
+    def redis(self) -> str:
+        """Redis's URL, with the password filled in."""
+        url, password = self.redis_url.get_secret_value(), self.redis_password.get_secret_value()
+        parts = urlsplit(url)
+        if not password or parts.password is not None:
+            return url
+        user, _, host = parts.netloc.rpartition("@")
+        return parts._replace(netloc=f"{user}:{quote(password, safe='')}@{host}").geturl()
 
     @property
     def store(self) -> str:

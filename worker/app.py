@@ -12,20 +12,23 @@ from typing import Any
 from celery import signals
 from kombu.asynchronous import get_event_loop
 
-from shared import logs
+from shared import logs, telemetry
+from shared.advice import begin
 from shared.queue import QUEUES, announce, make_celery
 from shared.settings import settings
-from worker import turns
-from worker.memory import keep_memory
+from worker.engine.memory import keep_memory
+from worker.engine.questions import NoSuchDevice
+from worker.jobs import admission
 from worker.process import WorkerProcess
-from worker.questions import NoSuchDevice
 
 POLL_SECONDS = 0.2  # after which the queues are asked again, and which of them
 WAKE_SECONDS = 0.1  # after which a free place is noticed
 
-celery = make_celery(settings().redis_url.get_secret_value())
-celery.conf.update(imports=["worker.tasks"])
-celery.conf.broker_transport_options.update(queue_order_strategy="worker.turns:Turns", polling_interval=POLL_SECONDS)
+celery = make_celery(settings().redis)
+celery.conf.update(imports=["worker.tasks"], worker_consumer="worker.consumer:Consumer")
+celery.conf.broker_transport_options.update(
+    queue_order_strategy="worker.jobs.admission:Turns", polling_interval=POLL_SECONDS
+)
 process: WorkerProcess | None = None
 
 
@@ -47,6 +50,7 @@ def _stop(**_: Any) -> None:
 def _gone(**_: Any) -> None:
     if process:
         process.gone()
+    telemetry.stop()
 
 
 def main() -> None:
@@ -58,11 +62,13 @@ def main() -> None:
     global process  # noqa: PLW0603 - Celery's hooks and tasks have no other place to find it
     keep_memory()
     logs.configure(settings().log_level, settings().log_format)
+    begin(settings(), "a worker")
+    telemetry.start(settings().otlp_endpoint, "kernelscope-worker")
     try:
         process = WorkerProcess(settings(), partial(announce, celery))
     except NoSuchDevice as error:
         sys.exit(f"this worker cannot start: {error}")
     process.start()
-    turns.bulk.most = max(1, process.slices // 4)
+    admission.bulk.most = max(1, process.slices // 4)
     arguments = ["worker", "--pool=threads", f"--concurrency={process.slices}", f"--queues={','.join(QUEUES)}"]
-    celery.worker_main([*arguments, "--without-gossip", "--without-mingle"])
+    celery.worker_main([*arguments, "--without-gossip", "--without-mingle", f"--loglevel={settings().log_level}"])

@@ -1,11 +1,14 @@
 """What a worker would find on this machine, as JSON: `python -m worker.checkup`. `kernelscope doctor` asks it.
 
+With a device, `python -m worker.checkup cuda:0`, that one computes a little: nothing is printed where it is sound.
+
 In a process of its own: a torch that does not fit its torchvision ends it, and says why on stderr.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,9 @@ import torchvision
 
 from shared.errors import ModelUnavailable
 from shared.settings import Settings, settings
-from worker.checkpoints import weights_files
-from worker.weights import find, trouble
+from worker.engine.accelerator import check
+from worker.networks.checkpoints import weights_files
+from worker.networks.weights import find, trouble
 
 
 def report(configuration: Settings) -> dict[str, Any]:
@@ -49,4 +53,7 @@ def _network(name: str, configuration: Settings) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(report(settings())))  # noqa: T201 - a command
+    if len(sys.argv) > 1:
+        check(torch.device(sys.argv[1]))
+    else:
+        print(json.dumps(report(settings())))  # noqa: T201 - a command

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from threading import Event, Thread
 
+from shared.alive import beat
 from shared.errors import KernelscopeError, StoreUnavailable
 from shared.jobs import Records, Transitions, connect
 from shared.settings import Settings
 from shared.store import BlobStore
+from shared.version import told
 from shared.workers import HEARTBEAT_SECONDS, WorkerState, publish, retire
-from worker.engine import Engine
-from worker.pulse import Pulse
-from worker.questions import Device
-from worker.runner import Runner
+from worker.engine.engine import Engine
+from worker.engine.questions import Device
+from worker.jobs.pulse import Pulse
+from worker.jobs.runner import Runner
 
 log = logging.getLogger(__name__)
 
 PATIENCE = 5.0  # seconds that one try of a Redis call may take
 GRACE_SECONDS = 8.0  # from SIGTERM to the end, whatever happens
+BROKEN_SECONDS = 30.0  # until a worker ends that never had a device that works
 BROKEN, HUNG = 70, 71  # exit codes
+LOOK_SECONDS = 60.0  # after which the store is asked again which one it is
 
 
 class WorkerProcess:
@@ -35,23 +41,25 @@ class WorkerProcess:
 
     def __init__(self, settings: Settings, announce: Callable[[str, str], None]) -> None:
         self.settings = settings
-        self.redis = connect(settings.redis_url.get_secret_value(), patience=PATIENCE, persistent=True)
+        self.redis = connect(settings.redis, patience=PATIENCE, persistent=True)
         self.device = make_device(settings)
-        self.engine = Engine(self.device, on_broken=lambda _: _end(BROKEN))
+        self.engine = Engine(self.device, on_broken=lambda _: self._broken())
         self.stopping = Event()
         self.ready = Event()
         self.started_at = time.time()
         self.id = f"{socket.gethostname()}-{os.getpid()}"
+        self.store = BlobStore(settings.store)
+        self._identity: str | None = None
+        self._looked_at = -math.inf
         transitions = Transitions(self.redis, settings.lease_seconds)
         self.runner = Runner(
             engine=self.engine,
             pulse=Pulse(transitions, self.engine, on_hang=lambda: _end(HUNG)),
-            records=Records(self.redis),
+            records=Records(self.redis, self.store),
             transitions=transitions,
-            store=BlobStore(settings.store),
+            store=self.store,
             worker=self.id,
             max_pixels=int(settings.max_megapixels * 1e6),
-            max_attempts=settings.max_attempts,
             announce=announce,
         )
 
@@ -61,8 +69,21 @@ class WorkerProcess:
         return self.settings.slices or (8 if self.device.name in ("cpu", "dummy") else 64)
 
     def start(self) -> None:
-        """Begin the heartbeat, then load the networks of the `preload` setting, those that can be had."""
+        """Begin the heartbeat, then load the networks of the `preload` setting, those that can be had.
+
+        A device that does not compute what it should takes no work: its worker ends after a while, so that its
+        supervisor does not start it again and again.
+        """
         Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        if not self.device.sound():
+            log.critical(
+                "the device %s fails its self-test; this worker takes no work and ends in %.0f s",
+                self.device.name,
+                BROKEN_SECONDS,
+            )
+            self.stopping.wait(BROKEN_SECONDS)
+            self.gone()
+            _end(BROKEN)
         if self.settings.worker_metrics_bind:
             self._tell()
         for name in self.settings.preload:
@@ -88,6 +109,20 @@ class WorkerProcess:
             Thread(target=self._give_up, name="grace", daemon=True).start()
             self.runner.stop()
 
+    def _broken(self) -> None:
+        """The device is good for nothing in this process, by its own fault or by that of what it ran.
+
+        If it is its own, what was running here is handed back, and nothing of it is suspected. If a fresh process finds
+        the device sound, the leases lapse: what was running is tried again, and suspected when it does this again.
+        """
+        self.stopping.set()
+        self.runner.pulse.close()  # it would take this for a device that hangs
+        if not self.device.sound():
+            log.critical("the device %s fails its self-test; everything is handed back", self.device.name)
+            self.runner.abandon()
+        self.gone()
+        _end(BROKEN)
+
     def _give_up(self) -> None:
         time.sleep(GRACE_SECONDS)
         log.warning("not everything could be stopped in %.0f s", GRACE_SECONDS)
@@ -112,6 +147,7 @@ class WorkerProcess:
                 log.warning("no heartbeat: %s", error)
             except Exception:  # of the weights folder, say; without this thread the worker would be taken for dead
                 log.exception("no heartbeat")
+            beat("worker")
             self.ready.wait(0.2) if not self.ready.is_set() else self.stopping.wait(HEARTBEAT_SECONDS)
 
     def _state(self) -> WorkerState:
@@ -121,7 +157,18 @@ class WorkerProcess:
             started_at=self.started_at,
             ready=self.ready.is_set(),
             networks=self.device.states(),
+            store=self._store(),
+            version=told(),
         )
+
+    def _store(self) -> str | None:
+        """The store's identity, as it was the last time that it was asked."""
+        if time.monotonic() - self._looked_at > LOOK_SECONDS:
+            self._identity = None
+            with suppress(StoreUnavailable):
+                self._identity = self.store.identity()
+            self._looked_at = time.monotonic()
+        return self._identity
 
 
 def make_device(settings: Settings) -> Device:
@@ -131,12 +178,12 @@ def make_device(settings: Settings) -> Device:
         NoSuchDevice.
     """
     if settings.engine == "dummy":
-        from worker.dummy import DummyDevice
+        from worker.engine.dummy import DummyDevice
 
         return DummyDevice()
-    from worker.accelerator import choose, keep_to_quota
-    from worker.device import TorchDevice
-    from worker.networks import Networks
+    from worker.engine.accelerator import choose, keep_to_quota
+    from worker.engine.device import TorchDevice
+    from worker.networks.loaded import Networks
 
     device = choose(settings.device, settings.gpu_memory_share)
     log.info("device: %s, %d threads", device, keep_to_quota())

@@ -5,12 +5,14 @@ from __future__ import annotations
 from celery import Task
 
 from shared.queue import RUN_SLICE
-from worker import app, turns
+from worker import app
+from worker.jobs import admission
 
 
 @app.celery.task(name=RUN_SLICE, bind=True)
 def run_slice(self: Task, slice_id: str) -> None:
-    """Run one slice of a job, if it is still there to be run."""
+    """Run one slice of the queue that the message came from: that whose turn it is."""
     assert app.process is not None
-    with turns.bulk.taken_by(self.request.delivery_info["routing_key"]):
-        app.process.runner.run(slice_id)
+    queue = self.request.delivery_info["routing_key"]
+    with admission.bulk.taken_by(queue):
+        app.process.runner.run(queue, slice_id)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from api.accept import Wished, submitted
-from api.access import Asking
-from api.body import ACTIVATIONS, read
+from api.edge.access import Asking
+from api.edge.body import ACTIVATIONS
+from api.jobs.accept import Wished, submitted
 from api.services import Opened
 from shared.schemas import Job
 
@@ -20,4 +20,4 @@ async def activations(request: Request, response: Response, services: Opened, ca
     A quick job (one forward pass an image), to choose the kernels that `POST /explain` is to explain. Each result has a
     `ranking`, and an artifact `thumbnails.png` with the feature maps in the ranking's order.
     """
-    return await submitted(services, caller, await read(request, ACTIVATIONS), wishes, response)
+    return await submitted(services, caller, request, ACTIVATIONS, wishes, response)

@@ -6,10 +6,11 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from api.comparison import Consistency, made
+from api.pictures.comparison import Consistency
 from api.routes.artifacts import CACHE, FILE
 from api.routes.jobs import Own
-from api.services import Opened
+from api.services import Opened, Services
+from shared.jobs import MEDIA_TYPES
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -17,17 +18,22 @@ PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {"schema"
 
 
 @router.get("/{job_id}/consistency", response_model=Consistency)
-def get_consistency(job_id: Own, services: Opened) -> Response:
+async def get_consistency(job_id: Own, services: Opened) -> Response:
     """Whether kernels see the same thing in all images of the job, and another thing than other kernels do.
 
     404 for jobs of one image, and of `POST /activations`.
     """
-    data, final = made(services, job_id, "consistency.json")
-    return Response(data, media_type="application/json", headers={"Cache-Control": CACHE if final else "no-store"})
+    return await _compared(services, job_id, "consistency.json")
 
 
 @router.get("/{job_id}/contact_sheet.png", response_class=Response, responses=PNG)
-def get_contact_sheet(job_id: Own, services: Opened) -> Response:
+async def get_contact_sheet(job_id: Own, services: Opened) -> Response:
     """One figure: a row for each image, a column for each kernel and method, with the scores of `consistency`."""
-    data, final = made(services, job_id, "contact_sheet.png")
-    return Response(data, media_type="image/png", headers={"Cache-Control": CACHE if final else "no-store"})
+    return await _compared(services, job_id, "contact_sheet.png")
+
+
+async def _compared(services: Services, job_id: str, name: str) -> Response:
+    file = await services.pictures.of_job(job_id, name)
+    headers = {"Cache-Control": CACHE if file.final else "no-store"}
+    media_type = MEDIA_TYPES[name.rsplit(".", 1)[-1]]
+    return Response(await services.pictures.content(file), media_type=media_type, headers=headers)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from api.accept import Wished, submitted
-from api.access import Asking
-from api.body import EXPLAIN, read
+from api.edge.access import Asking
+from api.edge.body import EXPLAIN
+from api.jobs.accept import Wished, submitted
 from api.services import Opened
 from shared.schemas import Job
 
@@ -20,4 +20,4 @@ async def explain(request: Request, response: Response, services: Opened, caller
     Answers at once with a queued job, or with `Prefer: wait=N` once it has ended; `Location` is where to poll it. 200
     instead of 202: the job has ended, or the `Idempotency-Key` had made it before.
     """
-    return await submitted(services, caller, await read(request, EXPLAIN), wishes, response)
+    return await submitted(services, caller, request, EXPLAIN, wishes, response)

@@ -5,15 +5,14 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from api.services import Opened
-from shared import workers
 from shared.errors import NoSuchPath
+from shared.version import told
+from shared.workers import WorkerState
 
 router = APIRouter(tags=["health"])
-
-ABSENT = "0" * 64
 
 
 class Alive(BaseModel):
@@ -23,19 +22,22 @@ class Alive(BaseModel):
 
 
 class WorkerInfo(BaseModel):
-    """A worker as readiness tells it."""
+    """A worker as readiness tells it; whose it is and what it has, only to those who would be answered elsewhere."""
 
-    id: str
-    device: str
+    id: str | None = None
+    device: str | None = None
     ready: bool
-    networks: list[str]
+    networks: list[str] | None = None
+    version: str | None = None
 
 
 class Ready(BaseModel):
     """Jobs are taken; workers are told but not required, since jobs may queue until one comes."""
 
     status: str = "ready"
+    version: str | None = None
     workers: list[WorkerInfo]
+    warnings: list[str] | None = Field(None, description="what the operator should see to; jobs are taken all the same")
 
 
 @router.get("/healthz")
@@ -44,12 +46,18 @@ async def healthz() -> Alive:
     return Alive()
 
 
-@router.get("/readyz")
-def readyz(services: Opened) -> Ready:
-    """Redis and the object store answer. 503 with the reason where they do not."""
-    living = workers.living(services.redis)
-    services.store.has(ABSENT)
-    return Ready(workers=[_info(worker) for worker in living])
+@router.get("/readyz", response_model_exclude_unset=True)
+async def readyz(request: Request, services: Opened) -> Ready:
+    """Redis and the object store answer, take what is written and keep it. 503 with the reason where they do not.
+
+    Looked at once a second at most. Where keys are needed, who sends none is told how many workers there are and which
+    are ready, and no more.
+    """
+    state = await services.state()
+    if not await services.access.lets_in(request):
+        return Ready(status="ready", workers=[WorkerInfo(ready=worker.ready) for worker in state.workers])
+    workers = [_info(worker) for worker in state.workers]
+    return Ready(status="ready", version=told(), workers=workers, warnings=state.warnings)
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
@@ -60,6 +68,6 @@ def metrics(request: Request, services: Opened) -> Response:
     return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
-def _info(worker: workers.WorkerState) -> WorkerInfo:
+def _info(worker: WorkerState) -> WorkerInfo:
     networks = [name for name, state in worker.networks.items() if state.available]
-    return WorkerInfo(id=worker.id, device=worker.device, ready=worker.ready, networks=networks)
+    return WorkerInfo(id=worker.id, device=worker.device, ready=worker.ready, networks=networks, version=worker.version)

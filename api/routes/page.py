@@ -1,4 +1,4 @@
-"""`GET /`: the web page and its files, and the pictures that it offers to try."""
+"""`GET /`: the web page and its files, and the pictures that it offers to try. `GET /docs`: the API's reference."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from PIL import Image
 
 from shared.drawings import all_colours, scene
-from shared.errors import NoSuchPath
+from shared.errors import NoSuchPath, brief
 
 router = APIRouter(include_in_schema=False)
 
@@ -27,7 +27,7 @@ MEDIA_TYPES = {
     "png": "image/png",
 }
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-cache",  # asked for again each time, and answered 304
 }
@@ -46,6 +46,12 @@ def index(if_none_match: IfNoneMatch = "") -> Response:
     return _file("index.html", if_none_match)
 
 
+@router.get("/docs")
+def reference(if_none_match: IfNoneMatch = "") -> Response:
+    """The HTTP API, described and to be tried."""
+    return _file("docs.html", if_none_match)
+
+
 @router.get("/web/{name}")
 def asset(name: str, if_none_match: IfNoneMatch = "") -> Response:
     """A file of the page."""
@@ -55,7 +61,7 @@ def asset(name: str, if_none_match: IfNoneMatch = "") -> Response:
 def _file(name: str, known: str) -> Response:
     data = _contents().get(name) or (_sample(name) if name in SAMPLES else None)
     if data is None:
-        raise NoSuchPath(f"the page has no file {name}")
+        raise NoSuchPath(f"the page has no file {brief(name)}")
     headers = {**HEADERS, "ETag": f'"{sha256(data).hexdigest()[:32]}"'}
     if headers["ETag"] in known:
         return Response(status_code=304, headers=headers)
@@ -65,8 +71,9 @@ def _file(name: str, known: str) -> Response:
 @cache
 def _contents() -> dict[str, bytes]:
     """Every file of the page by its name."""
-    web = files("api") / "web"
+    web, reference = files("api") / "web", files("fastapi_offline") / "static"
     found = [entry for folder in (web, web / "vendor") for entry in folder.iterdir()]
+    found += [reference / name for name in ("swagger-ui-bundle.js", "swagger-ui.css")]
     return {entry.name: entry.read_bytes() for entry in found if entry.name.rsplit(".", 1)[-1] in MEDIA_TYPES}
 
 

@@ -7,7 +7,7 @@ from inspect import cleandoc
 from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 
-from shared.errors import NoSuchPath, error_types
+from shared.errors import NoSuchPath, brief, error_types
 
 router = APIRouter(prefix="/problems", tags=["problems"])
 
@@ -17,5 +17,5 @@ def get_problem(slug: str) -> str:
     """What a problem type means."""
     kind = error_types().get(slug)
     if kind is None:
-        raise NoSuchPath(f"no problem type is named {slug}; types: {', '.join(error_types())}")
+        raise NoSuchPath(f"no problem type is named {brief(slug)}; types: {', '.join(error_types())}")
     return f"{kind.title} (HTTP {kind.status})\n\n{cleandoc(kind.__doc__ or '')}\n"

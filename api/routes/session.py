@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from fastapi import APIRouter, Request, Response
 
-from api.access import COOKIE, SESSION_SECONDS
+from api.edge.access import SESSION_SECONDS, bearer, cookies, session
 from api.services import Opened
 from shared.errors import Unauthorized
 
@@ -15,17 +17,19 @@ router = APIRouter(tags=["session"])
 async def begin_session(request: Request, response: Response, services: Opened) -> None:
     """With an API key in `Authorization`: sets a cookie that stands for the key for 12 hours."""
     key = request.state.key
-    if key is not None and "authorization" not in request.headers:  # a session cannot prolong itself
+    if key is not None and bearer(request) is None:  # a session cannot prolong itself
         raise Unauthorized("send the API key itself: `Authorization: Bearer <key>`")
     if key is not None:
         token = await services.access.open_session(key)
-        secure = request.url.scheme == "https"
-        response.set_cookie(COOKIE, token, SESSION_SECONDS, httponly=True, samesite="strict", secure=secure)
+        secure = "https" in (request.url.scheme, urlsplit(services.settings.public_url).scheme)
+        name = cookies(request)[0 if secure else 1]
+        response.set_cookie(name, token, SESSION_SECONDS, httponly=True, samesite="strict", secure=secure)
 
 
 @router.delete("/session", status_code=204)
 async def end_session(request: Request, response: Response, services: Opened) -> None:
     """Forget the cookie."""
-    if token := request.cookies.get(COOKIE):
+    if token := session(request):
         await services.access.end_session(token)
-    response.delete_cookie(COOKIE)
+    for name in cookies(request):
+        response.delete_cookie(name, secure=name.startswith("__Host-"))

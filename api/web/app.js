@@ -1,14 +1,12 @@
 // The page: what is chosen becomes a job, the job is followed, its results are shown. All through the public HTTP API.
 
 import * as choose from "./choose.js";
-import { $, button, link, make, numbersIn } from "./dom.js";
-import { detail, OPTIMIZED, summary, variants as variantsOf, whole } from "./result.js";
+import { $, about, button, link, make, numbersIn } from "./dom.js";
+import * as overview from "./overview.js";
+import { whole } from "./result.js";
 import { ask, ended, follow, signOut } from "./server.js";
 
 let job = null; // that is shown
-let results = new Map(); // by index
-let place = 0; // the group of results that is looked at: one image and kernel
-let index = null; // the result of that group that is looked at
 let stop = () => {};
 
 const guard = (action) => async (...given) => {
@@ -57,187 +55,159 @@ const run = guard(async () => {
   $("outcome").scrollIntoView({ block: "start" });
 });
 
-// Shows a job, and follows it until it has ended.
-function open(found) {
+// Nothing of the job that was shown stays while another one is fetched.
+function leave() {
   stop();
-  job = found;
-  results = new Map(job.results.map((result) => [result.index, result]));
-  place = 0;
-  index = null;
-  $("outcome").hidden = false;
-  $("outcome-title").textContent = `Kernels of ${job.request.layer} (${job.request.model})`;
-  $("detail").replaceChildren();
-  $("whole").replaceChildren();
-  drawOverview();
-  if (ended(job.status)) finish();
-  else {
-    progress();
-    stop = follow(job.id, { status: changed, progress: stepped, result: came, lost });
-  }
+  clearTimeout(idle);
+  job = null;
+  $("outcome").hidden = true;
 }
 
+// Shows a job, and follows it until it has ended.
+function open(found) {
+  leave();
+  job = found;
+  pace = null;
+  $("outcome").hidden = false;
+  $("outcome-title").textContent = `Kernels of ${job.request.layer} (${job.request.model})`;
+  $("whole").replaceChildren();
+  overview.show(job);
+  if (ended(job.status)) finish(job.results !== null);
+  else {
+    progress();
+    stop = follow(job.id, { status: changed, progress: stepped, result: came, lost, gone });
+  }
+  if (ended(job.status) && job.results === null) readResults();
+}
+
+// Those of a job that is told without them. One that is followed is told each by its events.
+const readResults = guard(async () => {
+  const shown = job;
+  for (let cursor = ""; cursor !== null;) {
+    const page = await ask(`jobs/${shown.id}/results?limit=100${cursor && `&cursor=${encodeURIComponent(cursor)}`}`);
+    if (job !== shown) return;
+    page.results.forEach(overview.take);
+    overview.settle();
+    if (!cursor) drawWhole();
+    cursor = page.next_cursor;
+  }
+  finish(true);
+});
+
 async function changed(status) {
-  if (status === job.status && !ended(status)) return;
-  job.status = status;
+  const shown = job;
   if (!ended(status)) {
+    if (status === job.status) return;
+    job.status = status;
     progress();
     return;
   }
-  const { id } = job;
   try {
-    const found = await ask(`/jobs/${id}`);
-    if (job.id !== id) return;
+    const found = await ask(`jobs/${shown.id}`);
+    if (job !== shown || !ended(found.status)) return; // it had ended, and runs again
     job = found;
-    results = new Map(job.results.map((result) => [result.index, result]));
-    drawOverview();
-    finish();
+    finish(true);
   } catch (error) {
     notice(error.message);
   }
 }
 
 function stepped(step) {
-  Object.assign(job.progress, step);
+  const { fraction } = job.progress;
+  Object.assign(job.progress, step, { fraction: Math.max(fraction, step.fraction ?? 0) });
   job.status = "running";
   progress();
-  for (const { index: at, iteration, preview } of step.items ?? []) {
-    const tile = $("overview").children[Math.floor(at / variants())];
-    if (!tile || at % variants() || results.has(at)) continue;
-    tile.lastElementChild.textContent = `evaluation ${iteration}`;
-    if (preview) form(tile, `/jobs/${job.id}/previews/${at}?evaluation=${preview}`);
-  }
-}
-
-// The next picture takes the place of the last once it is there.
-function form(tile, src) {
-  const next = make("img", { alt: "", src });
-  next.decode().then(() => {
-    if (tile.isConnected && tile.classList.contains("forming")) tile.firstElementChild.replaceWith(next);
-  }).catch(() => {}); // it was taken away meanwhile: the result is there
+  (step.items ?? []).forEach(overview.forms);
 }
 
 function came(result) {
-  results.set(result.index, result);
-  job.progress.completed = results.size;
+  overview.take(result);
+  const at = job.progress;
+  at.completed = Math.max(at.completed, overview.results.size);
+  if (at.total) at.fraction = Math.max(at.fraction, at.completed / at.total);
   progress();
-  const at = Math.floor(result.index / variants());
-  drawTile(at);
-  if (index === null && result.index % variants() === 0) look(at, result.index);
-  else if (index !== null && at === place) {
-    const { members } = groups()[at];
-    $("detail").querySelector(".methods").replaceWith(variantsOf(results.get(index), members, (other) => look(at, other.index)));
-  }
 }
 
 function lost() {
   $("status").textContent = "The connection was lost; trying again …";
 }
 
+function gone(error) {
+  leave();
+  notice(error.message);
+}
+
 // Where it stands
 
-let idle = null; // looks whether there is a worker, while the job waits
+let idle = null; // looks where the job is in the queue, while it waits
+let pace = null; // of a job that runs: when it was how far
 
 function progress() {
-  const { completed, total, iteration, budget } = job.progress;
+  const { completed, total, fraction, loss } = job.progress;
   const running = job.status === "running";
   $("running").classList.remove("ended");
   $("cancel").hidden = false;
+  $("retry").hidden = true;
   $("progress").hidden = false;
-  if (running && total) $("progress").value = (completed + ((total - completed) * (iteration ?? 0)) / (budget || 1)) / total;
-  else if (running) $("progress").removeAttribute("value");
-  else $("progress").value = 0;
-  const loss = job.progress.loss ? `, loss ${job.progress.loss.toFixed(3)}` : "";
-  say(running ? `Running: ${completed} of ${total ?? "?"} done${loss}` : `Waiting${job.queue_position ? `, place ${job.queue_position} in the queue` : ""} …`);
+  if (running && !fraction && !total) $("progress").removeAttribute("value");
+  else $("progress").value = fraction;
+  if (running) pace ??= { at: Date.now(), fraction };
+  say(running ? `Running: ${completed} of ${total ?? "?"} done${loss ? `, loss ${loss.toFixed(3)}` : ""}${estimate()}` : waiting());
   clearTimeout(idle);
-  if (!running) idle = setTimeout(workers, 700);
+  if (!running) idle = setTimeout(queue, 700);
 }
 
-async function workers() {
-  const { id } = job;
-  const state = await fetch("/readyz").then((answer) => answer.json()).catch(() => null);
-  if (job.id !== id || job.status !== "queued") return;
-  if (state?.workers && !state.workers.some((worker) => worker.ready)) {
-    say("Waiting: no worker is connected. The job starts by itself once there is one; this page may be closed meanwhile.");
+// How long the rest takes: by the pace that was seen here, or as the server said.
+function estimate() {
+  const { fraction, seconds_left: told } = job.progress;
+  const gained = fraction - pace.fraction;
+  const seconds = gained >= 0.02 ? ((Date.now() - pace.at) / 1000) * (1 - fraction) / gained : told;
+  return typeof seconds === "number" ? `, ${about(seconds)} left` : "";
+}
+
+function waiting() {
+  const { queue_position: position, queue_seconds: seconds, waiting_for: missing } = job;
+  if (missing) return `Waiting for ${missing}.`;
+  const place = position ? `, place ${position} in the queue` : "";
+  return `Waiting${place}${typeof seconds === "number" ? `, ${about(seconds)}` : ""} …`;
+}
+
+async function queue() {
+  const shown = job;
+  const [found, state] = await Promise.all([ask(`jobs/${shown.id}`).catch(() => null),
+    fetch("readyz").then((answer) => answer.json()).catch(() => null)]);
+  if (job !== shown || job.status !== "queued") return;
+  if (found?.status === "queued") {
+    const { queue_position, queue_seconds, waiting_for } = found;
+    Object.assign(job, { queue_position, queue_seconds, waiting_for });
+    const alone = state?.workers && !state.workers.some((worker) => worker.ready);
+    say(alone ? "Waiting: no worker is connected. The job starts by itself once there is one; this page may be closed meanwhile." : waiting());
   }
-  idle = setTimeout(workers, 3000);
+  idle = setTimeout(queue, 3000);
 }
 
 function say(text) {
   if ($("status").textContent !== text) $("status").textContent = text;
 }
 
-function finish() {
+// It has ended.
+function finish(complete) {
   clearTimeout(idle);
   $("running").classList.add("ended");
   $("cancel").hidden = true;
   $("progress").hidden = true;
-  const done = [...results.values()].filter((result) => result.status === "succeeded").length;
+  $("retry").hidden = !job.failed_items;
+  const done = job.progress.completed - job.failed_items;
   const failed = job.failed_items ? `, ${job.failed_items} failed` : "";
   const words = { succeeded: `Done: ${done} explained${failed}.`, cancelled: `Cancelled: ${done} were finished.`, failed: `Failed: ${job.error?.detail ?? "no explanation could be made"}` };
   say(words[job.status]);
-  const first = [...results.values()].find((result) => result.status === "succeeded") ?? [...results.values()][0];
-  const still = results.get(index);
-  if (still) look(place, index);
-  else if (first) look(Math.floor(first.index / variants()), first.index);
-  if (results.size) $("whole").replaceChildren(...whole(job, guard(again), choose.nameOf));
+  overview.end(job, complete);
+  if (complete) drawWhole();
 }
 
-// The explanations: a tile for each image and kernel
-
-function variants() {
-  const { methods, alpha, beta } = job.request;
-  return methods.reduce((sum, method) => sum + (OPTIMIZED.includes(method) ? alpha.length * beta.length : 1), 0);
-}
-
-function groups() {
-  const { images, kernels } = job.request;
-  const count = Array.isArray(kernels) ? kernels.length : Number(kernels.slice("top:".length));
-  return Array.from({ length: images.length * count }, (_, at) => ({
-    image: Math.floor(at / count),
-    kernel: Array.isArray(kernels) ? kernels[at % count] : null,
-    members: Array.from({ length: variants() }, (__, number) => results.get(at * variants() + number)).filter(Boolean),
-  }));
-}
-
-const imageName = (at) => choose.nameOf(job.request.images[at]) ?? (job.request.images.length > 1 ? `image ${at}` : "the image");
-
-function drawOverview() {
-  $("overview").replaceChildren(...groups().map((_, at) => {
-    const tile = button("", () => look(at), { className: "tile" });
-    tile.append(make("span", { className: "nothing" }), make("span"), make("span"));
-    return tile;
-  }));
-  groups().forEach((group, at) => {
-    if (ended(job.status) && !group.members.length) $("overview").children[at].hidden = true; // "top:N", and fewer are active
-    drawTile(at);
-  });
-}
-
-function drawTile(at) {
-  const tile = $("overview").children[at];
-  const { image, kernel, members } = groups()[at];
-  const best = members.find((result) => result.status === "succeeded") ?? members[0];
-  const forming = !ended(job.status) && !results.has(at * variants()); // the first method is what the tile shows
-  const called = best?.kernel ?? kernel;
-  const several = job.request.images.length > 1 ? `, ${imageName(image)}` : "";
-  tile.children[1].textContent = `${called === null ? `no. ${at + 1} by activation` : `kernel ${called}`}${several}`;
-  tile.classList.toggle("forming", forming);
-  tile.ariaPressed = String(at === place && index !== null);
-  tile.disabled = !best;
-  if (forming) tile.children[2].textContent = members.length ? `${members.length} of ${variants()} explanations` : "waits";
-  else if (!best) tile.children[2].textContent = job.status;
-  else tile.children[2].textContent = members.length > 1 ? `${members.length} explanations` : summary(best);
-  if (!forming && best?.artifacts["optimized.png"]) tile.firstElementChild.replaceWith(make("img", { alt: "", loading: "lazy", src: best.artifacts["optimized.png"] }));
-}
-
-function look(at, which = null) {
-  place = at;
-  const { image, members } = groups()[at];
-  const result = members.find((each) => each.index === which) ?? members[0];
-  index = result.index;
-  [...$("overview").children].forEach((tile, number) => { tile.ariaPressed = String(number === place); });
-  const parts = detail(job, result, members, imageName(image), (other) => look(at, other.index));
-  $("detail").replaceChildren(...parts.filter(Boolean));
+function drawWhole() {
+  const found = [...overview.results.values()];
+  if (found.length) $("whole").replaceChildren(...whole(job, found, guard(again), choose.nameOf));
 }
 
 // The same again, changed
@@ -246,7 +216,7 @@ let bounded = null; // evidence's bound of a job that is run again; the form has
 
 function again() {
   const { request } = job;
-  const picture = (sha256) => [...results.values()].find((result) => result.image === sha256 && result.artifacts["original.png"])?.artifacts["original.png"];
+  const picture = (sha256) => [...overview.results.values()].find((result) => result.image === sha256 && result.artifacts["original.png"])?.artifacts["original.png"];
   if (!request.images.every(picture)) throw new Error("An image of this job was never explained, so it cannot be shown; choose the images again.");
   for (const box of $("methods").querySelectorAll("input")) box.checked = request.methods.includes(box.value);
   for (const name of ["alpha", "beta"]) $(name).value = request[name].join(", ");
@@ -262,10 +232,11 @@ function again() {
 
 // History
 
+const MOST_KERNELS = 8; // that are named, of many
 let cursor = null;
 
 const olderJobs = guard(async () => {
-  const page = await ask(`/jobs?limit=50${cursor ? `&cursor=${encodeURIComponent(cursor)}` : ""}`);
+  const page = await ask(`jobs?limit=50${cursor ? `&cursor=${encodeURIComponent(cursor)}` : ""}`);
   const own = page.jobs.filter((each) => each.request.methods[0] !== "activations");
   $("jobs").append(...own.map(row));
   cursor = page.next_cursor;
@@ -276,7 +247,8 @@ const olderJobs = guard(async () => {
 
 function row(each) {
   const { kernels, layer, model, images, methods } = each.request;
-  const called = Array.isArray(kernels) ? `kernel${kernels.length > 1 ? "s" : ""} ${kernels.join(", ")}` : `the ${kernels.replace(":", " ")} kernels`;
+  const named = Array.isArray(kernels) && `${kernels.slice(0, MOST_KERNELS).join(", ")}${kernels.length > MOST_KERNELS ? `, … (${kernels.length})` : ""}`;
+  const called = named ? `kernel${kernels.length > 1 ? "s" : ""} ${named}` : `the ${kernels.replace(":", " ")} kernels`;
   const several = images.length > 1 ? `, ${images.length} images` : "";
   const how = methods.length > 1 ? `, ${methods.length} methods` : "";
   const line = make("p", {},
@@ -285,7 +257,7 @@ function row(each) {
     make("time", { className: "faint", dateTime: each.created_at }, new Date(each.created_at).toLocaleString()), " ",
     button("Delete", guard(async () => {
       if (!confirm("Delete this job and its pictures for good?")) return;
-      await ask(`/jobs/${each.id}`, { method: "DELETE" });
+      await ask(`jobs/${each.id}`, { method: "DELETE" });
       line.remove();
     }), { ariaLabel: `Delete the job on ${called} of ${layer}` }));
   return line;
@@ -293,10 +265,14 @@ function row(each) {
 
 // What the address says
 
+const asked = () => new URLSearchParams(location.hash.slice(1)).get("job");
+
 const goTo = guard(async () => {
-  const id = new URLSearchParams(location.hash.slice(1)).get("job");
+  const id = asked();
   if (!id || id === job?.id) return;
-  const found = await ask(`/jobs/${encodeURIComponent(id)}`);
+  leave();
+  const found = await ask(`jobs/${encodeURIComponent(id)}`);
+  if (id !== asked()) return; // somebody was faster
   if (found.request.methods[0] === "activations") throw new Error("This job ranks the kernels of a layer; it explains none.");
   open(found);
 });
@@ -304,7 +280,11 @@ const goTo = guard(async () => {
 function begin() {
   choose.start(guard);
   $("form").addEventListener("submit", (event) => { event.preventDefault(); run(); });
-  $("cancel").addEventListener("click", guard(async () => { await ask(`/jobs/${job.id}/cancel`, { method: "POST" }); }));
+  $("cancel").addEventListener("click", guard(async () => { await ask(`jobs/${job.id}/cancel`, { method: "POST" }); }));
+  $("retry").addEventListener("click", guard(async () => {
+    open(await ask(`jobs/${job.id}/retry`, { method: "POST" }));
+    $("outcome").focus();
+  }));
   $("open-history").addEventListener("click", () => {
     cursor = null;
     $("jobs").replaceChildren();

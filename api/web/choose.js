@@ -4,6 +4,7 @@ import { $, button, make, numbersIn, percent } from "./dom.js";
 import { ask, ended, Refused, submit } from "./server.js";
 
 const MOST_IMAGES = 16;
+const MOST_LETTERS = 128; // of an image's name
 const FIRST_KERNELS = 24;
 const PRESELECTED = 2;
 const SAMPLES = [
@@ -58,11 +59,11 @@ function remove(image) {
 function drawSamples(guard) {
   $("samples").replaceChildren(...SAMPLES.map(({ name, says }) => {
     const chosen = button("", guard(async () => {
-      const blob = await (await fetch(`/web/${name}`)).blob();
+      const blob = await (await fetch(`web/${name}`)).blob();
       images = images.filter((image) => image.name !== name);
-      add([{ name, url: `/web/${name}`, blob }]);
+      add([{ name, url: `web/${name}`, blob }]);
     }), { className: "thumb", title: says, ariaLabel: `sample: ${says}` });
-    chosen.append(make("img", { src: `/web/${name}`, alt: "", width: 64, height: 64, loading: "lazy" }));
+    chosen.append(make("img", { src: `web/${name}`, alt: "", width: 64, height: 64, loading: "lazy" }));
     return chosen;
   }));
 }
@@ -73,7 +74,7 @@ const model = () => models.find((each) => each.name === $("model").value);
 const layer = () => model()?.layers.find((each) => each.name === $("layers").querySelector(":checked")?.value);
 
 export async function loadModels() {
-  const found = await ask("/models");
+  const found = await ask("models");
   const idle = found.every((each) => each.available === null);
   if (idle) setTimeout(() => loadModels().catch(() => {}), 1000 * MODEL_SECONDS);
   if (idle && models.length) return; // as before
@@ -139,11 +140,11 @@ async function rank() {
 
 async function ranked(asked, superseded) {
   const wait = { Prefer: "wait=20" };
-  job = await sending([asked.image], (sources) => submit("/activations", { model: asked.model, layer: asked.layer, images: sources }, wait));
+  job = await sending([asked.image], (sources) => submit("activations", { model: asked.model, layer: asked.layer, images: sources }, wait));
   while (!ended(job.status)) {
     if (superseded()) return null;
     say("Waiting for a worker to rank the kernels … They can be given by number meanwhile.");
-    job = await ask(`/jobs/${job.id}`, { headers: wait });
+    job = await ask(`jobs/${job.id}`, { headers: wait });
   }
   if (job.status !== "succeeded") throw new Error(job.error?.detail ?? `The ranking was ${job.status}.`);
   return job.results[0];
@@ -200,7 +201,7 @@ export function choice() {
 }
 
 // Sends the images: those that the server has by their SHA-256, unless it has forgotten them.
-export const explained = (body) => sending(images, (sources) => submit("/explain", { ...body, images: sources }));
+export const explained = (body) => sending(images, (sources) => submit("explain", { ...body, images: sources }));
 
 async function sending(some, send) {
   let answer;
@@ -208,7 +209,7 @@ async function sending(some, send) {
     answer = await send(await Promise.all(some.map(source)));
   } catch (error) {
     const forgotten = some.filter((image) => image.sha256 && image.blob);
-    if (error.problem?.type !== "/problems/unknown-image" || !forgotten.length) throw error;
+    if (!error.problem?.type?.endsWith("/problems/unknown-image") || !forgotten.length) throw error;
     for (const image of forgotten) delete image.sha256;
     answer = await send(await Promise.all(some.map(source)));
   }
@@ -217,23 +218,26 @@ async function sending(some, send) {
 }
 
 async function source(image) {
-  if (image.sha256) return { sha256: image.sha256 };
+  const name = [...image.name.replace(/[\u0000-\u001f\u007f-\u009f]/g, "")].slice(0, MOST_LETTERS).join("") || null;
+  if (image.sha256) return { sha256: image.sha256, name };
   const url = await new Promise((read, failed) => {
     const reader = new FileReader();
     reader.onload = () => read(reader.result);
     reader.onerror = () => failed(new Error(`“${image.name}” cannot be read any more; choose it again.`));
     reader.readAsDataURL(image.blob);
   });
-  return { data: url.slice(url.indexOf(",") + 1) };
+  return { data: url.slice(url.indexOf(",") + 1), name };
 }
 
-// The names of the images by their SHA-256, where they are known.
-export const nameOf = (sha256) => images.find((image) => image.sha256 === sha256)?.name;
+// The name of an image of a job: as the job has it, or as it is called here, where it is known.
+export const nameOf = ({ names, images: digests }, at) => names[at] ?? images.find(({ sha256 }) => sha256 === digests[at])?.name;
 
 // Takes over a job's request; `url` finds a picture of each of its images.
 export function fill(request, url) {
-  images = request.images.map((sha256, at) => images.find((image) => image.sha256 === sha256)
-    ?? { name: `image ${at}`, url: url(sha256), sha256 });
+  images = request.images.map((sha256, at) => ({
+    ...(images.find((image) => image.sha256 === sha256) ?? { url: url(sha256), sha256 }),
+    name: nameOf(request, at) ?? `image ${at}`,
+  }));
   current = images[0];
   drawImages();
   wanted = Array.isArray(request.kernels) ? request.kernels : [];

@@ -30,4 +30,8 @@ export function numbersIn(id, called, { whole = false } = {}) {
 
 // In a sentence, to a sensible number of digits.
 export const shown = (value, digits = 3) => (value === null || value === undefined ? "–" : value.toFixed(digits));
+export function about(seconds) {
+  if (seconds < 90) return `about ${Math.max(1, Math.round(seconds))} s`;
+  return seconds < 5400 ? `about ${Math.round(seconds / 60)} min` : `about ${Math.round(seconds / 3600)} h`;
+}
 export const percent = (value) => `${(100 * value).toFixed(value < 0.1 ? 1 : 0)} %`;

@@ -138,8 +138,8 @@ function loss({ losses, alpha, beta, loss_start: start, loss_blank: blank }) {
 let plotting = null;
 
 const plotter = () => (plotting ??= new Promise((loaded, failed) => {
-  document.head.append(make("link", { rel: "stylesheet", href: "/web/uPlot.min.css" }),
-    make("script", { src: "/web/uPlot.min.js", onload: () => loaded(window.uPlot), onerror: failed }));
+  document.head.append(make("link", { rel: "stylesheet", href: "web/uPlot.min.css" }),
+    make("script", { src: "web/uPlot.min.js", onload: () => loaded(window.uPlot), onerror: failed }));
 }));
 
 function curve(result) {
@@ -177,10 +177,10 @@ function files(job, result) {
 }
 
 // What the job as a whole has: comparisons, everything as one file, how to get it again.
-export function whole(job, change, name) {
+export function whole(job, results, change, name) {
   const parts = [];
   const { links, request } = job;
-  const succeeded = job.results.filter((result) => result.status === "succeeded");
+  const succeeded = results.filter((result) => result.status === "succeeded");
   if (links.contact_sheet && succeeded.length) {
     parts.push(make("h3", {}, "All images side by side"), sheet(links.contact_sheet, "contact sheet: images, maps and explanations side by side"),
       make("p", { className: "faint" }, "Consistency: how alike X̂ of one kernel is in all images; ", link("all numbers", links.consistency)));
@@ -191,7 +191,7 @@ export function whole(job, change, name) {
       if (first) parts.push(make("h3", {}, `All α and β side by side, by ${METHODS[method]}`), sheet(first.artifacts["sweep.png"], `X̂ and its map for each α and β, by ${METHODS[method]}`));
     }
   }
-  const address = `${location.origin}/#job=${job.id}`;
+  const address = new URL(`#job=${job.id}`, document.baseURI).href;
   parts.push(
     make("h3", {}, "Keep it, repeat it"),
     make("p", {}, link("Download everything (ZIP)", links.bundle), " · ", link("Link to this result", address), ` · kept until ${new Date(job.expires_at).toLocaleDateString()} · `,
@@ -225,7 +225,8 @@ function curl(request, name) {
     gamma: request.gamma, max_invention: request.max_invention,
   };
   const fields = Object.entries(asked).filter(([, value]) => value !== null && value !== undefined).map(([field, value]) => `-F ${field}=${value}`);
-  const images = request.images.map((sha256) => `-F 'image=@${(name(sha256) ?? `${sha256.slice(0, 8)}.png`).replaceAll("'", "'\\''")}'`);
+  const file = (sha256, at) => name(request, at)?.split(/[/\\]/).pop() || `${sha256.slice(0, 8)}.png`;
+  const images = request.images.map((sha256, at) => `-F 'image=@${file(sha256, at).replaceAll("'", "'\\''")}'`);
   const key = $("sign-out").hidden ? [] : ["-H 'Authorization: Bearer YOUR-KEY'"];
-  return ["curl", ...key, "-H 'Prefer: wait=60'", ...images, ...fields, `${location.origin}/explain`].join(" \\\n  ");
+  return ["curl", ...key, "-H 'Prefer: wait=60'", ...images, ...fields, new URL("explain", document.baseURI).href].join(" \\\n  ");
 }

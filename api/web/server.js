@@ -62,7 +62,7 @@ async function keyAccepted() {
       problem = "A key looks like ks_ followed by letters and digits.";
       continue;
     }
-    const answer = await fetch("/session", { method: "POST", headers: { Authorization: `Bearer ${key}` } }).catch(() => null);
+    const answer = await fetch("session", { method: "POST", headers: { Authorization: `Bearer ${key}` } }).catch(() => null);
     if (answer?.ok) {
       $("sign-out").hidden = false;
       sessionStorage.setItem("signed-in", "yes");
@@ -73,36 +73,61 @@ async function keyAccepted() {
 }
 
 export async function signOut() {
-  await ask("/session", { method: "DELETE" });
+  await ask("session", { method: "DELETE" });
   sessionStorage.removeItem("signed-in");
-  location.assign("/");
+  location.assign(location.pathname);
 }
 
 export const ended = (status) => !["queued", "running"].includes(status);
 
-// Tells of a job until it has ended: on.status, on.progress, on.result, on.lost. Returns what stops it.
-// EventSource comes back by itself after a broken connection, but not after an answer of 5xx: then we do.
+// Tells of a job until the server has no more to tell: on.status, on.progress, on.result, on.lost, on.gone. Returns what stops it.
+// EventSource comes back by itself after a broken connection, but not after a refusal, whose reason it does not tell:
+// then we ask for the job, which asks for a key where one is needed, and come back unless it is gone.
 export function follow(id, on) {
   let source;
   let stopped = false;
+  let over = false; // the last that was told is an end; a job that was run again has had one before
   const stop = () => {
     stopped = true;
     source.close();
   };
+  const gone = (error) => {
+    stop();
+    on.gone(error);
+  };
+  const later = () => setTimeout(again, 1500);
+  const again = async () => {
+    if (stopped) return;
+    try {
+      await ask(`jobs/${id}`);
+    } catch (error) {
+      if ([404, 410].includes(error.problem?.status)) gone(error);
+      else later();
+      return;
+    }
+    open();
+  };
   const open = () => {
     if (stopped) return;
-    source = new EventSource(`/jobs/${id}/events?previews=true`);
+    source = new EventSource(`jobs/${id}/events?previews=true`);
     source.addEventListener("status", (event) => {
       const { status } = JSON.parse(event.data);
-      if (ended(status)) stop();
+      over = ended(status);
       on.status(status);
     });
     source.addEventListener("progress", (event) => on.progress(JSON.parse(event.data)));
     source.addEventListener("result", (event) => on.result(JSON.parse(event.data)));
+    source.addEventListener("gone", (event) => gone(new Refused(JSON.parse(event.data))));
+    source.addEventListener("problem", () => {
+      source.close();
+      on.lost();
+      later();
+    });
     source.addEventListener("error", () => {
+      if (over) stop();
       if (stopped) return;
       on.lost();
-      if (source.readyState === EventSource.CLOSED) setTimeout(open, 1500);
+      if (source.readyState === EventSource.CLOSED) later();
     });
   };
   open();

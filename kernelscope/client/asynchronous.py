@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -13,25 +14,28 @@ import numpy as np
 from httpx_sse import EventSource
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import PrivateAttr
+from pydantic import PrivateAttr, computed_field
 
 from kernelscope.client import notebook
-from kernelscope.client.errors import JobFailed, ServerUnreachable, refusal
+from kernelscope.client.errors import ResultsNotRead, ServerUnreachable, refusal
 from kernelscope.client.events import Event, ResultEvent, Story
 from kernelscope.client.flows import (
+    DIRECT,
     PASSING,
     SAVED,
     Call,
     Flow,
+    Kernels,
     Operations,
     Patience,
     Pause,
-    Picture,
     address,
     headers,
     parsed,
-    why_failed,
+    written,
 )
+from kernelscope.client.jobs import BaseJob, ResultsOf
+from kernelscope.client.pictures import Picture
 from kernelscope.client.sync import EVENTS_TIMEOUT
 from shared import schemas
 from shared.catalogue import ModelInfo
@@ -90,24 +94,37 @@ class AsyncResult(schemas.ItemResult):
         return notebook.of_result(self, self._files.get("contrast.png"))
 
 
-class AsyncJob(schemas.Job):
+class AsyncJob(BaseJob[AsyncResult]):
     """A job as it was when it was last asked for, as `Job`."""
 
-    results: list[AsyncResult]  # type: ignore[assignment]
     _client: AsyncClient = PrivateAttr()
+
+    @computed_field(repr=False)  # type: ignore[prop-decorator]
+    @property
+    def results(self) -> list[AsyncResult]:
+        """Those that there are, by their index.
+
+        Raises:
+            ResultsNotRead: there are more than 64 items, and neither `wait` nor `read` was awaited.
+        """
+        if self.known_results is None:
+            raise ResultsNotRead(self)
+        return self.known_results
+
+    async def read(self) -> list[AsyncResult]:
+        """`results`, read where they are not yet."""
+        if self.known_results is None:
+            self.known_results = await self._client._results(self)  # noqa: SLF001
+        return self.known_results
 
     async def refresh(self) -> Self:
         """As it stands now."""
         return self._become(await self._client.job(self.id))
 
     async def wait(self, timeout: float | None = None, on_change: Callable[[AsyncJob], None] | None = None) -> Self:  # noqa: ASYNC109 - as of the other client
-        """Itself, once it has ended, as `Job.wait`."""
-        return self._become(await self._client._waited(self, timeout, on_change))  # noqa: SLF001
-
-    def check(self) -> Self:
-        """Itself, where there is an explanation at least. Raises JobFailed."""
-        if self.status.terminal and (why := why_failed(self)):
-            raise JobFailed(self, why)
+        """Itself with its results, once it has ended, as `Job.wait`."""
+        self._become(await self._client._waited(self, timeout, on_change))  # noqa: SLF001
+        await self.read()
         return self
 
     def events(self) -> AsyncIterator[Event]:
@@ -118,6 +135,10 @@ class AsyncJob(schemas.Job):
         """End it; what is finished of it stays. Raises ServerError (409) where it has ended already."""
         return self._become(await self._client._cancelled(self.id))  # noqa: SLF001
 
+    async def retry(self) -> Self:
+        """Run its failed items again, as `Job.retry`."""
+        return self._become(await self._client._retried(self.id))  # noqa: SLF001
+
     async def delete(self) -> None:
         """Remove it with its files, for good."""
         await self._client._deleted(self.id)  # noqa: SLF001
@@ -126,17 +147,12 @@ class AsyncJob(schemas.Job):
         """Write these files of every result, and `job.json`. Returns the paths."""
         return await self._client._saved(self, directory, names)  # noqa: SLF001
 
-    def _become(self, other: AsyncJob) -> Self:
-        self.__dict__.update(other.__dict__)
-        return self
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, schemas.Job) and self.model_dump() == other.model_dump()
-
-    __hash__ = None  # type: ignore[assignment]
+    def bundle(self, path: str | Path) -> Awaitable[Path]:
+        """Write everything that there is of it as one ZIP file, as `Job.bundle`."""
+        return self._client._streamed(self.links["bundle"], Path(path).expanduser())  # noqa: SLF001
 
     def _repr_html_(self) -> str:
-        shown = self.results[: notebook.MOST_ROWS]
+        shown = (self.known_results or [])[: notebook.MOST_ROWS]
         return notebook.of_job(self, [(result, result._files.get("contrast.png")) for result in shown])  # noqa: SLF001
 
 
@@ -147,7 +163,9 @@ class AsyncClient:
         self, url: str | None = None, key: str | None = None, *, timeout: float = 30.0, patience: float = 10.0
     ) -> None:
         self.url = address(url)
-        self._http = httpx.AsyncClient(base_url=self.url, headers=headers(key), timeout=timeout)
+        self._http = httpx.AsyncClient(
+            base_url=self.url, headers=headers(key), timeout=timeout, mounts=dict.fromkeys(DIRECT)
+        )
         self._do = Operations(self.url, patience, AsyncJob)
 
     async def __aenter__(self) -> Self:
@@ -169,7 +187,7 @@ class AsyncClient:
         images: Picture | Sequence[Picture],
         *,
         layer: str,
-        kernels: int | Sequence[int] | str,
+        kernels: Kernels,
         model: str = "vgg16",
         idempotency_key: str | None = None,
         **options: Any,
@@ -241,9 +259,16 @@ class AsyncClient:
 
     def _own(self, job: AsyncJob) -> AsyncJob:
         job._client = self  # noqa: SLF001
-        for result in job.results:
-            result._client = self  # noqa: SLF001
+        self._own_all(job.known_results or [])
         return job
+
+    def _own_all(self, results: list[AsyncResult]) -> list[AsyncResult]:
+        for result in results:
+            result._client = self  # noqa: SLF001
+        return results
+
+    async def _results(self, job: AsyncJob) -> list[AsyncResult]:
+        return self._own_all(await self._run(self._do.results(job, ResultsOf[AsyncResult], sys.maxsize)))
 
     async def _waited(
         self, job: AsyncJob, seconds: float | None, on_change: Callable[[AsyncJob], None] | None
@@ -254,11 +279,28 @@ class AsyncClient:
     async def _cancelled(self, job_id: str) -> AsyncJob:
         return self._own(await self._run(self._do.cancel(job_id)))
 
+    async def _retried(self, job_id: str) -> AsyncJob:
+        return self._own(await self._run(self._do.retry(job_id)))
+
     async def _deleted(self, job_id: str) -> None:
         await self._run(self._do.delete(job_id))
 
     async def _saved(self, job: AsyncJob, directory: str | Path, names: Sequence[str]) -> list[Path]:
+        await job.read()
         return await self._run(self._do.save(job, directory, names))
+
+    async def _streamed(self, path: str, file: Path) -> Path:
+        try:
+            async with self._http.stream("GET", self._do.at(path)) as response:
+                if response.is_error:
+                    await response.aread()
+                    raise refusal(response)
+                with written(file) as target:
+                    async for part in response.aiter_bytes():
+                        target.write(part)
+        except httpx.TransportError as error:
+            raise ServerUnreachable(self.url, error) from error
+        return file
 
     async def _events(self, job: AsyncJob) -> AsyncIterator[Event]:
         story, patience = Story(AsyncResult), Patience(self._do.away)
@@ -280,7 +322,7 @@ class AsyncClient:
     async def _connected(self, job: AsyncJob, story: Story) -> AsyncIterator[Event]:
         """The events of one connection."""
         async with self._http.stream(
-            "GET", job.links["events"], headers=story.headers, timeout=EVENTS_TIMEOUT
+            "GET", self._do.at(job.links["events"]), headers=story.headers, timeout=EVENTS_TIMEOUT
         ) as response:
             if response.status_code in PASSING:
                 return

@@ -69,6 +69,13 @@ class JobFailed(ClientError):
         self.job = job
 
 
+class ResultsNotRead(ClientError):
+    """An `AsyncJob` of more than 64 items comes without its results."""
+
+    def __init__(self, job: JobSummary) -> None:
+        super().__init__(f"the results of job {job.id} are not read yet: `await job.read()`, or wait for it")
+
+
 class WaitTimeout(ClientError):
     """The job had not ended when the time was over. It goes on: `client.job(id).wait()` waits again."""
 
@@ -85,4 +92,9 @@ def refusal(response: httpx.Response) -> ServerError:
         if response.headers.get("content-type", "").startswith("text/html"):
             text = f"a web page came from {response.url}, by a proxy or another server than Kernelscope's"
         problem = Problem(type="about:blank", title=response.reason_phrase, status=response.status_code, detail=text)
+    return refused(problem)
+
+
+def refused(problem: Problem) -> ServerError:
+    """The error of a problem, of the class that its status has."""
     return KINDS.get(problem.status, ServerError)(problem)

@@ -8,6 +8,8 @@ from typing import Any
 from httpx_sse import ServerSentEvent
 from pydantic import TypeAdapter
 
+from kernelscope.client.errors import refused
+from shared.errors import Problem
 from shared.schemas import ItemResult, Status
 
 
@@ -27,6 +29,7 @@ class ProgressEvent:
     iteration: int | None = None
     budget: int | None = None
     loss: float | None = None
+    fraction: float = 0.0
     items: tuple[dict[str, Any], ...] = ()
 
 
@@ -60,7 +63,12 @@ class Story:
         return {"Last-Event-ID": self.last_id} if self.last_id else {}
 
     def told(self, sent: ServerSentEvent) -> Event | None:
-        """The event; None for a kind that this client does not know."""
+        """The event; None for a kind that this client does not know, and for a fault after which one comes back.
+
+        Raises:
+            NotFound: the job was deleted.
+            Unauthorized: the key was revoked.
+        """
         self.last_id = sent.id or self.last_id
         match sent.event:
             case "status":
@@ -71,4 +79,8 @@ class Story:
                 return PROGRESS.validate_json(sent.data)
             case "result":
                 return ResultEvent(self.result.model_validate_json(sent.data))
+            case "gone" | "problem":
+                problem = Problem.model_validate_json(sent.data)
+                if problem.status < 500:
+                    raise refused(problem)
         return None

@@ -10,31 +10,37 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, BinaryIO, Generic, TypeVar
+from urllib.parse import urljoin
 from uuid import uuid4
 
 import httpx
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from kernelscope.client.errors import InvalidAddress, NotKernelscope, ServerUnreachable, WaitTimeout, refusal
+from kernelscope.client.jobs import BaseJob, ResultsOf, ResultT
+from kernelscope.client.pictures import Picture, file_of
 from shared import schemas
 from shared.catalogue import ModelInfo
 
 T = TypeVar("T")
-JobT = TypeVar("JobT", bound=schemas.Job)
-Picture = str | Path | bytes | Image.Image | NDArray[np.uint8]
+JobT = TypeVar("JobT", bound=BaseJob[Any])
+Kernels = int | np.integer[Any] | Iterable[int] | str
 
 LONG_POLL_SECONDS = 20
 LOOK_SECONDS = 0.25  # between two looks at a job whose progress is watched
+PAGE_RESULTS = 100  # that are read at once
 RESTART_SECONDS = 60.0  # that a server may be away while its jobs are waited for
 PASSING = (429, 502, 503, 504)  # statuses that are worth another try
+# Between this machine and itself there is no proxy, whatever HTTP_PROXY says.
+DIRECT: dict[str, httpx.BaseTransport | None] = dict.fromkeys(("all://localhost", "all://127.0.0.1", "all://[::1]"))
 SAVED = ("panel.png", "optimized.png", "contrast.png", "maps.npz")
 
 
@@ -113,35 +119,13 @@ def _listed(images: Picture | Sequence[Picture]) -> Sequence[Picture]:
     return [images] if isinstance(images, str | bytes | Path | Image.Image | np.ndarray) else images
 
 
-def file_of(image: Any) -> tuple[str, bytes]:
-    """Name and bytes of an image file.
-
-    Raises:
-        OSError: of a path that cannot be read.
-        TypeError: this is no picture.
-    """
-    match image:
-        case bytes():
-            return "image", image
-        case str() | Path():
-            return Path(image).name, Path(image).expanduser().read_bytes()
-        case Image.Image():
-            buffer = BytesIO()
-            image.save(buffer, "PNG")
-            return "image.png", buffer.getvalue()
-        case np.ndarray() if image.dtype == np.uint8 and image.ndim in (2, 3):
-            return file_of(Image.fromarray(image))
-    raise TypeError(
-        f"{type(image).__name__} is no picture; give a path, the bytes of a PNG, JPEG or WebP file, a Pillow image, or "
-        "a numpy array of uint8, (height, width, 3)"
-    )
-
-
 def _as_field(value: Any) -> str:
-    """As a form field: lists by commas."""
-    if isinstance(value, list | tuple):
+    """As a form field: several values, as of a list, a range or an array, by commas."""
+    if isinstance(value, np.ndarray):
+        value = list(value) if value.ndim else value[()]
+    if isinstance(value, Iterable) and not isinstance(value, str):
         return ",".join(map(_as_field, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower() if isinstance(value, bool | np.bool_) else str(value)
 
 
 def waited(
@@ -172,18 +156,11 @@ def waited(
     return found
 
 
-def why_failed(job: schemas.Job) -> str | None:
-    """Why a job that has ended has no explanation; None where it has one."""
-    if any(result.status == "succeeded" for result in job.results):
-        return None
-    return job.error.detail if job.error else "nothing was finished"
-
-
-def folder_name(job: schemas.Job, result: schemas.ItemResult) -> str:
+def folder_name(job: schemas.JobSummary, result: schemas.ItemResult) -> str:
     """`conv2_2-kernel16`, with the image's number, the method, α and β where there are several of them."""
     request = job.request
     several = len(request.images) > 1
-    parts = [f"image{request.images.index(result.image)}"] if several else []
+    parts = [f"image{request.image_of(result.index)}"] if several else []
     parts += [request.layer, f"kernel{result.kernel}"]
     parts += [result.method] if len(request.methods) > 1 or result.method != "suppression" else []
     if result.method in schemas.OPTIMIZED:
@@ -192,14 +169,28 @@ def folder_name(job: schemas.Job, result: schemas.ItemResult) -> str:
     return "-".join(parts)
 
 
-def to_save(job: schemas.Job, directory: Path, names: Sequence[str]) -> list[tuple[str, Path]]:
+def to_save(
+    job: schemas.JobSummary, results: Sequence[schemas.ItemResult], directory: Path, names: Sequence[str]
+) -> list[tuple[str, Path]]:
     """(URL path, file) of what `Job.save` writes beside `job.json`."""
     return [
         (result.artifacts[name], directory / f"{folder_name(job, result)}-{name}")
-        for result in job.results
+        for result in results
         for name in names
         if name in result.artifacts
     ]
+
+
+@contextmanager
+def written(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes its place once it is whole."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def parsed(name: str, data: bytes) -> Any:
@@ -245,6 +236,10 @@ class Operations(Generic[JobT]):
     url: str
     seconds: float
     job_type: type[JobT]
+
+    def at(self, link: str) -> str:
+        """The URL of what a job or a result names: its path is that of the host, whatever path the server has there."""
+        return urljoin(self.url, link)
 
     def call(self, method: str, path: str, *, seconds: float | None = None, **options: Any) -> Flow[httpx.Response]:
         """Send something that may be sent again."""
@@ -295,21 +290,40 @@ class Operations(Generic[JobT]):
         answer = yield from self.call("POST", f"/jobs/{job_id}/cancel")
         return self.read(self.job_type, answer)
 
+    def retry(self, job_id: str) -> Flow[JobT]:
+        """`POST /jobs/{id}/retry`."""
+        answer = yield from self.call("POST", f"/jobs/{job_id}/retry")
+        return self.read(self.job_type, answer)
+
+    def results(self, job: schemas.JobSummary, kind: type[ResultsOf[ResultT]], most: int) -> Flow[list[ResultT]]:
+        """`GET /jobs/{id}/results`, page after page, up to so many."""
+        found: list[ResultT] = []
+        asked: dict[str, Any] = {}
+        while len(found) < most:
+            asked["limit"] = min(PAGE_RESULTS, most - len(found))
+            answer = yield from self.call("GET", self.at(job.links["results"]), params=asked)
+            page = self.read(kind, answer)
+            found += page.results
+            if page.next_cursor is None:
+                break
+            asked["cursor"] = page.next_cursor
+        return found
+
     def delete(self, job_id: str) -> Flow[None]:
         """`DELETE /jobs/{id}`."""
         yield from self.call("DELETE", f"/jobs/{job_id}")
 
     def file(self, path: str) -> Flow[bytes]:
-        """The bytes at a URL path of the server."""
-        answer = yield from self.call("GET", path)
+        """The bytes at a URL path of the server, as `links` and `artifacts` have it."""
+        answer = yield from self.call("GET", self.at(path))
         return answer.content
 
-    def save(self, job: schemas.Job, directory: str | Path, names: Sequence[str]) -> Flow[list[Path]]:
-        """Files of every result, and `job.json`."""
+    def save(self, job: JobT, directory: str | Path, names: Sequence[str]) -> Flow[list[Path]]:
+        """Files of every result, and `job.json`; the results have been read."""
         folder = Path(directory).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         written = []
-        for path, file in to_save(job, folder, names):
+        for path, file in to_save(job, job.known_results or [], folder, names):
             file.write_bytes((yield from self.file(path)))
             written.append(file)
         record = folder / "job.json"

@@ -5,10 +5,21 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Iterable
 from html import escape
+from typing import Any
 
-from shared.schemas import ItemResult, Job
+from kernelscope.client.jobs import BaseJob
+from shared.schemas import ExplainRequest, ItemResult
 
 MOST_ROWS = 32
+MOST_KERNELS = 8  # that are named, of many
+
+
+def kernels_of(request: ExplainRequest) -> str:
+    """The kernels that were asked for, in a line."""
+    if isinstance(request.kernels, str):
+        return request.kernels
+    named = ", ".join(map(str, request.kernels[:MOST_KERNELS]))
+    return named if len(request.kernels) <= MOST_KERNELS else f"{named}, … ({len(request.kernels)})"
 
 
 def of_result(result: ItemResult, picture: bytes | None = None) -> str:
@@ -16,18 +27,17 @@ def of_result(result: ItemResult, picture: bytes | None = None) -> str:
     return f"<table>{_head()}{_row(result, picture)}</table>"
 
 
-def of_job(job: Job, pictures: Iterable[tuple[ItemResult, bytes | None]]) -> str:
+def of_job(job: BaseJob[Any], pictures: Iterable[tuple[ItemResult, bytes | None]]) -> str:
     """A line on the job, and a row for each of its results."""
     request, progress = job.request, job.progress
-    kernels = request.kernels if isinstance(request.kernels, str) else ", ".join(map(str, request.kernels))
-    what = f"kernels {kernels} of {request.layer} ({request.model})"
+    what = f"kernels {kernels_of(request)} of {request.layer} ({request.model})"
     total = "?" if progress.total is None else progress.total
     line = (
         f"<p><b>{escape(job.status)}</b> · {escape(what)} · {progress.completed} of {total} done · {escape(job.id)}</p>"
     )
     error = f"<p>{escape(job.error.detail)}</p>" if job.error else ""
     rows = [_row(result, picture) for result, picture in pictures]
-    rest = len(job.results) - len(rows)
+    rest = max(progress.completed, len(job.known_results or [])) - len(rows)
     more = f"<p>and {rest} more</p>" if rest else ""
     return line + error + (f"<table>{_head()}{''.join(rows)}</table>" if rows else "") + more
 

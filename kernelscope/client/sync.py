@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,25 +14,28 @@ import numpy as np
 from httpx_sse import EventSource
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import PrivateAttr
+from pydantic import PrivateAttr, computed_field
 
 from kernelscope.client import notebook
-from kernelscope.client.errors import JobFailed, ServerUnreachable, refusal
+from kernelscope.client.errors import ServerUnreachable, refusal
 from kernelscope.client.events import Event, ResultEvent, Story
 from kernelscope.client.flows import (
+    DIRECT,
     PASSING,
     SAVED,
     Call,
     Flow,
+    Kernels,
     Operations,
     Patience,
     Pause,
-    Picture,
     address,
     headers,
     parsed,
-    why_failed,
+    written,
 )
+from kernelscope.client.jobs import BaseJob, ResultsOf
+from kernelscope.client.pictures import Picture
 from shared import schemas
 from shared.catalogue import ModelInfo
 
@@ -108,11 +112,18 @@ class Result(schemas.ItemResult):
         return self.file("contrast.png") if "contrast.png" in self.artifacts else None
 
 
-class Job(schemas.Job):
+class Job(BaseJob[Result]):
     """A job as it was when it was last asked for; `refresh` and `wait` bring it up to date."""
 
-    results: list[Result]  # type: ignore[assignment]
     _client: Client = PrivateAttr()
+
+    @computed_field(repr=False)  # type: ignore[prop-decorator]
+    @property
+    def results(self) -> list[Result]:
+        """Those that there are, by their index; of more than 64 items they are read when they are first looked at."""
+        if self.known_results is None:
+            self.known_results = self._client._results(self)  # noqa: SLF001
+        return self.known_results
 
     def refresh(self) -> Self:
         """As it stands now."""
@@ -130,16 +141,6 @@ class Job(schemas.Job):
         """
         return self._become(self._client._waited(self, timeout, on_change))  # noqa: SLF001
 
-    def check(self) -> Self:
-        """Itself, where there is an explanation at least.
-
-        Raises:
-            JobFailed: it has ended without one.
-        """
-        if self.status.terminal and (why := why_failed(self)):
-            raise JobFailed(self, why)
-        return self
-
     def events(self) -> Iterator[Event]:
         """What happens to it, as it happens, from its beginning to its end; lost connections are made again."""
         return self._client._events(self)  # noqa: SLF001
@@ -147,6 +148,10 @@ class Job(schemas.Job):
     def cancel(self) -> Self:
         """End it; what is finished of it stays. Raises ServerError (409) where it has ended already."""
         return self._become(self._client._cancelled(self.id))  # noqa: SLF001
+
+    def retry(self) -> Self:
+        """Run its failed items again; what has succeeded stays. Raises ServerError (409): none failed, or it runs."""
+        return self._become(self._client._retried(self.id))  # noqa: SLF001
 
     def delete(self) -> None:
         """Remove it with its files, for good."""
@@ -157,20 +162,12 @@ class Job(schemas.Job):
         return self._client._saved(self, directory, names)  # noqa: SLF001
 
     def bundle(self, path: str | Path) -> Path:
-        """Write everything that there is of it as one ZIP file."""
+        """Write everything that there is of it as one ZIP file; a file that was there stays where that fails."""
         return self._client._streamed(self.links["bundle"], Path(path).expanduser())  # noqa: SLF001
 
-    def _become(self, other: Job) -> Self:
-        self.__dict__.update(other.__dict__)
-        return self
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, schemas.Job) and self.model_dump() == other.model_dump()
-
-    __hash__ = None  # type: ignore[assignment]
-
     def _repr_html_(self) -> str:
-        shown = self.results[: notebook.MOST_ROWS]
+        known = self.known_results
+        shown = self._client._results(self, notebook.MOST_ROWS) if known is None else known[: notebook.MOST_ROWS]  # noqa: SLF001
         return notebook.of_job(self, [(result, result._picture()) for result in shown])  # noqa: SLF001
 
 
@@ -189,7 +186,7 @@ class Client:
         self, url: str | None = None, key: str | None = None, *, timeout: float = 30.0, patience: float = 10.0
     ) -> None:
         self.url = address(url)
-        self._http = httpx.Client(base_url=self.url, headers=headers(key), timeout=timeout)
+        self._http = httpx.Client(base_url=self.url, headers=headers(key), timeout=timeout, mounts=DIRECT)
         self._do = Operations(self.url, patience, Job)
 
     def __enter__(self) -> Self:
@@ -209,7 +206,7 @@ class Client:
         images: Picture | Sequence[Picture],
         *,
         layer: str,
-        kernels: int | Sequence[int] | str,
+        kernels: Kernels,
         model: str = "vgg16",
         idempotency_key: str | None = None,
         **options: Any,
@@ -217,9 +214,10 @@ class Client:
         """`POST /explain`: returns at once, with the job.
 
         Args:
-            images: one or up to 16: a path, the bytes of a file, a Pillow image, an array of uint8, (H, W, 3).
+            images: one or up to 16: a path, the bytes of a file, a Pillow image, an array (H, W), (H, W, 1), (H, W, 3)
+                or (H, W, 4) of uint8 or of floats from 0 to 1.
             layer: `conv3_3`.
-            kernels: zero-based indices, or "top:N" for the N most active.
+            kernels: zero-based indices, also as a range or an array, or "top:N" for the N most active.
             idempotency_key: the same for what shall be one job; one of its own unless given.
             options: what the API takes beside (`methods`, `alpha`, `beta`, `effort`, `target_ssim`, `only_remove`, …).
 
@@ -291,9 +289,16 @@ class Client:
 
     def _own(self, job: Job) -> Job:
         job._client = self  # noqa: SLF001
-        for result in job.results:
-            result._client = self  # noqa: SLF001
+        self._own_all(job.known_results or [])
         return job
+
+    def _own_all(self, results: list[Result]) -> list[Result]:
+        for result in results:
+            result._client = self  # noqa: SLF001
+        return results
+
+    def _results(self, job: Job, most: int = sys.maxsize) -> list[Result]:
+        return self._own_all(self._run(self._do.results(job, ResultsOf[Result], most)))
 
     def _waited(self, job: Job, timeout: float | None, on_change: Callable[[Job], None] | None) -> Job:
         told = (lambda found: on_change(self._own(found))) if on_change else None
@@ -302,19 +307,27 @@ class Client:
     def _cancelled(self, job_id: str) -> Job:
         return self._own(self._run(self._do.cancel(job_id)))
 
+    def _retried(self, job_id: str) -> Job:
+        return self._own(self._run(self._do.retry(job_id)))
+
     def _deleted(self, job_id: str) -> None:
         self._run(self._do.delete(job_id))
 
     def _saved(self, job: Job, directory: str | Path, names: Sequence[str]) -> list[Path]:
+        job.results  # noqa: B018 - reads them
         return self._run(self._do.save(job, directory, names))
 
     def _streamed(self, path: str, file: Path) -> Path:
-        with self._http.stream("GET", path) as response, file.open("wb") as target:
-            if response.is_error:
-                response.read()
-                raise refusal(response)
-            for part in response.iter_bytes():
-                target.write(part)
+        try:
+            with self._http.stream("GET", self._do.at(path)) as response:
+                if response.is_error:
+                    response.read()
+                    raise refusal(response)
+                with written(file) as target:
+                    for part in response.iter_bytes():
+                        target.write(part)
+        except httpx.TransportError as error:
+            raise ServerUnreachable(self.url, error) from error
         return file
 
     def _events(self, job: Job) -> Iterator[Event]:
@@ -336,7 +349,9 @@ class Client:
 
     def _connected(self, job: Job, story: Story) -> Iterator[Event]:
         """The events of one connection."""
-        with self._http.stream("GET", job.links["events"], headers=story.headers, timeout=EVENTS_TIMEOUT) as response:
+        with self._http.stream(
+            "GET", self._do.at(job.links["events"]), headers=story.headers, timeout=EVENTS_TIMEOUT
+        ) as response:
             if response.status_code in PASSING:
                 return
             if response.is_error:

@@ -11,6 +11,7 @@ from shared.schemas import ExplainRequest, Item
 
 Queue = Literal["interactive", "bulk"]
 QUEUES: tuple[Queue, ...] = ("interactive", "bulk")
+SUSPECTED = " suspected"  # ends the name of a bucket of slices that workers may have died of
 
 
 class LostLease(Exception):
@@ -42,10 +43,22 @@ class Claim:
     attempt: int
     items: list[Item]  # those that have no result yet
     request: ExplainRequest
-    expires_at: float
-    deadline: float | None  # seconds since 1970
+    expires_at: float  # by Redis's clock
     queue: Queue
     owner: str
+    traceparent: str = ""  # of the request that made the job
+    seconds_left: float | None = None  # until its deadline, when it was claimed
+    waited: float | None = None  # seconds in the queue; None of one that nobody claimed
+    suspected: bool = False  # workers died of it, or might have: it shall not run beside another such slice
+
+
+@dataclass(frozen=True)
+class Next:
+    """What a worker that asks a queue for work is given."""
+
+    claim: Claim | None
+    waiting: int  # slices of the queue that go on waiting, this worker's business or not
+    unannounced: int  # of them, those that no message in the broker is about
 
 
 @dataclass(frozen=True)

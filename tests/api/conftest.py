@@ -10,30 +10,39 @@ from contextlib import contextmanager
 import httpx
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from redis import Redis
 
+from api.__main__ import Server
 from api.app import create_app
 from kernelscope.stack import free_port
 from shared import workers
 from shared.catalogue import networks
-from shared.jobs import Records, Transitions
+from shared.jobs import Polling, Records, Transitions, connect
+from shared.jobs.claims import QUEUES
 from shared.settings import Settings
 from shared.store import BlobStore
 from shared.workers import NetworkState, WorkerState
-from worker.dummy import DummyDevice
-from worker.engine import Engine
-from worker.pulse import Pulse
-from worker.runner import Runner
+from worker.engine.dummy import DummyDevice
+from worker.engine.engine import Engine
+from worker.jobs.pulse import Pulse
+from worker.jobs.runner import Runner
 
 COVERED = ["conv1_1", "conv1_2", "conv2_1", "conv2_2"]
 
 
 @contextmanager
-def serving(settings: Settings) -> Iterator[httpx.Client]:
+def serving(settings: Settings, app: FastAPI | None = None) -> Iterator[httpx.Client]:
     """The API in a thread, and a client of it."""
     port = free_port()
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(settings), port=port, log_level="error", timeout_graceful_shutdown=2)
+    server = Server(
+        uvicorn.Config(
+            app or create_app(settings),
+            port=port,
+            log_level="error",
+            timeout_graceful_shutdown=2,
+            proxy_headers=False,
+        )
     )
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -77,24 +86,30 @@ class Hands:
         self.runner = Runner(
             engine=self.engine,
             pulse=Pulse(self.transitions, self.engine, on_hang=lambda: None),
-            records=Records(redis),
+            records=Records(redis, BlobStore(settings.store)),
             transitions=self.transitions,
             store=BlobStore(settings.store),
             worker="hands",
             max_pixels=10**8,
-            max_attempts=3,
             announce=lambda *_: None,
         )
 
     def work(self) -> None:
         """Everything that is queued."""
-        for slice_id in self.transitions.queued():
-            self.runner.run(slice_id)
+        for queue in QUEUES:
+            for _ in range(len(self.transitions.queued())):
+                self.runner.run(queue)
 
     def close(self) -> None:
         """Stop."""
         self.runner.pulse.close()
         self.engine.close()
+
+
+def polling_of(settings: Settings) -> Polling:
+    """A reader on an event loop."""
+    url = settings.redis_url.get_secret_value()
+    return Polling(url, Records(connect(url), BlobStore(settings.store)))
 
 
 @pytest.fixture

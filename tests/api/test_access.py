@@ -17,15 +17,15 @@ from pydantic import ValidationError
 from redis import Redis
 
 from api.__main__ import check_access
-from api.access import others_reach
 from api.app import create_app
+from api.edge.site import others_reach
 from shared.keys import KEYS, ApiKeys
 from shared.settings import Settings
 from tests.api.conftest import Hands, serving
 from tests.api.test_explain import post, post_json, refused
 from tests.conftest import noise, png
 
-OPEN = {"/", "/healthz", "/readyz", "/web/{name}"}
+OPEN = {"/", "/healthz", "/readyz", "/web/{name}", "/docs", "/openapi.json"}
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -57,6 +57,8 @@ def test_nothing_answers_without_a_key_but_health_and_the_page(guarded: Client) 
             answer = guarded.request(method, re.sub(r"\{\w+\}", "0", path))
             if path in OPEN:
                 assert answer.status_code == 200, path
+            elif path == "/problems/{slug}":
+                refused(answer, 404, "no-such-path")
             else:
                 refused(answer, 401, "unauthorized", "Authorization: Bearer")
                 assert answer.headers["www-authenticate"] == 'Bearer realm="kernelscope"'
@@ -163,9 +165,10 @@ def test_the_page_has_a_session(guarded: Client, keys: dict[str, str]) -> None:
     assert keys["ada"].lower() not in cookie
     job = post(guarded).json()
     assert guarded.get("/jobs").json()["jobs"][0]["id"] == job["id"]
-    token = guarded.cookies["kernelscope"]
+    name = f"kernelscope-{guarded.base_url.port}"
+    token = guarded.cookies[name]
     assert guarded.delete("/session").status_code == 204
-    refused(guarded.get("/jobs", headers={"Cookie": f"kernelscope={token}"}), 401, "unauthorized")
+    refused(guarded.get("/jobs", headers={"Cookie": f"{name}={token}"}), 401, "unauthorized")
 
 
 def test_a_key_may_send_only_so_many_requests(guarded: Client, redis: Redis) -> None:
@@ -246,7 +249,7 @@ def test_a_key_never_appears_in_a_log(
     assert "POST /explain: 202" in ours
     assert keys["ada"] not in ours
     assert keys["ada"][3:20] not in ours
-    assert guarded.cookies["kernelscope"] not in ours
+    assert guarded.cookies[f"kernelscope-{guarded.base_url.port}"] not in ours
     assert max(map(len, ours.splitlines())) < 300
 
 
@@ -295,7 +298,7 @@ def test_a_page_of_another_site_gets_no_answer(client: Client, settings: Setting
     assert client.get("/jobs", headers={"Origin": "https://evil.example"}).status_code == 200  # unreadable without CORS
     with serving(settings.model_copy(update={"cors_origins": ("https://lab.example",), "access": "open"})) as other:
         assert post(other, headers={"Origin": "https://lab.example"}).status_code == 202
-        assert other.get("/jobs", headers={"Host": "any.example"}).status_code == 200
+        assert other.get("/jobs").status_code == 200
 
 
 def test_a_session_cannot_prolong_itself(guarded: Client, keys: dict[str, str]) -> None:
@@ -306,13 +309,12 @@ def test_a_session_cannot_prolong_itself(guarded: Client, keys: dict[str, str]) 
 
 
 def test_a_refused_request_keeps_no_image(settings: Settings, redis: Redis) -> None:
-    """Not for the time that an accepted one's is kept."""
+    """Only the accepted one's is referred to."""
     with serving(settings.model_copy(update={"max_queued": 1})) as client:
         assert post(client).status_code == 202
         refused(post(client, png(noise(seed=5))), 503, "queue-full")
-    ends = sorted(end - time.time() for _, end in redis.zrange("ks:expiry", 0, -1, withscores=True))
-    assert ends[0] <= 600
-    assert ends[1] > 29 * 86400
+    (end,) = [end - time.time() for _, end in redis.zrange("ks:expiry", 0, -1, withscores=True)]
+    assert end > 29 * 86400
 
 
 def test_ids_that_are_none_and_text_that_is_none(client: Client) -> None:

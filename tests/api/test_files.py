@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from hashlib import sha256
@@ -87,12 +88,12 @@ def test_the_bundle_holds_everything(client: Client, done: str) -> None:
         job = json.loads(bundle.read("job.json"))
         assert job == client.get(done).json()
         (digest,) = job["request"]["images"]
-        assert bundle.read(f"images/{digest}.png") == png(noise())
+        assert sha256(bundle.read("images/00-x.png")).hexdigest() == digest
         folders = {"0000-conv2_2-kernel3": 0, "0001-conv2_2-kernel16": 1}
         files = {
             f"{name}/{file}": url for name, n in folders.items() for file, url in job["results"][n]["artifacts"].items()
         }
-        assert set(bundle.namelist()) == {"job.json", f"images/{digest}.png", *files}
+        assert set(bundle.namelist()) == {"job.json", "images/00-x.png", *files}
         for name, url in files.items():
             assert bundle.read(name) == client.get(url).content, name
 
@@ -217,6 +218,40 @@ def test_several_images_are_compared(client: Client, hands: Hands) -> None:
     with ZipFile(BytesIO(client.get(f"{here}/bundle.zip").content)) as bundle:
         assert bundle.read("consistency.json") == answer.content
         assert bundle.read("contact_sheet.png") == sheet.content
+
+
+def test_the_same_picture_under_two_names_stays_two_in_all_files(client: Client, hands: Hands) -> None:
+    """Both are compared, both have a row in the sheet, and the bundle has both under names that any disk takes."""
+    data = base64.b64encode(png(noise())).decode()
+    names = ["../../etc/passwd", "CON.jpg", "..", "a:b*c?.webp", "ü" * 128, None]
+    body = {"model": "vgg_mini", "layer": "conv2_2", "kernels": "top:2"}
+    images = [{"data": data, "name": name} for name in names]
+    job = client.post("/explain", json={**body, "images": images}).json()
+    hands.work()
+    found = client.get(job["links"]["consistency"]).json()
+    assert [one["images"] for one in found["series"]] == [6, 6]
+    assert found["originals"] == pytest.approx(1)
+    rows = Image.open(BytesIO(client.get(job["links"]["contact_sheet"]).content)).height
+    assert rows > 6 * 144
+    with ZipFile(BytesIO(client.get(job["links"]["bundle"]).content)) as bundle:
+        kept = [name for name in bundle.namelist() if name.startswith("images/")]
+    digest = job["request"]["images"][0]
+    stems = ["00-passwd", "01-CON", "02-_", "03-a_b_c_", f"04-{'ü' * 60}", digest]
+    assert kept == [f"images/{stem}.png" for stem in stems]
+
+
+def test_a_contact_sheet_says_names(client: Client, hands: Hands) -> None:
+    """Below the number; a long one is cut, and the sheet is as wide as without."""
+    data = base64.b64encode(png(noise())).decode()
+    body = {"model": "vgg_mini", "layer": "conv2_2", "kernels": [3]}
+    sheets = []
+    for names in ((None, None), ("a", "b"), ("a" * 128, "b")):
+        images = [{"data": data, "name": name} for name in names]
+        job = client.post("/explain", json={**body, "images": images}).json()
+        hands.work()
+        sheets.append(Image.open(BytesIO(client.get(job["links"]["contact_sheet"]).content)))
+    assert len({sheet.size for sheet in sheets}) == 1
+    assert len({sheet.tobytes() for sheet in sheets}) == 3
 
 
 def test_a_contact_sheet_has_a_column_for_each_method_and_a_bound(client: Client, hands: Hands) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -19,11 +20,15 @@ from httpx import Client
 from PIL import Image
 from redis import Redis
 
-from api.news import Feeds, News
+from api.jobs import accept, feeds
+from api.jobs.feeds import Feeds
+from api.jobs.news import News
 from api.services import Services
 from shared.jobs import Polling, Transitions
+from shared.keys import ApiKeys
 from shared.settings import Settings
-from tests.api.conftest import Hands
+from tests.api.conftest import Hands, polling_of, serving
+from tests.api.test_access import bearer
 from tests.api.test_explain import post, refused
 
 
@@ -56,7 +61,7 @@ def _parsed(lines: Iterator[str]) -> Iterator[Event]:
             name, _, value = line.partition(": ")
             fields[name] = value
         elif not line and fields:
-            yield Event(fields["id"], fields["event"], json.loads(fields["data"]))
+            yield Event(fields.get("id", ""), fields["event"], json.loads(fields["data"]))
             fields = {}
 
 
@@ -109,7 +114,7 @@ def test_the_list_is_filtered(client: Client, hands: Hands) -> None:
     third = post(client, layer="conv1_1", kernels="3").json()["id"]
     assert listed(client, status="succeeded") == [second, first]
     assert listed(client, status="queued") == [third]
-    assert listed(client, layer="conv1_1", kernels="3") == [third, second]
+    assert listed(client, layer="conv1_1") == [third, second]
     assert listed(client, model="vgg_mini", layer="relu1_1", status="queued") == [third]
     assert listed(client, model="vgg16") == []
     refused(client.get("/jobs?status=done"), 422, "invalid-request", "status")
@@ -245,29 +250,113 @@ def test_readers_of_one_job_are_all_told(client: Client, redis: Redis) -> None:
 
 
 def test_a_deleted_job_ends_the_stream(client: Client) -> None:
-    """Its readers are not left waiting."""
+    """Its readers are told that it was cancelled, or that it is gone."""
     links = post(client).json()["links"]
     with reading(client, links["events"]) as events:
         assert next(events).data == {"status": "queued"}
         assert client.delete(links["self"]).status_code == 204
-        assert [event.data["status"] for event in events] in ([], ["cancelled"])
+        (last,) = list(events)
+        assert last.kind == "gone" or last.data == {"status": "cancelled"}
+
+
+def test_a_reader_of_a_job_that_is_gone_is_told_so(client: Client, settings: Settings) -> None:
+    """By an event of its own, without an id."""
+    links = post(client).json()["links"]
+    services = Services.open(settings)
+    with reading(client, links["events"]) as events:
+        next(events)
+        job_id = links["self"].rsplit("/", 1)[-1]
+        created = services.redis.hget(f"ks:job:{job_id}", "created_at")
+        services.retention._forget(job_id, "", created, "", tombstone=True)
+        (last,) = list(events)
+    assert (last.kind, last.id, last.data["type"], last.data["status"]) == ("gone", "", "/problems/job-expired", 410)
+    asyncio.run(services.close())
+
+
+@contextmanager
+def hurried(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.2) -> Iterator[None]:
+    """What is done each 15 s is done more often."""
+    monkeypatch.setattr(feeds, "KEEPALIVE_SECONDS", seconds)
+    monkeypatch.setattr(accept, "KEEPALIVE_SECONDS", seconds)
+    monkeypatch.setattr(accept, "LOOK_SECONDS", seconds)
+    yield
+
+
+@pytest.mark.parametrize("with_session", [False, True])
+def test_a_revoked_key_ends_its_streams(
+    settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch, *, with_session: bool
+) -> None:
+    """Or the end of the page's session: within a keepalive, with an event that says why; those of others go on."""
+    keys = ApiKeys(redis)
+    ada, bob = (bearer(keys.add(name)) for name in ("ada", "bob"))
+    with hurried(monkeypatch), serving(settings) as client, Client(base_url=client.base_url) as page:
+        other, own = (post(client, headers=key).json()["links"]["events"] for key in (bob, ada))
+        if with_session:
+            page.post("/session", headers=ada).raise_for_status()
+        else:
+            page.headers.update(ada)
+        client.headers.update(bob)
+        with reading(page, own) as events, reading(client, other) as others:
+            assert next(events).data == next(others).data == {"status": "queued"}
+            page.delete("/session") if with_session else keys.revoke("ada")
+            (last,) = list(events)
+            client.post(other.replace("events", "cancel")).raise_for_status()
+            assert next(others).data == {"status": "cancelled"}
+        assert (last.kind, last.data["type"], last.data["status"]) == ("problem", "/problems/unauthorized", 401)
+        assert page.get(own).status_code == 401
+
+
+def test_a_revoked_key_ends_its_long_polls(settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a keepalive, with 401."""
+    keys = ApiKeys(redis)
+    ada = bearer(keys.add("ada"))
+    with hurried(monkeypatch), serving(settings) as client:
+        path = post(client, headers=ada).json()["links"]["self"]
+        with later(0.3, lambda: keys.revoke("ada")):
+            answer = client.get(path, headers={"Prefer": "wait=20", **ada})
+    refused(answer, 401, "unauthorized", "revoked")
+
+
+def test_who_waits_is_answered_when_the_server_is_told_to_stop(settings: Settings, redis: Redis) -> None:
+    """With the job as it stands, so that nobody loses its id; event streams end whole, and can be resumed."""
+    with ThreadPoolExecutor() as threads, Client(timeout=30) as waiter:
+        with serving(settings) as client:
+            waiter.base_url = client.base_url
+            links = post(client).json()["links"]
+            asked = threads.submit(waiter.get, links["self"], headers={"Prefer": "wait=60"})
+            sent = threads.submit(post, waiter, headers={"Prefer": "wait=60"})
+            told = threads.submit(waiter.get, links["events"])
+            kept = {"kernelscope_long_polls 2.0", "kernelscope_open_streams 1.0"}
+            until = time.monotonic() + 10
+            while not kept <= set(client.get("/metrics").text.splitlines()):
+                assert time.monotonic() < until
+                time.sleep(0.05)
+        job, made, story = (answer.result() for answer in (asked, sent, told))
+    assert (job.status_code, job.json()["status"]) == (200, "queued")
+    assert (made.status_code, made.json()["status"]) == (202, "queued")
+    assert made.headers["location"] == made.json()["links"]["self"]
+    assert [event.data for event in _parsed(iter(story.text.splitlines()))] == [{"status": "queued"}]
 
 
 def test_deleting_removes_the_record_and_the_files(client: Client, settings: Settings, hands: Hands) -> None:
     """What another job refers to stays; what is deleted is gone for good."""
     first, second = (post(client).json()["links"]["self"] for _ in range(2))
     hands.work()
-    drawn = client.get(f"{first}/artifacts/0/panel.png")
-    blobs = settings.data_dir / "store" / "blobs"
-    digest = drawn.headers["etag"].strip('"')
-    assert (blobs / digest[:2] / digest).is_file()
+    assert client.get(f"{first}/artifacts/0/panel.png").status_code == 200
+    folder = settings.data_dir / "store" / "jobs"
+    kept = [(folder / here[-2:] / here.removeprefix("/jobs/")) for here in (first, second)]
+    assert all((each / "drawn-0-panel.png").is_file() is (each == kept[0]) for each in kept)
+    services = Services.open(settings)
     assert client.delete(first).status_code == 204
-    assert not (blobs / digest[:2] / digest).exists()
-    assert client.get(f"{second}/artifacts/0/optimized.png").status_code == 200
     refused(client.get(f"{first}/artifacts/0/panel.png"), 410, "job-expired")
     refused(client.delete(first), 410, "job-expired")
+    services.retention.sweep(10, 0)
+    assert [each.exists() for each in kept] == [False, True]
+    assert client.get(f"{second}/artifacts/0/optimized.png").status_code == 200
     assert client.delete(second).status_code == 204
-    assert [path for path in blobs.rglob("*") if path.is_file()] == []
+    services.retention.sweep(10, 0)
+    assert [path for path in folder.rglob("*") if path.is_file()] == []
+    asyncio.run(services.close())
 
 
 def test_a_stream_that_nobody_begins_to_read_holds_nothing(client: Client, settings: Settings) -> None:
@@ -275,10 +364,10 @@ def test_a_stream_that_nobody_begins_to_read_holds_nothing(client: Client, setti
     job_id = post(client).json()["id"]
 
     async def leave() -> None:
-        polling = Polling(settings.redis_url.get_secret_value())
-        news = News(polling)
-        news.start()
-        feeds = Feeds(polling, news)
+        polling = polling_of(settings)
+        listening = News(polling)
+        listening.start()
+        feeds = Feeds(polling, listening)
         before = len(asyncio.all_tasks())
         assert await feeds.follow(job_id, None)
         assert feeds._feeds == {}
@@ -290,10 +379,11 @@ def test_a_stream_that_nobody_begins_to_read_holds_nothing(client: Client, setti
         reading.cancel()
         with suppress(asyncio.CancelledError):
             await reading
-        await asyncio.sleep(0.05)
         assert feeds._feeds == {}
-        assert len(asyncio.all_tasks()) == before
-        await news.close()
+        async with asyncio.timeout(10):
+            while len(asyncio.all_tasks()) > before:  # noqa: ASYNC110 - nobody rings when they are over
+                await asyncio.sleep(0.01)
+        await listening.close()
         await polling.close()
 
     asyncio.run(leave())
@@ -306,7 +396,7 @@ def test_a_connection_that_died_without_a_word_is_made_again(
     job_id = post(client).json()["id"]
 
     async def die() -> None:
-        polling = Polling(settings.redis_url.get_secret_value())
+        polling = polling_of(settings)
         made: list[Any] = []
         pubsub = polling.redis.pubsub
 
@@ -320,16 +410,16 @@ def test_a_connection_that_died_without_a_word_is_made_again(
                     await asyncio.sleep(0.01)
 
         monkeypatch.setattr(polling.redis, "pubsub", subscription)
-        news = News(polling)
-        news.start()
+        listening = News(polling)
+        listening.start()
         await subscribed(1)
         made[0].connection._reader.set_exception(TimeoutError(errno.ETIMEDOUT, "Connection timed out"))
-        with news.of(job_id) as bell:
+        with listening.of(job_id) as bell:
             await subscribed(2)
             await bell.wait(2)
             await asyncio.to_thread(client.post, f"/jobs/{job_id}/cancel")
             await asyncio.wait_for(bell._rung.wait(), 5)
-        await news.close()
+        await listening.close()
         await polling.close()
 
     asyncio.run(die())
@@ -343,7 +433,7 @@ def test_a_connection_that_was_lost_while_nobody_used_it_is_made_again(
     job_id = post(client).json()["id"]
 
     async def lose() -> None:
-        polling = Polling(settings.redis_url.get_secret_value())
+        polling = polling_of(settings)
         assert (await polling.job(job_id)).id == job_id
         connection = await polling.redis.connection_pool.get_connection()
         connection._writer.transport.abort()
@@ -355,27 +445,62 @@ def test_a_connection_that_was_lost_while_nobody_used_it_is_made_again(
     loop.run(lose())
 
 
+def test_a_feed_that_fails_tells_its_readers_who_then_resume(
+    client: Client, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever went wrong: an event without an id ends the stream; the next one has what was missed."""
+    job_id = post(client).json()["id"]
+
+    async def fail() -> bytes:
+        polling = polling_of(settings)
+        listening = News(polling)
+        listening.start()
+        feeds = Feeds(polling, listening)
+        stream = await feeds.follow(job_id, None)
+        assert stream
+        assert b"ping" in await anext(stream)
+        assert b"queued" in await anext(stream)
+        ending = asyncio.ensure_future(anext(stream))
+        while not (feeds._feeds and feeds._feeds[job_id].started.is_set()):  # noqa: ASYNC110 - nobody rings for it
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        with monkeypatch.context() as patch:
+            patch.setattr(polling, "events", _raise)
+            await asyncio.to_thread(client.post, f"/jobs/{job_id}/cancel")
+            told = await asyncio.wait_for(ending, 5)
+            assert [part async for part in stream] == []
+        stream = await feeds.follow(job_id, None)
+        assert stream
+        assert b"cancelled" in b"".join([part async for part in stream])
+        await listening.close()
+        await polling.close()
+        return told
+
+    (event,) = _parsed(iter(asyncio.run(fail()).decode().splitlines()))
+    assert (event.kind, event.id, event.data["status"]) == ("problem", "", 500)
+    assert "resume" in event.data["detail"]
+
+
+async def _raise(*_: object) -> None:
+    raise ValueError("a bug")
+
+
+def test_previews_are_asked_for_once_in_a_while(client: Client, hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with each event: each is a write that Redis syncs."""
+    asked = []
+    watch = Polling.watch
+
+    async def noted(polling: Polling, job_id: str) -> None:
+        asked.append(job_id)
+        await watch(polling, job_id)
+
+    monkeypatch.setattr(Polling, "watch", noted)
+    job = post(client, iterations="400", kernels="1,2,3,4").json()
+    with later(0.1, hands.work), reading(client, f"{job['links']['events']}?previews=true") as events:
+        assert len(list(events)) > 5
+    assert asked == [job["id"]]
+
+
 async def _read_on(stream: AsyncIterator[bytes]) -> None:
     async for _ in stream:
         pass
-
-
-def test_a_blob_that_is_referred_to_as_it_is_removed_stays(
-    client: Client, settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Somebody sends the image again between the last look and the removal."""
-    links = post(client).json()["links"]
-    services = Services.open(settings)
-    digests = services.retention.remove(links["self"].rsplit("/", 1)[-1])
-    services.records.hold_images("new", digests, time.time() + 100, "")
-    records = services.retention.records
-    gone = records.referred
-    looks = iter([False] * len(digests))
-    monkeypatch.setattr(records, "referred", lambda digest: next(looks, True) and gone(digest))
-    services.retention.discard(services.store, digests)
-    assert services.retention.orphans(10) == []
-    assert all(services.store.has(digest) for digest in digests)
-    redis.flushdb()
-    services.retention.discard(services.store, digests)
-    assert not any(services.store.has(digest) for digest in digests)
-    asyncio.run(services.close())

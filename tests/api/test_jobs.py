@@ -7,8 +7,9 @@ import asyncio
 from httpx import Client
 from redis import Redis
 
-from shared.jobs import Polling, Transitions
+from shared.jobs import Transitions
 from shared.settings import Settings
+from tests.api.conftest import Hands, polling_of
 from tests.api.test_explain import post, refused
 
 
@@ -52,6 +53,26 @@ def test_the_document_of_a_job_is_described(client: Client) -> None:
     assert described["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Job"}
 
 
+def test_what_failed_is_run_again(client: Client, hands: Hands) -> None:
+    """202 and the job, queued again; what cannot be retried is 409 with the reason."""
+    path = post(client, kernels="1,9").headers["location"]  # the dummy's kernel 9 is silent
+    refused(client.post(f"{path}/retry"), 409, "nothing-to-retry", "still queued")
+    hands.work()
+    assert client.get(path).json()["failed_items"] == 1
+    answer = client.post(f"{path}/retry")
+    assert answer.status_code == 202
+    job = answer.json()
+    assert (job["status"], job["failed_items"], job["progress"]["completed"]) == ("queued", 0, 1)
+    refused(client.post(f"{path}/retry"), 409, "nothing-to-retry", "still queued")
+    hands.work()
+    job = client.get(path).json()
+    assert [result["status"] for result in job["results"]] == ["succeeded", "failed"]
+    whole = post(client, kernels="1").headers["location"]
+    hands.work()
+    refused(client.post(f"{whole}/retry"), 409, "nothing-to-retry", "nothing")
+    refused(client.post(f"/jobs/{OLD}/retry"), 404, "job-not-found")
+
+
 OLD = "0" * 32
 
 
@@ -66,7 +87,7 @@ def test_many_readers_at_once_are_all_answered(client: Client, settings: Setting
     job_id = post(client).json()["id"]
 
     async def read() -> set[str]:
-        polling = Polling(settings.redis_url.get_secret_value())
+        polling = polling_of(settings)
         found = await asyncio.gather(*(polling.job(job_id) for _ in range(500)))
         await polling.close()
         return {job.id for job in found}

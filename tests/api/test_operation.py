@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
 import pytest
 from httpx import Client
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr, ValidationError
 from redis import Redis
 
+from api.housekeeping import Keeper, Loop, loops
+from api.jobs.webhooks import Postman
+from api.services import GLANCE_SECONDS, Services
 from kernelscope.stack import free_port
-from shared import logs
+from shared import logs, workers
+from shared.housekeeping import SUCCESS
+from shared.jobs import connect
 from shared.keys import ApiKeys
 from shared.settings import Settings
+from shared.store import BlobStore
+from shared.version import REVISION, VERSION
 from shared.workers import WorkerState
 from tests.api.conftest import Hands, serving
 from tests.api.test_access import bearer
 from tests.api.test_explain import post, refused
+from tests.conftest import noise, own_redis, png, refusing
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,6 +79,64 @@ def test_the_metrics_say_that_redis_is_away(settings: Settings) -> None:
     with serving(changed.model_copy(update={"access": "open"})) as client:
         found = metrics(client.get("/metrics").text)
         assert found["kernelscope_redis_up{}"] == 0
+
+
+def test_a_redis_that_refuses_writes_is_one_that_is_away(client: Client, worker: WorkerState, redis: Redis) -> None:
+    """503 for whatever writes, not 500; what is kept can be read; afterwards it goes on by itself."""
+    job = post(client).json()
+    with refusing(redis):
+        fields = {"model": "vgg_mini", "layer": "conv2_2", "kernels": "5"}
+        picture = {"image": ("a.png", png(noise()), "image/png")}
+        for answer in (
+            client.post("/explain", files=picture, data=fields),
+            client.post("/jobs/" + job["id"] + "/cancel"),
+            client.delete("/jobs/" + job["id"]),
+        ):
+            refused(answer, 503, "store-unavailable", "NOREPLICAS")
+            assert answer.headers["Retry-After"]
+        assert client.get("/jobs/" + job["id"]).json()["status"] == "queued"
+    assert client.delete("/jobs/" + job["id"]).status_code == 204
+
+
+def test_a_redis_that_may_forget_jobs_is_told_before_it_does(settings: Settings, tmp_path: Path) -> None:
+    """Not ready, with what to set; where only what expires may go, ready with a warning. The metrics know."""
+    with (
+        own_redis(tmp_path, "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru") as url,
+        serving(settings.model_copy(update={"redis_url": SecretStr(url)})) as client,
+        connect(url) as redis,
+    ):
+        refused(client.get("/readyz"), 503, "store-unavailable", "noeviction")
+        redis.config_set("maxmemory-policy", "volatile-lru")
+        kept(redis)
+        time.sleep(GLANCE_SECONDS)
+        (warning,) = client.get("/readyz").json()["warnings"]
+        assert "volatile-lru" in warning
+        found = metrics(client.get("/metrics").text)
+        assert found["kernelscope_redis_evicts{}"] == 1
+        assert found["kernelscope_redis_evicted_keys_total{}"] == 0
+        assert 0 < found["kernelscope_redis_memory_bytes{}"] < 0.5 * found["kernelscope_redis_memory_limit_bytes{}"]
+        redis.config_set("maxmemory-policy", "noeviction")
+        time.sleep(GLANCE_SECONDS)
+        assert client.get("/readyz").json()["warnings"] == []
+        assert metrics(client.get("/metrics").text)["kernelscope_redis_evicts{}"] == 0
+
+
+def test_a_worker_with_another_store_is_told(
+    client: Client, worker: WorkerState, settings: Settings, redis: Redis
+) -> None:
+    """None of its jobs could succeed: a `file://` store on two machines, say."""
+    here = worker.model_copy(update={"store": BlobStore(settings.store).identity(), "version": "0.1.0 (abc)"})
+    workers.publish(redis, here)
+    kept(redis)
+    told = client.get("/readyz").json()
+    assert told["warnings"] == []
+    assert told["workers"][0]["version"] == "0.1.0 (abc)"
+    assert told["version"].startswith(VERSION)
+    workers.publish(redis, here.model_copy(update={"id": "w2", "store": "another"}))
+    time.sleep(GLANCE_SECONDS)
+    (warning,) = client.get("/readyz").json()["warnings"]
+    assert "worker w2" in warning
+    assert "KERNELSCOPE_STORE_URL" in warning
 
 
 def test_metrics_on_an_address_of_their_own(settings: Settings, redis: Redis) -> None:
@@ -117,9 +187,7 @@ def test_every_answer_has_a_request_id_and_headers_that_browsers_heed(client: Cl
     assert answer.headers["referrer-policy"] == "no-referrer"
     assert answer.headers["cross-origin-resource-policy"] == "same-origin"
     assert "default-src 'none'" in answer.headers["content-security-policy"]
-    policy = client.get("/docs").headers["content-security-policy"]
-    (program,) = re.findall(r'<script src="(https://[^/]+)/', client.get("/docs").text)
-    assert program in policy.partition("script-src")[2].partition(";")[0]
+    assert "https:" not in client.get("/docs").headers["content-security-policy"] + client.get("/docs").text
     for indecent in ("", "a b", "x" * 65, "<script>"):
         given = client.get("/nowhere", headers={"X-Request-ID": indecent}).headers["x-request-id"]
         assert re.fullmatch("[0-9a-f]{32}", given)
@@ -155,8 +223,103 @@ def test_a_request_and_a_job_are_bound_to_their_log_lines(
         hands.work()
         handler.removeFilter(logs._bind)
     lines = {record.getMessage().split(":")[0]: vars(record) for record in caplog.records}
-    assert lines["POST /explain"]["fields"] == {"request_id": "mine"}
+    assert lines["POST /explain"]["fields"] == {"request_id": "mine", "client": "127.0.0.1"}
     assert lines[f"{job['id']}"]["fields"] == {"job_id": job["id"], "slice": "0"}
+
+
+def test_a_caller_s_trace_is_in_the_log_lines_and_stays_with_the_job(
+    client: Client, hands: Hands, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where nothing is traced here; what is no `traceparent` counts for nothing."""
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    given = f"00-{trace}-00f067aa0ba902b7-01"
+    with caplog.at_level(logging.DEBUG):
+        handler = caplog.handler
+        handler.addFilter(logs._bind)
+        job_id = post(client, headers={"traceparent": given}).json()["id"]
+        hands.work()
+        handler.removeFilter(logs._bind)
+    lines = {record.getMessage().split(":")[0]: vars(record)["fields"] for record in caplog.records}
+    assert lines["POST /explain"]["trace_id"] == lines[job_id]["trace_id"] == trace
+    assert redis.hget(f"ks:job:{job_id}", "traceparent") == given
+    for wrong in ("", "x", given.replace(trace, "0" * 32), given.replace("00f067aa0ba902b7", "0" * 16), given + "-x"):
+        job_id = post(client, headers={"traceparent": wrong}).json()["id"]
+        assert redis.hget(f"ks:job:{job_id}", "traceparent") is None
+
+
+def test_without_a_receiver_nothing_is_traced() -> None:
+    """And what would send it is not loaded: what is off costs nothing."""
+    program = (
+        "import sys, api.housekeeping, worker.app\n"
+        "from api.app import create_app\n"
+        "app = create_app()\n"
+        "print(app._native_telemetry.enabled(), any(name.startswith('opentelemetry.exporter') for name in sys.modules))"
+    )
+    environment = {**os.environ, "KERNELSCOPE_OTLP_ENDPOINT": "", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
+    command = [sys.executable, "-c", program]
+    ran = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    assert ran.stdout.split() == ["False", "False"]
+
+
+def test_a_receiver_s_address_is_checked() -> None:
+    """With what would be one."""
+    with pytest.raises(ValidationError, match="http://host:4318"):
+        Settings(_env_file=None, otlp_endpoint="collector:4318")
+
+
+def test_who_asked_to_wait_is_counted_and_not_timed(client: Client) -> None:
+    """An alert on slow answers would fire for whoever says `Prefer: wait`."""
+    post(client)
+    post(client, headers={"Prefer": "wait=1"})
+    found = metrics(client.get("/metrics").text)
+    assert found['kernelscope_http_requests_total{"method": "POST", "route": "/explain", "status": "202"}'] == 2
+    assert found['kernelscope_http_request_seconds_count{"method": "POST", "route": "/explain"}'] == 1
+
+
+def test_the_metrics_tell_of_what_is_around_the_queue(client: Client, settings: Settings, redis: Redis) -> None:
+    """Build, process, threads, store, memory, housekeeping."""
+    found = metrics(client.get("/metrics").text)
+    assert found[f'kernelscope_build_info{{"revision": "{REVISION}", "version": "{VERSION}"}}'] == 1
+    assert found["process_resident_memory_bytes{}"] > 1e6
+    assert found["kernelscope_threads_busy{}"] >= 1
+    assert found["kernelscope_threads_waiting{}"] == 0
+    assert found["kernelscope_redis_memory_bytes{}"] > 1e5
+    assert found["kernelscope_redis_memory_limit_bytes{}"] > 1e6
+    assert found["kernelscope_housekeeping_up{}"] == 0
+    post(client)
+    services = Services.open(settings)
+    keeper = Keeper(redis, loops(services, Postman(services.webhooks, private=False)))
+    keeper.round()
+    (settings.data_dir / "store" / "jobs").rename(settings.data_dir / "elsewhere")
+    (settings.data_dir / "store" / "jobs").write_text("in the way")
+    assert post(client, png(noise(seed=5))).status_code == 503
+    found = metrics(client.get("/metrics").text)
+    assert found["kernelscope_housekeeping_up{}"] == 1
+    for loop in ("reaper", "announcer", "expiry", "webhooks"):
+        assert 0 <= found[f'kernelscope_housekeeping_success_seconds{{"loop": "{loop}"}}'] < 5
+        assert found[f'kernelscope_housekeeping_failures_total{{"loop": "{loop}"}}'] == 0
+    assert found['kernelscope_store_seconds_count{"operation": "put"}'] == 2
+    assert found['kernelscope_store_errors_total{"operation": "put"}'] == 1
+    keeper.stop()
+    asyncio.run(services.close())
+
+
+def test_readiness_says_that_nobody_keeps_house(client: Client, redis: Redis) -> None:
+    """And what stands still then; jobs are taken all the same."""
+    for wanted in ("has ever run", None, "has run for 4"):
+        if wanted is None:
+            kept(redis)
+        elif "for" in wanted:
+            redis.hset(SUCCESS, "work", f"{redis.time()[0] - 40} 1")
+        time.sleep(GLANCE_SECONDS)
+        answer = client.get("/readyz")
+        assert answer.status_code == 200
+        assert [wanted in each for each in answer.json()["warnings"]] == ([True] if wanted else [])
+
+
+def kept(redis: Redis) -> None:
+    """Somebody keeps house."""
+    Keeper(redis, [Loop("work", 1.0, list)]).round()
 
 
 def test_log_lines_as_json_and_as_text() -> None:

@@ -21,13 +21,17 @@ from redis.exceptions import RedisError
 
 from kernelscope.client import Client
 from kernelscope.stack import free_port, redis_server
+from shared import workers
 from shared.drawings import scene
 from shared.jobs import Records, connect
-from shared.schemas import Job, Status
+from shared.schemas import Status, WholeJob
+from shared.store import BlobStore
+from tests.chaos.audit import faults
 from tests.conftest import noise, png
 
 ROOT = Path(__file__).parents[2]
 PASSWORD = "private-to-the-tests"
+AUDIT_SECONDS = 30.0  # that a plant has to bring to its end what it was doing
 
 
 class Plant:
@@ -62,12 +66,13 @@ class Plant:
         self._supervisor = Thread(target=self._supervise, daemon=True)
         self._supervisor.start()
 
-    def start_redis(self, inside: Sequence[str] = ()) -> None:
-        """On its old data, if there are any; by a command that runs it somewhere else."""
-        options = ["--bind", self.host, "--port", str(self.redis_port), "--requirepass", PASSWORD, "--save", ""]
+    def start_redis(self, inside: Sequence[str] = (), options: Sequence[str] = (), *, wait: bool = True) -> None:
+        """On its old data, if there are any; by a command that runs it somewhere else, and with more options."""
+        own = ["--bind", self.host, "--port", str(self.redis_port), "--requirepass", PASSWORD, "--save", ""]
         durable = ["--dir", str(self.folder), "--appendonly", "yes", "--appendfsync", "always"]
-        self.start("redis", [*inside, redis_server(), *options, *durable])
-        until(self._redis_answers, 30)
+        self.start("redis", [*inside, redis_server(), *own, *durable, *options])
+        if wait:
+            until(self.redis_answers, 30)
 
     def start_service(self) -> None:
         """API and housekeeping, ready."""
@@ -105,14 +110,9 @@ class Plant:
 
     def worker_ready(self, name: str) -> bool:
         """Whether this worker says so."""
-        try:
-            answer = httpx.get(f"{self.url}/readyz", timeout=5)
-        except httpx.TransportError:
-            return False
         suffix = f"-{self.processes[name].pid}"
-        return answer.status_code == 200 and any(
-            worker["ready"] and worker["id"].endswith(suffix) for worker in answer.json()["workers"]
-        )
+        with connect(self.redis_url) as redis:  # the API tells strangers no names
+            return any(worker.ready and worker.id.endswith(suffix) for worker in workers.living(redis))
 
     def submit(self, kernels: str = "1", **fields: str) -> str:
         """A job of its own picture; its id."""
@@ -120,22 +120,39 @@ class Plant:
         with Client(self.url) as client:
             return client.explain([picture()], kernels=kernels, **own).id
 
-    def job(self, job_id: str) -> Job:
+    def job(self, job_id: str) -> WholeJob:
         """As it stands in the record."""
         with connect(self.redis_url) as redis:
-            return Records(redis).job(job_id)
+            return self.records(redis).whole(job_id)
 
-    def wait(self, job_ids: Sequence[str], seconds: float) -> list[Job]:
+    def records(self, redis: Redis) -> Records:
+        """What is read, wherever it is."""
+        return Records(redis, BlobStore(self.environment["KERNELSCOPE_STORE_URL"]))
+
+    def wait(self, job_ids: Sequence[str], seconds: float) -> list[WholeJob]:
         """All of them, at their end."""
         with connect(self.redis_url, persistent=True) as redis:
-            records = Records(redis)
-            jobs: dict[str, Job] = {}
+            records = self.records(redis)
+            jobs: dict[str, WholeJob] = {}
             deadline = time.monotonic() + seconds
             while len(jobs) < len(job_ids):
-                jobs.update((job.id, job) for job in map(records.job, set(job_ids) - set(jobs)) if job.status.terminal)
+                jobs.update(
+                    (job.id, job) for job in map(records.whole, set(job_ids) - set(jobs)) if job.status.terminal
+                )
                 assert time.monotonic() < deadline, f"{len(job_ids) - len(jobs)} jobs of {len(job_ids)} are not done"
                 time.sleep(0.1)
         return [jobs[job_id] for job_id in job_ids]
+
+    def audit(self) -> None:
+        """Nothing may be lost, doubled or left behind, once what is being done is done."""
+        store = self.environment["KERNELSCOPE_STORE_URL"]
+        if not store.startswith("file:") or not self.redis_answers():
+            return
+        with connect(self.redis_url, persistent=True) as redis:
+            end = time.monotonic() + AUDIT_SECONDS
+            while found := faults(redis, BlobStore(store)):
+                assert time.monotonic() < end, found
+                time.sleep(0.5)
 
     def close(self) -> None:
         """Kill everything."""
@@ -145,7 +162,8 @@ class Plant:
             process.kill()
             process.wait()
 
-    def _redis_answers(self) -> bool:
+    def redis_answers(self) -> bool:
+        """Whether it serves."""
         try:
             with Redis.from_url(self.redis_url) as redis:
                 return bool(redis.ping())
@@ -177,6 +195,7 @@ def running(folder: Path, *workers: str, **environment: str) -> Iterator[Plant]:
         for worker in workers:
             plant.start_worker(worker)
         yield plant
+        plant.audit()
     finally:
         plant.close()
 
@@ -197,7 +216,7 @@ def until(condition: Callable[[], object], seconds: float) -> float:
     return time.monotonic() - begin
 
 
-def whole(job: Job, items: int) -> None:
+def whole(job: WholeJob, items: int) -> None:
     """The job has succeeded, with one result for each item."""
     assert job.status is Status.SUCCEEDED, job.error
     assert [result.index for result in job.results] == list(range(items))

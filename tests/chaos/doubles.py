@@ -1,17 +1,24 @@
-"""`python -m tests.chaos.doubles poison|hang`: a worker process whose device kills it, or never returns."""
+"""`python -m tests.chaos.doubles poison|hang|broken|dead|only NETWORK|clock SECONDS`: a worker process to test with.
+
+Its device kills the process, never returns, breaks in mid-job, never worked, or has one network alone. Or the device is
+an ordinary one, on a machine whose clock is wrong.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from threading import Event
 
+from shared.errors import ModelUnavailable
 from shared.settings import Settings
+from shared.workers import NetworkState
 from worker import app, process
-from worker.dummy import DummyBatch, DummyDevice
-from worker.questions import Answered, Question, Ticket
+from worker.engine.dummy import DummyBatch, DummyDevice
+from worker.engine.questions import Answered, Device, Question, Ticket
 
 BAD_KERNEL = 13
 
@@ -35,21 +42,77 @@ class Hung(DummyBatch):
         return []
 
 
+class Breaking(DummyBatch):
+    """A card that falls off the bus after a while."""
+
+    def step(self) -> Answered:
+        """As CUDA says it."""
+        if self.iteration >= 50:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return super().step()
+
+
 class Double(DummyDevice):
     """The dummy device with other batches."""
 
-    def __init__(self, kind: type[DummyBatch]) -> None:
+    def __init__(self, kind: type[DummyBatch], tests: int = 0) -> None:
         self.kind = kind
+        self.tests = tests  # that it passes
+
+    def broken(self, error: Exception) -> bool:
+        """Of a card."""
+        return "CUDA error" in str(error)
+
+    def sound(self) -> bool:
+        """So many times."""
+        self.tests -= 1
+        return self.tests >= 0
 
     def batch(self, question: Question) -> DummyBatch:  # noqa: ARG002
         """One of that kind."""
         return self.kind()
 
 
-def _make(settings: Settings) -> Double:
-    return Double({"poison": Poisoned, "hang": Hung}[sys.argv[1]])
+class Only(DummyDevice):
+    """Has weights of one network."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+
+    def states(self) -> dict[str, NetworkState]:
+        """No other is there."""
+        lacking = {name: NetworkState(available=False, reason=f"no weights for {name}") for name in super().states()}
+        return lacking | {self.model: super().states()[self.model]}
+
+    def input_size(self, model: str) -> int:
+        """As a real device, which would look for the weights here."""
+        if model != self.model:
+            raise ModelUnavailable(f"no weights for {model}")
+        return super().input_size(model)
+
+
+def _make(settings: Settings) -> Device:
+    if sys.argv[1] == "only":
+        return Only(sys.argv[2])
+    kinds: dict[str, tuple[type[DummyBatch], int]] = {
+        "poison": (Poisoned, 9),
+        "hang": (Hung, 9),
+        "broken": (Breaking, 1),
+        "dead": (Breaking, 0),
+    }
+    return Double(*kinds[sys.argv[1]])
+
+
+def _shift(seconds: float) -> None:
+    """The machine's clock is wrong."""
+    right = time.time
+    time.time = lambda: right() + seconds
 
 
 if __name__ == "__main__":
-    process.make_device = _make
+    if sys.argv[1] == "clock":
+        _shift(float(sys.argv[2]))
+    else:
+        process.make_device = _make
+    process.BROKEN_SECONDS = 2.0
     app.main()

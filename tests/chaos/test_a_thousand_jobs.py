@@ -10,7 +10,7 @@ from threading import Event, Thread
 
 import pytest
 
-from shared.jobs import Records, connect
+from shared.jobs import connect
 from tests.chaos.conftest import Plant, whole
 from tests.conftest import FULL
 
@@ -48,7 +48,7 @@ def test_a_result_for_each_and_none_twice(plant: Plant, record_property: Callabl
         whole(job, 1)
     assert len({job.id for job in finished}) == count
     with connect(plant.redis_url) as redis:
-        records = Records(redis)
+        records = plant.records(redis)
         pictures = {records.result(job.id, 0)[2]["optimized.npy"] for job in finished}
         assert redis.zcard("ks:leases") == 0
     assert len(pictures) == count  # each its own: nobody was handed another's result

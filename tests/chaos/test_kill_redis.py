@@ -10,6 +10,8 @@ from threading import Event, Thread
 import pytest
 
 from kernelscope.client import Client, ServerError, ServerUnreachable
+from shared.jobs import connect
+from shared.schemas import Status
 from tests.chaos.conftest import Plant, picture, until, whole
 from tests.conftest import FULL
 
@@ -59,7 +61,7 @@ def test_kill_9_of_redis_under_load(plant: Plant, record_property: Callable[[str
         plant.kill("redis")
         time.sleep(0.1)
         down = time.monotonic()
-        assert plant.ready() == 503
+        until(lambda: plant.ready() == 503, 3)
         time.sleep(3)
         up = time.monotonic()
         refused = [took for when, took, status in list(load.answers) if down < when < up and status != 202]
@@ -83,6 +85,7 @@ def test_a_redis_that_says_nothing(plant: Plant, record_property: Callable[[str,
     """It is stopped, not dead: connections stay open and nobody answers. 503 within a second all the same."""
     plant.kill("redis", signal.SIGSTOP)
     slowest = 0.0
+    until(lambda: plant.ready() == 503, 3)  # readiness is looked at once a second
     for _ in range(3):
         begin = time.monotonic()
         assert plant.ready() == 503
@@ -94,3 +97,22 @@ def test_a_redis_that_says_nothing(plant: Plant, record_property: Callable[[str,
     until(lambda: plant.ready() == 200, 10)
     record_property("slowest_503_seconds", round(slowest, 2))
     assert slowest <= 1.2
+
+
+def test_outages_longer_than_a_lease_cost_nobody_an_attempt(plant: Plant) -> None:
+    """Redis is away for 25 s, twice, with jobs running: they go on, and nothing is suspected of anything."""
+    plant.start_worker("worker")
+    jobs = [plant.submit("1,2,3", iterations="90000") for _ in range(2)]
+    until(lambda: all(plant.job(job_id).status is Status.RUNNING for job_id in jobs), 20)
+    for _ in range(2):
+        plant.kill("redis", signal.SIGSTOP)
+        time.sleep(25)
+        plant.kill("redis", signal.SIGCONT)
+        until(lambda: plant.ready() == 200, 30)
+        time.sleep(5)
+    for job_id in jobs:
+        job = plant.job(job_id)
+        assert (job.status, job.attempt) == (Status.RUNNING, 1)
+    with connect(plant.redis_url) as redis:
+        told = [redis.hmget(f"ks:slice:{job_id}:0", "strikes", "company") for job_id in jobs]
+    assert all(int(count or 0) == 0 for pair in told for count in pair)

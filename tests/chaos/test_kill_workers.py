@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from shared.jobs import connect
-from shared.schemas import Job, Status
+from shared.schemas import Status, WholeJob
 from tests.chaos.conftest import Plant, until, whole
 from tests.conftest import FULL
 
@@ -51,7 +51,7 @@ def _at_attempt(plant: Plant, job_id: str, attempt: int) -> bool:
     return plant.job(job_id).attempt == attempt
 
 
-def _repeated(before: list[Job], after: list[Job]) -> int:
+def _repeated(before: list[WholeJob], after: list[WholeJob]) -> int:
     """Items that were finished before the kill and have another result after it."""
     later = {(job.id, result.index): result for job in after for result in job.results}
     return sum(later[job.id, result.index] != result for job in before for result in job.results)

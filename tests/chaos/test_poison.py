@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from shared.schemas import Job, Status
+from shared.schemas import Status, WholeJob
 from tests.chaos.conftest import Plant, whole
 from tests.chaos.doubles import BAD_KERNEL
 from tests.conftest import FULL
@@ -37,7 +37,7 @@ def test_poison_is_given_up_and_takes_nobody_with_it(
     record_property("most_attempts_of_a_mate", max(plant.job(job_id).attempt for job_id in mates))
 
 
-def _given_up(plant: Plant, job_id: str) -> Job:
+def _given_up(plant: Plant, job_id: str) -> WholeJob:
     (job,) = plant.wait([job_id], 180)
     assert job.status is Status.FAILED
     assert job.error is not None

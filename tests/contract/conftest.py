@@ -33,10 +33,10 @@ def service(tmp_path: Path) -> Iterator[Plant]:
 
 
 class Memory:
-    """The resident memory of a plant's API process, in MB (10⁶ bytes)."""
+    """The resident memory of a plant's process, in MB (10⁶ bytes)."""
 
-    def __init__(self, plant: Plant) -> None:
-        self._status = Path(f"/proc/{plant.processes['api'].pid}/status")
+    def __init__(self, plant: Plant, name: str = "api") -> None:
+        self._status = Path(f"/proc/{plant.processes[name].pid}/status")
         self.start = self.now
 
     @property

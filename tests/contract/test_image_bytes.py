@@ -21,6 +21,7 @@ COUNT = 5000 if FULL else 1000
 SEED = 2021
 LONGEST = 20.0  # seconds
 MOST_MB = 1500
+KEPT_MB = 150  # when all is done
 AT_ONCE = 6
 FIELDS = {"model": "vgg_mini", "layer": "conv2_2", "kernels": "3"}
 
@@ -80,3 +81,4 @@ def test_the_largest_images_at_once_fit_into_memory(service: Plant, record_prope
     assert all(answer.result()[0] == 202 for answer in answers)
     assert alive(service)
     assert memory.peak < MOST_MB
+    assert memory.now < memory.start + KEPT_MB

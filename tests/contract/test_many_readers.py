@@ -211,7 +211,7 @@ def test_readers_of_a_job_that_is_deleted_are_let_go(service: Plant, hand: Hand)
     async def read() -> list[Reader]:
         readers = [Reader(job_id) for _ in range(20)]
         await connected(service, readers)
-        await asyncio.to_thread(Retention(hand.transitions).remove, job_id)
+        await asyncio.to_thread(Retention(hand.transitions, service.records(hand.transitions.redis)).remove, job_id)
         await asyncio.wait_for(asyncio.gather(*(reader.closed for reader in readers)), LATEST)
         return readers
 

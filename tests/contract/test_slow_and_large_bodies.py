@@ -13,8 +13,8 @@ from itertools import repeat
 import httpx
 import pytest
 
-from api.__main__ import HEADER_BYTES, HEADER_SECONDS
-from api.body import BODY_SECONDS, PAUSE_SECONDS
+from api.edge.body import BODY_SECONDS, PAUSE_SECONDS
+from api.edge.protocol import HEADER_BYTES, HEADER_SECONDS, READER_SECONDS
 from tests.conftest import FULL
 from tests.contract.conftest import Memory, Plant, alive
 
@@ -86,7 +86,8 @@ def test_a_body_that_is_announced_too_large_is_refused_at_once(service: Plant, r
 def test_a_body_of_the_limit_is_read(service: Plant) -> None:
     """It is refused for what is in it, not for its size; one byte more is too large."""
     for extra, status in ((0, 400), (1, 413)):
-        body = b" " * (LIMIT - 1 + extra) + b"{"
+        start = b'{"images": [{"data": "'
+        body = start + b"A" * (LIMIT - len(start) + extra)
         answer = httpx.post(f"{service.url}/explain", content=body, headers={"Content-Type": JSON}, timeout=30)
         assert answer.status_code == status, answer.text
 
@@ -219,3 +220,25 @@ def _stream(connection: socket.socket) -> tuple[int, bytes]:
             connection.settimeout(10)
     connection.settimeout(10)
     return sent, connection.recv(4096)
+
+
+def test_who_reads_nothing_of_a_large_answer_is_cut_off(service: Plant, record_property: Record) -> None:
+    """After some time; who reads slowly is not."""
+    head = b"GET /web/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 8
+    with closing(_connection(service)) as silent, closing(_connection(service)) as slow:
+        for connection in (silent, slow):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+            connection.sendall(head)
+        begin, read = time.monotonic(), 0
+        while time.monotonic() < begin + READER_SECONDS + SLACK:
+            read += len(slow.recv(200_000))
+            time.sleep(0.5)
+        assert read > 1_000_000
+        left = 0
+        with suppress(ConnectionError):
+            while piece := silent.recv(2**20):
+                left += len(piece)
+        assert left < 8_000_000  # of twelve; that much is on its way
+        assert slow.recv(1000)
+    record_property("slow_reader_mb", round(read / 1e6, 1))
+    assert alive(service)

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from kernelscope.client import Client, ServerUnreachable
+from kernelscope.client import Client, Job, ServerUnreachable
 from kernelscope.stack import Stack, free_port
-from shared.schemas import Job
 from shared.settings import Settings
 
 ROOT = Path(__file__).parents[2]

@@ -15,12 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from safetensors.torch import load_file, save_file
 
+from api.services import GLANCE_SECONDS
 from kernelscope import doctor, stack
 from kernelscope.stack import Stack, free_port
+from shared.jobs import connect
 from shared.settings import Settings
-from tests.chaos.conftest import Plant
+from tests.chaos.conftest import Plant, until
+from tests.conftest import own_redis
 
 Findings = dict[str, list[dict[str, Any]]]
 Asking = Callable[..., Findings]
@@ -96,7 +100,7 @@ def test_weights_that_are_damaged(ask: Asking, tmp_path: Path) -> None:
     """A file that was cut off, one that is something else, one that is not what its name says, one of no network."""
     folder = tmp_path / "weights"
     folder.mkdir()
-    whole = Path(doctor.__file__).parents[1] / "worker" / "vgg_mini" / "vgg_mini.safetensors"
+    whole = Path(doctor.__file__).parents[1] / "worker" / "networks" / "vgg_mini" / "vgg_mini.safetensors"
     data = whole.read_bytes()
     (folder / "vgg_mini.safetensors").write_bytes(data[: len(data) // 2])
     (folder / "vgg19.pth").write_text("something else")
@@ -121,7 +125,7 @@ def test_weights_that_are_not_what_their_name_says(ask: Asking, tmp_path: Path) 
     """A network's name without - or . behind it, another network's parameters, a normalisation that is none."""
     folder = tmp_path / "weights"
     folder.mkdir()
-    bundled = Path(doctor.__file__).parents[1] / "worker" / "vgg_mini" / "vgg_mini.safetensors"
+    bundled = Path(doctor.__file__).parents[1] / "worker" / "networks" / "vgg_mini" / "vgg_mini.safetensors"
     shutil.copy(bundled, folder / "vgg11.safetensors")
     (folder / "vgg16_finetuned.pth").write_bytes(b"")
     save_file(load_file(bundled), folder / "vgg_mini.safetensors", {"normalization_std": "0,0,0"})
@@ -163,6 +167,31 @@ def test_a_setting_that_cannot_be_used(ask: Asking) -> None:
     wrong(ask(KERNELSCOPE_LEASE_SECONDS="soon"), "settings", "KERNELSCOPE_LEASE_SECONDS")
 
 
+def test_a_setting_that_is_misspelt(ask: Asking) -> None:
+    """With the one that was meant."""
+    found = ask(code=0, KERNELSCOPE_ACESS="keys")
+    assert "KERNELSCOPE_ACCESS is one" in found["settings"][0]["found"]
+    assert found["settings"][0]["state"] == "warning"
+
+
+def test_what_a_server_warns_of(settings: Settings, tmp_path: Path) -> None:
+    """The doctor passes it on; a Redis that may remove jobs is a problem."""
+    from tests.api.conftest import serving
+
+    with (
+        own_redis(tmp_path, "--maxmemory", "100mb", "--maxmemory-policy", "volatile-lru") as url,
+        serving(settings.model_copy(update={"redis_url": SecretStr(url)})) as client,
+        connect(url) as redis,
+    ):
+        found = [one for one in doctor._server(str(client.base_url), None) if one.state == "warning"]
+        assert "volatile-lru" in found[0].found
+        redis.config_set("maxmemory-policy", "allkeys-lru")
+        time.sleep(1.2 * GLANCE_SECONDS)
+        (problem,) = doctor._server(str(client.base_url), None)
+        assert problem.state == "problem"
+        assert "set maxmemory-policy to noeviction" in problem.found
+
+
 def test_a_folder_that_is_no_folder(ask: Asking, tmp_path: Path) -> None:
     """A file where the data should be."""
     (tmp_path / "file").write_text("")
@@ -192,11 +221,13 @@ def test_a_worker_that_died(ask: Asking, tmp_path: Path) -> None:
         plant.start_redis()
         plant.start_service()
         plant.start_worker("worker")
+        time.sleep(GLANCE_SECONDS)  # that none is there may just have been looked at
         assert ask("--url", plant.url, code=0)["workers"][0]["state"] == "ok"
         plant.kill("worker")
         time.sleep(16)  # its last word is forgotten
         wrong(ask("--url", plant.url), "workers", "none is alive")
         plant.kill("redis")
+        until(lambda: plant.ready() == 503, 5)
         wrong(ask("--url", plant.url), "server", "takes no jobs")
     finally:
         plant.close()

@@ -11,12 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import evidence
+from benchmarks.evidence.__main__ import main
+from benchmarks.evidence.bench import METHODS
+from benchmarks.evidence.grid import driven
 from benchmarks.readings import deletion
 from shared.drawings import scene
 from tests.integration.test_real_weights import VGG16_MEAN, folder
 from tests.recompute import VGG_BLOCKS, PlainVgg, numbers
-from worker.networks import Networks
+from worker.networks.loaded import Networks
 
 STD = (0.229, 0.224, 0.225)
 
@@ -25,8 +27,8 @@ def test_deletion_is_the_area_that_is_left() -> None:
     """1 where what is removed drives nothing until the end; less the sooner what drives the kernel is gone."""
     network = Networks(Path("/nonexistent"), torch.device("cpu"), download=False).get("vgg_mini")
     picture = np.asarray(scene(5, 96).image)
-    maps = network.features_of(
-        "conv1_2", network.space.from_bytes(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None])
+    maps = network.layer("conv1_2").features(
+        network.space.from_bytes(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None])
     )
     kernel = int(maps[0].mean(dim=(1, 2)).argmax())
     driving = maps[0, kernel].numpy()
@@ -39,26 +41,23 @@ def test_a_quadrant_that_drives_a_kernel_alone() -> None:
     network = Networks(Path("/nonexistent"), torch.device("cpu"), download=False).get("vgg_mini")
     picture = np.full((96, 96, 3), 128, np.uint8)
     picture[:48, 48:] = np.asarray(scene(5, 96).image)[:48, :48]
-    found = evidence.driven(network, "conv2_2", picture)
+    found = driven(network, "conv2_2", picture)
     assert found
     assert {quadrant for _, quadrant in found} == {1}
 
 
 @pytest.mark.weights
-def test_rows_are_right_and_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_are_right_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One photograph, one layer of the complete VGG-16; the same command then makes the row that was lost."""
-    monkeypatch.setattr(evidence, "LAYERS", ("conv2_2",))
-    monkeypatch.setattr(evidence, "IMAGES", 1)
     weights, photographs = folder("KERNELSCOPE_TEST_VGG16"), folder("KERNELSCOPE_TEST_IMAGES")
     rows = tmp_path / "rows.jsonl"
     command = ["--weights-dir", str(weights), "--images-dir", str(photographs), "--quick", "--json"]
+    command += ["--layers", "conv2_2", "--photographs", "1"]
     command += ["--other-weights-dir", str(folder("KERNELSCOPE_TEST_WEIGHTS")), "--rows", str(rows)]
     command += ["--pictures", str(tmp_path / "pictures"), "--plot", str(tmp_path / "evidence.png")]
-    assert evidence.main(command) == 0
+    assert main(command) == 0
     report: dict[str, Any] = json.loads(capsys.readouterr().out)
-    assert set(report["summary"]) == {*evidence.METHODS, "X", "t·X", "masked X"}
+    assert set(report["summary"]) == {*METHODS, "X", "t·X", "masked X"}
     assert report["cost"]["conv2_2"] < 2
     own = {row["method"]: row for row in report["rows"]}
     assert own["X"]["invention"] == own["X"]["other_invention"] == 0
@@ -76,7 +75,7 @@ def test_rows_are_right_and_kept(
 
     lines = rows.read_text().splitlines()
     rows.write_text("\n".join([*lines[1:], lines[0][:40]]))  # the first is lost, and a line is torn
-    assert evidence.main(command) == 0
+    assert main(command) == 0
     again = {row["method"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
     assert set(again) == set(own)
     assert again["lrp"] == own["lrp"]

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kernelscope.client import Client
+from kernelscope.client import Client, Job
 from kernelscope.stack import Stack
 from shared.drawings import scene
 from shared.errors import error_types
 from shared.jobs import DRAWN_ARTIFACTS, STORED_ARTIFACTS
-from shared.schemas import Job, Status
+from shared.schemas import Status
 from tests.conftest import png
 from tests.recompute import VGG_BLOCKS, PlainVgg, numbers
-from worker.vgg_mini import WEIGHTS_FILE, VggMini
+from worker.networks.vgg_mini import WEIGHTS_FILE, VggMini
 
 PICTURE = png(scene(5, 96).image)
 LAYER = "conv3_2"
@@ -53,6 +53,12 @@ def test_the_job_says_what_ran(job: Job) -> None:
         assert result.stopped in ("converged", "budget")
         assert result.iterations
         assert result.seconds
+
+
+def test_the_worker_s_log_says_what_ran(stack: Stack, job: Job) -> None:
+    """From the level that is asked for; Celery has one of its own."""
+    lines = (stack.settings.data_dir / "logs" / "worker.log").read_text().splitlines()
+    assert [line for line in lines if f"{job.id}:0: begun, attempt 1" in line and " INFO " in line]
 
 
 def test_the_explanation_is_one(job: Job) -> None:

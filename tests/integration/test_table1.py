@@ -17,7 +17,7 @@ from shared.drawings import scene
 from tests.conftest import FULL
 from tests.integration.test_real_weights import MEAN, STD, folder
 from tests.recompute import VGG_BLOCKS, PlainVgg, numbers
-from worker.vgg_mini import WEIGHTS_FILE, VggMini
+from worker.networks.vgg_mini import WEIGHTS_FILE, VggMini
 
 SAMPLE = 20
 TOLD = {"mse": "mse_others", "ssim": "ssim", "leakage": "leakage"}

@@ -10,21 +10,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from redis import Redis
 
-from api import housekeeping
-from api.housekeeping import Housekeeper, tick
+from api.housekeeping import chores
+from api.housekeeping.chores import Announcer, Reaper
 from api.services import Services
 from shared import workers
-from shared.jobs import Records
+from shared.errors import JobEnded
+from shared.jobs import Caller
 from shared.queue import announce
-from shared.schemas import ExplainRequest, Job, Status, plan
+from shared.schemas import ExplainRequest, Status, WholeJob, plan
 from shared.settings import Settings
-from tests.conftest import noise, png
+from tests.conftest import noise, png, refusing
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 0.05  # of one dummy item: 50 iterations of a millisecond
@@ -63,6 +64,12 @@ def worker(services: Services, **environment: str) -> Iterator[subprocess.Popen[
             process.kill()
 
 
+def tick(services: Services) -> None:
+    """What housekeeping does for a worker's slices, once."""
+    Reaper(services).round()
+    Announcer(services).round()
+
+
 def until(condition: Callable[[], object], seconds: float = 30) -> None:
     """Wait for something, with housekeeping going on nowhere."""
     deadline = time.monotonic() + seconds
@@ -71,9 +78,10 @@ def until(condition: Callable[[], object], seconds: float = 30) -> None:
         time.sleep(0.05)
 
 
-def submit(services: Services, kernels: int = 8, iterations: int = 50) -> str:
+def submit(services: Services, kernels: int = 8, iterations: int = 50, owner: str = "") -> str:
     """A job of this many kernels (none of them silent), announced."""
-    digest = services.store.put(png(noise(seed=random.getrandbits(30))))  # of its own: the same work is not done twice
+    job_id = f"job-{time.monotonic_ns()}"
+    digest = services.store.put(job_id, png(noise(seed=random.getrandbits(30))))  # of its own: so is the work
     request = ExplainRequest.model_validate(
         {
             "images": [digest],
@@ -82,16 +90,16 @@ def submit(services: Services, kernels: int = 8, iterations: int = 50) -> str:
             "iterations": iterations,
         }
     )
-    job_id = f"job-{time.monotonic_ns()}"
-    submitted = services.transitions.submit(job_id, request, plan(request, 1000), time.time() + 1000)
+    slices, expires_at = plan(request, 1000), time.time() + 1000
+    submitted = services.transitions.submit(job_id, request, slices, expires_at, caller=Caller(owner))
     for slice_id, queue in submitted.slices:
         announce(services.queue, slice_id, queue)
     return job_id
 
 
-def job(services: Services, job_id: str) -> Job:
+def job(services: Services, job_id: str) -> WholeJob:
     """The job as it stands."""
-    return Records(services.redis).job(job_id)
+    return services.records.whole(job_id)
 
 
 def finished(services: Services, job_id: str, *, housekeep: bool = False) -> Callable[[], bool]:
@@ -173,27 +181,11 @@ def test_a_slice_whose_worker_dies_each_time_is_failed(services: Services) -> No
     assert "3 times" in ended.error.detail
 
 
-def test_a_message_lost_beside_a_dead_worker_s_is_sent_again(
-    services: Services, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was handed to a worker that was killed stays with the broker for an hour, and hides no lost one."""
-    job_id = submit(services, kernels=2)
-    services.redis.delete("interactive")
-    services.redis.hset("unacked", "tag-of-a-dead-worker", "[]")
-    monkeypatch.setattr(housekeeping, "FORGOTTEN_AFTER_SECONDS", 3600.0)
-    assert housekeeping._lost(services) == []
-    monkeypatch.setattr(housekeeping, "FORGOTTEN_AFTER_SECONDS", -1.0)
-    assert housekeeping._lost(services) == [f"{job_id}:0"]
-    services.redis.lpush("interactive", "a message")
-    assert housekeeping._lost(services) == []
-    services.redis.delete("unacked")
-
-
 def test_a_lost_message_is_sent_again(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     """The broker's lists are wiped; the record remembers."""
     job_id = submit(services, kernels=2)
     services.redis.delete("interactive", "bulk")
-    monkeypatch.setattr(housekeeping, "LOST_AFTER_SECONDS", 0.2)
+    monkeypatch.setattr(chores, "LOST_AFTER_SECONDS", 0.2)
     with worker(services):
         time.sleep(0.5)
         assert job(services, job_id).status is Status.QUEUED
@@ -204,7 +196,7 @@ def test_a_lost_message_is_sent_again(services: Services, monkeypatch: pytest.Mo
 def test_messages_that_are_there_are_not_sent_twice(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long queue is no reason to make it longer."""
     submit(services, kernels=2)
-    monkeypatch.setattr(housekeeping, "LOST_AFTER_SECONDS", -1.0)
+    monkeypatch.setattr(chores, "LOST_AFTER_SECONDS", -1.0)
     for _ in range(3):
         tick(services)
     assert services.redis.llen("interactive") == 1
@@ -219,6 +211,21 @@ def test_duplicate_messages_are_harmless(services: Services) -> None:
         until(finished(services, job_id))
         until(lambda: services.redis.llen("interactive") == 0)
     assert job(services, job_id).attempt == 1
+
+
+def test_many_jobs_of_one_key_do_not_delay_another_key_s(services: Services) -> None:
+    """By more than two slices, however many wait; on a worker with one place."""
+    many = [submit(services, kernels=1, iterations=20, owner="many") for _ in range(200)]
+    with worker(services, KERNELSCOPE_SLICES="1"):
+        until(lambda: services.redis.zcard("ks:queued:interactive") < len(many))
+        before = services.redis.zcard("ks:queued:interactive")
+        one = submit(services, kernels=1, iterations=20, owner="one")
+        until(finished(services, one))
+        # One that ran by then and two more; and one that is taken before this is asked.
+        assert before - services.redis.zcard("ks:queued:interactive") <= 4
+        for job_id in many:
+            with suppress(JobEnded):
+                services.transitions.cancel(job_id)
 
 
 def test_small_jobs_find_a_place_while_big_ones_wait(services: Services) -> None:
@@ -243,16 +250,13 @@ def test_a_worker_survives_a_pause_of_redis(services: Services) -> None:
         assert process.poll() is None
 
 
-def test_one_housekeeper_works_at_a_time(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second waits until the first lets go."""
-    rounds: list[int] = []
-    first, second = Housekeeper(services), Housekeeper(services)
-    for number, keeper in ((1, first), (2, second), (1, first)):
-        monkeypatch.setattr(housekeeping, "tick", lambda _, number=number: rounds.append(number))
-        keeper.round()
-    assert rounds == [1, 1]
-    first.release()
-    monkeypatch.setattr(housekeeping, "tick", lambda _: rounds.append(2))
-    second.round()
-    assert rounds == [1, 1, 2]
-    second.release()
+def test_a_worker_survives_a_redis_that_refuses_writes(services: Services) -> None:
+    """It waits, with its heart beating, as for one that is away; then it goes on, and nobody starts it again."""
+    with worker(services) as process:
+        with refusing(services.redis):
+            time.sleep(3)
+            assert process.poll() is None
+        job_id = submit(services, kernels=2)
+        until(finished(services, job_id, housekeep=True))
+        assert job(services, job_id).status is Status.SUCCEEDED
+        assert process.poll() is None

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import subprocess
 import sys
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
+from redis import Redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from api.app import create_app
+from kernelscope.stack import free_port, redis_server
+from shared.jobs import connect
 from shared.settings import Settings
+from shared.version import VERSION
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -24,7 +29,7 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = [name for name in SERVICES if name != "redis"]
 FILES = ["docker-compose.yml", "compose.gpu.yml", "compose.s3.yml"]
 LOCKS = ["all", "api", "worker", "worker-cpu"]
-COMPOSE_ONLY = ["KERNELSCOPE_REDIS_PASSWORD", "KERNELSCOPE_S3_PASSWORD"]
+COMPOSE_ONLY = ["KERNELSCOPE_S3_PASSWORD"]
 DOCKERFILES = ["Dockerfile.api", "Dockerfile.worker"]
 
 
@@ -109,11 +114,37 @@ def test_compose_puts_in_what_the_environment_says(tmp_path: Path) -> None:
     plain = composed(tmp_path, "docker-compose.yml")
     assert set(plain) == set(SERVICES)
     assert plain["api"]["ports"] == ["127.0.0.1:8000:8000"]
-    assert "--requirepass kernelscope" in shlex.join(plain["redis"]["command"])
-    own = composed(tmp_path, "docker-compose.yml", KERNELSCOPE_REDIS_PASSWORD="other", KERNELSCOPE_PORT="8080")
+    assert plain["redis"]["environment"]["REDISCLI_AUTH"] == "kernelscope"
+    password = "a/b#c?d%2b@e:f&'\"\\"
+    own = composed(tmp_path, "docker-compose.yml", KERNELSCOPE_REDIS_PASSWORD=password, KERNELSCOPE_PORT="8080")
     assert own["api"]["ports"] == ["127.0.0.1:8080:8000"]
-    assert "--requirepass other" in shlex.join(own["redis"]["command"])
-    assert all("redis://:other@redis" in own[name]["environment"]["KERNELSCOPE_REDIS_URL"] for name in OURS)
+    assert own["redis"]["environment"]["REDISCLI_AUTH"] == password
+    assert own["redis"]["command"] == plain["redis"]["command"]
+    for name in OURS:
+        environment = own[name]["environment"]
+        given = {key.removeprefix("KERNELSCOPE_").lower(): value for key, value in environment.items()}
+        with connect(Settings.model_validate(given).redis) as redis:
+            options = redis.connection_pool.connection_kwargs
+            assert (options["host"], options["password"]) == ("redis", password)
+
+
+@pytest.mark.parametrize("password", ["kernelscope", "a/b#c?d%2b@e:f", "it's \"quoted\\ $HOME `id`"])
+def test_redis_has_the_password_and_nobody_else_sees_it(password: str, tmp_path: Path) -> None:
+    """The compose file's own command, run here: any password works, and is on no command line."""
+    port = free_port()
+    shell, option, script = SERVICES["redis"]["command"]
+    script = script.replace("$$", "$").replace("dir /data", f"dir {tmp_path}\nport {port}")
+    environment = {**os.environ, "REDISCLI_AUTH": password}
+    environment["PATH"] = f"{Path(redis_server()).parent}:{os.environ['PATH']}"
+    with subprocess.Popen([shell, option, script], env=environment, stdout=subprocess.DEVNULL) as process:
+        try:
+            with Redis(port=port, password=password, retry=Retry(ConstantBackoff(0.1), 50)) as redis:
+                assert redis.ping()
+                assert redis.info("memory")["maxmemory_policy"] == "noeviction"
+            assert password not in " ".join(psutil.Process(process.pid).cmdline())
+            assert psutil.Process(process.pid).name() == "redis-server"  # gets the signal to stop itself
+        finally:
+            process.terminate()
 
 
 def test_with_the_gpu_file_the_worker_is_on_a_card(tmp_path: Path) -> None:
@@ -143,6 +174,9 @@ def test_with_the_s3_file_everything_is_stored_there(tmp_path: Path) -> None:
     services = composed(tmp_path, *FILES, KERNELSCOPE_S3_PASSWORD="other")
     assert services["s3"]["environment"]["AWS_SECRET_ACCESS_KEY"] == "other"
     assert "ports" not in services["s3"]
+    assert services["s3"]["user"] != "0"
+    assert services["s3"]["read_only"] is True
+    assert services["s3"]["cap_drop"] == ["ALL"]
     for name in OURS:
         environment = services[name]["environment"]
         assert environment["KERNELSCOPE_STORE_URL"] == "s3://kernelscope"
@@ -178,28 +212,35 @@ def test_the_guide_says_what_each_alert_means() -> None:
 def test_redis_keeps_every_write_and_is_not_published() -> None:
     """AOF at each write, a password, a health check, no port."""
     redis = SERVICES["redis"]
-    words = shlex.join(redis["command"])
-    assert "--appendonly yes --appendfsync always" in words
-    assert "--requirepass" in words
+    script = redis["command"][2]
+    assert "\nappendonly yes\nappendfsync always\n" in script
+    assert "\nrequirepass " in script
     assert "ports" not in redis
     assert redis["healthcheck"]["test"] == ["CMD", "redis-cli", "ping"]
     assert all(port.startswith("127.0.0.1:") for port in SERVICES["api"]["ports"])
 
 
+def test_the_compose_that_is_needed_is_named() -> None:
+    """`required: false` of an `env_file` is refused before 2.24."""
+    assert all("required" in one for service in OURS for one in SERVICES[service]["env_file"])
+    for name in ("docker-compose.yml", "docs/operations.md"):
+        assert "Docker Compose 2.24 or newer" in (ROOT / name).read_text()
+
+
 def test_redis_says_that_it_is_full_before_it_is_killed() -> None:
     """It refuses writes a quarter below its container's limit, which leaves room for the file to be rewritten."""
     redis = SERVICES["redis"]
-    assert "--maxmemory 6gb --maxmemory-policy noeviction" in shlex.join(redis["command"])
+    assert "\nmaxmemory 6gb\nmaxmemory-policy noeviction\n" in redis["command"][2]
     assert redis["mem_limit"] == "8g"
 
 
 def test_the_images_are_tried_with_this_redis() -> None:
     """deploy/verify.sh starts it as Compose does."""
-    (words,) = re.findall(r"^REDIS_COMMAND=\(([^)]*)\)$", (ROOT / "deploy" / "verify.sh").read_text(), re.MULTILINE)
-    password = "${KERNELSCOPE_REDIS_PASSWORD:-kernelscope}"
-    assert shlex.split(words.replace("\\\n", "")) == [
-        word.replace(password, "kernelscope") for word in SERVICES["redis"]["command"]
-    ]
+    (script,) = re.findall(
+        r"^REDIS_SCRIPT='(.*?)'$", (ROOT / "deploy" / "verify.sh").read_text(), re.MULTILINE | re.DOTALL
+    )
+    command = ["sh", "-c", script.replace("'\\''", "'") + "\n"]
+    assert command == [word.replace("$$", "$") for word in SERVICES["redis"]["command"]]
 
 
 def test_every_volume_and_setting_exists() -> None:
@@ -235,8 +276,9 @@ def test_images_say_what_they_are(name: str) -> None:
     """By the labels of the Open Container Initiative."""
     labels = dict(re.findall(r'org\.opencontainers\.image\.([a-z.]+)="([^"]*)"', (ROOT / name).read_text()))
     assert labels["title"] == name.replace("Dockerfile.", "kernelscope-")
-    assert labels["version"] == version("kernelscope")
+    assert labels["version"] == VERSION
     assert labels["revision"] == "$REVISION"
+    assert ("ENV", "KERNELSCOPE_REVISION=$REVISION") in instructions(name)
     assert f"FROM {labels['base.name'].removeprefix('docker.io/library/')}\n" in (ROOT / name).read_text()
     assert {"description", "licenses"} <= set(labels)
 
@@ -245,6 +287,7 @@ def test_every_command_exists() -> None:
     """`python -m MODULE` of images and services can be found."""
     commands = [command(name) for name in DOCKERFILES]
     commands += [SERVICES[name]["command"] for name in OURS if "command" in SERVICES[name]]
+    commands += [SERVICES["housekeeping"]["healthcheck"]["test"][1:]]
     health = next(arguments for word, arguments in instructions("Dockerfile.worker") if word == "HEALTHCHECK")
     commands.append(yaml.safe_load(health.split("CMD", 1)[1]))
     for words in commands:

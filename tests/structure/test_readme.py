@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from pydantic import SecretStr
+
 from shared.settings import Settings
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -15,7 +17,7 @@ def settings_table() -> str:
     rows = ["| setting | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         default = field.get_default()
-        if name == "redis_url":
+        if isinstance(default, SecretStr):
             default = default.get_secret_value()
         elif isinstance(default, tuple):
             default = ",".join(default)

@@ -16,10 +16,10 @@ from torch import nn
 
 from kernelscope.stack import Stack, visible_cards
 from shared.settings import Settings
-from worker.accelerator import choose, free_memory
-from worker.pace import Pace, pace, room_in_memory
+from worker.engine.accelerator import choose, free_memory
+from worker.engine.pace import Pace, pace, room_in_memory
+from worker.engine.questions import NoSuchDevice
 from worker.process import make_device
-from worker.questions import NoSuchDevice
 
 GIB = 2**30
 
@@ -124,7 +124,7 @@ def test_a_worker_has_the_threads_that_its_container_has_time_for(
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     file = tmp_path / "cpu.max"
-    monkeypatch.setattr("worker.accelerator.CPU_MAX", file)
+    monkeypatch.setattr("worker.engine.accelerator.CPU_MAX", file)
     if limit is not None:
         file.write_text(limit)
     try:
@@ -144,7 +144,7 @@ def test_files_in_the_cache_take_no_container_s_memory(
     limit: str | None, free: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """0.9 GiB of 1 are in use, 0.4 of it pages of files that may be given up: half a GiB is free."""
-    monkeypatch.setattr("worker.pace.CGROUP", tmp_path)
+    monkeypatch.setattr("worker.engine.pace.CGROUP", tmp_path)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=100 * GIB))
     if limit:
         (tmp_path / "memory.max").write_text(limit)
@@ -164,7 +164,7 @@ def test_bfloat16_without_instructions_for_it_is_tried_once(monkeypatch: pytest.
         time.sleep(0.2 if precision is torch.bfloat16 else 0.005)
         return image.detach()
 
-    monkeypatch.setattr("worker.pace._evaluate", evaluate)
+    monkeypatch.setattr("worker.engine.pace._evaluate", evaluate)
     assert pace(nn.Identity(), 8, torch.device("cpu")).precision is torch.float32
     assert tried.count(torch.bfloat16) == 1
 

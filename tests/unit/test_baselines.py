@@ -19,13 +19,13 @@ from zennit.rules import Norm, Pass, ReLUDeconvNet, ReLUGuidedBackprop, ZBox, ZP
 from shared.drawings import scene
 from shared.errors import DeviceOutOfMemory, SilentKernel
 from tests.unit.tiny import images, network, space
-from worker import baseline_batch
-from worker.architectures import cuts
-from worker.baselines import attribution, estimated, private, rules
-from worker.device import TorchDevice
-from worker.engine import Engine
-from worker.networks import Networks
-from worker.questions import Answer, Question
+from worker.engine import baseline_batch
+from worker.engine.device import TorchDevice
+from worker.engine.engine import Engine
+from worker.engine.questions import Answer, Question
+from worker.methods.baselines import attribution, estimated, private, rules
+from worker.networks.architectures import cuts
+from worker.networks.loaded import Networks
 
 METHODS = ("guided_backprop", "deconvnet", "lrp")
 KERNELS = torch.tensor([0, 3, 1])

@@ -15,10 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shared.errors import ModelUnavailable
-from worker import networks as networks_module
-from worker.architectures import ARCHITECTURES, cuts
-from worker.networks import Networks
-from worker.weights import find, load, refused, trouble
+from worker.networks import checkpoints
+from worker.networks import loaded as networks_module
+from worker.networks.architectures import ARCHITECTURES, cuts
+from worker.networks.checkpoints import Refused
+from worker.networks.loaded import Networks
+from worker.networks.weights import find, load, refused, trouble
 
 CPU = torch.device("cpu")
 PUBLISHED = "squeezenet1_1-b8a52dc0.pth"  # torchvision's
@@ -84,7 +86,7 @@ def test_the_old_format_is_read_from_the_folder_and_from_the_cache(folder: Path,
             state = source.states()["squeezenet1_1"]
             assert (state.available, state.layers) == (True, layers)
             assert reason in state.reason
-            assert source.get("squeezenet1_1").layers == layers
+            assert list(source.get("squeezenet1_1").layers) == layers
     assert trouble(folder / PUBLISHED).startswith("it is not the file that its name says")  # but it is whole
 
 
@@ -207,7 +209,7 @@ def test_lower_layers_that_several_networks_have(folder: Path) -> None:
     for name in ("vgg13", "vgg16", "vgg19"):
         put(folder / f"{name}.pth", "vgg16", until=7)
         assert find(name, folder, download=False).layers == ["conv1_1", "conv1_2", "conv2_1", "conv2_2"]
-        assert networks(folder).get(name).layers[-1] == "conv2_2"
+        assert list(networks(folder).get(name).layers)[-1] == "conv2_2"
         assert trouble(folder / f"{name}.pth") == ""
     put(folder / "vgg11.pth", "vgg16", until=7)
     refuses(folder, "vgg11", "vgg11.pth", "this file is vgg13's or vgg16's or vgg19's, not vgg11's")
@@ -287,6 +289,33 @@ def test_what_cannot_be_read(folder: Path) -> None:
     assert "file cannot be read (Not a directory)" in state.reason
 
 
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_file_that_is_written_to_while_it_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    """No mixture of the old and the new; once it is whole it is used."""
+    file = folder / f"vgg11.{suffix}"
+    state = {key: tensor.contiguous() for key, tensor in parameters("vgg11", until=0).items()}
+
+    def write(state: dict[str, Any]) -> None:
+        save_file(state, file) if suffix == "safetensors" else torch.save(state, file)
+
+    write(state)
+    original = checkpoints._contents
+
+    def beside_a_writer(file: Path, device: str) -> checkpoints.Contents:
+        contents = original(file, device)
+        file.write_bytes(file.read_bytes()[:100])
+        return contents
+
+    monkeypatch.setattr(checkpoints, "_contents", beside_a_writer)
+    with pytest.raises(Refused, match="written to while it was read"):
+        checkpoints.read(file)
+    monkeypatch.setattr(checkpoints, "_contents", original)
+    with pytest.raises(Refused, match="damaged"):
+        checkpoints.read(file)
+    write(state)
+    assert checkpoints.read(file).layers == ["conv1_1"]
+
+
 def test_a_damaged_file_in_the_cache_is_told(folder: Path, cache: Path) -> None:
     """As unavailable, and not as a network without layers."""
     put(cache / PUBLISHED, "squeezenet1_1", old=True)
@@ -305,7 +334,7 @@ def test_a_file_that_is_mended_is_used_without_a_restart(folder: Path, monkeypat
         source.get("vgg11")
     (folder / "vgg11_mine.pth").rename(folder / "vgg11-mine.pth")
     assert source.states()["vgg11"].available
-    assert source.get("vgg11").layers == ["conv1_1"]
+    assert list(source.get("vgg11").layers) == ["conv1_1"]
     torch.save(broken(features__0__bias=torch.full((64,), torch.nan)), folder / "vgg13.pth")
     with pytest.raises(ModelUnavailable, match="NaN"):
         source.get("vgg13")
@@ -313,7 +342,7 @@ def test_a_file_that_is_mended_is_used_without_a_restart(folder: Path, monkeypat
     assert "NaN" in source.states()["vgg13"].reason
     monkeypatch.setattr(networks_module, "RETRY_SECONDS", 0)
     assert source.states()["vgg13"].available
-    assert source.get("vgg13").layers == ["conv1_1"]
+    assert list(source.get("vgg13").layers) == ["conv1_1"]
 
 
 def test_the_command_says_what_the_worker_says(folder: Path) -> None:

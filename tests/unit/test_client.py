@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from httpx_sse import ServerSentEvent
+from PIL import Image, ImageOps
 
 from kernelscope.client import (
     Client,
+    NotFound,
     NotKernelscope,
     ProgressEvent,
     ServerError,
@@ -20,10 +25,14 @@ from kernelscope.client import (
     Unauthorized,
 )
 from kernelscope.client.events import Story
-from kernelscope.client.flows import Patience, file_of
-from shared.errors import QueueFull, RateLimited
+from kernelscope.client.flows import Patience, folder_name, posting
+from kernelscope.client.pictures import file_of
+from shared.errors import JobExpired, KernelscopeError, QueueFull, RateLimited
 from shared.errors import Unauthorized as NoKey
-from shared.schemas import ItemResult, Status
+from shared.images import decode
+from shared.schemas import ExplainRequest, ItemResult, Job, Status, plan
+from tests.conftest import encoded, noise
+from tests.unit import profiles
 
 Answering = Callable[[httpx.Request], httpx.Response]
 
@@ -130,10 +139,181 @@ def test_refusals_have_their_kind() -> None:
 
 def test_no_picture_is_told_with_what_would_be_one() -> None:
     """Before anything is sent."""
-    with pytest.raises(TypeError, match="numpy array of uint8"):
+    with pytest.raises(TypeError, match=r"int is no picture; .* an array \(height, width\)"):
         file_of(17)
     with pytest.raises(FileNotFoundError, match=r"missing\.jpg"):
         file_of("missing.jpg")
+
+
+def decoded(image: Any) -> Image.Image:
+    """What the server makes of what is sent."""
+    return decode(file_of(image)[1], 10**8)
+
+
+def files() -> dict[str, bytes]:
+    """As cameras and programs write them."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    clear = noise().convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    profile = profiles.display_p3()
+    return {
+        "sideways.jpg": encoded(noise(), "JPEG", exif=exif),
+        "sideways.png": encoded(noise(), "PNG", exif=exif),
+        "phone.jpg": encoded(noise(), "JPEG", exif=exif, icc_profile=profile),
+        "cmyk.jpg": encoded(noise().convert("CMYK"), "JPEG"),
+        "inks.jpg": encoded(noise().convert("CMYK"), "JPEG", icc_profile=profiles.cmyk({(1, 0, 0, 0): (60, 60, 0)})),
+        "grey.jpg": encoded(noise().convert("L"), "JPEG", icc_profile=profiles.grey(1.0)),
+        "deep.png": encoded(Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16), "PNG"),
+        "clear.png": encoded(clear, "PNG", icc_profile=profile),
+        "palette.png": encoded(noise().quantize(16), "PNG", transparency=3),
+        "clear.webp": encoded(clear, "WEBP", exif=exif.tobytes(), lossless=True),
+    }
+
+
+@pytest.mark.parametrize("name", files())
+def test_a_pillow_image_is_the_picture_of_its_file(tmp_path: Path, name: str) -> None:
+    """Whichever way it is handed over; an image that was opened keeps its file's name and is not changed."""
+    path = tmp_path / name
+    path.write_bytes(files()[name])
+    with Image.open(path) as image:
+        before = (image.copy().tobytes(), dict(image.info))
+        assert file_of(image)[0] == name
+        assert decoded(image).tobytes() == decoded(path).tobytes() == decoded(path.read_bytes()).tobytes()
+        assert (image.tobytes(), dict(image.info)) == before
+    with Image.open(path) as image:
+        turned = ImageOps.exif_transpose(image)
+        assert decoded(turned).tobytes() == decoded(path).tobytes()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"])
+def test_colours_in_any_mode_are_the_same_picture(mode: str) -> None:
+    """To within the mode's own rounding."""
+    picture = noise()
+    seen = np.asarray(decoded(picture.convert(mode)), dtype=int)
+    assert np.abs(seen - np.asarray(picture)).mean() <= 3
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "PA", "I", "F", "I;16"])
+def test_grey_in_any_mode_is_the_same_picture(mode: str) -> None:
+    """Also in modes of more than 8 bits, of which Pillow has two scales each."""
+    grey = noise().convert("L")
+    picture = grey.convert("LA").convert(mode) if mode in {"La", "PA"} else grey.convert(mode)
+    if mode == "I;16":
+        picture = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    expected = grey.convert("1") if mode == "1" else grey
+    assert decoded(picture).tobytes() == expected.convert("RGB").tobytes()
+    for scaled in (np.asarray(grey, np.int32) * 257, np.asarray(grey, np.float32) / 255):
+        assert decoded(Image.fromarray(scaled)).tobytes() == grey.convert("RGB").tobytes()
+    with pytest.raises(ValueError, match=r"mode F has values from 0 to 1 or to 255; these go from -1 to"):
+        file_of(Image.fromarray(np.asarray(grey, np.float32) - 1 - np.asarray(grey, np.float32).min()))
+
+
+def test_arrays_are_pictures() -> None:
+    """Grey, colour and alpha, of uint8 or of floats; also of every second row, or flipped."""
+    pixels = np.asarray(noise())
+    for array in (
+        pixels,
+        pixels / 255,
+        (pixels / 255).astype(np.float32),
+        np.dstack([pixels, np.full_like(pixels, 255)[..., :1]]),
+    ):
+        assert np.array_equal(np.asarray(decoded(array)), pixels)
+    for grey in (pixels[..., 0], pixels[..., :1], pixels[..., 0] / 255):
+        assert np.array_equal(np.asarray(decoded(grey)), np.repeat(pixels[..., :1], 3, axis=2))
+    assert np.array_equal(np.asarray(decoded(pixels[::2, ::-1])), pixels[::2, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("array", "error", "told"),
+    [
+        (
+            np.zeros((3, 20, 30), np.uint8),
+            TypeError,
+            r"\(3, 20, 30\) of uint8 is no picture.*give array.transpose\(1, 2, 0\)",
+        ),
+        (np.zeros((2, 20, 30, 3), np.uint8), TypeError, r"\(2, 20, 30, 3\).*\(height, width, channels\)"),
+        (np.zeros((20, 30, 2), np.uint8), TypeError, "1, 3 or 4 channels"),
+        (np.zeros((20, 30, 3), np.int64), TypeError, "of int64 is no picture; .* of uint8 or of floats in 0-1"),
+        (np.full((20, 30), 2.5), ValueError, "from 0 to 1, and those of this array go from 2.5 to 2.5"),
+        (np.full((20, 30), np.nan), ValueError, "nan"),
+        (np.zeros(5), TypeError, r"\(5,\)"),
+        (np.zeros((0, 5)), ValueError, "nowhere"),
+    ],
+)
+def test_other_arrays_are_none_and_told_why(array: Any, error: type[Exception], told: str) -> None:
+    """Before anything is sent."""
+    with pytest.raises(error, match=told):
+        file_of(array)
+
+
+JOB = Job.model_validate(
+    {
+        "id": "j",
+        "status": "succeeded",
+        **dict.fromkeys(("created_at", "started_at", "finished_at", "expires_at"), "2030-01-01T00:00:00Z"),
+        "attempt": 1,
+        "queue_position": None,
+        "request": {"images": ["a" * 64], "layer": "conv2_1", "kernels": [3]},
+        "progress": {"completed": 1, "total": 1, "failed": 0},
+        "failed_items": 0,
+        "links": {},
+        "results": [],
+        "error": None,
+    }
+)
+
+
+def test_the_same_picture_twice_is_saved_twice() -> None:
+    """Under the image's number, which its digest does not tell."""
+    for asked in ({"kernels": "top:1"}, {"kernels": [], "methods": ["activations"]}):
+        request = ExplainRequest.model_validate({"images": ["a" * 64] * 2, "layer": "conv2_1", **asked})
+        (items,) = plan(request, 100)
+        results = [ItemResult.of(item, request, 3) for item in items]
+        job = JOB.model_copy(update={"request": request, "results": results})
+        assert [folder_name(job, result)[:21] for result in results] == [
+            "image0-conv2_1-kernel",
+            "image1-conv2_1-kernel",
+        ]
+
+
+def test_what_is_ignored_of_a_pillow_image_is_warned_of() -> None:
+    """As the server notes it in a result."""
+    picture = noise()
+    picture.info["exif"] = b"garbage"
+    with pytest.warns(UserWarning, match="EXIF data of the image's file was ignored"):
+        assert decoded(picture).tobytes() == noise().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("kernels", "sent"),
+    [
+        (np.argsort([3.0, 1.0, 2.0])[::-1][:2], "0,2"),
+        (np.array([[5], [7]]), "5,7"),
+        (np.array(5), "5"),
+        (np.int64(5), "5"),
+        ([np.int32(1), np.uint8(2)], "1,2"),
+        (range(2, 5), "2,3,4"),
+        ((kernel for kernel in (1, 2)), "1,2"),
+        ("top:3", "top:3"),
+    ],
+)
+def test_kernels_mean_what_they_say(kernels: Any, sent: str) -> None:
+    """Whatever has the numbers."""
+    fields = posting("/explain", b"x", None, {"kernels": kernels}).options["data"]
+    assert fields == {"kernels": sent}
+
+
+def test_other_fields_mean_what_they_say() -> None:
+    """As NumPy has them."""
+    given = {
+        "beta": np.linspace(0, 1, 3),
+        "alpha": np.float32(0.1),
+        "only_remove": np.bool_(True),
+        "iterations": np.int64(9),
+    }
+    fields = posting("/explain", b"x", None, given).options["data"]
+    assert fields == {"beta": "0.0,0.5,1.0", "alpha": "0.1", "only_remove": "true", "iterations": "9"}
 
 
 def test_a_story_goes_on_where_it_was_and_skips_what_it_does_not_know() -> None:
@@ -148,3 +328,38 @@ def test_a_story_goes_on_where_it_was_and_skips_what_it_does_not_know() -> None:
     assert not story.over
     story.told(ServerSentEvent("status", '{"status": "failed"}', "4-0"))
     assert story.over
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "raised"),
+    [(JobExpired("deleted"), "gone", NotFound), (NoKey("revoked"), "problem", Unauthorized)],
+)
+def test_a_story_that_breaks_off_for_good_says_why(
+    error: KernelscopeError, kind: str, raised: type[ServerError]
+) -> None:
+    """The job was deleted, or the key revoked, while its events were read."""
+    data = error.problem().model_dump_json()
+    with pytest.raises(raised, match=error.detail):
+        Story(ItemResult).told(ServerSentEvent(kind, data))
+
+
+def test_a_fault_of_the_server_is_come_back_from() -> None:
+    """Where the last event was."""
+    story = Story(ItemResult)
+    story.told(ServerSentEvent("status", '{"status": "running"}', "1-0"))
+    assert story.told(ServerSentEvent("problem", KernelscopeError("a bug").problem().model_dump_json())) is None
+    assert not story.over
+    assert story.headers == {"Last-Event-ID": "1-0"}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
+def test_this_machine_is_asked_without_a_proxy(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    """Whatever the environment says of others."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with Client(f"http://{host}:8000") as client:
+        own = client._http._transport_for_url(httpx.URL(f"http://{host}:8000/jobs"))
+        others = client._http._transport_for_url(httpx.URL("http://lab.example/jobs"))
+    assert own is client._http._transport
+    assert others is not own

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from api.consistency import Description, Maps, consistency, description, discrimination, likeness
+from api.pictures.consistency import Description, Maps, consistency, description, discrimination, likeness
 from benchmarks.ground_truth import concordance, described
 from benchmarks.planted import alternatives, overlap
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -14,15 +14,19 @@ import torch
 
 from shared.drawings import scene
 from shared.errors import DeviceOutOfMemory, SilentKernel
-from worker import answers
-from worker.device import TorchBatch, TorchDevice
-from worker.dummy import DummyBatch, DummyDevice
-from worker.engine import Asked, Engine
-from worker.networks import Networks
-from worker.pace import LARGEST_BATCH, pace, room_in_memory
-from worker.questions import Answer, Answered, Question
-from worker.suppression import Batch
-from worker.suppression.loop import Course
+from worker.engine import answers, torch_batch
+from worker.engine.device import TorchDevice
+from worker.engine.dummy import DummyBatch, DummyDevice
+from worker.engine.engine import Engine
+from worker.engine.pace import LARGEST_BATCH, pace, room_in_memory
+from worker.engine.questions import Answer, Answered, Question, Ticket
+from worker.engine.torch_batch import TorchBatch
+from worker.engine.turns import Account, Asked
+from worker.jobs.artifacts import note
+from worker.methods.suppression import Batch, Solution
+from worker.methods.suppression.loop import Course
+from worker.methods.suppression.problems import Rows
+from worker.networks.loaded import Networks
 
 PICTURE = np.asarray(scene(5, 96).image)
 
@@ -70,7 +74,7 @@ def test_the_ranking_is_by_mean_activation_and_without_silent_kernels(engine: En
     ranking = top(engine)
     network = device.networks.get("vgg_mini")
     image = network.space.from_bytes(torch.from_numpy(PICTURE.transpose(2, 0, 1).copy())[None])
-    means = network.features_of("conv2_2", image)[0].mean(dim=(1, 2))
+    means = network.layer("conv2_2").features(image)[0].mean(dim=(1, 2))
     assert ranking == sorted((k for k in range(32) if means[k] > 0), key=lambda k: -float(means[k]))
 
 
@@ -100,7 +104,7 @@ class Cramped:
             return pose(questions, *where) if len(questions) <= self.poses else self.refuse()
 
         monkeypatch.setattr(Batch, "step", cramped_step)
-        monkeypatch.setattr("worker.device.pose", cramped_pose)
+        monkeypatch.setattr("worker.engine.torch_batch.pose", cramped_pose)
 
     def refuse(self) -> None:
         """As torch does."""
@@ -133,7 +137,7 @@ def test_what_does_not_fit_even_alone_is_refused(
     for answer in answers.values():
         assert isinstance(answer, DeviceOutOfMemory)
         assert "conv2_2" in answer.detail
-    assert device.running == 0
+    assert engine.running == 0
     assert isinstance(ask(engine, [question(kernels[0])])[0], Answer)
 
 
@@ -177,7 +181,7 @@ def test_what_is_withdrawn_is_forgotten(engine: Engine, device: TorchDevice) -> 
     assert isinstance(next(iter(mate))[1], Answer)
     while engine.busy:
         time.sleep(0.001)
-    assert device.running == 0
+    assert engine.running == 0
     assert time.monotonic() - begin < 10
 
 
@@ -224,11 +228,11 @@ def test_a_small_job_does_not_wait_for_a_big_one_of_the_same_layer() -> None:
     """Urgent questions have a batch of their own; of equal ones, each caller has its turn."""
     device = Slow()
     engine = Engine(device)
-    big = engine.ask([question(1, iterations=50) for _ in range(16)], urgent=False)
+    big = engine.ask([question(1, iterations=50) for _ in range(16)], account=Account(urgent=False))
     small = engine.ask([question(1, iterations=5)])
     list(small)
     assert sum(ticket.step is not None for ticket in big.tickets) <= 2
-    other = engine.ask([question(1, iterations=5)], urgent=False)
+    other = engine.ask([question(1, iterations=5)], account=Account(urgent=False))
     list(other)
     assert sum(ticket.step is not None for ticket in big.tickets) <= 3
     big.withdraw()
@@ -337,8 +341,8 @@ def test_a_sketch_that_is_wanted_is_made_once(engine: Engine) -> None:
 def test_the_pace_is_measured_once_for_a_layer(device: TorchDevice) -> None:
     """Small networks run in batches."""
     network = device.networks.get("vgg_mini")
-    first = pace(network.cut("conv2_2"), 96, torch.device("cpu"))
-    assert pace(network.cut("conv2_2"), 96, torch.device("cpu")) is first
+    first = pace(network.layer("conv2_2").cut, 96, torch.device("cpu"))
+    assert pace(network.layer("conv2_2").cut, 96, torch.device("cpu")) is first
     assert 1 < first.batch <= LARGEST_BATCH["cpu"]
     assert first.seconds > 0
     layer = 32 * 48 * 48 * 4  # bytes of its maps
@@ -377,3 +381,239 @@ def test_a_step_that_ends_something_says_nothing_about_the_pace(
     ask(engine, [question(kernel, iterations=5) for kernel in top(engine)[:3]])
     assert set(seen) == {3}
     assert len(seen) == 4
+
+
+def test_an_x_that_is_worse_than_the_image_is_the_image(engine: Engine, device: TorchDevice) -> None:
+    """As one may be by rounding, or stopped early; but not where a bound is to be kept."""
+    layer = device.networks.get("vgg_mini").layer("conv2_2")
+    free, bound = (question(top(engine)[0], target_ssim=bound) for bound in (None, 0.9))
+    posed = answers.pose([free, bound], layer)
+    bad = posed[0].problem.image[0].flip(0) * 2
+    solutions = [Solution(bad, 9.0, 1, 0.0, "deadline", "bfloat16", [])] * 2
+    found, kept = answers.measured(layer, list(zip((free, bound), posed, solutions, strict=True)))
+    assert isinstance(found, Answer)
+    assert isinstance(kept, Answer)
+    assert np.array_equal(found.picture, PICTURE)
+    assert found.losses_float.total == pytest.approx(found.loss_start)
+    assert found.metrics.invention == 0
+    assert found.metrics.ssim == pytest.approx(1.0)
+    assert kept.losses_float.total > kept.loss_start
+
+
+def test_where_beta_is_large_the_blank_picture_is_an_answer(engine: Engine, device: TorchDevice) -> None:
+    """It is delivered where it has the lower loss, said in words, and only when the solver has had its time."""
+    layer = device.networks.get("vgg_mini").layer("conv2_2")
+    asked = question(top(engine)[0], beta=30.0, iterations=None)
+    ((_, answer),) = engine.ask([asked])
+    assert isinstance(answer, Answer)
+    assert answer.losses_float.total <= answer.loss_blank
+    (posed,) = answers.pose([asked], layer)
+    dots = torch.zeros_like(posed.problem.image[0])
+    dots[:, ::7, ::7] = 2.0
+    for beta, stopped, blank in ((30.0, "budget", True), (30.0, "deadline", False), (1.0, "budget", False)):
+        asked = question(top(engine)[0], beta=beta)
+        (posed,) = answers.pose([asked], layer)
+        solution = Solution(dots, 9.0, 1, 0.0, stopped, "float32", [])  # type: ignore[arg-type]
+        (found,) = answers.measured(layer, [(asked, posed, solution)])
+        assert isinstance(found, Answer)
+        assert (found.metrics.sparsity == 1) == blank
+        told = note(found, asked) or ""
+        assert "This is the blank picture" in told if blank else "The blank picture has a lower loss" in told
+        assert not blank or found.losses_float.total == found.loss_blank
+
+
+def test_answers_that_are_measured_together_are_those_of_each_alone(engine: Engine, device: TorchDevice) -> None:
+    """Of different pictures and kernels, in any order."""
+    layer = device.networks.get("vgg_mini").layer("conv3_1")
+    other = np.asarray(scene(6, 96).image)
+    asked = [
+        question(top(engine, "conv3_1", one)[n], "conv3_1", one) for n, one in ((0, PICTURE), (1, other), (2, PICTURE))
+    ]
+    posed = answers.pose(asked, layer)
+    x = [0.5 * one.problem.image[0].roll(shift, 1) for shift, one in enumerate(posed)]
+    solved = [
+        (one, pose, Solution(image, 1.0, 1, 0.0, "budget", "float32", []))
+        for one, pose, image in zip(asked, posed, x, strict=True)
+    ]
+    together = answers.measured(layer, solved)
+    for number, answer in enumerate(together):
+        (alone,) = answers.measured(layer, solved[number : number + 1])
+        assert isinstance(answer, Answer)
+        assert isinstance(alone, Answer)
+        assert np.array_equal(answer.picture, alone.picture)
+        for mine, theirs in ((answer.metrics, alone.metrics), (answer.metrics_float, alone.metrics_float)):
+            numbers, expected = (one.model_dump(exclude={"invention_by_layer"}) for one in (mine, theirs))
+            assert numbers == pytest.approx(expected, rel=1e-4)
+            assert mine.invention_by_layer == pytest.approx(theirs.invention_by_layer, rel=1e-4)
+        assert answer.losses.model_dump() == pytest.approx(alone.losses.model_dump(), rel=1e-4)
+        assert answer.loss_blank == pytest.approx(alone.loss_blank, rel=1e-4)
+        assert all(np.allclose(answer.maps[name], alone.maps[name], rtol=1e-3, atol=1e-4) for name in answer.maps)
+
+
+def test_what_ends_together_is_measured_in_steps_of_its_own(
+    engine: Engine, device: TorchDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many at once as half a second has time for: others are stepped in between."""
+    batch = device.batch(question(0))
+    assert isinstance(batch, TorchBatch)
+    tickets = [Ticket(question(kernel, iterations=1)) for kernel in top(engine)[:5]]
+    monkeypatch.setattr(torch_batch, "STEP_SECONDS", 0.0)  # time for one
+    assert batch.add(tickets) == []
+    assert batch.step() == []
+    assert [len(batch.step()) for _ in range(5)] == [1] * 5
+    assert len(batch) == 0
+
+
+class Failing:
+    """In the place of a function: does what that does, but for `times` calls, after so many, which raise this.
+
+    Args:
+        when: of which calls; all unless given.
+    """
+
+    def __init__(
+        self,
+        function: Any,
+        error: Exception,
+        times: int = 1,
+        after: int = 0,
+        when: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.function, self.error, self.times, self.after, self.when = function, error, times, after, when
+
+    def method(self) -> Any:
+        """As a function, which a class can have too."""
+
+        def fails(*arguments: Any, **options: Any) -> Any:
+            if self.after:
+                self.after -= 1
+            elif self.times and self.when():
+                self.times -= 1
+                raise self.error
+            return self.function(*arguments, **options)
+
+        return fails
+
+
+FULL = torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        (torch_batch, "pose"),
+        (torch_batch, "room_in_memory"),
+        (torch_batch, "pace"),
+        (Batch, "add"),
+        (Batch, "step"),
+        (answers, "measured"),
+    ],
+    ids=lambda where: where[1],
+)
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_memory_that_runs_out_anywhere_sets_back(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str], times: int
+) -> None:
+    """While another layer's batch has problems: nothing fails, nothing hangs, everything is answered."""
+    beside = engine.ask([question(kernel, "conv3_1", iterations=300) for kernel in top(engine, "conv3_1")[:2]])
+    while any(ticket.step is None for ticket in beside.tickets):
+        time.sleep(0.001)
+    function = getattr(*where)
+    # Whatever does not fit in a step when it is alone on the device never will: that is another test's.
+    failing = Failing(function, FULL, times, when=lambda: where[1] != "step" or engine.running > 1)
+    monkeypatch.setattr(where[0], where[1], failing.method())
+    found = ask(engine, [question(kernel) for kernel in top(engine)[:4]])
+    assert all(isinstance(answer, Answer) for answer in found.values())
+    assert failing.times == 0
+    assert all(isinstance(answer, Answer) for _, answer in beside)
+
+
+def test_memory_that_runs_out_while_half_are_set_back(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where not even the rows that stay can be kept, all are set back, and all are answered."""
+    steps, drops = Failing(Batch.step, FULL), Failing(Batch.drop, FULL)
+    monkeypatch.setattr(Batch, "step", steps.method())
+    monkeypatch.setattr(Batch, "drop", drops.method())
+    found = ask(engine, [question(kernel) for kernel in top(engine)[:4]])
+    assert all(isinstance(answer, Answer) for answer in found.values())
+    assert (steps.times, drops.times) == (0, 0)
+
+
+@pytest.mark.parametrize("after", range(5))
+def test_memory_that_runs_out_while_what_has_ended_is_taken_out(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """Wherever in that it is: nothing is lost between the batch and its books, everything is answered."""
+    failing = Failing(Rows.select, FULL, after=after)
+    monkeypatch.setattr(Rows, "select", failing.method())
+    lengths = (5, 40, 40, 40)
+    asked = [question(kernel, iterations=n) for kernel, n in zip(top(engine)[:4], lengths, strict=True)]
+    found = ask(engine, asked)
+    assert [answer.iterations for _, answer in sorted(found.items())] == list(lengths)
+    assert failing.times == 0
+    assert engine.running == 0
+
+
+@pytest.mark.parametrize("where", [(answers, "metrics"), (answers, "_posed"), (Batch, "step")])
+def test_a_bug_in_one_problem_is_its_own(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: tuple[Any, str]
+) -> None:
+    """Whoever else is in the batch is answered; the log says where it was."""
+    function = getattr(*where)
+    kernels = top(engine)[:3]
+    bad = kernels[1]
+
+    def buggy(*arguments: Any) -> Any:
+        of = {"metrics": lambda: arguments[2], "_posed": lambda: torch.tensor(arguments[0].kernel)}
+        own: Any = of.get(where[1], lambda: arguments[0].problems.kernel)
+        if bool((own() == bad).any()):
+            raise ZeroDivisionError("a bug")
+        return function(*arguments)
+
+    monkeypatch.setattr(where[0], where[1], buggy)
+    found = ask(engine, [question(kernel) for kernel in kernels])
+    assert isinstance(found[0], Answer)
+    assert isinstance(found[2], Answer)
+    assert str(found[1]) == "internal error (ZeroDivisionError); the worker's log has the details"
+    assert "a bug" in caplog.text
+
+
+def test_an_error_of_cudnn_is_the_devices(device: TorchDevice) -> None:
+    """Its context cannot be used any more; that its memory has run out is another matter."""
+    assert device.broken(RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"))
+    assert device.broken(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert not device.broken(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
+    assert not device.broken(FULL)
+    assert not device.broken(ZeroDivisionError())
+
+
+def test_a_small_job_beside_many_big_ones() -> None:
+    """Sixteen layers of a bulk caller: urgent work has half of the device."""
+    engine = Engine(Slow())
+    account = Account(urgent=False)
+    big = [engine.ask([question(1, f"conv{n}", iterations=2000)], account=account) for n in range(16)]
+    while any(one.tickets[0].step is None for one in big):
+        time.sleep(0.001)
+    begin = time.monotonic()
+    assert ask(engine, [question(1, "conv1_1", iterations=30)])
+    alone = 30 * 0.011
+    assert time.monotonic() - begin < 3 * alone
+    for one in big:
+        one.withdraw()
+    engine.close()
+
+
+def test_callers_share_the_device_whatever_their_batches_are() -> None:
+    """Who asks about eight layers has no more of it than who asks about one."""
+    engine = Engine(Slow())
+    many = Account()
+    big = [engine.ask([question(1, f"conv{n}", iterations=2000)], account=many) for n in range(8)]
+    while any(one.tickets[0].step is None for one in big):
+        time.sleep(0.001)
+    begin = time.monotonic()
+    one = Account()
+    assert list(engine.ask([question(1, "conv1_2", iterations=50)], account=one))
+    assert time.monotonic() - begin < 4 * 50 * 0.003
+    assert one.used > 50 * 0.002
+    for asked in big:
+        asked.withdraw()
+    engine.close()

@@ -15,14 +15,15 @@ from torch import nn
 
 from shared.drawings import scene
 from tests.recompute import VGG_BLOCKS, PlainVgg, numbers
-from worker.architectures import ARCHITECTURES, cuts
-from worker.device import TorchBatch, TorchDevice
-from worker.engine import Engine
-from worker.networks import LoadedNetwork, Networks
-from worker.pace import pace
-from worker.questions import Answer, Picture, Question, Ticket
-from worker.suppression import PixelSpace
-from worker.vgg_mini import WEIGHTS_FILE, VggMini
+from worker.engine.device import TorchDevice
+from worker.engine.engine import Engine
+from worker.engine.pace import pace
+from worker.engine.questions import Answer, NoMemory, Picture, Question, Ticket
+from worker.engine.torch_batch import TorchBatch
+from worker.methods.suppression import PixelSpace
+from worker.networks.architectures import ARCHITECTURES, cuts
+from worker.networks.loaded import LoadedNetwork, Networks
+from worker.networks.vgg_mini import WEIGHTS_FILE, VggMini
 
 LAYER = "conv3_1"
 PICTURE: Picture = np.asarray(scene(5, 96).image)
@@ -114,10 +115,10 @@ def test_problems_of_an_image_share_what_it_causes(device: TorchDevice) -> None:
 def test_the_term_counts_in_memory_and_pace(device: TorchDevice) -> None:
     """A watched layer is measured by itself, with what it keeps."""
     network = device.networks.get("vgg_mini")
-    plain = pace(network.cut(LAYER), 96, torch.device("cpu"))
-    watched = pace(network.watched(LAYER), 96, torch.device("cpu"))
+    plain = pace(network.layer(LAYER).cut, 96, torch.device("cpu"))
+    watched = pace(network.layer(LAYER).watched, 96, torch.device("cpu"))
     assert watched.bytes > plain.bytes
-    assert network.watched(LAYER) is network.watched(LAYER)
+    assert network.layer(LAYER).watched is network.layer(LAYER).watched
 
 
 @pytest.mark.parametrize(
@@ -142,16 +143,16 @@ def test_the_term_counts_in_memory_and_pace(device: TorchDevice) -> None:
 def test_the_layers_below_have_names(name: str, layer: str, expected: list[str]) -> None:
     """Those of the catalogue, or torchvision's."""
     features = ARCHITECTURES[name].features()
-    network = LoadedNetwork(
+    network = LoadedNetwork.of(
         name=name,
         space=PixelSpace.of((0.5,) * 3, (0.25,) * 3),
-        input_size=224,
+        size=224,
         weights=Networks(Path("/nonexistent"), torch.device("cpu"), download=False).get("vgg_mini").weights,
         reason="",
         cuts={cut: one.preactivation(features) for cut, one in cuts(name).items()},
     )
-    assert network.below(layer) == expected
-    relus = [module for module in network.watched(layer).modules() if isinstance(module, nn.ReLU)]
+    assert network.layer(layer).below == tuple(expected)
+    relus = [module for module in network.layer(layer).watched.modules() if isinstance(module, nn.ReLU)]
     assert relus == []
 
 
@@ -169,24 +170,23 @@ def test_who_asks_for_no_weight_and_who_does_are_answered_together(device: Torch
     engine.close()
 
 
-def test_memory_that_runs_out_before_the_first_step_sets_back(
+def test_memory_that_runs_out_before_the_first_step_is_told(
     device: TorchDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What an image causes below the layer does not fit while another batch runs: it is asked again, nothing fails."""
-    network = device.networks.get("vgg_mini")
+    """What an image causes below the layer does not fit: the batch says so, forgets it, and can be asked again."""
+    layer = device.networks.get("vgg_mini").layer(LAYER)
     batch = device.batch(question(0, method="evidence"))
-    assert isinstance(batch, TorchBatch)
-    device.running += 1  # another layer's batch has a problem
-    bounds = network.watched(LAYER).bounds
+    bounds = layer.watched.bounds
 
     def full(*_: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(network.watched(LAYER), "bounds", full)
     ticket = Ticket(question(device.ranking("vgg_mini", LAYER, PICTURE)[0], method="evidence", iterations=2))
-    assert batch.add([ticket]) == []
+    monkeypatch.setattr(layer.watched, "bounds", full)
+    assert batch.add([ticket]) == [(ticket, NoMemory())]
+    assert len(batch) == 0
     assert batch.step() == []
-    monkeypatch.setattr(network.watched(LAYER), "bounds", bounds)
-    device.running -= 1
+    monkeypatch.setattr(layer.watched, "bounds", bounds)
+    assert batch.add([ticket]) == []
     answered = [pair for _ in range(3) for pair in batch.step()]
     assert [type(answer) for _, answer in answered] == [Answer]

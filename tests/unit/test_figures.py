@@ -9,18 +9,30 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from api import figures
-from api.drawing import draw
+from api.pictures import figures
+from api.pictures.evidence import Arrays, Evidence
+from api.pictures.figures import draw
+from api.pictures.layout import LINE, MARGIN, TILE
 from shared.jobs import DRAWN_ARTIFACTS
 from shared.schemas import ExplainRequest, ItemResult, WeightsUsed
 from tests.conftest import noise
-from worker.dummy import DummyDevice
-from worker.engine import Engine
-from worker.questions import Question
+from worker.engine.dummy import DummyDevice
+from worker.engine.engine import Engine
+from worker.engine.questions import Question
+
+SHOWN = [  # of each kernel 400 by suppression and one by lrp
+    ("panel.png", 0, ([*range(15), 400], 385)),
+    ("panel.png", 401, ([*range(401, 416), 801], 385)),
+    ("panel.png", 300, ([*range(14), 300, 400], 385)),
+    ("sweep.png", 3, ([*range(16)], 384)),
+    ("sweep.png", 399, ([*range(15), 399], 384)),
+    ("sweep.png", 801, ([801], 0)),
+    ("others.png", 300, ([300], 0)),
+]
 
 
-def evidence(side: int = 12) -> figures.Evidence:
-    """A result of the dummy engine, with maps of this side."""
+def evidence(side: int = 12, after: float = 0.5) -> Evidence:
+    """A result of the dummy engine, with maps of this side; the kernel's is `after` times as bright after."""
     request = ExplainRequest(images=["0" * 64], model="vgg_mini", layer="conv1_1", kernels=[3])
     picture = np.asarray(noise(96, 96))
     question = Question("vgg_mini", "conv1_1", picture, 3, 1.0, 1.0, "fast", "quick", 2)
@@ -46,18 +58,11 @@ def evidence(side: int = 12) -> figures.Evidence:
         weights=WeightsUsed(source="dummy", sha256="0" * 64),
     )
     ramp = np.linspace(0, 2, side * side, dtype=np.float32).reshape(side, side)
-    return figures.Evidence(
-        request=request,
-        result=result,
-        original=Image.fromarray(picture),
-        optimized=Image.fromarray(answer.picture),
-        x=answer.x,
-        before=ramp,
-        after=0.5 * ramp,
-        others=[1, 2],
-        others_before=np.stack([ramp, ramp]),
-        others_after=0 * np.stack([ramp, ramp]),
-    )
+    two = np.stack([ramp, ramp])
+    maps: Arrays = {"before": ramp, "after": after * ramp, "others_before": two, "others_after": 0 * two}
+    pictures = {"original.png": Image.fromarray(picture), "optimized.png": Image.fromarray(answer.picture)}
+    files: dict[str, Arrays] = {"maps.npz": {**maps, "others": np.array([1, 2])}, "optimized.npy": {"x": answer.x}}
+    return Evidence(request, result, pictures.__getitem__, files.__getitem__)
 
 
 @pytest.mark.parametrize("name", DRAWN_ARTIFACTS)
@@ -123,14 +128,30 @@ def test_the_panel_has_a_row_for_each_method_and_each_beta() -> None:
     ]
     assert figures.named(one, [one]) == "what kernel 3 sees"
     heights = [figures.panel(one, several[:count]).height for count in (1, 2, 3)]
-    assert heights[2] - heights[1] == heights[1] - heights[0] > figures.TILE
+    assert heights[2] - heights[1] == heights[1] - heights[0] > TILE
     assert request == one.request
+
+
+@pytest.mark.parametrize(("name", "index", "expected"), SHOWN)
+def test_a_figure_shows_sixteen_at_most(name: str, index: int, expected: tuple[list[int], int]) -> None:
+    """Its own result among them, and the first ones of each method."""
+    sweep = {"methods": ["suppression", "lrp"], "alpha": list(range(1, 21)), "beta": list(range(1, 21))}
+    request = ExplainRequest(images=["0" * 64], layer="conv1_1", kernels=[3, 4], **sweep)
+    assert figures.shown(name, request, index) == expected
+
+
+def test_a_figure_says_how_many_it_does_not_show() -> None:
+    """In words: it differs from one that shows all."""
+    one = evidence()
+    for name in figures.SIDE_BY_SIDE:
+        assert draw(name, one, [one], 384) != draw(name, one, [one])
+        assert draw(name, one, [one], 384) != draw(name, one, [one], 2)
 
 
 def test_maps_share_one_scale_in_all_rows_of_a_panel() -> None:
     """A method that makes the kernel louder darkens the others' maps, not its own alone."""
     one = evidence()
-    loud = replace(one, after=4 * one.before)
+    loud = evidence(after=4)
     alone, together = (np.asarray(figures.panel(one, rows)) for rows in ([one], [one, loud]))
-    first = slice(figures.MARGIN + 3 * figures.LINE, figures.MARGIN + 4 * figures.LINE + figures.TILE)
+    first = slice(MARGIN + 3 * LINE, MARGIN + 4 * LINE + TILE)
     assert together[first].mean() < alone[first].mean()

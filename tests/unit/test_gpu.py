@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from shared.drawings import scene
-from worker.answers import pose
-from worker.device import TorchDevice
-from worker.engine import Engine
-from worker.networks import Networks
-from worker.questions import Answer, Question
-from worker.suppression import Batch, FastSolver, Problems
+from worker.engine.answers import pose
+from worker.engine.device import TorchDevice
+from worker.engine.engine import Engine
+from worker.engine.questions import Answer, Question
+from worker.methods.suppression import Batch, FastSolver, Problems
+from worker.networks.loaded import Networks
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 
@@ -30,8 +30,8 @@ def question(kernel: int, **changes: Any) -> Question:
 def test_nothing_waits_for_the_device_between_two_read_outs() -> None:
     """Torch itself says so, bounded problems included."""
     network = Networks(Path("/nonexistent"), torch.device("cuda"), download=False).get("vgg_mini")
-    cut = network.cut("conv3_1")
-    posed = pose([question(kernel, target_ssim=0.9) for kernel in range(4)], network)
+    cut = network.layer("conv3_1").cut
+    posed = pose([question(kernel, target_ssim=0.9) for kernel in range(4)], network.layer("conv3_1"))
     batch: Batch[Any] = Batch(cut, torch.bfloat16)
     batch.add(Problems.join_all([one.problem for one in posed]), FastSolver(network.space))
     batch.step(2)  # what is made once is made

@@ -25,7 +25,7 @@ def shown_to(colour: tuple[int, int, int], stripes: str = "") -> Tensor:
 
 def active(layer: str, image: Tensor) -> set[str]:
     """The kernels that respond to an image."""
-    maps = PlantedNetworks().planted.features_of(layer, image)[0]
+    maps = PlantedNetworks().planted.layer(layer).features(image)[0]
     return {name for name, one in zip(LAYERS[layer], maps, strict=True) if one.max() > 0}
 
 
@@ -49,7 +49,7 @@ def test_conjunctions_need_both_and_disjunctions_any() -> None:
 def test_drivers_are_what_the_map_misses(layer: str, kernel: str) -> None:
     """Against taking away one value after another."""
     image = SPACE.from_bytes(torch.from_numpy(picture(1).copy()).permute(2, 0, 1)[None])
-    number, cut = LAYERS[layer].index(kernel), PlantedNetworks().planted.cut(layer)
+    number, cut = LAYERS[layer].index(kernel), PlantedNetworks().planted.layer(layer).cut
     found = drivers(cut, image, number)
     whole = cut(image)[0, number].clamp_min(0).sum()
     falls = torch.zeros(3, SIDE, SIDE)

@@ -3,44 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from redis import Redis
 
-from shared.errors import IdempotencyConflict, JobEnded, JobExpired, JobNotFound, SilentKernel
+from shared.clock import now
+from shared.errors import IdempotencyConflict, JobEnded, JobNotFound, SilentKernel
 from shared.jobs import Claim, LostLease, Records, Retention, Submitted, Transitions
 from shared.schemas import ExplainRequest, ItemResult, Status, plan
+from shared.store import BlobStore
+from tests.conftest import Clock
 
 LEASE = 20.0
 
 
-class Clock:
-    """Time that stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        """Seconds."""
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    """The test's time."""
-    return Clock()
-
-
 @pytest.fixture
 def transitions(redis: Redis, clock: Clock) -> Transitions:
-    """Transitions on that time."""
-    return Transitions(redis, LEASE, clock)
+    """Transitions on a time that stands still."""
+    assert clock.now
+    return Transitions(redis, LEASE)
 
 
 @pytest.fixture
-def records(redis: Redis) -> Records:
+def records(redis: Redis, tmp_path: Path) -> Records:
     """What readers see."""
-    return Records(redis)
+    return Records(redis, BlobStore(tmp_path.as_uri()))
 
 
 def submit(transitions: Transitions, job_id: str = "j", kernels: object = None, lifetime: float = 1e6) -> list[str]:
@@ -48,7 +36,7 @@ def submit(transitions: Transitions, job_id: str = "j", kernels: object = None, 
     wanted = list(range(20)) if kernels is None else kernels
     fields = {"images": ["0" * 64], "layer": "conv1_1", "kernels": wanted}
     request = ExplainRequest.model_validate(fields)
-    announced = transitions.submit(job_id, request, plan(request, 10_000), transitions.clock() + lifetime)
+    announced = transitions.submit(job_id, request, plan(request, 10_000), now(transitions.redis) + lifetime)
     return [slice_id for slice_id, _ in announced.slices]
 
 
@@ -57,6 +45,13 @@ def claimed(transitions: Transitions, slice_id: str) -> Claim:
     claim = transitions.claim(slice_id)
     assert claim is not None
     return claim
+
+
+def suspected(transitions: Transitions, slice_id: str) -> bool:
+    """Whether the next worker of a slice that waits is told that it may die of it."""
+    claim = claimed(transitions, slice_id)
+    transitions.release(claim)
+    return claim.suspected
 
 
 def done(claim: Claim, number: int) -> ItemResult:
@@ -75,16 +70,16 @@ def complete(transitions: Transitions, claim: Claim) -> None:
 def test_a_job_from_submit_to_success(transitions: Transitions, records: Records, clock: Clock) -> None:
     """queued, running with its first slice, succeeded with its last; the times are kept."""
     first, second = submit(transitions)
-    assert records.job("j").status is Status.QUEUED
+    assert records.whole("j").status is Status.QUEUED
     clock.now += 5
     complete(transitions, claimed(transitions, first))
-    job = records.job("j")
+    job = records.whole("j")
     assert job.status is Status.RUNNING
     assert job.queue_position is None
     assert (job.progress.completed, job.progress.total) == (16, 20)
     clock.now += 5
     complete(transitions, claimed(transitions, second))
-    job = records.job("j")
+    job = records.whole("j")
     assert job.status is Status.SUCCEEDED
     assert [result.index for result in job.results] == list(range(20))
     assert job.started_at is not None
@@ -108,9 +103,9 @@ def test_the_queue_position_counts_slices_ahead(transitions: Transitions, record
     for name in ("a", "b", "c"):
         submit(transitions, name, kernels=[1])
         clock.now += 1
-    assert [records.job(name).queue_position for name in ("a", "b", "c")] == [1, 2, 3]
+    assert [records.whole(name).queue_position for name in ("a", "b", "c")] == [1, 2, 3]
     claimed(transitions, "a:0")
-    assert [records.job(name).queue_position for name in ("a", "b", "c")] == [None, 1, 2]
+    assert [records.whole(name).queue_position for name in ("a", "b", "c")] == [None, 1, 2]
 
 
 def test_a_slice_is_claimed_once(transitions: Transitions) -> None:
@@ -129,10 +124,10 @@ def test_progress_is_seen_and_holds_the_lease(transitions: Transitions, records:
         clock.now += LEASE - 1
         transitions.renew(claim, {"iteration": iteration, "budget": 10, "loss": 0.5})
         assert transitions.lapsed(3) == []
-    progress = records.job("j").progress
+    progress = records.whole("j").progress
     assert (progress.iteration, progress.budget, progress.loss) == (4, 10, 0.5)
     complete(transitions, claim)
-    assert records.job("j").progress.iteration is None
+    assert records.whole("j").progress.iteration is None
 
 
 def test_a_lapsed_slice_is_queued_again_without_its_finished_items(
@@ -148,8 +143,8 @@ def test_a_lapsed_slice_is_queued_again_without_its_finished_items(
     assert [item.kernel for item in again.items] == [2, 3]
     assert again.attempt == 2
     complete(transitions, again)
-    assert records.job("j").attempt == 2
-    assert [result.kernel for result in records.job("j").results] == [1, 2, 3]
+    assert records.whole("j").attempt == 2
+    assert [result.kernel for result in records.whole("j").results] == [1, 2, 3]
 
 
 def test_a_late_worker_can_write_nothing(transitions: Transitions, records: Records, clock: Clock) -> None:
@@ -161,7 +156,7 @@ def test_a_late_worker_can_write_nothing(transitions: Transitions, records: Reco
     with pytest.raises(LostLease):
         transitions.release(late)
     holder = claimed(transitions, slice_id)
-    before = records.job("j")
+    before = records.whole("j")
     attempts: list[Callable[[], None]] = [
         lambda: transitions.renew(late, {"iteration": 1}),
         lambda: transitions.resolve(late, []),
@@ -173,7 +168,7 @@ def test_a_late_worker_can_write_nothing(transitions: Transitions, records: Reco
     for attempt in attempts:
         with pytest.raises(LostLease):
             attempt()
-    assert records.job("j") == before
+    assert records.whole("j") == before
     complete(transitions, holder)
     with pytest.raises(LostLease):
         transitions.commit(holder, done(holder, 0), {})
@@ -185,7 +180,7 @@ def test_an_item_is_committed_once(transitions: Transitions, records: Records) -
     claim = claimed(transitions, slice_id)
     transitions.commit(claim, done(claim, 0).model_copy(update={"seconds": 1.0}), {})
     transitions.commit(claim, done(claim, 0).model_copy(update={"seconds": 2.0}), {})
-    job = records.job("j")
+    job = records.whole("j")
     assert [result.seconds for result in job.results] == [1.0]
     assert job.progress.completed == 1
 
@@ -198,27 +193,26 @@ def test_a_released_slice_does_not_count_as_an_attempt(transitions: Transitions,
         assert claim.attempt == 1
         transitions.release(claim)
     assert transitions.queued() == [slice_id]
-    assert records.job("j").status is Status.RUNNING
+    assert records.whole("j").status is Status.RUNNING
 
 
 def test_what_kills_its_worker_each_time_is_failed(transitions: Transitions, records: Records, clock: Clock) -> None:
     """Poison does not loop; finished items stay finished, and one that was finished starts the count anew."""
     (slice_id,) = submit(transitions, kernels=[1, 2])
-    assert not transitions.suspected(slice_id, 3)
+    assert not suspected(transitions, slice_id)
     claimed(transitions, slice_id)
     clock.now += LEASE + 1
     assert transitions.lapsed(3) == [slice_id]
-    assert transitions.suspected(slice_id, 3)
+    assert suspected(transitions, slice_id)
     second = claimed(transitions, slice_id)
     transitions.commit(second, done(second, 0), {})
-    assert not transitions.suspected(slice_id, 3)
     for _ in range(2):
         clock.now += LEASE + 1
         assert transitions.lapsed(3) == [slice_id]
         claimed(transitions, slice_id)
     clock.now += LEASE + 1
     assert transitions.lapsed(3) == []
-    job = records.job("j")
+    job = records.whole("j")
     assert job.status is Status.SUCCEEDED  # one item did succeed
     assert job.failed_items == 1
     assert job.attempt == 4
@@ -227,12 +221,28 @@ def test_what_kills_its_worker_each_time_is_failed(transitions: Transitions, rec
     assert "4 times" in job.results[1].error.detail
 
 
+def test_a_suspect_that_dies_in_company_did_it(transitions: Transitions, clock: Clock) -> None:
+    """The only one that was suspected before; whoever ran beside it is what it was in any company."""
+    (suspect,), (other,) = submit(transitions, "j1", kernels=[1]), submit(transitions, "j2", kernels=[1])
+    for slice_id in (suspect,) * 2:
+        transitions.claim(slice_id, "first")
+        clock.now += 30
+        transitions.lapsed(3)
+    assert suspected(transitions, suspect)
+    for slice_id in (suspect, other):
+        transitions.claim(slice_id, "second")
+    clock.now += 30
+    assert transitions.lapsed(3) == [other]
+    assert transitions.redis.hget("ks:job:j1", "status") == "failed"
+    assert transitions.redis.hmget(f"ks:slice:{other}", "strikes", "company") == ["0", "1"]
+
+
 def test_who_dies_in_company_is_suspected_and_not_failed(transitions: Transitions, clock: Clock) -> None:
     """Slices of one worker that lapse together: nothing is proved. Those of other workers are no company."""
     first, second = submit(transitions)
     (alone,) = submit(transitions, "k", kernels=[1])
     for death in range(4):
-        assert transitions.suspected(first, 3) == (death >= 2)
+        assert suspected(transitions, first) == (death >= 2)
         assert transitions.claim(first, "worker") is not None
         clock.now += 0.5  # the last renewal of the first, and the claim of the second
         assert transitions.claim(second, "worker") is not None
@@ -242,7 +252,7 @@ def test_who_dies_in_company_is_suspected_and_not_failed(transitions: Transition
     assert transitions.claim(first, "worker") is not None
     clock.now += LEASE + 1
     assert sorted(transitions.lapsed(3)) == [first, alone]
-    assert transitions.suspected(alone, 3)
+    assert suspected(transitions, alone)
 
 
 def test_a_cancelled_job_ends_at_once(transitions: Transitions, records: Records, clock: Clock) -> None:
@@ -252,7 +262,7 @@ def test_a_cancelled_job_ends_at_once(transitions: Transitions, records: Records
     transitions.commit(claim, done(claim, 0), {})
     clock.now += 1
     transitions.cancel("j")
-    job = records.job("j")
+    job = records.whole("j")
     assert job.status is Status.CANCELLED
     assert job.finished_at is not None
     assert [result.status for result in job.results] == ["succeeded"] + ["cancelled"] * 19
@@ -283,7 +293,7 @@ def test_ranks_without_a_kernel_have_no_result_even_in_a_cancelled_job(
     claim = claimed(transitions, slice_id)
     transitions.resolve(claim, claim.items[3:])
     transitions.cancel("j")
-    assert [result.rank for result in records.job("j").results] == [0, 1, 2]
+    assert [result.rank for result in records.whole("j").results] == [0, 1, 2]
 
 
 def test_a_job_on_which_no_kernel_is_active_says_so(transitions: Transitions, records: Records) -> None:
@@ -292,22 +302,10 @@ def test_a_job_on_which_no_kernel_is_active_says_so(transitions: Transitions, re
     claim = claimed(transitions, slice_id)
     transitions.resolve(claim, claim.items)
     transitions.finish(claim)
-    job = records.job("j")
+    job = records.whole("j")
     assert job.status is Status.FAILED
     assert job.error is not None
     assert job.error.type == "/problems/silent-kernel"
-
-
-def test_a_picture_of_a_job_that_has_gone_is_not_remembered(
-    transitions: Transitions, records: Records, redis: Redis, clock: Clock
-) -> None:
-    """It was being drawn while the job expired: nothing would ever remove it."""
-    submit(transitions, kernels=[1], lifetime=10)
-    records.keep_drawn("j", 0, "panel.png", "e" * 64)
-    clock.now += 11
-    assert Retention(transitions).expire() == ["e" * 64]
-    records.keep_drawn("j", 0, "panel.png", "f" * 64)
-    assert sorted(redis.keys("ks:*")) == ["ks:ended", "ks:gone:j", "ks:orphans"]
 
 
 def test_a_key_names_one_request(transitions: Transitions, records: Records) -> None:
@@ -316,7 +314,7 @@ def test_a_key_names_one_request(transitions: Transitions, records: Records) -> 
     other = request.model_copy(update={"kernels": [2]})
 
     def submitted(name: str, asked: ExplainRequest, key: str | None) -> Submitted:
-        return transitions.submit(name, asked, plan(asked, 10), transitions.clock() + 100, key)
+        return transitions.submit(name, asked, plan(asked, 10), now(transitions.redis) + 100, key)
 
     assert not submitted("a", request, "key").replayed
     again = submitted("b", request, "key")
@@ -345,7 +343,7 @@ def test_a_transition_whose_answer_was_lost_can_be_asked_again(
     transitions.commit(claim, done(claim, 0), {})
     for _ in range(2):
         transitions.finish(claim)
-    assert records.job("j").status is Status.SUCCEEDED
+    assert records.whole("j").status is Status.SUCCEEDED
 
 
 def test_what_waits_beyond_its_deadline_is_failed(transitions: Transitions, records: Records, clock: Clock) -> None:
@@ -355,15 +353,15 @@ def test_what_waits_beyond_its_deadline_is_failed(transitions: Transitions, reco
     for name in ("waiting", "running"):
         transitions.submit(name, request, plan(request, 100), clock.now + 1000)
     claim = claimed(transitions, "running:0")
-    assert claim.deadline == clock.now + 10
+    assert claim.seconds_left == 10
     assert transitions.overdue() == []
     clock.now += 11
     assert transitions.overdue() == ["waiting:0"]
-    job = records.job("waiting")
+    job = records.whole("waiting")
     assert job.status is Status.FAILED
     assert job.error is not None
     assert job.error.type == "/problems/deadline-passed"
-    assert records.job("running").status is Status.RUNNING
+    assert records.whole("running").status is Status.RUNNING
 
 
 def test_the_same_work_is_found_as_long_as_its_job_is_kept(
@@ -376,10 +374,10 @@ def test_the_same_work_is_found_as_long_as_its_job_is_kept(
     transitions.commit(claim, done(claim, 0), {"optimized.png": "f" * 64}, "print")
     found = records.same("print")
     assert found is not None
-    assert found[0].kernel == 1
-    assert found[1] == {"optimized.png": "f" * 64}
+    assert (found[0], found[1].kernel) == ("j", 1)
+    assert found[2] == {"optimized.png": "f" * 64}
     clock.now += 11
-    Retention(transitions).expire()
+    Retention(transitions, records).expire()
     assert records.same("print") is None
 
 
@@ -387,7 +385,7 @@ def test_a_job_without_a_success_is_failed(transitions: Transitions, records: Re
     """Its error is that of its items, and says how many they are."""
     (slice_id,) = submit(transitions, kernels=[1, 2])
     transitions.fail(claimed(transitions, slice_id), SilentKernel("kernel 1 is silent"))
-    job = records.job("j")
+    job = records.whole("j")
     assert job.status is Status.FAILED
     assert job.error is not None
     assert job.error.type == "/problems/silent-kernel"
@@ -397,44 +395,24 @@ def test_a_job_without_a_success_is_failed(transitions: Transitions, records: Re
 def test_top_n_has_a_total_once_every_slice_is_resolved(transitions: Transitions, records: Records) -> None:
     """Ranks that no active kernel fills are skipped: they count for nothing."""
     first, second = submit(transitions, kernels="top:20")
-    assert records.job("j").progress.total is None
+    assert records.whole("j").progress.total is None
     claim = claimed(transitions, first)
     transitions.resolve(claim, [])
     transitions.resolve(claim, [])  # a repeated call changes nothing
-    assert records.job("j").progress.total is None
+    assert records.whole("j").progress.total is None
     other = claimed(transitions, second)
     transitions.resolve(other, other.items[1:])
-    assert records.job("j").progress.total == 17
+    assert records.whole("j").progress.total == 17
 
 
-def test_retention_removes_the_record_and_the_blobs_that_nobody_else_refers_to(
-    transitions: Transitions, records: Records, redis: Redis, clock: Clock
+def test_a_worker_whose_job_has_expired_loses_its_lease(
+    transitions: Transitions, records: Records, clock: Clock
 ) -> None:
-    """A tombstone answers for a while; a blob that another job shares stays; a hold without a job goes too."""
-    for name, lifetime in (("old", 10.0), ("young", 1000.0)):
-        records.hold(name, ["shared", f"only-{name}"], clock.now + lifetime)
-        submit(transitions, name, kernels=[1], lifetime=lifetime)
-    records.hold("never-submitted", ["orphan"], clock.now + 10)
-    clock.now += 11
-    assert sorted(Retention(transitions).expire()) == ["only-old", "orphan"]
-    with pytest.raises(JobExpired):
-        records.job("old")
-    with pytest.raises(JobNotFound):
-        records.job("never-there")
-    assert records.job("young").status is Status.QUEUED
-    assert transitions.claim("old:0") is None
-    clock.now += 1000
-    assert sorted(Retention(transitions).expire()) == ["only-young", "shared"]
-    left = {key for key in redis.keys("ks:*") if not key.startswith("ks:gone:")}
-    assert left == {"ks:ended", "ks:orphans"}
-
-
-def test_a_worker_whose_job_has_expired_loses_its_lease(transitions: Transitions, clock: Clock) -> None:
     """It cannot bring the job back to life."""
     (slice_id,) = submit(transitions, kernels=[1], lifetime=10)
     claim = claimed(transitions, slice_id)
     clock.now += 11
-    Retention(transitions).expire()
+    Retention(transitions, records).expire()
     with pytest.raises(LostLease):
         transitions.commit(claim, done(claim, 0), {})
     assert transitions.lapsed(3) == []

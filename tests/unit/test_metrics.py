@@ -7,9 +7,10 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from worker.metrics import likeness, metrics, png_regularization
-from worker.suppression import PixelSpace
-from worker.suppression.likeness import window_for
+from shared.schemas import Metrics
+from worker.engine.metrics import likeness, metrics, png_regularization
+from worker.methods.suppression import PixelSpace
+from worker.methods.suppression.likeness import window_for
 
 SPACE = PixelSpace.of((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -17,6 +18,14 @@ SPACE = PixelSpace.of((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 def maps(seed: int, *shape: int) -> torch.Tensor:
     """Random activations, half of them zero."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).clamp_min(0)
+
+
+def measured(before: torch.Tensor, after: torch.Tensor, kernel: int, picture: torch.Tensor) -> Metrics:
+    """Of one X̂, among two that are alike."""
+    two = [one.expand(2, *one.shape) for one in (before, after, picture)]
+    found, same = metrics(two[0], two[1], torch.tensor([kernel] * 2), two[2], SPACE)
+    assert found == same
+    return found
 
 
 @pytest.mark.parametrize(("side", "window"), [(56, 11), (14, 11), (11, 11), (7, 7), (6, 5), (3, 3)])
@@ -51,7 +60,7 @@ def test_ssim_paper_is_zero_padded_with_range_one() -> None:
 def test_a_map_of_one_position_has_no_ssim() -> None:
     """Null, not a number that means nothing."""
     before, after = maps(1, 4, 1, 1) + 0.1, maps(2, 4, 1, 1)
-    found = metrics(before, after, 1, torch.zeros(3, 8, 8, dtype=torch.uint8), SPACE)
+    found = measured(before, after, 1, torch.zeros(3, 8, 8, dtype=torch.uint8))
     assert found.ssim is None
     assert found.ssim_window is None
     assert found.ssim_paper is None
@@ -65,7 +74,7 @@ def test_the_other_metrics_by_hand() -> None:
     after[0], after[1] = 1.5, 1
     picture = SPACE.mean_bytes.expand(3, 4, 4).clone()
     picture[0, 0, 0] += 1
-    found = metrics(before, after, 0, picture, SPACE)
+    found = measured(before, after, 0, picture)
     assert found.mse_selected == pytest.approx(0.25)
     assert found.mse_others == pytest.approx((4 * 1 + 0) / 8)
     assert found.mse_others_before == pytest.approx((4 * 4 + 4 * 9) / 8)

@@ -19,12 +19,12 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from shared import catalogue
 from shared.errors import LayerNotCovered, ModelUnavailable
-from worker import networks as networks_module
-from worker import weights as weights_module
-from worker.architectures import ARCHITECTURES, cuts, receptive_field
-from worker.catalogue import catalogue as generated
-from worker.networks import Networks
-from worker.weights import find, load
+from worker.networks import loaded as networks_module
+from worker.networks import weights as weights_module
+from worker.networks.architectures import ARCHITECTURES, cuts, receptive_field
+from worker.networks.catalogue import catalogue as generated
+from worker.networks.loaded import Networks
+from worker.networks.weights import find, load
 
 CPU = torch.device("cpu")
 
@@ -72,7 +72,7 @@ def test_every_layer_is_torchvision_s_node(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         nodes = create_feature_extractor(model, list(layers))(image)
         for node, layer in layers.items():
-            maps = network.features_of(layer.name, image)
+            maps = network.layer(layer.name).features(image)
             assert float((maps - nodes[node]).norm()) <= 1e-5 * float(nodes[node].norm()), node
             assert maps.shape == (1, layer.kernels, layer.height, layer.width)
             assert bool((maps >= 0).all()), f"{node} is not after a ReLU"
@@ -114,7 +114,7 @@ def test_networks_are_loaded_once_frozen_and_share_modules(tmp_path: Path) -> No
     source = networks(tmp_path)
     network = source.get("vgg11")
     assert source.get("vgg11") is network
-    low, high = network.cut("conv1_1"), network.cut("conv3_2")
+    low, high = network.layer("conv1_1").cut, network.layer("conv3_2").cut
     assert all(a is b for a, b in zip(low, high, strict=False))
     assert not any(parameter.requires_grad for parameter in high.parameters())
     assert not any(module.training for module in high.modules())
@@ -129,19 +129,19 @@ def test_a_partial_file_serves_exactly_the_layers_that_it_covers(tmp_path: Path)
     covered = ["conv1_1", "conv1_2", "conv2_1", "conv2_2"]
     assert source.states()["vgg16"].layers == covered
     network = source.get("vgg16")
-    assert network.layers == covered
-    assert network.features_of("conv2_2", torch.zeros(1, 3, 32, 32)).shape == (1, 128, 16, 16)
+    assert list(network.layers) == covered
+    assert network.layer("conv2_2").features(torch.zeros(1, 3, 32, 32)).shape == (1, 128, 16, 16)
     with pytest.raises(
         LayerNotCovered, match=r"vgg16-blocks1-2\.safetensors.*do not cover conv3_1.*conv1_1, .*conv2_2"
     ):
-        network.features_of("conv3_1", torch.zeros(1, 3, 32, 32))
+        network.layer("conv3_1").features(torch.zeros(1, 3, 32, 32))
 
 
 def test_a_gap_ends_the_coverage(tmp_path: Path) -> None:
     """A layer whose lower neighbour is missing cannot be computed."""
     state = {key: tensor for key, tensor in whole("vgg11").items() if key != "features.3.bias"}
     save_file(state, tmp_path / "vgg11.safetensors")
-    assert networks(tmp_path).get("vgg11").layers == ["conv1_1"]
+    assert list(networks(tmp_path).get("vgg11").layers) == ["conv1_1"]
 
 
 def test_a_fire_module_may_be_covered_up_to_its_squeeze(tmp_path: Path) -> None:
@@ -149,15 +149,15 @@ def test_a_fire_module_may_be_covered_up_to_its_squeeze(tmp_path: Path) -> None:
     state = {key: t for key, t in whole("squeezenet1_1").items() if not key.startswith("features.3.expand")}
     save_file(state, tmp_path / "squeezenet1_1.safetensors")
     network = networks(tmp_path).get("squeezenet1_1")
-    assert network.layers == ["conv1", "fire2_squeeze"]
-    assert network.features_of("fire2_squeeze", torch.zeros(1, 3, 64, 64)).shape[1] == 16
+    assert list(network.layers) == ["conv1", "fire2_squeeze"]
+    assert network.layer("fire2_squeeze").features(torch.zeros(1, 3, 64, 64)).shape[1] == 16
 
 
 def test_pth_files_are_read_without_running_code(tmp_path: Path) -> None:
     """A weights-only .pth under torchvision's own file name; a pickle that would run code is refused."""
     torch.save(whole("alexnet"), tmp_path / "alexnet-owt-7be5be79.pth")
     network = networks(tmp_path).get("alexnet")
-    assert network.layers == [f"conv{number}" for number in range(1, 6)]
+    assert list(network.layers) == [f"conv{number}" for number in range(1, 6)]
     data = (tmp_path / "alexnet-owt-7be5be79.pth").read_bytes()
     assert network.weights.sha256 == hashlib.sha256(data).hexdigest()
     torch.save(nn.Linear(2, 2), tmp_path / "vgg11.pth")
@@ -255,7 +255,7 @@ def test_weights_are_downloaded_checked_and_kept(
     state = source.states()["vgg11"]
     assert state.available
     assert "37 MB, downloaded on first use" in state.reason
-    assert source.get("vgg11").layers[-1] == "conv5_2"
+    assert list(source.get("vgg11").layers)[-1] == "conv5_2"
     assert "100%" in capfd.readouterr().err
     for file in published.iterdir():
         file.unlink()

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tests.unit import tiny
-from worker.suppression import Problems, losses
-from worker.suppression.objective import gradient, subgradient
+from worker.methods.suppression import Problems, losses
+from worker.methods.suppression.objective import gradient, subgradient
 
 Array = NDArray[np.float64]
 
@@ -80,7 +80,7 @@ def test_gradient_equals_finite_differences(seed: int) -> None:
     """With y = r/‖r‖ it is the gradient of L_p + α·L_s of each problem alone, not of a mean over the batch."""
     net = tiny.network(seed)
     problems = tiny.problems(net, 2, seed)
-    problems.alpha[1] *= seed  # none, once
+    problems = problems.weighing(problems.alpha * torch.tensor([1, seed]), problems.beta)  # none, once
     x = tiny.images(2, seed + 50)
     _, slope = gradient(net, problems, x, subgradient(problems), torch.float64)
     generator = np.random.default_rng(seed)
@@ -126,6 +126,17 @@ def test_select_and_join_undo_each_other() -> None:
     """Rows move together, which is what continuous batching stands on."""
     problems = tiny.problems(tiny.network(), 4)
     mask = torch.tensor([True, False, True, False])
-    again = problems.select(mask).join(problems.select(~mask))
+    again = problems.select(mask.nonzero()[:, 0]).join(problems.select((~mask).nonzero()[:, 0]))
     assert again.kernel.tolist() == problems.kernel[[0, 2, 1, 3]].tolist()
     assert torch.equal(again.target, problems.target[[0, 2, 1, 3]])
+
+
+def test_a_lone_kernel_can_be_asked_without_suppression() -> None:
+    """All others are silent: there is nothing to suppress with α > 0, and nothing to divide by with α = 0."""
+    features = torch.zeros(2, 3, 4, 4, dtype=torch.float64)
+    features[:, 1] = 1
+    image, kernel = torch.zeros(2, 3, 8, 8, dtype=torch.float64), torch.tensor([1, 1])
+    alpha, one = torch.tensor([1.0, 0.0], dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    problems = Problems.pose(image, features, kernel, alpha, one)
+    assert problems.lone.tolist() == [True, False]
+    assert float(losses(problems, features, image).total[1]) == 0

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 from typing import Any
 
+import httpcore
 import pytest
 
-from api import outbound
-from api.outbound import ForbiddenAddressError, check_target, is_public, post
+from api.jobs import outbound
+from api.jobs.outbound import ForbiddenAddressError, check_target, is_public, post
 from shared.errors import WebhookRefused
 
 FORBIDDEN = [
@@ -33,6 +36,11 @@ FORBIDDEN = [
     "http://[ff02::1]/",
     "http://[::ffff:127.0.0.1]/",
     "http://[::ffff:10.0.0.1]/",
+    "http://[::ffff:8.8.8.8]/",
+    "http://[::ffff:0:a00:1]/",
+    "http://[::ffff:0:808:808]/",
+    "http://[3fff::1]/",
+    "http://[5f00::1]/",
     "http://[64:ff9b::7f00:1]/",
     "http://[2002:7f00:1::]/",
 ]
@@ -94,8 +102,6 @@ def test_the_connection_is_made_to_the_address_that_was_checked(monkeypatch: pyt
 
         monkeypatch.setattr(socket, "getaddrinfo", once)
         monkeypatch.setattr(outbound, "is_public", lambda _: True)
-        import threading
-
         seen: list[bytes] = []
 
         def answer() -> None:
@@ -120,6 +126,34 @@ def _numeric_only(connect: Any) -> Any:
         return connect(address, *arguments, **named)
 
     return checked
+
+
+def test_a_name_that_is_not_found_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's resolver may take minutes; when all that may wait for it do, the next attempt fails at once."""
+    answered = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait(30) and [])
+    monkeypatch.setattr(outbound, "SECONDS", 0.2)
+    monkeypatch.setattr(outbound, "LOOKUPS", threading.BoundedSemaphore(2))
+    begin = time.monotonic()
+    for complaint in ("lab.example was not found", "lab.example was not found", "the resolver does not answer"):
+        with pytest.raises(httpcore.ConnectTimeout, match=complaint):
+            post("http://lab.example/", b"", {}, private=False)
+    assert time.monotonic() - begin < 5
+    answered.set()
+    for thread in threading.enumerate():
+        if thread.name == "resolver":
+            thread.join()
+
+
+def test_a_name_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is told as the system tells it."""
+
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(socket.gaierror, match="not known"):
+        post("http://lab.example/", b"", {}, private=False)
 
 
 def test_what_an_ip_address_is() -> None:

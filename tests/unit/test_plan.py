@@ -26,8 +26,10 @@ def test_every_combination_once_in_order_in_slices_of_at_most_16(
     images: int, kernels: list[int], alpha: list[float], beta: list[float]
 ) -> None:
     """No item is lost or doubled, whatever the axes."""
-    slices = plan(request(images, kernels, alpha, beta), 10_000)
+    asked = request(images, kernels, alpha, beta)
+    slices = plan(asked, 10_000)
     items = [item for each in slices for item in each]
+    assert [asked.image_of(item.index) for item in items] == [item.image for item in items]
     assert [item.index for item in items] == list(range(len(items)))
     found = [(item.image, item.kernel, item.alpha, item.beta) for item in items]
     assert found == list(product(range(images), kernels, alpha, beta))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from threading import Event
 
 import pytest
 from redis import Redis
 
+from shared.alive import alive
 from shared.settings import Settings
 from shared.workers import NetworkState, living
-from worker.dummy import DummyDevice
+from worker.engine.dummy import DummyDevice
 from worker.process import WorkerProcess
 
 
@@ -35,6 +37,7 @@ def test_the_heartbeat_and_the_other_networks_outlive_any_error(
     monkeypatch.setattr(DummyDevice, "states", states)
     monkeypatch.setattr(DummyDevice, "preload", preload)
     process.settings = process.settings.model_copy(update={"preload": ("vgg16", "vgg_mini")})
+    monkeypatch.setattr(tempfile, "tempdir", str(settings.data_dir))
     process.start()
     assert loaded == ["vgg16", "vgg_mini"]
     assert broken.wait(5)
@@ -43,6 +46,7 @@ def test_the_heartbeat_and_the_other_networks_outlive_any_error(
     while not living(redis) and time.monotonic() < end:
         time.sleep(0.05)
     assert [worker.id for worker in living(redis)] == [process.id]
+    assert alive("worker", 60)
     process.stopping.set()
     process.runner.pulse.close()
     process.engine.close()

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from itertools import count
-from typing import Any, ClassVar
+from math import inf
+from typing import ClassVar
 
 import pytest
 from hypothesis import HealthCheck, settings, stateful
@@ -15,37 +16,38 @@ from hypothesis.stateful import Bundle, MultipleResults, initialize, invariant, 
 from redis import Redis
 
 from shared import errors
-from shared.jobs import Claim, LostLease, Records, Retention, Submitted, Transitions
-from shared.jobs.claims import QUEUES, Queue
+from shared.jobs import Caller, Claim, LostLease, Retention, Submitted, Transitions
+from shared.jobs.claims import QUEUES, SUSPECTED, Queue
 from shared.schemas import ExplainRequest, ItemResult, Job, plan
-from tests.conftest import FULL
-from tests.unit.record_model import LEASE, PROGRESS, SILENT, Part, Work, facts
+from tests.conftest import FULL, Clock, records_of
+from tests.unit.record_model import (
+    LEASE,
+    LEFT_OVER,
+    PROGRESS,
+    SILENT,
+    Part,
+    Turns,
+    Work,
+    contents,
+    facts,
+    line_of,
+    readers_were_told,
+)
 
 KERNELS: list[list[int] | str] = [[3], [3, 5], [3, 5, 7], "top:1", "top:3", list(range(20)), "top:18"]
-ASKED = partial(ExplainRequest, images=["0" * 64], layer="relu1_1")
-REQUESTS = st.builds(ASKED, kernels=st.sampled_from(KERNELS), deadline_s=st.sampled_from([None, None, None, 10]))
+ASKED = partial(ExplainRequest, images=["0" * 64])
+DEADLINES = st.sampled_from([None, None, None, 10])
+LAYERS = ["relu1_1", "relu2_1"]
+REQUESTS = st.builds(ASKED, layer=st.sampled_from(LAYERS), kernels=st.sampled_from(KERNELS), deadline_s=DEADLINES)
+OWNERS = ("", "a", "b")
+BUCKETS = [f"vgg16 {layer}{suspected}" for layer in LAYERS for suspected in ("", SUSPECTED)]
 FINGERPRINTS = st.sampled_from(["", "", "print", "other print"])
 AGES = st.sampled_from([0, 0, 1, 1, 2, 3])
 LIFETIMES = st.sampled_from([60.0, 600.0, 6000.0])
 KEYS = st.sampled_from(["", "", "a", "b"])
 MANY = 2000 if FULL else 100
+HOUR = 3600
 BLOBS = {"panel.png": "f" * 64}
-LEFT_OVER = (
-    "ks:gone:",
-    "ks:idempotency:",
-    "ks:same:",
-    "ks:done:",
-    "ks:ended",
-    "ks:orphans",
-)  # counts, and what runs out by itself
-
-
-def contents(redis: Redis) -> dict[str, Any]:
-    """Everything in the database but plain strings, which run out by the real time."""
-    zset = partial(redis.zrange, start=0, end=-1, withscores=True)
-    readers = {"hash": redis.hgetall, "set": redis.smembers, "zset": zset}
-    kinds = {key: redis.type(key) for key in redis.keys("ks:*")}
-    return {key: readers[kind](key) for key, kind in kinds.items() if kind in readers}
 
 
 class RecordMachine(stateful.RuleBasedStateMachine):
@@ -54,23 +56,32 @@ class RecordMachine(stateful.RuleBasedStateMachine):
     It finishes a slice when no item is left, and resolves "top:N" only, skipping neither what has a result nor all.
     """
 
-    ENDS = ("succeeded", "failed", "cancelled")
     redis: ClassVar[Redis]
     slices = Bundle("slices")
 
     def __init__(self) -> None:
         super().__init__()
         self.redis.flushdb()
-        self.now = 1_000_000.0
-        self.transitions = Transitions(self.redis, LEASE, lambda: self.now)
-        self.records = Records(self.redis)
+        self.clock = Clock(self.redis)
+        self.transitions = Transitions(self.redis, LEASE)
+        self.records = records_of(self.redis)
         self.works: dict[str, Work] = {}
         self.parts: dict[str, Part] = {}
-        self.holds: dict[str, tuple[float, set[str]]] = {}  # of each job: when it expires, its blobs
+        self.retention = Retention(self.transitions, self.records)
         self.keys: dict[str, Work] = {}
-        self.same: dict[str, tuple[Work, int, float]] = {}  # of a fingerprint: job, item, since when
+        self.same: dict[str, tuple[Work, int]] = {}  # of a fingerprint: job, item
         self.fixed: dict[tuple[str, int | None], ItemResult | Job] = {}  # results, and jobs that have ended
         self.numbers = count()
+        self.turns = {queue: Turns() for queue in QUEUES}
+
+    @property
+    def now(self) -> float:
+        """Redis's time."""
+        return self.clock.now
+
+    @now.setter
+    def now(self, seconds: float) -> None:
+        self.clock.now = seconds
 
     def queued(self, queue: Queue) -> list[str]:
         """The queue as it must be."""
@@ -98,28 +109,37 @@ class RecordMachine(stateful.RuleBasedStateMachine):
     @initialize(target=slices, request=REQUESTS, lifetime=LIFETIMES)
     def begin(self, request: ExplainRequest, lifetime: float) -> MultipleResults[str]:
         """With a job."""
-        return self.submit(request, lifetime, "", same=False)
+        return self.submit(request, lifetime, "", "", same=False)
 
     @precondition(lambda self: sum(work.finished is None and not work.removed for work in self.works.values()) < 3)
-    @rule(target=slices, request=REQUESTS, lifetime=LIFETIMES, key=KEYS, same=st.booleans())
-    def submit(self, request: ExplainRequest, lifetime: float, key: str, *, same: bool) -> MultipleResults[str]:
-        """A job; with a key that was used before, the old one or a refusal."""
+    @rule(
+        target=slices,
+        request=REQUESTS,
+        lifetime=LIFETIMES,
+        key=KEYS,
+        owner=st.sampled_from(OWNERS),
+        same=st.booleans(),
+    )
+    def submit(
+        self, request: ExplainRequest, lifetime: float, key: str, owner: str, *, same: bool
+    ) -> MultipleResults[str]:
+        """A job; with a key that was used before, its owner's old one or a refusal."""
         known = self.keys.get(key)
+        owner = known.owner if known else owner
         request = known.request if known and same else request
         slices, expires, name = plan(request, 100), self.now + lifetime, f"j{next(self.numbers)}"
-        self.records.hold(name, ["shared", name], expires)
-        self.holds[name] = (expires, {"shared", name})
-        submit = partial(self.transitions.submit, name, request, slices, expires, key or None)
+        submit = partial(self.transitions.submit, name, request, slices, expires, key or None, Caller(owner))
         if known and not known.removed:
             with nullcontext() if known.request == request else pytest.raises(errors.IdempotencyConflict):
                 assert submit() == Submitted(known.name, [])
             return multiple()
         queue: Queue = "interactive" if sum(map(len, slices)) <= 16 else "bulk"
         deadline = None if request.deadline_s is None else self.now + request.deadline_s
-        work = self.works[name] = Work(name, request, queue, self.now, expires, deadline)
+        work = self.works[name] = Work(name, request, queue, self.now, expires, deadline, owner)
         work.parts = [Part(f"{name}:{n}", work, items, self.now, self.now) for n, items in enumerate(slices)]
         for part in work.parts:
-            part.claims = [Claim(part.name, name, "made up", 0, part.items, request, expires, deadline, queue, "")]
+            part.wait(self.now)
+            part.claims = [Claim(part.name, name, "made up", 0, part.items, request, expires, queue, owner)]
         assert submit() == Submitted(name, [(part.name, queue) for part in work.parts])
         # The answer was lost, the client asks again: announced again, made once.
         assert submit() == Submitted(name, [(part.name, queue) for part in work.parts])
@@ -130,14 +150,59 @@ class RecordMachine(stateful.RuleBasedStateMachine):
     @rule(slice_id=slices, worker=st.sampled_from(["", "a", "a", "b"]))
     def claim(self, slice_id: str, worker: str = "a") -> None:
         """Only what is queued can be claimed."""
-        part, left = self.parts[slice_id], self.parts[slice_id].left
+        part = self.parts[slice_id]
         claim = self.transitions.claim(slice_id, worker)
         assert (claim is not None) == (part.status == "queued")
         if claim:
-            part.begin(claim.token, self.now, worker)
-            about = (part.work.request, part.work.expires, part.work.deadline, part.work.queue, "")
-            assert claim == Claim(slice_id, part.work.name, claim.token, part.attempt, left, *about)
-            part.claims.append(claim)
+            self.begun(part, claim, worker)
+
+    def begun(self, part: Part, claim: Claim, worker: str) -> None:
+        """This claim is right, and the part runs."""
+        work, left = part.work, part.left
+        part.begin(claim.token, self.now, worker)
+        about = (work.request, work.expires, work.queue, work.owner, "")
+        times = (None if work.deadline is None else work.deadline - self.now, self.now - part.queued_at)
+        suspected = part.bucket.endswith(SUSPECTED)
+        assert claim == Claim(part.name, work.name, claim.token, part.attempt, left, *about, *times, suspected)
+        part.claims.append(claim)
+
+    @rule(
+        queue=st.sampled_from(QUEUES),
+        worker=st.sampled_from(["a", "b"]),
+        buckets=st.one_of(st.just(BUCKETS), st.lists(st.sampled_from(BUCKETS), unique=True)),
+    )
+    def next(self, queue: Queue, worker: str, buckets: list[str]) -> None:
+        """Callers take turns; what the worker cannot run is passed over."""
+        parts = [part for part in self.parts.values() if part.work.queue == queue]
+        part, waiting = self.turns[queue].next(parts, buckets), len(self.queued(queue))
+        found = self.transitions.next(queue, worker, buckets.__contains__)
+        assert (found.claim is None, found.waiting) == (part is None, waiting - (part is not None))
+        assert found.unannounced == found.waiting  # there is no broker here
+        if part and found.claim:
+            self.begun(part, found.claim, worker)
+
+    @rule(slice_id=slices)
+    def retry(self, slice_id: str) -> None:
+        """What has failed is run again; else nothing changes."""
+        work = self.parts[slice_id].work
+        failed, possible = set(work.failed), work.finished is not None and not work.cancelled
+        if self.over(work):
+            return
+        if work.removed:
+            with pytest.raises(errors.JobNotFound):
+                self.transitions.retry(work.name)
+            return
+        assert self.records.archive.restore(work.name) == work.archived
+        work.restore()
+        if not possible or not failed:
+            with pytest.raises(errors.NothingToRetry):
+                self.transitions.retry(work.name)
+            return
+        work.retry(self.now)
+        for index in (None, *failed):
+            self.fixed.pop((work.name, index), None)
+        queued = [(part.name, work.queue) for part in work.parts if part.status == "queued"]
+        assert self.transitions.retry(work.name, Caller(work.owner)) == queued
 
     @rule(slice_id=slices, age=AGES, step=st.sampled_from([{}, PROGRESS, {"iteration": 8}]))
     def renew(self, slice_id: str, age: int, step: dict[str, float]) -> None:
@@ -168,8 +233,9 @@ class RecordMachine(stateful.RuleBasedStateMachine):
         if self.made(claim, lambda: self.transitions.commit(claim, result, BLOBS, fingerprint)):
             part.lease = self.now + LEASE
             if item.index not in part.work.results:
-                part.work.results[item.index], part.deaths = (result.status, seconds, error), (0, 0)
-                self.same |= {fingerprint: (part.work, item.index, self.now)} if fingerprint else {}
+                part.work.commit(item.index, (result.status, seconds, error))
+                part.deaths = (0, 0)
+                self.same |= {fingerprint: (part.work, item.index)} if fingerprint else {}
 
     @rule(slice_id=slices, age=AGES, before=st.sampled_from(["", "succeed", "fail"]))
     def finish(self, slice_id: str, age: int, before: str) -> None:
@@ -196,14 +262,14 @@ class RecordMachine(stateful.RuleBasedStateMachine):
         """An attempt is given back."""
         claim, part = self.chosen(slice_id, age)
         if self.made(claim, lambda: self.transitions.release(claim), repeats=part.has("queued", claim)):
-            part.status, part.queued_at = "queued", self.now
+            part.wait(self.now)
             part.attempt -= 1
 
     @rule(slice_id=slices)
     def cancel(self, slice_id: str) -> None:
         """All claims are void at once; what has ended stays as it is."""
         work = self.parts[slice_id].work
-        over = errors.JobNotFound if work.removed else errors.JobEnded if work.finished is not None else None
+        over = errors.JobNotFound if work.gone else errors.JobEnded if work.finished is not None else None
         with pytest.raises(over) if over else nullcontext():
             self.transitions.cancel(work.name)
         if over:
@@ -220,12 +286,16 @@ class RecordMachine(stateful.RuleBasedStateMachine):
         dead = [part.worker for part in late if part.lease <= self.now]
         late = sorted((part for part in late if part.worker in dead), key=lambda part: (part.lease, part.name))
         crowd = [part.worker for part in late]
+        suspects = [part.worker for part in late if part.suspected(most)]
+        only = [part.suspected(most) and suspects.count(part.worker) == 1 for part in late]
         found, again = self.transitions.lapsed(most), []
-        for part in late:
-            company, (alone, beside), part.token = crowd.count(part.worker) > 1, part.deaths, ""
+        for part, alone_suspected in zip(late, only, strict=True):
+            company = crowd.count(part.worker) > 1 and not alone_suspected
+            (alone, beside), part.token = part.deaths, ""
             part.deaths = (alone, beside + 1) if company else (alone + 1, beside)
             if company or part.deaths[0] < most:
-                part.status, part.queued_at = "queued", self.now
+                part.tolerated = max(1, most - 1)
+                part.wait(self.now)
                 again.append(part.name)
             else:
                 part.end(self.now, errors.AttemptsExhausted.type_uri())
@@ -244,22 +314,46 @@ class RecordMachine(stateful.RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0, 0, 60]))
     def expire(self, seconds: float) -> None:
-        """Jobs whose time is over go, with the blobs that no other job refers to."""
+        """Jobs whose time is over go; the archived ones within the hour, but they are told no more at once."""
         self.now += seconds
-        due = [name for name, (at, _) in self.holds.items() if at <= self.now]
-        gone = {blob for name in due for blob in self.holds.pop(name)[1]}
-        kept = {blob for _, blobs in self.holds.values() for blob in blobs}
-        assert sorted(Retention(self.transitions).expire()) == sorted(gone - kept)
+        self.retention.expire()
+        for work in self.works.values():
+            over = work.expires // HOUR < self.now // HOUR if work.archived else work.expires <= self.now
+            work.removed = work.removed or over
         for part in self.parts.values():
-            if part.work.name in due:
-                part.status, part.token, part.work.removed = "gone", "", True
+            if part.work.removed:
+                part.status, part.token = "gone", ""
+
+    def over(self, work: Work) -> bool:
+        """Whether an archived job's time is over; its line may still be there."""
+        return work.archived and work.expires <= self.now
+
+    @rule()
+    def archive(self) -> None:
+        """What has ended leaves Redis, and is read as before."""
+        ended = [work for work in self.works.values() if work.finished is not None and not work.gone]
+        assert self.retention.archive_ended(1000, 0) == len(ended)
+        for work in ended:
+            work.archived = True
+            for part in work.parts:
+                part.token, part.sent_at = "", inf
+
+    @rule(slice_id=slices)
+    def remove(self, slice_id: str) -> None:
+        """Wherever it is, it is gone; what it leaves behind is swept."""
+        work = self.parts[slice_id].work
+        self.retention.remove(work.name)
+        self.retention.sweep(1000, 0)
+        work.removed = True
+        for part in work.parts:
+            part.status, part.token = "gone", ""
 
     @rule(slice_id=slices)
     def sent(self, slice_id: str) -> None:
         """A message goes out."""
         part = self.parts[slice_id]
-        assert self.transitions.sent(slice_id) == (None if part.work.removed else part.work.queue)
-        part.sent_at = self.now
+        assert self.transitions.sent(slice_id) == (None if part.work.gone else part.work.queue)
+        part.sent_at = inf if part.work.gone else self.now
 
     @rule(seconds=st.sampled_from([1, 5, LEASE - 1, LEASE, 100, 1000]))
     def advance(self, seconds: float) -> None:
@@ -271,25 +365,12 @@ class RecordMachine(stateful.RuleBasedStateMachine):
         """And no result that was seen once ever changes, nor a job that has ended."""
         ranks = {name: rank for queue in QUEUES for rank, name in enumerate(self.queued(queue), 1)}
         for work in self.works.values():
-            with pytest.raises(errors.JobExpired) if work.removed else nullcontext():
-                job = self.records.job(work.name)
+            with pytest.raises(errors.JobExpired) if work.removed or self.over(work) else nullcontext():
+                job = self.records.whole(work.name)
                 assert facts(job) == work.seen(ranks.get(f"{work.name}:0"))
                 assert all(self.fixed.setdefault((job.id, each.index), each) == each for each in job.results)
-                self.readers_were_told(job)
+                readers_were_told(self.records, job, work)
                 assert not job.status.terminal or self.fixed.setdefault((job.id, None), job) == job
-
-    def readers_were_told(self, job: Job) -> None:
-        """Each state once and in order, each result once; of the progress at most the latest."""
-        events = [entry for _, entry in self.redis.xrange(f"ks:job:{job.id}:events")]
-        states = [entry["data"] for entry in events if entry["kind"] == "status"]
-        assert states == sorted(states, key=["queued", "running", *self.ENDS].index)
-        assert states[-1] == job.status
-        assert len(states) == len(set(states)) <= 3
-        told = [int(entry["data"]) for entry in events if entry["kind"] == "result"]
-        kept = [index for index, text in self.redis.hgetall(f"ks:job:{job.id}:results").items() if text]
-        assert sorted(told) == sorted(map(int, kept))
-        assert [entry["kind"] for entry in events].count("progress") <= 1
-        assert events[-1]["kind"] == "status" or not job.status.terminal
 
     @invariant()
     def indices_are_the_model_s(self) -> None:
@@ -299,25 +380,49 @@ class RecordMachine(stateful.RuleBasedStateMachine):
         assert self.transitions.unsent(list(self.parts), 15) == old
         open_ = [part for part in self.parts.values() if part.status in {"queued", "running"}]
         for part in open_:
-            assert self.transitions.suspected(part.name, 3) == (part.deaths[0] > 0 or part.deaths[1] >= 2)
+            assert part.status != "queued" or self.redis.hget(f"ks:slice:{part.name}", "bucket") == part.bucket
         expected = {
             "leases": {part.name: part.lease for part in open_ if part.status == "running"},
             "deadlines": {part.name: part.work.deadline for part in open_ if part.work.deadline is not None},
-            "jobs:": {work.name: work.created for work in self.works.values() if not work.removed},
-            "expiry": {name: at for name, (at, _) in self.holds.items()},
+            **{f"jobs:{owner}": self.created(owner) for owner in OWNERS},
+            "expiry": {work.name: work.expires for work in self.works.values() if not work.gone},
         }
-        assert {name: dict(self.redis.zrange(f"ks:{name}", 0, -1, withscores=True)) for name in expected} == expected
-        assert self.redis.smembers("ks:open:") == {part.name for part in open_}
-        for fingerprint, (work, index, at) in self.same.items():
+        assert {name: self.scores(name) for name in expected} == expected
+        for owner in OWNERS:
+            assert self.redis.smembers(f"ks:open:{owner}") == {part.name for part in open_ if part.work.owner == owner}
+        for fingerprint, (work, index) in self.same.items():
             found = self.records.same(fingerprint)
-            seen = found and (found[0].index, found[0].status, found[0].seconds, None, found[1])
-            gone = work.removed or (found is None and work.expires - at < 300)
+            seen = found and (found[1].index, found[1].status, found[1].seconds, None, found[2])
+            gone = work.removed or self.over(work)
             assert seen == (None if gone else (index, *(work.results[index] or ()), BLOBS))
+
+    def scores(self, name: str) -> dict[str, float]:
+        """What is in a sorted set."""
+        return dict(self.redis.zrange(f"ks:{name}", 0, -1, withscores=True))
+
+    def created(self, owner: str) -> dict[str, float]:
+        """The owner's list as it must be."""
+        works = [work for work in self.works.values() if work.owner == owner and not work.removed]
+        return {line_of(work) if work.archived else work.name: work.created for work in works}
+
+    @invariant()
+    def turns_are_the_model_s(self) -> None:
+        """Whose slices wait where, and who was served when, in an order: nothing more and nothing less."""
+        for queue in QUEUES:
+            parts = [part for part in self.parts.values() if part.work.queue == queue and part.status == "queued"]
+            expected = self.turns[queue].places(queue, parts)
+            kinds = [f"ks:{kind}:{queue}:*" for kind in ("waiting", "turns")]
+            keys = [key.removeprefix("ks:") for kind in kinds for key in self.redis.keys(kind)]
+            assert {key: self.scores(key) for key in keys} == expected
+            assert self.redis.smembers(f"ks:buckets:{queue}") == {part.bucket for part in parts}
+            assert self.scores(f"served:{queue}") == self.turns[queue].served
 
     def teardown(self) -> None:
         """After everything has expired, nothing is left but what runs out by itself."""
         self.now += 1_000_000
-        Retention(self.transitions).expire()
+        while self.retention.expire():
+            pass
+        self.retention.sweep(1000, 0)
         assert [key for key in self.redis.keys("ks:*") if not key.startswith(LEFT_OVER)] == []
 
 

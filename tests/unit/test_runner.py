@@ -13,21 +13,28 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import ImageCms
 from redis import Redis
 
 from shared import images
-from shared.errors import LayerNotCovered, StoreUnavailable
+from shared.errors import LayerNotCovered, ModelUnavailable, StoreUnavailable
 from shared.jobs import Hold, Records, Retention, Transitions
-from shared.schemas import ExplainRequest, Job, Status, plan
+from shared.jobs.claims import Queue
+from shared.schemas import ExplainRequest, Status, WholeJob, plan
 from shared.store import BlobStore
-from tests.conftest import noise, png
-from worker import runner as runner_module
-from worker.artifacts import note
-from worker.dummy import DummyBatch, DummyDevice, _answer
-from worker.engine import Asked, Engine
-from worker.pulse import Pulse
-from worker.questions import Answered, Batch, Question, Ticket
-from worker.runner import Runner, _SliceRun
+from shared.workers import NetworkState
+from tests.conftest import encoded, noise, png
+from tests.unit import profiles
+from worker.engine.dummy import DummyBatch, DummyDevice, _answer
+from worker.engine.engine import Engine
+from worker.engine.questions import Answered, Batch, Question, Ticket
+from worker.engine.turns import Asked
+from worker.jobs import runner as runner_module
+from worker.jobs import slices
+from worker.jobs.artifacts import note
+from worker.jobs.pulse import Pulse
+from worker.jobs.runner import Runner
+from worker.jobs.slices import SliceRun
 
 
 @dataclass
@@ -62,15 +69,16 @@ class Bench:
 
     redis: Redis
     store: BlobStore
+    folder: Path
     device: DummyDevice = field(default_factory=Scripted)
     announced: list[tuple[str, str]] = field(default_factory=list)
     hung: Event = field(default_factory=Event)
     lease_seconds: float = 20.0
 
-    def submit(self, name: str = "j", **fields: object) -> None:
+    def submit(self, name: str = "j", images: Sequence[bytes] = (), **fields: object) -> None:
         """A job."""
-        digest = self.store.put(png(noise()))
-        base = {"images": [digest], "model": "vgg_mini", "layer": "conv2_1", "kernels": [1, 2, 3], "iterations": 3}
+        digests = [self.store.put(name, data) for data in images or [png(noise())]]
+        base = {"images": digests, "model": "vgg_mini", "layer": "conv2_1", "kernels": [1, 2, 3], "iterations": 3}
         request = ExplainRequest.model_validate({**base, **fields})
         self.transitions.submit(name, request, plan(request, 100), 2e9)
 
@@ -82,10 +90,10 @@ class Bench:
     @property
     def records(self) -> Records:
         """Of the record."""
-        return Records(self.redis)
+        return Records(self.redis, self.store)
 
     @contextmanager
-    def runner(self, max_attempts: int = 3) -> Iterator[Runner]:
+    def runner(self) -> Iterator[Runner]:
         """A runner on an engine of its own."""
         engine = Engine(self.device)
         runner = Runner(
@@ -96,7 +104,6 @@ class Bench:
             store=self.store,
             worker="worker",
             max_pixels=10**8,
-            max_attempts=max_attempts,
             announce=lambda *message: self.announced.append(message),
         )
         yield runner
@@ -104,27 +111,27 @@ class Bench:
         if not self.hung.is_set():
             engine.close()
 
-    def run(self, slice_id: str = "j:0") -> Job:
-        """Run a slice; the job afterwards."""
+    def run(self, slice_id: str = "j:0", queue: Queue = "interactive") -> WholeJob:
+        """Run a slice, the only one that waits; the job afterwards."""
         with self.runner() as runner:
-            runner.run(slice_id)
-        return self.records.job(slice_id.split(":", maxsplit=1)[0])
+            runner.run(queue, slice_id)
+        return self.records.whole(slice_id.split(":", maxsplit=1)[0])
 
 
 @pytest.fixture
 def bench(redis: Redis, tmp_path: Path) -> Bench:
     """A bench on the test's Redis and folder."""
-    return Bench(redis, BlobStore(tmp_path.as_uri()))
+    return Bench(redis, BlobStore(tmp_path.as_uri()), tmp_path)
 
 
-def test_a_bug_fails_the_job_and_is_logged(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """The caller reads a short sentence without internals; the log has the traceback; what was finished stays."""
+def test_a_bug_fails_its_kernel_and_is_logged(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """The caller reads a short sentence without internals; the log has the traceback; other kernels are answered."""
     bench.device = Scripted(raises={2: ZeroDivisionError("secret detail")})
     bench.submit()
     with caplog.at_level(logging.ERROR):
         job = bench.run()
     assert job.status is Status.SUCCEEDED
-    assert [result.status for result in job.results] == ["succeeded", "failed", "failed"]
+    assert [result.status for result in job.results] == ["succeeded", "failed", "succeeded"]
     assert job.results[1].error is not None
     assert job.results[1].error.detail == "internal error (ZeroDivisionError); the worker's log has the details"
     assert "secret detail" in caplog.text
@@ -132,7 +139,7 @@ def test_a_bug_fails_the_job_and_is_logged(bench: Bench, caplog: pytest.LogCaptu
 
 def test_an_error_of_ours_keeps_its_type(bench: Bench) -> None:
     """A layer that the weights do not cover, say: nothing was told when the job was taken without workers."""
-    bench.device = Scripted(raises={1: LayerNotCovered("the weights end at conv1_1")})
+    bench.device = Scripted(raises=dict.fromkeys((1, 2, 3), LayerNotCovered("the weights end at conv1_1")))
     bench.submit()
     job = bench.run()
     assert job.status is Status.FAILED
@@ -143,13 +150,13 @@ def test_an_error_of_ours_keeps_its_type(bench: Bench) -> None:
 
 def test_a_store_that_is_away_is_sat_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker keeps its lease and tries again until it is back; no attempt is spent and nothing is failed."""
-    monkeypatch.setattr(runner_module, "STORE_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(slices, "STORE_RETRY_SECONDS", 0.01)
     put, failures = bench.store.put, [StoreUnavailable("away")] * 40
 
-    def away(data: bytes) -> str:
+    def away(job_id: str, data: bytes) -> str:
         if failures:
             raise failures.pop()
-        return put(data)
+        return put(job_id, data)
 
     bench.submit()
     monkeypatch.setattr(bench.store, "put", away)
@@ -162,13 +169,13 @@ def test_a_store_that_is_away_is_sat_out(bench: Bench, monkeypatch: pytest.Monke
 def test_a_worker_that_stops_while_the_store_is_away_hands_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody else may reach it; the attempt does not count."""
 
-    def away(_: bytes) -> str:
+    def away(*_: object) -> str:
         raise StoreUnavailable("away")
 
     bench.submit()
     monkeypatch.setattr(bench.store, "put", away)
     with bench.runner() as runner:
-        thread = Thread(target=runner.run, args=("j:0",))
+        thread = Thread(target=runner.run, args=("interactive", "j:0"))
         thread.start()
         time.sleep(0.7)
         runner.stop()
@@ -183,13 +190,13 @@ def test_a_worker_that_stops_hands_the_slice_back_and_says_so(bench: Bench) -> N
     """The message goes out again, so that nobody has to wait for housekeeping; finished items stay."""
     bench.submit(iterations=100)
     with bench.runner() as runner:
-        thread = Thread(target=runner.run, args=("j:0",))
+        thread = Thread(target=runner.run, args=("interactive", "j:0"))
         thread.start()
         until(lambda: bench.records.job("j").progress.completed == 1)
         runner.stop()
         thread.join(5)
         assert not thread.is_alive()
-        runner.run("j:0")  # a message that came late: it is sent on
+        runner.run("interactive", "j:0")  # a message that came late: it is sent on
     assert bench.announced == [("j:0", "interactive")] * 2
     assert bench.records.job("j").progress.completed < 3
     assert bench.run().status is Status.SUCCEEDED
@@ -201,7 +208,7 @@ def test_a_cancelled_job_leaves_the_engine(bench: Bench) -> None:
     bench.submit(iterations=500)
     bench.submit("other", iterations=3)
     with bench.runner() as runner:
-        thread = Thread(target=runner.run, args=("j:0",))
+        thread = Thread(target=runner.run, args=("interactive", "j:0"))
         thread.start()
         until(lambda: bench.records.job("j").progress.completed == 1)
         bench.transitions.cancel("j")
@@ -209,9 +216,9 @@ def test_a_cancelled_job_leaves_the_engine(bench: Bench) -> None:
         thread.join(5)
         assert time.monotonic() - begin < 1
         until(lambda: not runner.engine.busy)
-        runner.run("other:0")
+        runner.run("interactive", "other:0")
     assert bench.records.job("j").status is Status.CANCELLED
-    assert [r.status for r in bench.records.job("j").results] == ["succeeded", "cancelled", "cancelled"]
+    assert [r.status for r in bench.records.whole("j").results] == ["succeeded", "cancelled", "cancelled"]
     assert bench.records.job("other").status is Status.SUCCEEDED
 
 
@@ -238,9 +245,11 @@ def test_the_same_work_is_not_done_twice(bench: Bench) -> None:
     assert bench.records.result("again", 0)[2] == bench.records.result("j", 1)[2]
     bench.submit("other", iterations=4)
     assert not any(result.reused for result in bench.run("other:0").results)
-    bench.redis.zadd("ks:expiry", {"j": 0})
-    assert Retention(bench.transitions).expire() == []  # the blobs of kernels 2 and 3 are held by the other job
-    assert bench.records.result("again", 0)[2]
+    retention = Retention(bench.transitions, bench.records)
+    retention.remove("j")
+    assert retention.sweep(10, 0) == 1
+    files = bench.records.result("again", 0)[2].values()
+    assert all(bench.store.has("again", digest) for digest in files)  # its own by now
 
 
 def test_work_whose_files_are_gone_is_done_again(bench: Bench) -> None:
@@ -248,33 +257,106 @@ def test_work_whose_files_are_gone_is_done_again(bench: Bench) -> None:
     bench.submit()
     bench.run()
     lost = bench.records.result("j", 1)[2]["optimized.png"]
-    bench.store.remove(lost)
+    (file,) = [path for path in bench.folder.rglob(lost) if path.parent.name == "j"]
+    file.unlink()
     bench.submit("again", kernels=[2])
     assert not bench.run("again:0").results[0].reused
-    assert all(bench.store.has(digest) for digest in bench.records.result("again", 0)[2].values())
+    assert all(bench.store.has("again", digest) for digest in bench.records.result("again", 0)[2].values())
     bench.submit("later", kernels=[2])
     assert bench.run("later:0").results[0].reused
 
 
-def test_a_suspect_runs_alone(bench: Bench) -> None:
-    """So that a job that kills its worker takes no other with it. It is not claimed before it is alone."""
+def test_a_suspect_runs_beside_others_but_not_beside_another(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps nobody else waiting; the second is passed over, and the message goes out again a little later."""
+    monkeypatch.setattr(runner_module, "OTHERS_SECONDS", 0.2)
     bench.lease_seconds = 0.01
-    bench.submit("suspect", iterations=200)
-    bench.submit("other", iterations=200)
-    bench.transitions.claim("suspect:0")
-    time.sleep(0.02)
-    assert bench.transitions.lapsed(3) == ["suspect:0"]
+    names = ("suspect", "another")
+    for name, iterations in zip(names, (800, 10), strict=True):
+        bench.submit(name, iterations=iterations)
+        bench.transitions.claim(f"{name}:0")
+        time.sleep(0.02)
+        assert bench.transitions.lapsed(3) == [f"{name}:0"]
     bench.lease_seconds = 20.0
     with bench.runner() as runner:
-        threads = [Thread(target=runner.run, args=(f"{name}:0",)) for name in ("other", "suspect")]
-        threads[0].start()
-        until(lambda: bench.records.job("other").status is Status.RUNNING)
-        threads[1].start()
-        time.sleep(0.1)
-        assert bench.transitions.queued() == ["suspect:0"]
-        for thread in threads:
-            thread.join()
-    assert bench.records.job("other").status is bench.records.job("suspect").status is Status.SUCCEEDED
+        thread = Thread(target=runner.run, args=("interactive", "suspect:0"))
+        thread.start()
+        until(lambda: bench.records.job("suspect").status is Status.RUNNING)
+        runner.run("interactive", "another:0")
+        assert bench.transitions.queued() == ["another:0"]
+        bench.submit("other", iterations=20, layer="conv1_2")
+        runner.run("interactive", "other:0")
+        assert [bench.records.job(name).status for name in ("suspect", "other")] == [Status.RUNNING, Status.SUCCEEDED]
+        thread.join()
+        until(lambda: len(bench.announced) == 3)
+        runner.run("interactive")
+    # One for `another` beside each of the others that began, and one that `another` itself found no use for.
+    assert bench.announced == [("", "interactive")] * 3
+    assert {bench.records.job(name).status for name in (*names, "other")} == {Status.SUCCEEDED}
+
+
+def test_what_a_worker_has_no_use_for_is_passed_on_when_it_stops(bench: Bench) -> None:
+    """Nothing is lost with it, and what comes later goes on as it came."""
+    bench.submit(model="vgg19", layer="conv5_1")
+    bench.device = Lacking()
+    with bench.runner() as runner:
+        for _ in range(3):
+            runner.run("interactive", "j:0")
+        assert bench.announced == []
+        runner.stop()
+        assert bench.announced == [("", "interactive")]
+        runner.run("interactive", "j:0")
+        assert bench.announced == [("", "interactive"), ("j:0", "interactive")]
+    assert bench.transitions.queued() == ["j:0"]
+
+
+class Lacking(DummyDevice):
+    """Has no VGG-19."""
+
+    def states(self) -> dict[str, NetworkState]:
+        """All the others."""
+        return super().states() | {"vgg19": NetworkState(available=False, reason="no weights for vgg19")}
+
+
+class Disappointed(DummyDevice):
+    """Believes to have a network until it wants to use it."""
+
+    tried = False
+
+    def states(self) -> dict[str, NetworkState]:
+        """As far as it knows."""
+        unavailable = NetworkState(available=False, reason="the file is damaged")
+        return super().states() | ({"vgg19": unavailable} if self.tried else {})
+
+    def input_size(self, model: str) -> int:
+        """Here it learns of it."""
+        if model == "vgg19":
+            self.tried = True
+            raise ModelUnavailable("the file is damaged")
+        return super().input_size(model)
+
+
+def test_a_network_that_turns_out_not_to_be_there_fails_no_job(bench: Bench) -> None:
+    """The slice goes back, without an attempt spent, and this worker does not take it again; another does."""
+    bench.submit(model="vgg19", layer="conv5_1")
+    bench.device = Disappointed()
+    with bench.runner() as runner:
+        runner.run("interactive", "j:0")
+        assert bench.announced == [("j:0", "interactive")]
+        runner.run("interactive", "j:0")
+        assert bench.transitions.queued() == ["j:0"]
+    bench.device = Scripted()
+    job = bench.run()
+    assert (job.status, job.attempt, job.failed_items) == (Status.SUCCEEDED, 1, 0)
+
+
+def test_what_a_worker_lacks_does_not_hold_up_what_it_has(bench: Bench) -> None:
+    """Of one caller even, and were it the first to come."""
+    for number in range(5):
+        bench.submit(f"other{number}", model="vgg19", layer="conv5_1")
+    bench.submit()
+    bench.device = Lacking()
+    assert bench.run().status is Status.SUCCEEDED
+    assert len(bench.transitions.queued()) == 5
 
 
 class HungBatch(DummyBatch):
@@ -292,7 +374,7 @@ def test_a_device_that_hangs_loses_its_leases_and_is_told(bench: Bench, monkeypa
     bench.lease_seconds = 1.0
     bench.submit()
     with bench.runner() as runner:
-        Thread(target=runner.run, args=("j:0",), daemon=True).start()
+        Thread(target=runner.run, args=("interactive", "j:0"), daemon=True).start()
         assert bench.hung.wait(5)
         assert bench.transitions.lapsed(3) == ["j:0"]
         runner.stop()
@@ -300,24 +382,60 @@ def test_a_device_that_hangs_loses_its_leases_and_is_told(bench: Bench, monkeypa
 
 def test_an_image_that_is_gone_is_told(bench: Bench) -> None:
     """The record refers to bytes that are no longer in the store."""
-    bench.submit(images=["f" * 64])
+    bench.submit()
+    bench.store.remove("j")
     job = bench.run()
     assert job.error is not None
-    assert "f" * 64 in job.error.detail
+    assert job.request.images[0] in job.error.detail
+
+
+def test_what_was_ignored_of_an_image_is_noted_in_its_results(bench: Bench) -> None:
+    """In explanations and rankings, and not in those of the same pixels from a file where nothing was."""
+    odd = encoded(noise(), "WEBP", lossless=True, exif=b"garbage-garbage!")
+    plain = encoded(noise(), "WEBP", lossless=True)
+    said = "The EXIF data of the image's file was ignored: it is damaged."
+    bench.submit("odd", images=[odd])
+    assert [result.note for result in bench.run("odd:0").results] == [said] * 3
+    bench.submit("plain", images=[plain])
+    assert [(result.note, result.reused) for result in bench.run("plain:0").results] == [(None, False)] * 3
+    bench.submit("again", images=[odd])
+    assert [(result.note, result.reused) for result in bench.run("again:0").results] == [(said, True)] * 3
+    bench.submit("ranks", images=[odd], kernels=[], methods=["activations"])
+    assert bench.run("ranks:0").results[0].note == said
+
+
+def test_one_note_does_not_replace_another(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the picture, and of the file."""
+    monkeypatch.setattr(slices, "note", lambda *_: "This is the blank picture.")
+    bench.submit(images=[encoded(noise(), "WEBP", exif=b"garbage-garbage!")])
+    assert bench.run().results[0].note == (
+        "This is the blank picture. The EXIF data of the image's file was ignored: it is damaged."
+    )
+
+
+def test_results_of_other_colours_are_not_reused(bench: Bench) -> None:
+    """The same pixels with a profile that changes them; with one that does not, they are."""
+    bench.submit("plain")
+    bench.run("plain:0")
+    bench.submit("phone", images=[png(noise(), icc_profile=profiles.display_p3())])
+    assert not any(result.reused for result in bench.run("phone:0").results)
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    bench.submit("srgb", images=[png(noise(), icc_profile=srgb)])
+    assert all(result.reused for result in bench.run("srgb:0").results)
 
 
 def test_one_image_is_decoded_at_a_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever slices a worker holds: memory is that of one large image."""
-    decode, inside, most = images.decode, list[int](), list[int]()
+    decoded, inside, most = images.decoded, list[int](), list[int]()
 
     def slowly(data: bytes, max_pixels: int) -> Any:
         inside.append(1)
         most.append(len(inside))
         time.sleep(0.05)
         inside.pop()
-        return decode(data, max_pixels)
+        return decoded(data, max_pixels)
 
-    monkeypatch.setattr(images, "decode", slowly)
+    monkeypatch.setattr(images, "decoded", slowly)
     _all_at_once(bench, 4)
     assert most == [1] * 4
 
@@ -335,7 +453,7 @@ def test_who_waits_for_a_network_keeps_no_other_slice_waiting(bench: Bench) -> N
     bench.submit("slow", model="vgg19", layer="conv1_1")
     bench.submit("fast")
     with bench.runner() as runner:
-        slow, fast = (Thread(target=runner.run, args=(f"{name}:0",)) for name in ("slow", "fast"))
+        slow, fast = (Thread(target=runner.run, args=("interactive", f"{name}:0")) for name in ("slow", "fast"))
         slow.start()
         time.sleep(0.2)
         fast.start()
@@ -350,7 +468,7 @@ def _all_at_once(bench: Bench, count: int) -> None:
     for number in range(count):
         bench.submit(f"j{number}")
     with bench.runner() as runner:
-        slices = [Thread(target=runner.run, args=(f"j{number}:0",)) for number in range(count)]
+        slices = [Thread(target=runner.run, args=("interactive", f"j{number}:0")) for number in range(count)]
         for one in slices:
             one.start()
         for one in slices:
@@ -361,10 +479,10 @@ def _all_at_once(bench: Bench, count: int) -> None:
 def test_ranks_are_resolved_and_those_without_a_kernel_skipped(bench: Bench) -> None:
     """The dummy's layer of 32 kernels has three silent ones: "top:31" ends with 29."""
     bench.submit(kernels="top:31", iterations=1)
-    first = bench.run()
+    first = bench.run("j:0", "bulk")
     assert first.progress.total is None
     assert bench.transitions.queued() == ["j:1"]
-    job = bench.run("j:1")
+    job = bench.run("j:1", "bulk")
     assert job.status is Status.SUCCEEDED
     assert job.progress.total == len(job.results) == 29
     assert [result.rank for result in job.results] == list(range(29))
@@ -393,7 +511,7 @@ def test_the_pulse_outlives_a_bug(
             return renew(claims)  # type: ignore[arg-type]
 
         monkeypatch.setattr(runner.pulse.transitions, "renew_all", once)
-        runner.run("j:0")
+        runner.run("interactive", "j:0")
     assert "a bug" in caplog.text
     assert bench.records.job("j").status is Status.SUCCEEDED
     assert not failures
@@ -407,7 +525,7 @@ def test_one_lost_lease_does_not_keep_the_others(bench: Bench) -> None:
         for name in ("cancelled", "other"):
             claim = bench.transitions.claim(f"{name}:0")
             assert claim is not None
-            runner._running.add(_SliceRun(runner, claim))
+            runner._running.add(SliceRun(runner.hands, claim))
         bench.transitions.cancel("cancelled")
         runner.abandon()
     assert bench.transitions.queued() == ["other:0"]
@@ -418,12 +536,12 @@ def test_what_a_method_does_not_look_at_does_not_make_other_work(bench: Bench) -
     """LRP's rule is nothing to suppression, nor its effort to LRP: what was done is found again."""
     with bench.runner() as runner:
         bench.submit("one", methods=["suppression", "lrp"], kernels=[1], effort="quick", rule="zplus")
-        runner.run("one:0")
+        runner.run("interactive", "one:0")
         bench.submit("two", methods=["suppression", "lrp"], kernels=[1], effort="quick", rule="gamma_epsilon")
-        runner.run("two:0")
+        runner.run("interactive", "two:0")
         bench.submit("three", methods=["suppression", "lrp"], kernels=[1], effort="standard", rule="zplus")
-        runner.run("three:0")
-    again = [[result.reused for result in bench.records.job(name).results] for name in ("one", "two", "three")]
+        runner.run("interactive", "three:0")
+    again = [[result.reused for result in bench.records.whole(name).results] for name in ("one", "two", "three")]
     assert again == [[False, False], [True, False], [False, True]]
 
 
@@ -439,19 +557,19 @@ def test_what_evidence_is_asked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -
 
         monkeypatch.setattr(runner.engine, "ask", noted)
         bench.submit("one", methods=["evidence", "suppression"], kernels=[1], beta=[1.0, 2.0])
-        runner.run("one:0")
+        runner.run("interactive", "one:0")
     told = [(one.method, one.beta, one.removing, one.weight(12)) for one in asked]
     evidence, plain = (("evidence", True, 0.35 * 12), ("suppression", False, 0.35 * 12))
     assert told == [(name, beta, *rest) for name, *rest in (evidence, plain) for beta in (1.0, 2.0)]
-    assert all(result.metrics.invention is not None for result in bench.records.job("one").results if result.metrics)
+    assert all(result.metrics.invention is not None for result in bench.records.whole("one").results if result.metrics)
 
 
 def test_a_picture_that_invents_says_so(bench: Bench) -> None:
     """A note in words, which names the method that does not; none where it invents little."""
     with bench.runner() as runner:
         bench.submit("little", methods=["suppression"], kernels=[1])
-        runner.run("little:0")
-    (result,) = bench.records.job("little").results
+        runner.run("interactive", "little:0")
+    (result,) = bench.records.whole("little").results
     assert result.note is None
     question = Question("vgg_mini", "conv2_1", np.zeros((48, 48, 3), np.uint8), 1, 1.0, 1.0)
     answer = _answer(question, 1, "budget")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.unit import tiny
-from worker.suppression import FastSolver, Problems, ReferenceSolver, Watched, losses, solve
-from worker.suppression.objective import gradient, subgradient
+from worker.methods.suppression import FastSolver, Problems, ReferenceSolver, Schedule, Watched, losses, solve
+from worker.methods.suppression.objective import gradient, subgradient
 
 FAST = FastSolver.of(tiny.space(), iterations=120)
 SLOW = ReferenceSolver(rate=0.3, budget=150, patience=20)
@@ -72,7 +72,7 @@ def test_the_term_is_the_printed_one(seed: int) -> None:
     x = tiny.images(1, seed + 50)
     _, found = network.watch(x, asked.below, torch.ones(1, dtype=torch.float64))
     assert float(found) == pytest.approx(float(plain_invention(net, problems.image, x, blank=True)), rel=1e-12)
-    _, shares, beyond = network.invention(torch.cat([problems.image, torch.zeros_like(x)]), x)
+    _, shares, beyond = network.invention(problems.image, x, [0])
     assert float(shares.mean()) == pytest.approx(float(plain_invention(net, problems.image, x, blank=False)), rel=1e-12)
     assert float(beyond.mean()) == pytest.approx(float(plain_invention(net, problems.image, x, blank=True)), rel=1e-12)
 
@@ -82,7 +82,8 @@ def test_the_term_is_the_printed_one(seed: int) -> None:
 def test_its_gradient_is_autograd_s(seed: int, alpha: float) -> None:
     """Of L_p + α·L_s + γ·L_e as printed, in a batch of three images."""
     net = deep(seed)
-    problems = replace(tiny.problems(net, 3, seed), alpha=torch.full((3,), alpha, dtype=torch.float64))
+    problems = tiny.problems(net, 3, seed)
+    problems = problems.weighing(torch.full_like(problems.alpha, alpha), problems.beta)
     network, asked = watched(net, problems, 2.5)
     x = tiny.images(3, seed + 50)
     now, slope = gradient(network, asked, x, subgradient(asked), torch.float64)
@@ -95,6 +96,7 @@ def test_its_gradient_is_autograd_s(seed: int, alpha: float) -> None:
         loss = loss + 2.5 * plain_invention(net, problems.image[row : row + 1], own, blank=True)
         (expected,) = torch.autograd.grad(loss, own)
         assert torch.allclose(slope[row], expected[0], atol=1e-12)
+        assert now.invention is not None
         assert float(now.merit[row] - now.total[row]) == pytest.approx(2.5 * float(now.invention[row]))
 
 
@@ -110,9 +112,10 @@ def test_it_is_zero_at_the_image_and_where_nothing_is_below() -> None:
     network, asked = watched(first, alone, 1.0)
     now, slope = gradient(network, asked, tiny.images(1, 9), subgradient(asked), torch.float64)
     _, without = gradient(first, alone, tiny.images(1, 9), subgradient(alone), torch.float64)
+    assert now.invention is not None
     assert float(now.invention) == 0
     assert torch.equal(slope, without)
-    assert network.invention(alone.image, alone.image)[1].shape == (1, 0)
+    assert network.invention(alone.image, alone.image, [0])[1].shape == (1, 0)
 
     silent = deep()
     second = silent[2]
@@ -140,7 +143,7 @@ def test_without_the_term_nothing_changes(solver: Any) -> None:
     for one, other in zip(solve(network, problems, solver, precision=torch.float64), alone, strict=True):
         assert torch.equal(one.x, other.x)
         assert one.history == other.history
-    _, shares, _ = network.invention(problems.image[:1], problems.image[1:])
+    _, shares, _ = network.invention(problems.image[:1], problems.image[1:], [0] * (len(problems) - 1))
     assert float(shares.mean()) > 0
     assert [type(module) for module in net.modules()] == before
     assert all(a is b for a, b in zip(net.parameters(), network.parameters(), strict=True))
@@ -193,7 +196,7 @@ def test_a_bound_is_kept_in_the_picture(bound: float) -> None:
         problems = tiny.problems(net, 1, seed)
         network, asked = watched(net, problems, 0.0, bound)
         space = tiny.space()
-        (solution,) = solve(network, asked, FastSolver(space, budget=400), precision=torch.float64)
+        (solution,) = solve(network, asked, FastSolver(space, Schedule(budget=400)), precision=torch.float64)
         picture = (space.to_bytes(solution.x[None]).double() / 255 - space.mean) / space.std
         found = float(plain_invention(net, problems.image, picture, blank=True))
         assert found <= bound
@@ -218,7 +221,7 @@ def test_what_two_problems_of_an_image_share_is_shared() -> None:
     """Rows are picked and joined with their bounds, which are not copied."""
     net = deep()
     _, asked = watched(net, tiny.problems(net, 3), 1.0)
-    picked = asked.select(torch.tensor([False, True, True])).join(asked.select(torch.tensor([0])))
+    picked = asked.select(torch.tensor([1, 2])).join(asked.select(torch.tensor([0])))
     assert [one is other for one, other in zip(picked.below, (*asked.below[1:], asked.below[0]), strict=True)] == [
         True
     ] * 3

@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 
 from shared import drawings
-from worker.vgg_mini import WEIGHTS_FILE, VggMini
-from worker.vgg_mini.train import accuracy, folded, pictures
+from worker.networks.vgg_mini import WEIGHTS_FILE, VggMini
+from worker.networks.vgg_mini.train import accuracy, folded, pictures
 
 
 def trained() -> VggMini:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from worker.suppression import PixelSpace, Problems
+from worker.methods.suppression import PixelSpace, Problems
 
 SIDE = 12
 

@@ -1,4 +1,4 @@
--- The job ends here, whatever its slices do; finished items stay. KEYS: job. ARGV: job id, now.
+-- The job ends here, whatever its slices do; finished items stay. KEYS: job. ARGV: job id.
 -- Returns the job's status: 'cancelled', or the one in which it had ended before; nothing where there is no such job.
 -- The slices' tokens are void from here on, so a worker learns of it at its next renewal.
 local job = redis.call('HMGET', KEYS[1], 'status', 'slices', 'owner')
@@ -7,12 +7,11 @@ if job[1] ~= 'queued' and job[1] ~= 'running' then return job[1] end
 for number = 0, tonumber(job[2]) - 1 do
   local id = ARGV[1] .. ':' .. number
   local slice = 'ks:slice:' .. id
-  if redis.call('HGET', slice, 'status') ~= 'done' then
-    redis.call('ZREM', 'ks:queued:' .. (redis.call('HGET', slice, 'queue') or ''), id)
-    redis.call('HSET', slice, 'status', 'done', 'token', '')
-  end
+  local status = redis.call('HGET', slice, 'status')
+  if status == 'queued' then dequeue(id) end
+  if status and status ~= 'done' then redis.call('HSET', slice, 'status', 'done', 'token', '') end
   slice_done(id, job[3])
 end
 redis.call('HSET', KEYS[1], 'open', 0)
-job_ended(ARGV[1], 'cancelled', ARGV[2])
+job_ended(ARGV[1], 'cancelled')
 return 'cancelled'

@@ -1,11 +1,10 @@
--- running → queued, by its holder (a worker that stops): not counted as an attempt. KEYS: slice. ARGV: slice id, token, now.
+-- running → queued, by its holder (a worker that stops): not counted as an attempt. KEYS: slice. ARGV: slice id, token.
 -- Returns 1, or 0 where the token no longer holds the slice. Asked again with the same token, it changes nothing.
-local slice = redis.call('HMGET', KEYS[1], 'status', 'token', 'queue')
+local slice = redis.call('HMGET', KEYS[1], 'status', 'token')
 if slice[2] ~= ARGV[2] then return 0 end
 if slice[1] == 'queued' then return 1 end
 if slice[1] ~= 'running' then return 0 end
-redis.call('HSET', KEYS[1], 'status', 'queued')
 redis.call('HINCRBY', KEYS[1], 'attempt', -1)
 redis.call('ZREM', 'ks:leases', ARGV[1])
-redis.call('ZADD', 'ks:queued:' .. slice[3], ARGV[3], ARGV[1])
+enqueue(ARGV[1])
 return 1

@@ -1,0 +1,32 @@
+-- Once a second for all loops of a process: locks are taken or renewed, and what they have done is noted.
+-- Where no process came through for too long, Redis was away, for workers too, or nobody kept house: then silence is no
+-- death for a while.
+-- ARGV: the process's token, milliseconds that a lock lasts, seconds that are too long, milliseconds of that while,
+-- then for each loop: name, seconds between its rounds, 1 if the process wants its lock, milliseconds since its last
+-- success or '', rounds that failed since the last call.
+-- Returns for each loop 1 if the process holds its lock now, 2 if it has just taken it, else 0.
+redis.call('DEL', 'ks:housekeeping:none') -- a write that needs no memory: a Redis that is full allows the others then
+local held, now = {}, redis.call('TIME')
+local at = now[1] + now[2] / 1e6
+local heard = tonumber(redis.call('GET', 'ks:housekeeping:heard') or at)
+if at - heard > tonumber(ARGV[3]) then redis.call('SET', 'ks:housekeeping:grace', 1, 'PX', ARGV[4]) end
+redis.call('SET', 'ks:housekeeping:heard', string.format('%.3f', at))
+for place = 5, #ARGV, 5 do
+  local name, period, wanted, since, failures = unpack(ARGV, place, place + 4)
+  local lock = 'ks:housekeeping:lock:' .. name
+  local holder, mine = redis.call('GET', lock), 0
+  if wanted == '1' and holder == ARGV[1] then
+    redis.call('PEXPIRE', lock, ARGV[2])
+    mine = 1
+  elseif wanted == '1' and not holder then
+    redis.call('SET', lock, ARGV[1], 'PX', ARGV[2])
+    redis.call('HSETNX', 'ks:housekeeping:success', name, string.format('%.3f %s', at, period))
+    mine = 2
+  end
+  if since ~= '' then
+    redis.call('HSET', 'ks:housekeeping:success', name, string.format('%.3f %s', at - since / 1000, period))
+  end
+  if failures ~= '0' then redis.call('HINCRBY', 'ks:housekeeping:failures', name, failures) end
+  held[#held + 1] = mine
+end
+return held

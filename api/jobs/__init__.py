@@ -1,0 +1,1 @@
+"""From a checked body to a queued job; news of jobs; webhooks."""

@@ -1,0 +1,203 @@
+"""What a job's images have in common, kernel by kernel: in numbers and as a contact sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, Field
+
+from api.pictures import consistency
+from api.pictures.consistency import Description
+from api.pictures.evidence import Evidence, Files
+from api.pictures.figures import heat
+from api.pictures.layout import GAP, LABEL, SMALL, TITLES, Column, cut, grid
+from shared import catalogue
+from shared.errors import ArtifactNotFound
+from shared.jobs import Found, Head
+from shared.schemas import OPTIMIZED, ExplainRequest, ItemResult, WholeJob
+
+MOST_SERIES = 16  # kernels and methods that are compared
+
+
+class Agreement(BaseModel):
+    """How far one kernel's pictures by one method agree."""
+
+    kernel: int
+    method: str
+    alpha: float
+    beta: float
+    images: int = Field(description="on how many images it was compared")
+    consistency: float | None = Field(
+        description="mean likeness of its X̂ on different images, at most 1; null for fewer than two images"
+    )
+    discrimination: float | None = Field(
+        description="how often its X̂ is more like its own on another image than like another kernel's on the same "
+        "image: 0.5 by chance, 1 at best; null where there is nothing to compare"
+    )
+
+
+class Consistency(BaseModel):
+    """Whether kernels see the same thing in all of a job's images; definitions in docs/evidence.md."""
+
+    final: bool = Field(description="whether the job has ended; until then this is of what is there")
+    series: list[Agreement]
+    originals: float | None = Field(description="mean likeness of the images themselves, to compare with")
+    left_out: str = Field(description="what was too much to compare, in words; empty: nothing")
+
+
+Key = tuple[int, str, float, float]  # kernel, method, α, β
+Rows = Mapping[Key, Mapping[int, Found]]  # what is compared, by the image's number in the request
+
+
+def comparable(request: ExplainRequest) -> bool:
+    """Whether it explains kernels on several images."""
+    return len(request.images) > 1 and request.methods != ["activations"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The results of a job that are compared.
+
+    Nothing of them is held but what has been made of it: a job may have 256.
+    """
+
+    head: Head
+    rows: Rows
+    left_out: str
+    files: Files
+
+    @classmethod
+    def of(cls, job: WholeJob, files: Files, read: Callable[[Sequence[int]], list[Found]]) -> Comparison:
+        """Of a job as it stands.
+
+        Args:
+            read: the job's results of these indices, with their blobs.
+        """
+        series, left_out = _series(job)
+        found = {one[0].index: one for one in read([one.index for row in series.values() for one in row.values()])}
+        rows = {
+            key: {number: found[one.index] for number, one in row.items() if one.index in found}
+            for key, row in series.items()
+        }
+        return cls(Head(job.id, "", job.request, job.status.terminal), rows, left_out, files)
+
+    @property
+    def request(self) -> ExplainRequest:
+        """What was asked."""
+        return self.head.request
+
+    def draw(self, name: str) -> bytes:
+        """A file of `JOB_ARTIFACTS`."""
+        scores = self.scores()
+        if name == "consistency.json":
+            return scores.model_dump_json().encode()
+        buffer = BytesIO()
+        self.sheet(scores).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def scores(self) -> Consistency:
+        """Of each row, and of the images themselves."""
+        described = {key: self._described(row) for key, row in self.rows.items()}
+        rows = []
+        for key, own in described.items():
+            rivals = [others for other, others in described.items() if other[1:] == key[1:] and other[0] != key[0]]
+            kernel, method, alpha, beta = key
+            rows.append(
+                Agreement(
+                    kernel=kernel,
+                    method=method,
+                    alpha=alpha,
+                    beta=beta,
+                    images=len(own),
+                    consistency=consistency.consistency(own),
+                    discrimination=consistency.discrimination(own, rivals),
+                )
+            )
+        return Consistency(final=self.head.ended, series=rows, originals=self._of_originals(), left_out=self.left_out)
+
+    def _described(self, row: Mapping[int, Found]) -> dict[int, Description]:
+        pictures = {number: self.files.description(self.head, found) for number, found in row.items()}
+        return {number: picture for number, picture in pictures.items() if picture is not None}
+
+    def _of_originals(self) -> float | None:
+        """The consistency of the images themselves, about their own mean colour."""
+        stride = catalogue.network(self.request.model).layer(self.request.layer).stride
+        numbers = sorted({number for row in self.rows.values() for number in row})
+        pixels = {number: np.asarray(self._original(number), np.float32).transpose(2, 0, 1) for number in numbers}
+        if not pixels:
+            return None
+        mean = np.mean([one.mean(axis=(1, 2), keepdims=True) for one in pixels.values()], axis=0)
+        described = {number: consistency.description(one - mean, stride) for number, one in pixels.items()}
+        return consistency.consistency({number: one for number, one in described.items() if one is not None})
+
+    def _original(self, number: int) -> Image.Image:
+        """Out of any result on it; what has none is decoded."""
+        found = next((row[number] for row in self.rows.values() if number in row), None)
+        if found is None:
+            return self.files.sent(self.head, self.request.images[number])
+        return self.files.original(self.head, found)
+
+    def sheet(self, scores: Consistency) -> Image.Image:
+        """One row an image: the image, then for each kernel its map, and what each method makes of it."""
+        request = self.request
+        originals: dict[int, Image.Image] = {}
+        for number in range(len(request.images)):
+            with suppress(ArtifactNotFound):
+                originals[number] = self._original(number)
+        columns = [Column("image", originals.values())]
+        seen: set[int] = set()
+        for one, (key, row) in zip(scores.series, self.rows.items(), strict=True):
+            if one.kernel not in seen:
+                seen.add(one.kernel)
+                columns.append(Column(f"map of kernel {one.kernel}", self._maps(one.kernel, originals)))
+            notes = [f"{word} {value:.2f}" for word, value in _told(one) if value is not None]
+            columns.append(Column(self._heading(key), self._optimized(row, originals), notes))
+        title = f"What kernels of {request.layer} ({request.model}) respond to in {len(request.images)} images"
+        words = "maps: black is silent, bright is active; each on a scale of its own. "
+        words += f"Not shown: {scores.left_out}. " if scores.left_out else ""
+        if scores.originals is not None:
+            words += f"Consistency of the images themselves: {scores.originals:.2f}"
+        labels = [f"image {number}\n{cut(request.name_of(number) or '', 14, LABEL - GAP)}" for number in originals]
+        return grid(title, words, labels, columns, SMALL)
+
+    def _heading(self, key: Key) -> str:
+        kernel, method, alpha, beta = key
+        name = TITLES[method] if len(self.request.methods) > 1 else f"kernel {kernel}"
+        several = len({other[2:] for other in self.rows}) > 1
+        return f"{name}, {alpha:g}, {beta:g}" if several and method in OPTIMIZED else name
+
+    def _optimized(self, row: Mapping[int, Found], numbers: Mapping[int, object]) -> Iterator[Image.Image | None]:
+        for number in numbers:
+            yield self._evidence(row[number]).optimized if number in row else None
+
+    def _maps(self, kernel: int, numbers: Mapping[int, object]) -> Iterator[Image.Image | None]:
+        same = [row for key, row in self.rows.items() if key[0] == kernel]
+        for number in numbers:
+            found = next((row[number] for row in same if number in row), None)
+            before = self._evidence(found).before if found else None
+            yield None if before is None else heat(before, float(before.max()))
+
+    def _evidence(self, found: Found) -> Evidence:
+        return self.files.evidence(self.head, found)
+
+
+def _series(job: WholeJob) -> tuple[dict[Key, dict[int, ItemResult]], str]:
+    """The results that are compared, by kernel, method, α and β, then by the image's number; what is left out."""
+    found: dict[Key, dict[int, ItemResult]] = {}
+    for one in job.results:
+        if one.status == "succeeded" and one.kernel is not None:
+            key = (one.kernel, one.method, one.alpha, one.beta)
+            found.setdefault(key, {})[job.request.image_of(one.index)] = one
+    most = {kernel: max(len(row) for key, row in found.items() if key[0] == kernel) for kernel, *_ in found}
+    order = sorted(found, key=lambda key: (-most[key[0]], key[0]))  # and as the request has its methods
+    left_out = f"{len(order) - MOST_SERIES} more of kernels and methods" if len(order) > MOST_SERIES else ""
+    return {key: dict(sorted(found[key].items())) for key in order[:MOST_SERIES]}, left_out
+
+
+def _told(one: Agreement) -> list[tuple[str, float | None]]:
+    return [("consistency", one.consistency), ("discrimination", one.discrimination)]

@@ -1,0 +1,171 @@
+"""What pictures are drawn from, out of the store: each file is read when a picture needs it, and some are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from io import BytesIO
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from api.pictures import consistency
+from api.pictures.consistency import Description
+from shared import catalogue, images
+from shared.errors import ArtifactNotFound
+from shared.jobs import Found, Head
+from shared.schemas import ExplainRequest, ItemResult
+from shared.store import BlobStore
+
+# At most 60 MB: what 16 results of a kernel and image are drawn from is read once for all their pictures.
+KEPT_PICTURES, KEPT_ARRAYS = 40, 40
+KEPT_ORIGINALS = 32  # of results that have none of the network's size
+KEPT_DESCRIPTIONS = 256  # the most that one job has compared
+
+Maps = NDArray[np.float32]
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a result's pictures are drawn from.
+
+    Args:
+        picture: one of its PNG files, by name, RGB.
+        arrays: one of its files of numbers; what `optimized.npy` holds is its `x`.
+    """
+
+    request: ExplainRequest
+    result: ItemResult
+    picture: Callable[[str], Image.Image]
+    arrays: Callable[[str], Arrays]
+
+    @property
+    def original(self) -> Image.Image:
+        """X at the network's input size, RGB."""
+        return self.picture("original.png")
+
+    @property
+    def optimized(self) -> Image.Image:
+        """X̂, the delivered PNG, RGB."""
+        return self.picture("optimized.png")
+
+    @property
+    def x(self) -> Maps:
+        """X̂ before rounding, normalised, (3, H, W)."""
+        return self.arrays("optimized.npy")["x"]
+
+    @property
+    def before(self) -> Maps:
+        """F_i, (h, w)."""
+        return self.arrays("maps.npz")["before"]
+
+    @property
+    def after(self) -> Maps:
+        """F̂_i, (h, w)."""
+        return self.arrays("maps.npz")["after"]
+
+    @property
+    def others(self) -> list[int]:
+        """The loudest other kernels."""
+        return [int(kernel) for kernel in self.arrays("maps.npz")["others"]]
+
+    @property
+    def others_before(self) -> Maps:
+        """Their maps, (n, h, w)."""
+        return self.arrays("maps.npz")["others_before"]
+
+    @property
+    def others_after(self) -> Maps:
+        """Their maps of X̂, (n, h, w)."""
+        return self.arrays("maps.npz")["others_after"]
+
+    @property
+    def thumbnails(self) -> NDArray[np.uint8]:
+        """Of a ranking: the feature maps of all kernels, (C, t, t)."""
+        return self.arrays("activations.npz")["thumbnails"]
+
+    @property
+    def scale(self) -> float:
+        """The activation that is drawn brightest, the same before and after."""
+        return float(max(self.before.max(), self.after.max()))
+
+
+class Files:
+    """Reads and decodes what results consist of; what was read last is kept.
+
+    Args:
+        max_pixels: of an image as it was sent.
+    """
+
+    def __init__(self, store: BlobStore, max_pixels: int) -> None:
+        self.store = store
+        self.max_pixels = max_pixels
+        self._picture = lru_cache(KEPT_PICTURES)(self._read_picture)
+        self._arrays = lru_cache(KEPT_ARRAYS)(self._read_arrays)
+        self._original = lru_cache(KEPT_ORIGINALS)(self._decoded)
+        self._description = lru_cache(KEPT_DESCRIPTIONS)(self._described)
+        self._decoding = Lock()
+
+    def evidence(self, head: Head, found: Found) -> Evidence:
+        """Of one result. Nothing is read yet; what is, is held as long as the evidence."""
+        result, blobs = found
+
+        def picture(name: str) -> Image.Image:
+            if name == "original.png":
+                return self.original(head, found)
+            return self._picture(head.job_id, name, blobs[name])
+
+        def arrays(name: str) -> Arrays:
+            return self._arrays(head.job_id, name, blobs[name])
+
+        return Evidence(head.request, result, cache(picture), cache(arrays))
+
+    def original(self, head: Head, found: Found) -> Image.Image:
+        """X at the network's input size, RGB: as the worker stored it, or else out of the image that was sent."""
+        result, blobs = found
+        if "original.png" in blobs:
+            with suppress(ArtifactNotFound):
+                return self._picture(head.job_id, "original.png", blobs["original.png"])
+        return self.sent(head, result.image)
+
+    def sent(self, head: Head, digest: str) -> Image.Image:
+        """The same of an image of the request. One is decoded at a time: it may take 600 MB."""
+        with self._decoding:
+            return self._original(head.job_id, digest, catalogue.network(head.request.model).input_size)
+
+    def description(self, head: Head, found: Found) -> Description | None:
+        """Of X̂, as `consistency` compares it."""
+        stride = catalogue.network(head.request.model).layer(head.request.layer).stride
+        return self._description(head.job_id, found[1]["optimized.npy"], stride)
+
+    def _read_picture(self, job_id: str, name: str, digest: str) -> Image.Image:
+        return Image.open(BytesIO(self.blob(job_id, name, digest))).convert("RGB")
+
+    def _read_arrays(self, job_id: str, name: str, digest: str) -> Arrays:
+        data = BytesIO(self.blob(job_id, name, digest))
+        if name.endswith(".npy"):
+            return {"x": np.load(data)}
+        with np.load(data) as arrays:
+            return dict(arrays)
+
+    def _decoded(self, job_id: str, digest: str, size: int) -> Image.Image:
+        data = self.store.get(job_id, digest)
+        if data is None:
+            raise ArtifactNotFound(f"the original image {digest} is gone, so its pictures cannot be drawn")
+        return images.resized(images.decode(data, self.max_pixels), size)
+
+    def _described(self, job_id: str, digest: str, stride: int) -> Description | None:
+        return consistency.description(self._read_arrays(job_id, "optimized.npy", digest)["x"], stride)
+
+    def blob(self, job_id: str, name: str, digest: str) -> bytes:
+        """The bytes of a job's file. Raises ArtifactNotFound where the store has lost it."""
+        data = self.store.get(job_id, digest)
+        if data is None:
+            raise ArtifactNotFound(f"{name} is gone from the store")
+        return data

@@ -1,0 +1,3 @@
+// The reference, drawn from openapi.json by Swagger UI.
+
+window.SwaggerUIBundle({ url: "openapi.json", dom_id: "#reference", deepLinking: true, validatorUrl: null });

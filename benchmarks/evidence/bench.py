@@ -1,0 +1,141 @@
+"""What all parts of the benchmark share: the engine, the rows that are kept, and pictures that no solver made."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import nan
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from benchmarks.readings import OtherEye
+from worker.engine.answers import measured, pose
+from worker.engine.engine import Engine
+from worker.engine.questions import Answer, Picture, Question
+from worker.methods.suppression import Solution
+from worker.networks.loaded import LoadedNetwork
+
+Row = dict[str, Any]
+
+MODEL = "vgg16"
+LAYERS = ("conv2_2", "conv3_3", "conv4_3", "conv5_3")
+METHODS: dict[str, dict[str, Any]] = {
+    "paper": {"method": "suppression"},
+    "evidence": {"method": "evidence"},
+    "only_remove": {"method": "suppression", "only_remove": True},
+    "guided_backprop": {"method": "guided_backprop"},
+    "deconvnet": {"method": "deconvnet"},
+    "lrp": {"method": "lrp"},
+}
+CONTROLS = ("X", "t·X", "masked X")
+FADES = [step / 10 for step in range(1, 10)]
+MEASURES = (
+    "loss",
+    "ssim",
+    "leakage",
+    "invention",
+    "other_invention",
+    "grid_energy",
+    "grid_ssim",
+    "deletion_auc",
+    "deletion_random",
+    "jpeg75_ssim",
+    "blur_ssim",
+    "noise_ssim",
+    "shift_ssim",
+    "other_rank",
+    "discrimination",
+    "consistency",
+)
+
+
+@dataclass
+class Bench:
+    """What all parts share."""
+
+    engine: Engine
+    network: LoadedNetwork
+    layers: Sequence[str]
+    other: OtherEye
+    shown: dict[str, Picture]
+    rows: dict[str, Row]  # by key
+    file: Path
+    pictures: Path
+
+    def missing(self, key: str, question: Question) -> bool:
+        """Whether a row is still to be made: there is none, or it is of other work than this question's."""
+        row = self.rows.get(key)
+        return row is None or row["fingerprint"] != self.fingerprint(question)
+
+    def fingerprint(self, question: Question) -> str:
+        """Of pixels, weights, parameters and the solver's version."""
+        return question.fingerprint(self.network.weights, self.engine.device.version)[:16]
+
+    def keep(self, key: str, question: Question, row: Row, picture: Picture | None = None) -> None:
+        """A row, at once; its picture for `--plot` and for people."""
+        if picture is not None:
+            Image.fromarray(picture).save(self.pictures / f"{key.replace('/', '-')}.png")
+        self.rows[key] = {"key": key, "fingerprint": self.fingerprint(question), **row}
+        with self.file.open("a") as lines:
+            lines.write(json.dumps(self.rows[key]) + "\n")
+        told = " ".join(f"{name} {row[name]:.3f}" for name in MEASURES[:6] if isinstance(row.get(name), float))
+        sys.stderr.write(f"{key}: {told}\n")
+
+    def asked(self, questions: dict[str, Question]) -> Iterator[tuple[str, Answer]]:
+        """(name, answer), each as it comes; a kernel that has none is left out."""
+        names = list(questions)
+        for number, answer in self.engine.ask(list(questions.values())):
+            if isinstance(answer, Answer):
+                yield names[number], answer
+
+    def ranking(self, layer: str, picture: Picture) -> list[int]:
+        """The active kernels, the most active first."""
+        return self.engine.call(self.engine.device.ranking, MODEL, layer, picture)
+
+
+def numbers(answer: Answer) -> Row:
+    """What the service says of a result."""
+    metrics, losses = answer.metrics, answer.losses
+    return {
+        "loss": losses.total,
+        "preservation": losses.preservation,
+        "suppression": losses.suppression,
+        "regularization": losses.regularization,
+        "ssim": metrics.ssim,
+        "leakage": metrics.leakage,
+        "invention": metrics.invention,
+        "invention_by_layer": {name: round(value, 4) for name, value in (metrics.invention_by_layer or {}).items()},
+        "gamma": answer.gamma,
+        "iterations": answer.iterations,
+        "seconds": round(answer.seconds, 2),
+    }
+
+
+def controls(network: LoadedNetwork, question: Question) -> dict[str, Answer]:
+    """X itself, the fade t·X of the lowest loss, and X masked by its upsampled feature map, measured as X̂ is."""
+    (posed,) = pose([question], network.layer(question.layer))
+    image, target = posed.problem.image[0], posed.problem.target
+    fades = [given(network, question, t * image) for t in FADES]
+    mask = interpolate((target / target.amax())[:, None], image.shape[1:], mode="bilinear", align_corners=False)[0]
+    return {
+        "X": given(network, question, image),
+        "t·X": min(fades, key=lambda answer: answer.losses.total),
+        "masked X": given(network, question, mask * image),
+    }
+
+
+def given(network: LoadedNetwork, question: Question, x: Tensor) -> Answer:
+    """The measurement of an X̂ that no solver made."""
+    layer = network.layer(question.layer)
+    (posed,) = pose([question], layer)
+    # As a baseline's, which stays as it is where X itself has the lower loss.
+    shown = replace(question, method="guided_backprop")
+    (answer,) = measured(layer, [(shown, posed, Solution(x, nan, 1, 0.0, "converged", "float32", []))])
+    assert isinstance(answer, Answer)
+    return answer

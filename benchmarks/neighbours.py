@@ -1,0 +1,104 @@
+"""How much slower an explanation is beside busy programs: `python -m benchmarks.neighbours [--json] [--busy N]`.
+
+The engine on this machine's CPU: one question, alone, then beside N processes that do nothing but compute, then alone
+again. The engine watches how long its steps take and goes to fewer threads while that is faster
+(worker/engine/threads.py); `--fixed` switches that off. Without `--weights-dir` VGG16's weights are random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.random_weights import vgg16_file
+from shared.drawings import scene
+from worker.engine.device import TorchDevice
+from worker.engine.engine import Engine
+from worker.engine.memory import keep_memory
+from worker.engine.questions import Answer, Question
+from worker.networks.loaded import Networks
+
+CASES = (("vgg16", "conv2_2"), ("vgg_mini", "conv2_2"))
+ROUNDS = 3
+SETTLE_SECONDS = 0.5
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights-dir", type=Path)
+    parser.add_argument("--busy", type=int, default=1, help="programs beside it")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--fixed", action="store_true", help="keep all threads, whatever happens")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    keep_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        networks = Networks(options.weights_dir or vgg16_file(Path(folder)).parent, torch.device("cpu"), download=False)
+        rows = [measured(networks, model, layer, options) for model, layer in CASES]
+    if options.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        for row in rows:
+            beside = f"beside {row['busy']} {row['beside']:.2f} s ({row['ratio']:.2f}×)"
+            print(f"{row['model']} {row['layer']}: alone {row['alone']:.2f} s, {beside}")
+    return 0
+
+
+def measured(networks: Networks, model: str, layer: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The medians of both."""
+    device = TorchDevice(networks)
+    if options.fixed:
+        device.threads.most = 1  # there is nothing to choose
+    engine = Engine(device)
+    picture = np.asarray(scene(5, device.input_size(model)).image)
+    kernel = engine.call(device.ranking, model, layer, picture)[0]
+    question = Question(model, layer, picture, kernel, 1.0, 1.0, effort="quick")
+    _seconds(engine, question)  # warm
+    times = {"alone": [_seconds(engine, question) for _ in range(options.rounds)]}
+    with busy(options.busy):
+        times["beside"] = [_seconds(engine, question) for _ in range(options.rounds)]
+    time.sleep(SETTLE_SECONDS)
+    times["after"] = [_seconds(engine, question) for _ in range(options.rounds)]
+    engine.close()
+    alone, beside = (statistics.median(times[name]) for name in ("alone", "beside"))
+    told = {"alone": alone, "beside": beside, "ratio": beside / alone, "times": times}
+    return {"model": model, "layer": layer, "busy": options.busy, **told}
+
+
+def _seconds(engine: Engine, question: Question) -> float:
+    begin = time.perf_counter()
+    ((_, answer),) = engine.ask([question])
+    if not isinstance(answer, Answer):
+        raise answer
+    return time.perf_counter() - begin
+
+
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """So many programs that compute."""
+    command = [sys.executable, "-c", "while True: pass"]
+    programs = [subprocess.Popen(command) for _ in range(count)]
+    time.sleep(SETTLE_SECONDS)
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+-- The failed items of an ended job are to be run again, as if they never had been. KEYS: job.
+-- ARGV: job id, token, the `finished_at` that the caller has seen, seconds until the new deadline or '', most slices that
+--       the queue may hold, most that the owner may have open; then of each slice with such items: number, JSON of their
+--       indices.
+-- Returns 1, also where the answer was lost and it is asked again; 0 where the job has changed meanwhile; else as
+-- `refused`.
+local job = fields(KEYS[1], 'retried', 'finished_at', 'owner')
+if job.retried == ARGV[2] then return 1 end
+if job.finished_at ~= ARGV[3] then return 0 end
+local slices, items = (#ARGV - 6) / 2, 0
+local refusal = refused(job.owner or '', slices, ARGV[5], ARGV[6])
+if refusal then return refusal end
+set_deadline(ARGV[1], ARGV[4])
+for at = 7, #ARGV, 2 do
+  local id = ARGV[1] .. ':' .. ARGV[at]
+  items = items + redis.call('HDEL', KEYS[1] .. ':results', unpack(cjson.decode(ARGV[at + 1])))
+  redis.call('HINCRBY', KEYS[1], 'unresolved', redis.call('HDEL', 'ks:slice:' .. id, 'resolved'))
+  open(id)
+end
+redis.call('HSET', KEYS[1], 'status', 'queued', 'retried', ARGV[2], 'attempt', 0, 'open', slices)
+redis.call('HDEL', KEYS[1], 'started_at', 'finished_at')
+redis.call('HINCRBY', KEYS[1], 'completed', -items)
+redis.call('HINCRBY', KEYS[1], 'failed', -items)
+redis.call('HDEL', KEYS[1], 'fraction')
+redis.call('HINCRBY', KEYS[1], 'round', 1)  -- pictures of several items are drawn anew
+redis.call('DEL', KEYS[1] .. ':webhook')  -- who was told of its end
+local message = redis.call('HGET', 'ks:webhooks:messages', ARGV[1])
+local line = message and cjson.decode(message).line
+if line then redis.call('ZREM', line, ARGV[1]) end
+redis.call('HDEL', 'ks:webhooks:messages', ARGV[1])
+redis.call('ZREM', 'ks:webhooks', ARGV[1])
+redis.call('ZREM', 'ks:finished', ARGV[1])
+tell(ARGV[1], 'status', 'queued')
+return 1

@@ -1,0 +1,224 @@
+"""How jobs come into the record, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections import defaultdict
+
+from shared import telemetry
+from shared.clock import now
+from shared.connection import redis_errors
+from shared.errors import (
+    IdempotencyConflict,
+    JobNotFound,
+    KernelscopeError,
+    NothingToRetry,
+    QueueFull,
+    QuotaExceeded,
+)
+from shared.jobs.claims import ANYONE, QUEUES, Caller, Queue, Submitted
+from shared.jobs.forms import FORM
+from shared.jobs.scripts import Scripts
+from shared.schemas import SLICE_ITEMS, ExplainRequest, Item, Status
+
+IDEMPOTENCY_SECONDS = 24 * 3600
+PACE_MINUTES = 5  # over which the queue's pace is taken
+LONGEST_WAIT, UNKNOWN_WAIT = 3600, 60  # seconds that a caller is asked to wait for room in the queue
+
+
+class Submission(Scripts):
+    """Jobs submitted, and tried again."""
+
+    def submit(
+        self,
+        job_id: str,
+        request: ExplainRequest,
+        slices: list[list[Item]],
+        expires_at: float,
+        idempotency_key: str | None = None,
+        caller: Caller = ANYONE,
+    ) -> Submitted:
+        """Create a job with its slices, all queued.
+
+        Args:
+            slices: of the request, as `plan` cuts it.
+            expires_at: by Redis's clock.
+            idempotency_key: names the request for 24 h: the same request with it is given the same job.
+
+        Raises:
+            IdempotencyConflict: the key was used with another request.
+            QuotaExceeded: the caller has too much open.
+            QueueFull: everybody together has.
+        """
+        queue: Queue = "interactive" if sum(map(len, slices)) <= SLICE_ITEMS else "bulk"
+        text = request.model_dump_json()
+        known = _known(caller, idempotency_key) if idempotency_key is not None else ""
+        whole = {"v": FORM, "owner": caller.owner, "queue": queue, "traceparent": telemetry.traceparent()}
+        record = {"expires_at": expires_at, "idempotency": known, **whole, **_begun(request, text, slices)}
+        fields = json.dumps({name: str(value) for name, value in record.items() if value != ""})
+        what = (job_id, _sha256(text), IDEMPOTENCY_SECONDS, fields, _seconds(request))
+        with redis_errors():
+            found, state = self._scripts["submit"](keys=[f"ks:job:{job_id}", known], args=(*what, *_room(caller)))
+        if state < 0:
+            raise self._refusal(state, found, len(slices), caller)
+        return Submitted(found, [(f"{job_id}:{number}", queue) for number in range(len(slices))] if state else [])
+
+    def retry(self, job_id: str, caller: Caller = ANYONE) -> list[tuple[str, Queue]]:
+        """Have the failed items of an ended job run again, with attempts and deadline as if they never had been.
+
+        Returns:
+            the slices to announce.
+
+        Raises:
+            JobNotFound: there is no such job.
+            NothingToRetry: it has not ended, was cancelled, or nothing of it has failed.
+            QuotaExceeded, QueueFull: as `submit`.
+        """
+        token = secrets.token_hex(8)
+        while True:  # until nothing happens to it in between
+            finished, request, queue = self._ended(job_id)
+            failed = self._failed(job_id)
+            slices = [part for number, indices in failed.items() for part in (number, json.dumps(indices))]
+            arguments = (job_id, token, finished, _seconds(request), *_room(caller), *slices)
+            with redis_errors():
+                state = self._scripts["retry"](keys=[f"ks:job:{job_id}"], args=arguments)
+            if state < 0:
+                raise self._refusal(state, "", len(failed), caller)
+            if state:
+                return [(f"{job_id}:{number}", queue) for number in failed]
+
+    def _ended(self, job_id: str) -> tuple[str, ExplainRequest, Queue]:
+        """When the job ended, in the record's own words, what was asked, and its queue; it has failed items."""
+        with redis_errors():
+            status, failed, finished, request, queue = self.redis.hmget(
+                f"ks:job:{job_id}", "status", "failed", "finished_at", "request", "queue"
+            )
+        if status is None:
+            raise JobNotFound(f"there is no job {job_id}")
+        check_retry(job_id, Status(status), int(failed))
+        return finished, ExplainRequest.model_validate_json(request), queue
+
+    def _failed(self, job_id: str) -> dict[int, list[int]]:
+        """The indices of the failed items, by the numbers of their slices."""
+        with redis_errors():
+            results = self.redis.hgetall(f"ks:job:{job_id}:results")
+        failed: defaultdict[int, list[int]] = defaultdict(list)
+        for index in sorted(int(index) for index, text in results.items() if text and json.loads(text)["error"]):
+            failed[index // SLICE_ITEMS].append(index)
+        return failed
+
+    def foresee(
+        self, request: ExplainRequest, slices: int, idempotency_key: str | None = None, caller: Caller = ANYONE
+    ) -> str | None:
+        """The job that `submit` would answer with for the key's sake; None where it would make one, as things are now.
+
+        Raises:
+            IdempotencyConflict, QuotaExceeded, QueueFull: as `submit` would.
+        """
+        with redis_errors(), self.redis.pipeline(transaction=False) as pipe:
+            pipe.hmget(_known(caller, idempotency_key or ""), "job", "digest")
+            pipe.scard(f"ks:open:{caller.owner}")
+            for queue in QUEUES:
+                pipe.zcard(f"ks:queued:{queue}")
+            (job_id, digest), unfinished, *waiting = pipe.execute()
+            if idempotency_key is not None and job_id:
+                if digest != _sha256(request.model_dump_json()):
+                    raise self._refusal(-1, job_id, slices, caller)
+                return str(job_id)
+        if unfinished + slices > caller.max_open:
+            raise self._refusal(-2, "", slices, caller)
+        if sum(waiting) + slices > caller.max_queued:
+            raise self._refusal(-3, "", slices, caller)
+        return None
+
+    def free(self, idempotency_key: str, job_id: str, caller: Caller = ANYONE) -> None:
+        """The job that this key made is lost: it may make another."""
+        with redis_errors():
+            if self.redis.hget(_known(caller, idempotency_key), "job") == job_id:
+                self.redis.delete(_known(caller, idempotency_key))
+
+    def _refusal(self, state: int, found: str, slices: int, caller: Caller) -> KernelscopeError:
+        """Why a job was not taken: what the script's answer means."""
+        if state == -1:
+            return IdempotencyConflict(
+                f"this Idempotency-Key came with another request in the last 24 hours (job {found}); use a new key"
+            )
+        wait = self.wait_for(slices)
+        if state == -2:
+            return QuotaExceeded(
+                f"this job has {slices} parts of up to {SLICE_ITEMS} items, and you may have {caller.max_open} that are"
+                " not finished; wait for your jobs, or cancel some",
+                retry_after=wait,
+            )
+        return QueueFull(
+            f"the queue holds {self._waiting()} parts of jobs and takes {caller.max_queued}; at its present pace "
+            f"there is room for this one in about {wait} s",
+            retry_after=wait,
+        )
+
+    def wait_for(self, slices: int) -> int:
+        """Seconds until so many slices are done, at the pace of the last minutes."""
+        at = now(self.redis)
+        minutes = [int(at // 60) - back for back in range(PACE_MINUTES)]
+        with redis_errors():
+            done = sum(int(count or 0) for count in self.redis.mget([f"ks:done:{minute}" for minute in minutes]))
+        seconds = (PACE_MINUTES - 1) * 60 + at % 60
+        return max(1, min(LONGEST_WAIT, round(slices * seconds / done))) if done else UNKNOWN_WAIT
+
+    def _waiting(self) -> int:
+        with redis_errors(), self.redis.pipeline(transaction=False) as pipe:
+            for queue in QUEUES:
+                pipe.zcard(f"ks:queued:{queue}")
+            return sum(pipe.execute())
+
+
+def check_retry(job_id: str, status: Status, failed: int) -> None:
+    """Nothing, if a job has failed items and has ended.
+
+    Raises:
+        NothingToRetry: with the reason.
+    """
+    if status is Status.CANCELLED:
+        raise NothingToRetry(f"job {job_id} was cancelled; send what you want of it as a new request")
+    if not status.terminal:
+        raise NothingToRetry(f"job {job_id} is still {status}; retry it once it has ended")
+    if not failed:
+        raise NothingToRetry(f"nothing of job {job_id} has failed")
+
+
+def _begun(request: ExplainRequest, text: str, slices: list[list[Item]]) -> dict[str, object]:
+    """What a record says of a job's work before any of it is done."""
+    return {
+        "status": "queued",
+        "request": text,
+        "needs": f"{request.model} {request.layer}",
+        "webhook": request.webhook_url or "",
+        "planned": sum(map(len, slices)),
+        "unresolved": len(slices) if isinstance(request.kernels, str) else 0,
+        "slices": len(slices),
+        "open": len(slices),
+        "completed": 0,
+        "failed": 0,
+        "attempt": 0,
+    }
+
+
+def _seconds(request: ExplainRequest) -> float | str:
+    """That the job has."""
+    return "" if request.deadline_s is None else request.deadline_s
+
+
+def _room(caller: Caller) -> tuple[int, int]:
+    """What the scripts are told of the most that there may be."""
+    return caller.max_queued, caller.max_open
+
+
+def _known(caller: Caller, idempotency_key: str) -> str:
+    """Where the job is remembered that this key made."""
+    return f"ks:idempotency:{_sha256(f'{caller.owner}/{idempotency_key}')}"
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,183 @@
+"""Where the server is to the world: proxies, names, the path under which it is served. Real proxies: tests/web."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from urllib.parse import urljoin
+
+import pytest
+from httpx import Client
+from pydantic import ValidationError
+from redis import Redis
+
+from api.__main__ import check_access
+from kernelscope.client import Client as OurClient
+from shared import logs
+from shared.errors import error_types
+from shared.keys import ApiKeys
+from shared.settings import Settings
+from tests.api.conftest import Hands, serving
+from tests.api.test_explain import post, refused
+
+PATH = "/kernelscope"
+PUBLIC = f"https://lab.example{PATH}"
+
+
+@pytest.fixture
+def key(redis: Redis) -> str:
+    """Of somebody."""
+    return ApiKeys(redis).add("ada")
+
+
+@pytest.fixture
+def published(settings: Settings, key: str) -> Iterator[Client]:
+    """An API that is told of its proxy, and a client with a key."""
+    told = settings.model_copy(update={"public_url": PUBLIC, "trusted_proxies": ("127.0.0.1",)})
+    with serving(told) as client:
+        client.headers["Authorization"] = f"Bearer {key}"
+        yield client
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Forwarded", "Via"])
+def test_a_proxy_that_the_server_does_not_know_of_gets_no_answer(client: Client, header: str) -> None:
+    """Whoever is behind it would be taken for somebody on this machine. It says what would be right."""
+    for path in ("/jobs", "/", "/healthz"):
+        refused(client.get(path, headers={header: "x"}), 403, "unknown-proxy", "KERNELSCOPE_PUBLIC_URL", "keys add")
+
+
+@pytest.mark.parametrize("told", [{"public_url": PUBLIC}, {"trusted_proxies": ("10.0.0.1",)}])
+def test_behind_a_proxy_a_key_is_needed(settings: Settings, redis: Redis, told: dict[str, object]) -> None:
+    """On a loopback address as well; and nothing is served before there is one."""
+    published = settings.model_copy(update=told)
+    assert "kernelscope keys add" in (check_access(published) or "")
+    with serving(published) as client:
+        refused(client.get("/jobs"), 401, "unauthorized")
+        refused(client.get("/jobs", headers={"X-Forwarded-For": "127.0.0.1"}), 401, "unauthorized")
+        assert client.get("/").status_code == 200
+
+
+def test_forwarding_headers_are_believed_from_the_proxies_that_are_named(
+    settings: Settings, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The address in the log line, and TLS; from others neither."""
+    headers = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https", "Authorization": f"Bearer {key}"}
+    caplog.handler.addFilter(logs._bind)
+    for proxy, address in (("127.0.0.1", "203.0.113.7"), ("10.0.0.1", "127.0.0.1")):
+        caplog.clear()
+        with serving(settings.model_copy(update={"trusted_proxies": (proxy,)})) as client:
+            caplog.set_level(logging.INFO)
+            cookie = client.post("/session", headers=headers).headers["set-cookie"]
+        assert ("Secure" in cookie) is cookie.startswith("__Host-") is (proxy == "127.0.0.1")
+        (line,) = [record for record in caplog.records if "POST /session: 204" in record.message]
+        assert (line.client, line.caller) == (address, "ada")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("path", ["", PATH])
+def test_every_url_is_under_the_public_one(published: Client, hands: Hands, path: str) -> None:
+    """Whether the proxy takes the path off or not; and what the server names can be fetched as it is named."""
+    answer = post(published, path=f"{path}/explain")
+    job = answer.json()
+    here = f"{PATH}/jobs/{job['id']}"
+    assert answer.headers["location"] == job["links"]["self"] == here
+    hands.work()
+    ended = published.get(here).json()
+    result = ended["results"][0]
+    assert all(url.startswith(here) for url in (*ended["links"].values(), *result["artifacts"].values()))
+    assert published.get(result["artifacts"]["optimized.png"]).status_code == 200
+    assert f'"{here}/artifacts/0/optimized.png"' in published.get(ended["links"]["events"]).text
+    missing = published.get(f"{path}/jobs/{'0' * 32}").json()
+    assert missing["type"] == f"{PATH}/problems/job-not-found"
+    assert error_types()["job-not-found"].title in published.get(missing["type"]).text
+    listed = published.get(f"{path}/jobs?limit=1")
+    assert listed.json()["jobs"][0]["links"]["self"] == here
+    post(published, kernels="7")
+    assert published.get(f"{path}/jobs?limit=1").headers["link"].startswith(f"<{PATH}/jobs?")
+
+
+def test_what_ends_a_stream_names_its_page_under_the_path(published: Client, redis: Redis) -> None:
+    """As every problem does."""
+    links = post(published).json()["links"]
+    with published.stream("GET", links["events"]) as answer:
+        lines = answer.iter_lines()
+        next(line for line in lines if line.startswith("event: status"))
+        job_id = links["self"].rsplit("/", 1)[-1]
+        redis.delete(f"ks:job:{job_id}", f"ks:job:{job_id}:log")
+        redis.publish("ks:events", f"{job_id} gone")
+        rest = list(lines)
+    assert "event: gone" in rest
+    assert any(f'"type":"{PATH}/problems/job-expired"' in line for line in rest)
+
+
+def test_the_page_names_its_files_relatively(published: Client) -> None:
+    """So that it works wherever it is; its address without a slash leads to the one with it."""
+    redirect = published.get(PATH)
+    assert (redirect.status_code, redirect.headers["location"]) == (308, f"{PATH}/")
+    for base in ("/", f"{PATH}/"):
+        for page in (".", "docs"):
+            html = published.get(urljoin(base, page)).raise_for_status().text
+            files = [part for part in html.split('"')[1::2] if part.startswith("web/")]
+            assert files
+            assert all(published.get(urljoin(base, file)).status_code == 200 for file in files)
+            assert 'src="/' not in html
+            assert 'href="/' not in html
+    assert published.get(f"{PATH}/openapi.json").json()["servers"] == [{"url": PATH}]
+
+
+@pytest.mark.parametrize("path", ["", PATH])
+def test_the_client_works_under_a_path(published: Client, key: str, hands: Hands, path: str) -> None:
+    """As well as beside the proxy."""
+    job_id = post(published).json()["id"]
+    hands.work()
+    with OurClient(f"http://{published.base_url.netloc.decode()}{path}", key) as ours:
+        job = ours.job(job_id)
+        assert job.results[0].file("optimized.png")[:4] == b"\x89PNG"
+        assert list(job.events())
+
+
+@pytest.mark.parametrize("origin", ["https://lab.example", "http://127.0.0.1:8123"])
+def test_the_page_behind_a_proxy_may_post(published: Client, origin: str) -> None:
+    """With the site's Origin, whatever Host the proxy sends; another site's page may not, whatever a browser adds."""
+    name, _, token = published.post("/session").headers["set-cookie"].partition(";")[0].partition("=")
+    headers = {"Cookie": f"{name}={token}", "Host": "127.0.0.1:8123", "Authorization": "Basic YTpi"}
+    assert post(published, headers={**headers, "Origin": origin}).status_code == 202
+    refused(post(published, headers={**headers, "Origin": "https://evil.example"}), 403, "cross-origin")
+
+
+def test_a_server_without_keys_is_asked_by_its_own_names(settings: Settings, redis: Redis) -> None:
+    """`open` too (compose): a page of another site may have its name lead here. Addresses are no such names."""
+    everywhere = settings.model_copy(update={"access": "open", "host": "0.0.0.0"})  # noqa: S104 - as in a container
+    with serving(everywhere) as client:
+        for host in ("localhost:8000", "127.0.0.1", "192.168.1.5:8000", "[::1]:80"):
+            assert client.get("/jobs", headers={"Host": host}).status_code == 200, host
+        for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example"):
+            refused(client.get("/jobs", headers={"Host": host}), 403, "cross-origin", "KERNELSCOPE_ALLOWED_HOSTS")
+        assert client.get("/healthz", headers={"Host": "probe"}).status_code == 200
+    with serving(everywhere.model_copy(update={"allowed_hosts": ("gpubox",), "public_url": PUBLIC})) as client:
+        for host in ("gpubox:8000", "lab.example", "GPUBOX"):
+            assert client.get("/jobs", headers={"Host": host}).status_code == 200, host
+    with serving(everywhere.model_copy(update={"allowed_hosts": ("*",)})) as client:
+        assert client.get("/jobs", headers={"Host": "any.example"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"public_url": "lab.example"},
+        {"public_url": "ftp://lab.example"},
+        {"public_url": "https://lab.example/a b"},
+        {"public_url": "https://lab.example/?a=b"},
+        {"trusted_proxies": "lab"},
+        {"keep_alive_s": 0},
+    ],
+)
+def test_settings_that_cannot_be(wrong: dict[str, str]) -> None:
+    """Refused at the start, by name."""
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        Settings(_env_file=None, **wrong)  # type: ignore[arg-type]
+
+
+def test_a_slash_at_the_end_of_the_public_url_does_not_matter() -> None:
+    """Nor is a path needed."""
+    assert Settings(_env_file=None, public_url=f"{PUBLIC}/").root == PATH
+    assert Settings(_env_file=None, public_url="https://lab.example/").root == ""

@@ -1,0 +1,1 @@
+"""Released forms of records: dumps, and how they were read."""

@@ -1,0 +1,128 @@
+"""What becomes of a Redis that answers and does not serve, and of one that may forget."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from shared import alive
+from shared.connection import redis_errors
+from shared.errors import StoreUnavailable
+from shared.jobs import connect
+from shared.redis_state import Memory, check
+from tests.conftest import own_redis, refusing
+
+FULL = {"used_memory": 95, "maxmemory": 100}
+
+
+def refused(redis: Redis, code: str) -> None:
+    """A write, a write in a script and one in a transaction are our error, which names Redis's."""
+    program = "return redis.call('SET', KEYS[1], '')"
+    writes: list[Callable[[], object]] = [
+        lambda: redis.set("a", ""),
+        lambda: redis.eval(program, 1, "a"),
+        lambda: redis.pipeline().set("a", "").execute(),
+    ]
+    for write in writes:
+        with pytest.raises(StoreUnavailable, match=code), redis_errors():
+            write()
+
+
+def test_a_redis_without_its_replicas(redis: Redis) -> None:
+    """As after a failover; reading goes on, and so does everything afterwards."""
+    with refusing(redis):
+        refused(redis, "NOREPLICAS")
+        assert redis.get("a") is None
+        with pytest.raises(StoreUnavailable, match="NOREPLICAS"):
+            check(redis)
+    assert check(redis) == []
+
+
+def test_a_redis_that_became_a_replica_and_one_that_is_full(tmp_path: Path) -> None:
+    """READONLY, OOM; where it is full, what is there can be read and readiness tells of it."""
+    with own_redis(tmp_path) as url, connect(url) as redis:
+        redis.config_set("maxmemory", 1)
+        refused(redis, "OOM")
+        assert "no more jobs are taken" in check(redis)[0]
+        redis.config_set("maxmemory", 0)
+        redis.replicaof("127.0.0.1", "1")
+        refused(redis, "READONLY")
+
+
+def test_a_redis_whose_disk_is_gone(tmp_path: Path) -> None:
+    """MISCONF: it could not save, and refuses every write."""
+    home = tmp_path / "redis"
+    home.mkdir()
+    with own_redis(home, "--save", "3600 1") as url, connect(url) as redis:
+        redis.set("a", "")
+        shutil.rmtree(home)
+        redis.bgsave()
+        end = time.monotonic() + 30
+        while redis.info("persistence")["rdb_last_bgsave_status"] == "ok" and time.monotonic() < end:
+            time.sleep(0.05)
+        refused(redis, "MISCONF")
+
+
+def test_a_command_that_is_wrong_stays_a_bug(redis: Redis) -> None:
+    """It is none of Redis's own troubles."""
+    redis.set("a", "")
+    with pytest.raises(ResponseError, match="WRONGTYPE"), redis_errors():
+        redis.lpush("a", "OOM")
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-lfu", "allkeys-random"])
+def test_a_redis_that_may_remove_jobs_takes_none(policy: str) -> None:
+    """However empty it is: with the policy that is right."""
+    with pytest.raises(StoreUnavailable, match=f"{policy}.*noeviction"):
+        Memory.of({**FULL, "used_memory": 1, "maxmemory_policy": policy}).check()
+
+
+def test_keys_that_were_evicted_are_told(tmp_path: Path) -> None:
+    """For as long as Redis counts them, whatever its policy is by now."""
+    with own_redis(tmp_path, "--maxmemory", "3mb", "--maxmemory-policy", "allkeys-lru") as url, connect(url) as redis:
+        for number in range(400):
+            redis.set(f"key:{number}", "x" * 10_000)
+        redis.config_set("maxmemory-policy", "noeviction")
+        redis.config_set("maxmemory", "100mb")
+        evicted = redis.info("stats")["evicted_keys"]
+        assert evicted > 0
+        (told,) = check(redis)
+        assert told.startswith(f"{evicted} keys were evicted")
+        redis.config_resetstat()
+        assert check(redis) == []
+
+
+def test_what_is_told_of_memory() -> None:
+    """A policy that removes what expires; a Redis that is nearly full. Nothing without a limit."""
+    first, second = Memory.of({**FULL, "maxmemory_policy": "volatile-lru"}).check()
+    assert "volatile-lru" in first
+    assert "95%" in second
+    assert Memory.of({**FULL, "used_memory": 50, "maxmemory_policy": "noeviction"}).check() == []
+    unlimited = Memory.of(
+        {"used_memory": 5, "maxmemory": 0, "total_system_memory": 10, "maxmemory_policy": "allkeys-lru"}
+    )
+    assert unlimited.check() == []
+    assert unlimited.ratio == 0.5
+    assert Memory.of({"used_memory": 5}).ratio == 0
+
+
+def test_a_program_that_goes_round_is_alive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """For so long after its last round; not before its first."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert not alive.alive("housekeeping", 300)
+    alive.beat("housekeeping")
+    assert alive.alive("housekeeping", 300)
+    (file,) = tmp_path.iterdir()
+    os.utime(file, (time.time() - 400, time.time() - 400))
+    assert not alive.alive("housekeeping", 300)
+    tmp_path.chmod(0o500)
+    alive.beat("housekeeping")
+    tmp_path.chmod(0o700)

@@ -1,0 +1,256 @@
+"""From a question to a problem, and from a solution to an answer: X̂ is fed back through the network and measured."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import inf, isfinite
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shared.errors import KernelscopeError, LoneKernel, NotANumber, SilentKernel
+from shared.schemas import OPTIMIZED, Losses, Metrics
+from worker.engine.accelerator import broken, out_of_memory
+from worker.engine.metrics import as_records, metrics, png_regularization
+from worker.engine.questions import Answer, Answered, NoMemory, Picture, Question, Ticket, internal
+from worker.methods.suppression import Losses as BatchLosses
+from worker.methods.suppression import Problems, Solution, losses
+from worker.networks.layer import Layer
+
+log = logging.getLogger(__name__)
+
+LOUDEST_OTHERS = 2
+LARGE_BETA = 3.0  # from which on the blank picture is an answer; below, a map that is kept says more, whatever it costs
+
+
+@dataclass(frozen=True)
+class Posed:
+    """A question as a problem."""
+
+    problem: Problems  # one row
+    features: Tensor  # the feature maps F of its image, (C, h, w), shared by the questions about it
+
+
+@torch.no_grad()
+def pose(questions: Sequence[Question], layer: Layer) -> list[Posed]:
+    """Each question about a layer as a problem; the maps of a picture are computed once for all questions about it."""
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
+    for question in questions:
+        if id(question.picture) not in seen:
+            image = pictures([question.picture], layer)
+            seen[id(question.picture)] = image, layer.features(image)
+    return [_posed(question, *seen[id(question.picture)]) for question in questions]
+
+
+def _posed(question: Question, image: Tensor, features: Tensor) -> Posed:
+    kernel = torch.tensor([question.kernel], device=image.device)
+    bounds = _or(question.max_preservation, inf), _or(question.target_ssim, -1)
+    alpha, beta, most, least = torch.tensor([[question.alpha, question.beta, *bounds]], device=image.device).unbind(1)
+    removing = torch.tensor([question.removing], device=image.device)
+    problem = Problems.pose(image, features, kernel, alpha, beta).within(most, least).only_removing(removing)
+    return Posed(problem, features[0])
+
+
+def posable(question: Question, posed: Posed) -> KernelscopeError | None:
+    """Why there is nothing to solve, if so."""
+    if bool(posed.problem.silent):
+        return SilentKernel(
+            f"kernel {question.kernel} of {question.layer} is silent on this image (its feature map is zero "
+            'everywhere), so there is nothing to explain; "top:N" takes the most active kernels'
+        )
+    if bool(posed.problem.lone):
+        return LoneKernel(
+            f"every kernel of {question.layer} but {question.kernel} is silent on this image: nothing to suppress"
+        )
+    return None
+
+
+Solved = tuple[Ticket, Posed, Solution]
+
+
+def answers(layer: Layer, solved: Sequence[Solved]) -> Answered:
+    """Each solution measured. What raises or does not fit is tried in smaller parts, down to the one that does it."""
+    if not solved:
+        return []
+    failure: KernelscopeError | NoMemory
+    try:
+        found = measured(layer, [(ticket.question, posed, solution) for ticket, posed, solution in solved])
+        return [(ticket, answer) for (ticket, *_), answer in zip(solved, found, strict=True)]
+    except Exception as error:
+        if broken(error):
+            raise
+        failure = NoMemory() if out_of_memory(error) else internal(error)
+        if len(solved) == 1 and isinstance(failure, KernelscopeError):
+            log.exception("kernel %d of %s", solved[0][0].question.kernel, layer)
+    if len(solved) == 1:
+        return [(solved[0][0], failure)]
+    middle = len(solved) // 2
+    return answers(layer, solved[:middle]) + answers(layer, solved[middle:])
+
+
+@torch.no_grad()
+def measured(layer: Layer, solved: Sequence[tuple[Question, Posed, Solution]]) -> list[Answer | KernelscopeError]:
+    """Feed the delivered pictures, and each X̂ before it was rounded, back through the network, all together.
+
+    An X̂ that is worse than X itself, as one may be that was stopped early, is X; where β is large, one that is worse
+    than the blank picture though it had its time is blank; unless a bound was asked for.
+    """
+    found = _measured(layer, solved)
+    better = {
+        number: x
+        for number, (question, posed, solution) in enumerate(solved)
+        if (x := _better(question, posed, solution, found[number])) is not None
+    }
+    if better:
+        again = [(*solved[number][:2], replace(solved[number][2], x=x)) for number, x in better.items()]
+        for number, answer in zip(better, _measured(layer, again), strict=True):
+            found[number] = answer
+    return found
+
+
+def _better(question: Question, posed: Posed, solution: Solution, answer: Answer | KernelscopeError) -> Tensor | None:
+    """X or the blank picture, where that has the lowest loss of the three."""
+    free = question.method in OPTIMIZED and not question.bounded
+    if not (free and isinstance(answer, Answer)):
+        return None
+    price = (answer.gamma or 0.0) * (answer.metrics_float.invention_beyond_blank or 0.0)
+    image = posed.problem.image[0]
+    known = [(answer.losses_float.total + price, None), (answer.loss_start, image)]
+    had_its_time = question.solver == "fast" and solution.stopped in ("converged", "budget")
+    if had_its_time and question.beta >= LARGE_BETA:
+        known.append((answer.loss_blank, torch.zeros_like(image)))
+    return min(known, key=lambda one: one[0])[1]
+
+
+def _measured(layer: Layer, solved: Sequence[tuple[Question, Posed, Solution]]) -> list[Answer | KernelscopeError]:
+    count, space = len(solved), layer.space
+    problems = Problems.join_all([posed.problem for _, posed, _ in solved])
+    x = torch.stack([solution.x for _, _, solution in solved])
+    picture = space.to_bytes(x)
+    shown = space.from_bytes(picture).to(x)
+    originals = {id(posed.features): posed.problem.image for _, posed, _ in solved}
+    of = [list(originals).index(id(posed.features)) for _, posed, _ in solved]
+    images = torch.cat([shown, x])
+    seen, invented, beyond = layer.watched.invention(torch.cat(list(originals.values())), images, of + of)
+    blank, after, after_float = seen.clamp_min(0).split([1, count, count])
+    before = torch.stack([posed.features for _, posed, _ in solved])
+    terms_float = as_records(losses(problems, after_float, x))
+    terms_start = as_records(losses(problems, before, problems.image))
+    terms_blank = as_records(losses(problems, blank.expand_as(before), torch.zeros_like(x)))
+    terms = as_records(_of_the_picture(problems, after, shown, png_regularization(picture, space)))
+    found, found_float = (
+        _invention(layer, metrics(before, maps, problems.kernel, picture, space), invented[rows], beyond[rows])
+        for maps, rows in ((after, slice(count)), (after_float, slice(count, None)))
+    )
+    delivered = picture.permute(0, 2, 3, 1).cpu().numpy()
+    return [
+        _answer(
+            layer,
+            question,
+            solution,
+            picture=delivered[row],
+            maps=_maps(before[row], after[row], question.kernel),
+            losses=terms[row],
+            losses_float=terms_float[row],
+            loss_start=terms_start[row].total,
+            loss_blank=terms_blank[row].total,
+            metrics=found[row],
+            metrics_float=found_float[row],
+        )
+        for row, (question, _, solution) in enumerate(solved)
+    ]
+
+
+def _of_the_picture(problems: Problems, after: Tensor, shown: Tensor, regularization: Tensor) -> BatchLosses:
+    """The losses of the delivered pictures: L_r counts the pixels that are the mean colour in 8 bits as such."""
+    own = losses(problems, after, shown)
+    total = own.preservation + problems.alpha * own.suppression + problems.beta * regularization
+    return replace(own, regularization=regularization, total=total)
+
+
+def _answer(layer: Layer, question: Question, solution: Solution, **measured: Any) -> Answer | KernelscopeError:
+    """What was measured, with what the solver says and what was asked for."""
+    terms: Losses = measured["losses"]
+    if not (isfinite(terms.total) and isfinite(measured["losses_float"].total)):
+        return NotANumber(f"X̂ of kernel {question.kernel} is not finite; its start is {measured['loss_start']:g}")
+    return Answer(
+        **measured,
+        x=solution.x.cpu().numpy(),
+        target_met=_target_met(question, terms, measured["metrics"]),
+        iterations=solution.iterations,
+        seconds=solution.seconds,
+        stopped=solution.stopped,
+        precision=solution.precision,
+        history=solution.history,
+        weights=layer.weights,
+        gamma=_gamma(question, len(layer.below)),
+    )
+
+
+def _maps(before: Tensor, after: Tensor, kernel: int) -> dict[str, NDArray[Any]]:
+    """The selected kernel's map and those of the loudest others, before and after."""
+    others = _loudest_others(before, kernel)
+    return {
+        "before": _array(before[kernel]),
+        "after": _array(after[kernel]),
+        "others": others.cpu().numpy(),
+        "others_before": _array(before[others]),
+        "others_after": _array(after[others]),
+    }
+
+
+def _or(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value
+
+
+def _invention(layer: Layer, found: Sequence[Metrics], shares: Tensor, beyond_blank: Tensor) -> list[Metrics]:
+    """With L_e of each X̂ as it is reported, of each layer below, and as evidence weighs or bounds it."""
+    complete = []
+    for one, by_layer, beyond in zip(found, shares.tolist(), beyond_blank.tolist(), strict=True):
+        told: dict[str, Any] = {
+            "invention": fmean(by_layer) if by_layer else 0.0,
+            "invention_by_layer": dict(zip(layer.below, by_layer, strict=True)),
+            "invention_beyond_blank": fmean(beyond) if beyond else 0.0,
+        }
+        complete.append(one.model_copy(update=told))
+    return complete
+
+
+def _gamma(question: Question, depth: int) -> float | None:
+    weighed = question.method == "evidence" and question.max_invention is None
+    return question.weight(depth) if weighed else None
+
+
+def _target_met(question: Question, terms: Losses, found: Metrics) -> bool | None:
+    """Whether the delivered picture keeps what was asked for."""
+    kept = []
+    if question.max_preservation is not None:
+        kept.append(terms.preservation <= question.max_preservation)
+    if question.target_ssim is not None:
+        kept.append(found.ssim is None or found.ssim >= question.target_ssim)
+    if question.max_invention is not None:
+        kept.append((found.invention_beyond_blank or 0.0) <= question.max_invention)
+    return all(kept) if kept else None
+
+
+def _loudest_others(before: Tensor, kernel: int) -> Tensor:
+    """The kernels of the highest mean activation but the selected one."""
+    mean = before.mean(dim=(1, 2))
+    mean[kernel] = -1
+    return mean.topk(min(LOUDEST_OTHERS, len(mean) - 1)).indices
+
+
+def pictures(images: Sequence[Picture], layer: Layer) -> Tensor:
+    """(B, 3, H, W), normalised, on the network's device."""
+    stack = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    return layer.space.from_bytes(stack.to(layer.space.mean.device)).contiguous(memory_format=torch.channels_last)
+
+
+def _array(maps: Tensor) -> NDArray[np.float32]:
+    return maps.float().cpu().numpy()

@@ -1,0 +1,118 @@
+"""Questions that a baseline answers: a forward pass and a way back for each, a few at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from math import nan
+
+import torch
+
+from shared.errors import DeadlinePassed
+from worker.engine.accelerator import out_of_memory
+from worker.engine.answers import Posed, answers, posable, pose
+from worker.engine.pace import pace, room_in_memory
+from worker.engine.questions import Answered, Batch, NoMemory, Question, Ticket
+from worker.methods.baselines import attribution, estimated, private, rules
+from worker.methods.suppression import Solution
+from worker.networks.layer import Layer
+
+PASSES = 4  # LRP goes through a convolution up to so many times where a gradient goes once, and keeps as much more
+MOST_WAITING = 64
+
+
+class BaselineBatch(Batch):
+    """Questions about one layer to one of the baselines."""
+
+    def __init__(self, layer: Layer) -> None:
+        self.layer = layer
+        self.open: list[Ticket] = []
+        self.fits = MOST_WAITING  # at once, as far as is known
+
+    def __len__(self) -> int:
+        """How many wait."""
+        return len(self.open)
+
+    @property
+    def room(self) -> int:
+        """They take no memory before their turn, and leave in the order in which they came."""
+        return MOST_WAITING - len(self)
+
+    def add(self, tickets: Sequence[Ticket]) -> Answered:
+        """They are answered in the next steps."""
+        self.open += tickets
+        return []
+
+    def step(self) -> Answered:
+        """Answer as many as half a second and the memory allow."""
+        if not self.open:
+            return []
+        now = [ticket for ticket in self.open[: self.fits] if ticket.question.rule == self.open[0].question.rule]
+        try:
+            speed = pace(self.layer.cut, self.layer.size, self.layer.device)
+            memory = room_in_memory(speed, self.layer.device) // PASSES
+            now = now[: max(1, min(speed.batch // PASSES, memory))]
+            answered = self._answered(now)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            answered = self._none(now)
+        self.drop([ticket for ticket, _ in answered])
+        return answered
+
+    def stop(self, tickets: Sequence[Ticket]) -> Answered:
+        """There is no half of an answer."""
+        self.drop(tickets)
+        return [
+            (ticket, DeadlinePassed("the deadline passed before the attribution was computed")) for ticket in tickets
+        ]
+
+    def drop(self, tickets: Sequence[Ticket]) -> None:
+        """Forget these."""
+        self.open = [ticket for ticket in self.open if ticket not in tickets]
+
+    def _answered(self, tickets: list[Ticket]) -> Answered:
+        posed = pose([ticket.question for ticket in tickets], self.layer)
+        refused: Answered = []
+        left: list[tuple[Ticket, Posed]] = []
+        for ticket, one in zip(tickets, posed, strict=True):
+            if error := posable(ticket.question, one):
+                refused.append((ticket, error))
+            else:
+                left.append((ticket, one))
+        solutions = self._solutions([(ticket.question, one) for ticket, one in left]) if left else []
+        return refused + answers(
+            self.layer, [(*pair, solution) for pair, solution in zip(left, solutions, strict=True)]
+        )
+
+    def _solutions(self, pairs: list[tuple[Question, Posed]]) -> list[Solution]:
+        begin = time.perf_counter()
+        question, space = pairs[0][0], self.layer.space
+        own = private(self.layer.cut, question.method)
+        image = torch.cat([posed.problem.image for _, posed in pairs])
+        kernel = torch.cat([posed.problem.kernel for _, posed in pairs])
+        found = attribution(own, image, kernel, question.method, rules(own, question.method, question.rule, space))
+        pictures = [
+            estimated(found[row, None], image[row, None], question.scaling, space)[0]
+            for row, (question, _) in enumerate(pairs)
+        ]
+        seconds = (time.perf_counter() - begin) / len(pairs)
+        return [
+            Solution(
+                x=x,
+                loss=nan,
+                iterations=1,
+                seconds=seconds,
+                stopped="converged",
+                precision="float32",
+                history=[],
+            )
+            for x in pictures
+        ]
+
+    def _none(self, tickets: list[Ticket]) -> Answered:
+        """Memory has run out: fewer are tried next; one alone is given back."""
+        if self.layer.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.fits = max(1, len(tickets) // 2)
+        return [(tickets[0], NoMemory())] if len(tickets) == 1 else []

@@ -1,0 +1,108 @@
+"""A torch device for the engine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import metadata
+
+import psutil
+import torch
+from torch import Tensor
+
+from shared.schemas import OPTIMIZED, WeightsUsed
+from shared.workers import NetworkState
+from worker.engine.accelerator import broken
+from worker.engine.answers import pictures
+from worker.engine.baseline_batch import BaselineBatch
+from worker.engine.questions import Batch, Device, Maps, Picture, Question
+from worker.engine.threads import Threads
+from worker.engine.torch_batch import TorchBatch
+from worker.methods.suppression import VERSION
+from worker.networks.loaded import Networks
+
+SOUND_SECONDS = 60  # that a card may take to start and to compute a little
+
+
+class TorchDevice(Device):
+    """One torch device with its networks.
+
+    Args:
+        networks: on the device.
+        most: problems in a batch at most; a benchmark compares them.
+    """
+
+    version = f"suppression {VERSION}, zennit {metadata.version('zennit')}"
+
+    def __init__(self, networks: Networks, most: int | None = None) -> None:
+        self.networks = networks
+        self.most = most
+        self.threads = Threads(torch.get_num_threads() if networks.device.type == "cpu" else 1)
+
+    @property
+    def name(self) -> str:
+        """`cpu`, or the card's name."""
+        device = self.networks.device
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+    def preload(self, model: str) -> None:
+        """Load a network now."""
+        self.networks.get(model)
+
+    def states(self) -> dict[str, NetworkState]:
+        """Which networks can be run."""
+        return self.networks.states()
+
+    def input_size(self, model: str) -> int:
+        """Side of the network's input in pixels."""
+        return self.networks.get(model).input_size
+
+    def weights(self, model: str) -> WeightsUsed:
+        """Which weights the network has."""
+        return self.networks.get(model).weights
+
+    @torch.no_grad()
+    def ranking(self, model: str, layer: str, picture: Picture) -> list[int]:
+        """The layer's active kernels by mean activation, highest first."""
+        activation = self._features(model, layer, picture).mean(dim=(1, 2))  # (C,)
+        order = activation.argsort(descending=True, stable=True)
+        return [kernel for kernel in order.tolist() if activation[kernel] > 0]
+
+    @torch.no_grad()
+    def feature_maps(self, model: str, layer: str, picture: Picture) -> Maps:
+        """F, (C, h, w), on the host."""
+        maps: Maps = self._features(model, layer, picture).float().cpu().numpy()
+        return maps
+
+    def _features(self, model: str, layer: str, picture: Picture) -> Tensor:
+        chosen = self.networks.get(model).layer(layer)
+        return chosen.features(pictures([picture], chosen))[0]
+
+    def batch(self, question: Question) -> Batch:
+        """An empty batch for a layer."""
+        layer = self.networks.get(question.model).layer(question.layer)
+        if question.method not in OPTIMIZED:
+            return BaselineBatch(layer)
+        return TorchBatch(layer, self.threads, watched=question.method == "evidence", most=self.most)
+
+    def memory(self) -> int:
+        """Bytes: of the card that torch has allocated, or of this process."""
+        device = self.networks.device
+        if device.type == "cuda":
+            return torch.cuda.memory_allocated(device)
+        return int(psutil.Process().memory_info().rss)
+
+    def broken(self, error: Exception) -> bool:
+        """Whether this is an error of the device itself, after which its context cannot be used."""
+        return broken(error)
+
+    def sound(self) -> bool:
+        """The CPU is; a card is asked from a process of its own, as this one's context may be the trouble."""
+        device = self.networks.device
+        if device.type == "cpu":
+            return True
+        command = [sys.executable, "-m", "worker.checkup", str(device)]
+        try:
+            return subprocess.run(command, timeout=SOUND_SECONDS, check=False).returncode == 0  # noqa: S603 - ours
+        except subprocess.TimeoutExpired:
+            return False

@@ -1,0 +1,115 @@
+"""From a slice of a request to the engine's questions: images decoded, ranks looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import Lock
+
+import numpy as np
+
+from shared import images
+from shared.errors import UnknownImage
+from shared.jobs import Claim
+from shared.schemas import ExplainRequest, Item
+from worker.engine.engine import Engine
+from worker.engine.questions import Picture, Question
+from worker.engine.turns import Account
+from worker.jobs.artifacts import encoded
+
+SOLVING = ("solver", "effort", "iterations", "target_ssim", "max_preservation")
+OPTIONS = {  # of a request, by the methods that have more than `scaling`
+    "suppression": (*SOLVING, "only_remove"),
+    "evidence": (*SOLVING, "gamma", "max_invention"),
+    "lrp": ("rule", "scaling"),
+}
+
+
+class Decoder:
+    """One image at a time, whatever slices a worker has: one of 50 megapixels may take 600 MB.
+
+    Args:
+        max_pixels: of an image.
+    """
+
+    def __init__(self, max_pixels: int) -> None:
+        self.max_pixels = max_pixels
+        self._lock = Lock()
+
+    def __call__(self, data: bytes, size: int) -> tuple[Picture, list[str]]:
+        """A square of that side, (size, size, 3), and what of the file was ignored."""
+        with self._lock:
+            seen = images.decoded(data, self.max_pixels)
+            return np.asarray(images.resized(seen.image, size)), seen.notes
+
+
+@dataclass
+class Inputs:
+    """Of one slice.
+
+    Args:
+        account: on which its calls to the engine are charged.
+        read: the bytes of an image by their digest, or None.
+    """
+
+    claim: Claim
+    engine: Engine
+    account: Account
+    read: Callable[[str], bytes | None]
+    decoder: Decoder
+    pictures: dict[int, Picture] = field(default_factory=dict)  # by the image's number in the request
+    originals: dict[int, bytes] = field(default_factory=dict)
+    notes: dict[int, list[str]] = field(default_factory=dict)  # of these
+    rankings: dict[int, list[int]] = field(default_factory=dict)
+
+    @property
+    def request(self) -> ExplainRequest:
+        """Whose slice it is."""
+        return self.claim.request
+
+    def picture(self, number: int) -> Picture:
+        """The network's input of an image of the request, (H, W, 3) in 8 bits."""
+        if number not in self.pictures:
+            size = self.engine.device.input_size(self.request.model)
+            digest = self.request.images[number]
+            data = self.read(digest)
+            if data is None:
+                raise UnknownImage(f"the bytes of image {digest} are gone from the store")
+            self.pictures[number], self.notes[number] = self.decoder(data, size)
+        return self.pictures[number]
+
+    def original(self, number: int) -> bytes:
+        """The same as a PNG."""
+        if number not in self.originals:
+            self.originals[number] = encoded(self.picture(number))
+        return self.originals[number]
+
+    def kernel(self, item: Item) -> int | None:
+        """The item's kernel; None where no active kernel fills its rank."""
+        if item.rank is None:
+            return item.kernel
+        if item.image not in self.rankings:
+            self.rankings[item.image] = self.engine.call(
+                self.engine.device.ranking,
+                self.request.model,
+                self.request.layer,
+                self.picture(item.image),
+                account=self.account,
+            )
+        ranking = self.rankings[item.image]
+        return ranking[item.rank] if item.rank < len(ranking) else None
+
+    def question(self, item: Item, kernel: int) -> Question:
+        """What the item's method does not look at is left at its default, so that the same work is found again."""
+        request = self.request
+        options = {name: getattr(request, name) for name in OPTIONS.get(item.method, ("scaling",))}
+        return Question(
+            model=request.model,
+            layer=request.layer,
+            picture=self.picture(item.image),
+            kernel=kernel,
+            alpha=item.alpha,
+            beta=item.beta,
+            method=item.method,
+            **options,
+        )

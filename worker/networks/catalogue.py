@@ -1,0 +1,29 @@
+"""Write `shared/catalogue.json`: `python -m worker.networks.catalogue`. A test checks that it is what this prints."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+import shared
+from shared.catalogue import Network
+from worker.networks.architectures import ARCHITECTURES, describe
+
+
+def catalogue() -> str:
+    """The catalogue's text."""
+    networks = [describe(name) for name in ARCHITECTURES]
+    return TypeAdapter(list[Network]).dump_json(networks, indent=1).decode() + "\n"
+
+
+def main() -> None:
+    """Write it beside `shared/catalogue.py`."""
+    file = Path(shared.__path__[0]) / "catalogue.json"
+    file.write_text(catalogue())
+    sys.stderr.write(f"{file}: {len(ARCHITECTURES)} networks\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""architecture + weights + layer → a frozen network cut after the layer. Loaded once a process; cuts share modules."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock, Thread
+
+import torch
+from torch import nn
+
+from shared.errors import LayerNotCovered, ModelUnavailable
+from shared.schemas import WeightsUsed
+from shared.workers import NetworkState
+from worker.methods.suppression import PixelSpace
+from worker.networks.architectures import ARCHITECTURES, cuts
+from worker.networks.checkpoints import network_of
+from worker.networks.layer import Layer
+from worker.networks.weights import Weights, find, load, refused
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 300  # weights that could not be downloaded or read are not tried again sooner
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network's convolutional part on a device: frozen, in eval mode, as far as its weights reach."""
+
+    name: str
+    space: PixelSpace
+    input_size: int
+    weights: WeightsUsed
+    reason: str
+    layers: dict[str, Layer]  # that the weights cover
+
+    @classmethod
+    def of(
+        cls, name: str, cuts: dict[str, nn.Sequential], space: PixelSpace, size: int, weights: WeightsUsed, reason: str
+    ) -> LoadedNetwork:
+        """From its cuts, each up to a layer but for its ReLU, which share their modules."""
+        layers = {
+            layer: Layer(name, layer, cut, space, size, weights, tuple(_below(name, cut, cuts)))
+            for layer, cut in cuts.items()
+        }
+        return cls(name, space, size, weights, reason, layers)
+
+    def layer(self, name: str) -> Layer:
+        """One of its layers.
+
+        Raises:
+            LayerNotCovered: the weights end below the layer.
+        """
+        if name not in self.layers:
+            raise LayerNotCovered(
+                f"the weights of {self.name} ({self.weights.source}) do not cover {name}; "
+                f"they cover {', '.join(self.layers)}"
+            )
+        return self.layers[name]
+
+
+def _below(network: str, cut: nn.Sequential, others: dict[str, nn.Sequential]) -> Iterator[str]:
+    """The ReLU layers below a layer, in order: by the layers' names, or torchvision's where they have none."""
+    named = {str(len(other)): name for name, other in others.items()}
+    if network in ARCHITECTURES:
+        named |= {one.node.removeprefix("features."): name for name, one in cuts(network).items()}
+    for path, module in cut.named_modules():
+        if isinstance(module, nn.ReLU):
+            yield named.get(path, f"features.{path}")
+
+
+class Networks:
+    """The networks of one worker process: loaded when first wanted, kept, and never changed.
+
+    Args:
+        folder: the weights folder; it need not exist.
+        download: whether torchvision's weights may be fetched.
+        device: where the networks live.
+    """
+
+    def __init__(self, folder: Path, device: torch.device, *, download: bool) -> None:
+        self.folder = folder
+        self.device = device
+        self.download = download
+        self._loaded: dict[str, LoadedNetwork] = {}
+        self._failed: dict[str, tuple[float, ModelUnavailable]] = {}
+        self._refused: dict[Path, str] = {}
+        self._loading: dict[str, Future[LoadedNetwork]] = {}
+        self._lock = Lock()
+
+    def get(self, name: str) -> LoadedNetwork:
+        """The network, loaded on the first call.
+
+        Raises:
+            ModelUnavailable: no weights can be had; says why.
+        """
+        if name in self._loaded:  # without a lock: nobody waits for somebody else's download
+            return self._loaded[name]
+        with self._lock:
+            found = self._loading.get(name)
+            if found is None:
+                found = self._loading[name] = Future()
+                # In a thread that ends: OpenMP keeps helpers for each thread that has run torch, and once there are
+                # more of them than cores they sleep between operations: conv1_1 was half as fast.
+                Thread(target=self._load_for_all, args=(name, found), name=f"load {name}", daemon=True).start()
+        try:
+            return found.result()
+        except ModelUnavailable as error:  # one for all who wait would keep all their frames alive
+            raise ModelUnavailable(error.detail) from None
+
+    def _load_for_all(self, name: str, found: Future[LoadedNetwork]) -> None:
+        """Load it for everybody who waits; who comes later has what is loaded, or tries again."""
+        failure: Exception | None = None
+        try:
+            self._loaded[name] = self._loaded.get(name) or self._load(name)
+        except Exception as error:
+            failure = error
+        with self._lock:
+            del self._loading[name]
+        if failure:
+            found.set_exception(failure)
+        else:
+            found.set_result(self._loaded[name])
+
+    def states(self) -> dict[str, NetworkState]:
+        """What can be run, for the heartbeat. Nothing is loaded or downloaded for it."""
+        files = refused(self.folder)
+        for file, reason in sorted(files.items() - self._refused.items()):
+            log.warning("%s is not used: %s", file, reason)
+        self._refused = files
+        return {name: self._state(name) for name in ARCHITECTURES}
+
+    def _load(self, name: str) -> LoadedNetwork:
+        if error := self._failure(name):
+            raise ModelUnavailable(error.detail)
+        reason = find(name, self.folder, download=self.download).reason
+        log.info("loading %s: %s", name, reason)
+        try:
+            return self._build(load(name, self.folder, download=self.download), name, reason)
+        except Exception as error:
+            if not isinstance(error, ModelUnavailable):
+                log.exception("%s could not be loaded", name)
+                error = ModelUnavailable(f"no weights for {name}: {reason}: {error}")
+            self._failed[name] = (time.monotonic(), error)
+            raise error from None
+
+    def _failure(self, name: str) -> ModelUnavailable | None:
+        """Why the network could not be loaded a short while ago."""
+        failed_at, error = self._failed.get(name, (0.0, None))
+        return error if time.monotonic() - failed_at < RETRY_SECONDS else None
+
+    def _build(self, weights: Weights, name: str, reason: str) -> LoadedNetwork:
+        architecture = ARCHITECTURES[name]
+        features = architecture.features()[: cuts(name)[weights.layers[-1]].depth]
+        tensors = {key.removeprefix("features."): tensor.float() for key, tensor in weights.tensors.items()}
+        absent = {key: torch.zeros(meta.shape) for key, meta in features.state_dict().items() if key not in tensors}
+        features.load_state_dict({**tensors, **absent}, strict=False, assign=True)
+        features = features.requires_grad_(False).eval().to(self.device).to(memory_format=torch.channels_last)
+        return LoadedNetwork.of(
+            name,
+            {layer: cuts(name)[layer].preactivation(features) for layer in weights.layers},
+            PixelSpace.of(weights.mean, weights.std, self.device),
+            architecture.input_size,
+            WeightsUsed(source=weights.file.name, sha256=weights.sha256),
+            reason,
+        )
+
+    def _state(self, name: str) -> NetworkState:
+        state = self._availability(name)
+        told = {file.name: reason for file, reason in self._refused.items() if network_of(file) in (name, None)}
+        return state.model_copy(update={"refused": [f"{file}: {reason}" for file, reason in told.items()]})
+
+    def _availability(self, name: str) -> NetworkState:
+        if loaded := self._loaded.get(name):
+            return NetworkState(
+                available=True,
+                reason=loaded.reason,
+                source=loaded.weights.source,
+                sha256=loaded.weights.sha256,
+                layers=list(loaded.layers),
+            )
+        if error := self._failure(name):
+            return NetworkState(available=False, reason=error.detail)
+        try:
+            found = find(name, self.folder, download=self.download)
+        except ModelUnavailable as unavailable:
+            return NetworkState(available=False, reason=unavailable.detail)
+        return NetworkState(available=True, reason=found.reason, source=found.file.name, layers=found.layers)

@@ -1,0 +1,199 @@
+"""Where a network's weights come from: the weights folder, else the program itself, else torchvision's download."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+from urllib.parse import urlsplit
+
+import httpx
+import torch
+from rich.console import Console
+from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
+from torchvision.models import WeightsEnum, get_model_weights
+
+from shared.errors import ModelUnavailable
+from worker.networks.architectures import cuts
+from worker.networks.checkpoints import Checkpoint, Refused, inspect, network_of, read, weights_files
+from worker.networks.vgg_mini import WEIGHTS_FILE
+
+BUNDLED = Path(__file__).parent / "bundled"  # what the worker image's build argument WEIGHTS downloaded
+STALLED_SECONDS = 30  # without a byte: a network that drops packets must not hang the worker
+
+Source = Literal["folder", "bundled", "cache", "download"]
+
+
+@dataclass(frozen=True)
+class Weights(Checkpoint):
+    """A network's weights, and where they are from."""
+
+    file: Path
+    source: Source
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """A weights file that is there, or that would be downloaded."""
+
+    file: Path
+    source: Source
+    layers: list[str]  # that it covers, as far as is known before it is read
+    megabytes: float = 0  # to download
+
+    @property
+    def reason(self) -> str:
+        """One phrase on where the weights are from."""
+        return {
+            "folder": f"{self.file.name} in the weights folder",
+            "bundled": f"{self.file.name}, which comes with Kernelscope",
+            "cache": f"torchvision's {self.file.name}, downloaded before",
+            "download": f"torchvision's {self.file.name}, {self.megabytes:.0f} MB, downloaded on first use",
+        }[self.source]
+
+
+def find(name: str, folder: Path, *, download: bool) -> Found:
+    """The best weights for a network: of several files in the folder, the one that covers most layers.
+
+    Where the folder has files of the network's name and none can be used, it has no weights: whoever put them there
+    does not want others instead.
+
+    Raises:
+        ModelUnavailable: no weights; says why.
+    """
+    usable: list[Found] = []
+    reasons: list[str] = []
+    for file in _own_files(name, folder):
+        try:
+            usable.append(Found(file, "folder", inspect(file).layers))
+        except Refused as error:
+            reasons.append(f"{file.name}: {error}")
+    if usable:
+        return max(usable, key=lambda found: len(found.layers))
+    if reasons:
+        raise ModelUnavailable(f"no weights for {name}: none that can be used in {folder}: {'; '.join(reasons)}")
+    for file, source in _kept(name):
+        try:
+            return Found(file, source, inspect(file).layers)
+        except Refused as error:
+            raise ModelUnavailable(f"no weights for {name}: {file}: {error}") from error
+    if not download:
+        raise ModelUnavailable(
+            f"no weights for {name}: none in {folder} (a file named {name}.pth or {name}-….pth, or the same with "
+            ".safetensors), and downloading is turned off"
+        )
+    return Found(_cache_file(name), "download", list(cuts(name)), _published(name).meta["_file_size"] * 1.048576)
+
+
+def refused(folder: Path) -> dict[Path, str]:
+    """The files of the weights folder that cannot be used, as far as is known before they are read, and why."""
+    told = {}
+    with suppress(OSError):  # `find` tells it
+        for file in weights_files(folder):
+            try:
+                inspect(file)
+            except Refused as error:
+                told[file] = str(error)
+    return told
+
+
+def load(name: str, folder: Path, *, download: bool) -> Weights:
+    """Read the weights; download them first where that is the only way.
+
+    Raises:
+        ModelUnavailable: no weights, a file that cannot be used, or a download that failed; says which.
+    """
+    found = find(name, folder, download=download)
+    if found.source == "download":
+        fetch(name)
+    try:
+        return Weights(**vars(read(found.file)), file=found.file, source=found.source, sha256=_sha256(found.file))
+    except (Refused, OSError) as error:
+        raise ModelUnavailable(f"no weights for {name}: {found.file}: {error}") from error
+
+
+def trouble(file: Path) -> str:
+    """What is wrong with a weights file, every number of it read; empty: nothing."""
+    try:
+        read(file)
+    except Refused as error:
+        return str(error)
+    published = file.stem.removeprefix(f"{network_of(file)}-")
+    if re.fullmatch(r"[0-9a-f]{8}", published) and not _sha256(file).startswith(published):
+        return f"it is not the file that its name says: SHA-256 {_sha256(file)[:8]}… instead of {published}…"
+    return ""
+
+
+def _own_files(name: str, folder: Path) -> list[Path]:
+    try:
+        return [file for file in weights_files(folder) if network_of(file) == name]
+    except OSError as error:
+        raise ModelUnavailable(f"no weights for {name}: {folder} cannot be read ({error.strerror})") from error
+
+
+def _kept(name: str) -> Iterator[tuple[Path, Source]]:
+    """What comes with the program, then what was downloaded before."""
+    for file in (WEIGHTS_FILE, *weights_files(BUNDLED)):
+        if network_of(file) == name:
+            yield file, "bundled"
+    cached = _cache_file(name)
+    if cached.is_file():
+        yield cached, "cache"
+
+
+def fetch(name: str) -> Path:
+    """Download torchvision's weights into torch's cache, with a progress bar on stderr, and check their hash.
+
+    Raises:
+        ModelUnavailable: with the reason.
+    """
+    url, file = _published(name).url, _cache_file(name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with TemporaryDirectory(dir=file.parent) as folder:
+            part = Path(folder) / file.name
+            digest = _receive(url, part)
+            if not digest.startswith(file.stem.rsplit("-", 1)[-1]):
+                raise ModelUnavailable(f"no weights for {name}: the downloaded file is damaged (SHA-256 {digest})")
+            part.replace(file)  # under its own name only when it is whole
+    except (httpx.HTTPError, OSError) as error:
+        host = urlsplit(url).netloc
+        raise ModelUnavailable(f"no weights for {name}: the download from {host} failed ({error})") from error
+    return file
+
+
+def _receive(url: str, part: Path) -> str:
+    """Write the body to the file, with a progress bar on stderr. Returns its SHA-256."""
+    digest = hashlib.sha256()
+    request = httpx.stream("GET", url, follow_redirects=True, timeout=STALLED_SECONDS)
+    with request as response, part.open("wb") as file:
+        response.raise_for_status()
+        total = int(response.headers.get("content-length", 0)) or None
+        columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("downloading", total=total)
+            for chunk in response.iter_raw():
+                file.write(chunk)
+                digest.update(chunk)
+                bar.advance(task, len(chunk))
+    return digest.hexdigest()
+
+
+def _published(name: str) -> WeightsEnum:
+    return get_model_weights(name).DEFAULT
+
+
+def _cache_file(name: str) -> Path:
+    url: str = _published(name).url
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
