@@ -153,7 +153,7 @@ def _configuration(plant: Plant) -> dict[str, Any]:
     values = {
         "job": jobs,
         "doomed": doomed,
-        "busy": [plant.submit("3", iterations="100000", deadline_s="8") for _ in range(JOBS)] + jobs[:JOBS],
+        "busy": [plant.submit("3", iterations="100000", deadline_s=str(SECONDS * part // 8)) for part in range(1, 9)],
         "item": [0, 1],
         "artifact": list(ARTIFACTS),
         "model": ["vgg_mini"],
