@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,7 @@ HEAD_BYTES = 4096  # that are read of it for a list; nearly all heads are smalle
 SIZE = struct.Struct(">I")
 KEPT_BYTES = 16_000_000  # of archived jobs that were read last, uncompressed
 HOUR = 3600
+STALE_SECONDS = 5.0  # after which a job that was read may have been run again, and archived by somebody else
 EXPIRING = "ks:expiring"  # sorted set: where the jobs are noted that expire within an hour, by the hour
 SEPARATOR = " "
 REMOVED = "ks:removed"  # sorted set: job → when it was removed, whose files are still to be swept
@@ -97,7 +99,8 @@ class Archive:
         self._lock = Lock()
 
     def put(self, job_id: str) -> bool:
-        """Move an ended job to the store. False where it is not there, or has not ended."""
+        """Move an ended job to the store. False where it is not there, has not ended, or was read too long ago."""
+        begin = time.monotonic()
         dump = self._dump(job_id)
         if dump is None or not Status(dump.record["status"]).terminal:
             return False
@@ -105,6 +108,8 @@ class Archive:
             dump = replace(dump, log=self.migration.log_of(job_id) + dump.log)
             self.migration.adopt(job_id)
         dump = replace(dump, record={**dump.record, "v": str(FORM)})
+        if time.monotonic() - begin > STALE_SECONDS:  # this machine slept: it would write over what is newer
+            return False
         self.store.put(job_id, dump.packed(), NAME)
         self._note_images(job_id, dump.record)
         record = dump.record

@@ -10,6 +10,8 @@ import httpx
 import pytest
 from redis import Redis
 
+from shared.jobs import connect
+from shared.jobs.repair import Repair
 from tests.chaos.conftest import Plant, running, until, whole
 
 pytestmark = pytest.mark.chaos
@@ -47,3 +49,42 @@ def test_what_was_copied_under_load_is_whole_elsewhere(plant: Plant, tmp_path: P
 def _load(plant: Plant, enough: Event) -> None:
     while not enough.wait(1):
         plant.submit("1")
+
+
+def test_of_redis_and_store_one_alone_is_restored(plant: Plant, tmp_path: Path) -> None:
+    """An older Redis lists again what the store has; with an older store it is told that a job's files are lost."""
+    plant.start_worker("worker")
+    earlier = plant.submit()
+    _archived(plant, earlier)
+    shutil.copytree(tmp_path / "appendonlydir", tmp_path / "backup" / "appendonlydir")
+    shutil.copytree(tmp_path / "store", tmp_path / "backup" / "store")
+    later = plant.submit()
+    _archived(plant, later)
+    with connect(plant.redis_url) as redis:
+        records = plant.records(redis)
+        for _ in range(2):  # a minute passes
+            Repair(redis, records.store, records.archive).round()
+    plant.close()
+    old_redis, old_store = tmp_path / "old-redis", tmp_path / "old-store"
+    for folder, redis_from, store_from in ((old_redis, "backup", "."), (old_store, ".", "backup")):
+        shutil.copytree(tmp_path / redis_from / "appendonlydir", folder / "appendonlydir")
+        shutil.copytree(tmp_path / store_from / "store", folder / "store", ignore=shutil.ignore_patterns("*#*"))
+    with running(old_redis, "worker") as restored:
+        until(lambda: _listed(restored) == {earlier, later}, 60)
+        for job_id in (earlier, later, restored.submit()):
+            whole(restored.wait([job_id], 60)[0], 1)
+    with running(old_store, "worker") as restored:
+        until(lambda: _listed(restored) == {earlier}, 60)
+        for job_id in (earlier, restored.submit()):
+            whole(restored.wait([job_id], 60)[0], 1)
+        assert httpx.get(f"{restored.url}/jobs/{later}").status_code == 410
+        assert "1 finished jobs are lost with their files" in (old_store / "housekeeping.log").read_text()
+
+
+def _archived(plant: Plant, job_id: str) -> None:
+    with connect(plant.redis_url) as redis:
+        until(lambda: plant.job(job_id).status.terminal and not redis.exists(f"ks:job:{job_id}"), 90)
+
+
+def _listed(plant: Plant) -> set[str]:
+    return {job["id"] for job in httpx.get(f"{plant.url}/jobs").json()["jobs"]}

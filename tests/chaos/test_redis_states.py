@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
@@ -19,10 +18,10 @@ pytestmark = pytest.mark.chaos
 OUTAGE_SECONDS = 8
 
 
-@pytest.fixture
-def plant(tmp_path: Path) -> Iterator[Plant]:
-    """With a worker that only waits, whose Redis can be put into any state."""
-    plant = Plant(tmp_path, KERNELSCOPE_ENGINE="dummy", KERNELSCOPE_PRELOAD="")
+@pytest.fixture(scope="module")
+def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
+    """With a worker that only waits, whose Redis can be put into any state; all outages are its own."""
+    plant = Plant(tmp_path_factory.mktemp("plant"), KERNELSCOPE_ENGINE="dummy", KERNELSCOPE_PRELOAD="")
     try:
         plant.start_redis(options=options())
         plant.start_service()

@@ -244,6 +244,17 @@ def test_what_has_not_ended_is_not_archived(desk: Desk) -> None:
     assert desk.retention.archive_ended(10, 0) == 1
 
 
+def test_a_machine_that_slept_archives_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between reading and writing: what it has read may be older than what another has archived."""
+    job_id = desk.done()
+    with monkeypatch.context() as slept:
+        slept.setattr("shared.jobs.archive.STALE_SECONDS", -1)
+        assert not desk.records.archive.put(job_id)
+    assert not desk.store.has(job_id, NAME)
+    assert desk.retention.archive_ended(10, 0) == 1
+    assert desk.store.has(job_id, NAME)
+
+
 def test_a_dump_of_a_later_version_is_read() -> None:
     """What is not known is passed over."""
     dump = Dump({"status": "succeeded", "new": "field"}, {0: "text"}, ["status queued"], [])
