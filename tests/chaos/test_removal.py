@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
+from threading import Event
 
 import pytest
 
@@ -56,15 +57,18 @@ class Lab:
         self.transitions.finish(claim)
         return job_id
 
-    def lapse(self) -> float:
-        """A worker dies: seconds from the end of its lease until the slice waits again."""
-        job_id = self.submit()
-        assert self.transitions.claim(f"{job_id}:0")
-        begin = time.monotonic()
-        until(lambda: self.redis.hget(f"ks:slice:{job_id}:0", "status") == "queued", 30)
-        seen = time.monotonic() - begin - self.transitions.lease_seconds
-        self.retention.remove(job_id)
-        return seen
+    def lapses(self, over: Event) -> Iterator[float]:
+        """Workers die, one after another: seconds from the end of each lease until its slice waits again."""
+        while not over.is_set():
+            job_id = self.submit()
+            assert self.transitions.claim(f"{job_id}:0")
+            taken = until(lambda: self.redis.hget(f"ks:slice:{job_id}:0", "status") == "queued", 30)  # noqa: B023
+            yield taken - self.transitions.lease_seconds
+            self.retention.remove(job_id)
+
+    def backlog(self) -> int:
+        """Jobs that are to be archived, or swept."""
+        return sum(self.redis.zcard(key) for key in ("ks:finished", "ks:removed", "ks:late"))
 
 
 @pytest.fixture
@@ -88,13 +92,10 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
 def test_removal_keeps_up_and_delays_no_lease(lab: Lab, record_property: Callable[[str, object], None]) -> None:
     """Ten minutes in full, half a minute and half the rate in `make test-slow`."""
     backlog: list[int] = []
-    lapses: list[float] = []
     jobs: list[tuple[float, str]] = []
-    begin = time.monotonic()
+    begin, over = time.monotonic(), Event()
     with ThreadPoolExecutor(16) as pool:
-        watch = pool.submit(
-            lambda: [lapses.append(lab.lapse()) for _ in iter(lambda: time.monotonic() < begin + SECONDS, False)]
-        )
+        watch = pool.submit(lambda: list(lab.lapses(over)))
         for second in range(SECONDS):
             made = list(pool.map(lambda _: lab.explain(), range(RATE)))
             at = time.monotonic()
@@ -102,9 +103,10 @@ def test_removal_keeps_up_and_delays_no_lease(lab: Lab, record_property: Callabl
             old = sum(made_at < at - AGE for made_at, _ in jobs)
             list(pool.map(lambda job: lab.retention.remove(job[1]), jobs[:old]))
             del jobs[:old]
-            backlog.append(sum(map(lab.redis.zcard, ("ks:finished", "ks:removed", "ks:late"))))
+            backlog.append(lab.backlog())
             time.sleep(max(0.0, begin + second + 1 - time.monotonic()))
-        watch.result()
+        over.set()
+        lapses = watch.result()
     seconds = time.monotonic() - begin
     half, quarter = median(backlog[SECONDS // 2 : 3 * SECONDS // 4]), median(backlog[3 * SECONDS // 4 :])
     for name, value in (
@@ -119,5 +121,5 @@ def test_removal_keeps_up_and_delays_no_lease(lab: Lab, record_property: Callabl
     assert not FULL or quarter < 1.1 * half
     for _, job_id in jobs:
         lab.retention.remove(job_id)
-    until(lambda: not any(map(lab.redis.zcard, ("ks:finished", "ks:removed", "ks:late"))), 120)
+    until(lambda: lab.backlog() == 0, 120)
     assert lab.redis.keys("ks:job:*") == []

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def test_the_old_format_is_read_from_the_folder_and_from_the_cache(folder: Path,
 def test_the_old_format_is_read_without_running_code(folder: Path) -> None:
     """A whole module is refused with a way out."""
     torch.save(nn.Linear(2, 2), folder / "vgg11.pth", _use_new_zipfile_serialization=False)
-    refuses(folder, "vgg11", "vgg11.pth", "not a state_dict of tensors alone")
+    refuses(folder, "vgg11", "vgg11.pth", "a whole pickled model", "torch.save(model.state_dict(), file)")
 
 
 def test_a_file_that_does_not_change_is_looked_into_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +242,13 @@ def broken(**changes: Any) -> dict[str, Any]:
         (broken(features__0__bias=torch.zeros(3)), "does not fit vgg11: features.0.bias is 3, not 64"),
         (broken(features__99__bias=torch.zeros(3)), "does not fit vgg11, which has no features.99.bias"),
         ({"features.0.bias": torch.zeros(64)}, "does not hold every parameter of conv1_1"),
-        ({"state_dict": broken(), "epoch": 3}, "holds no parameters of vgg11 by torchvision's names"),
+        ({"weights": broken(), "epoch": 3}, "holds no parameters of vgg11 by torchvision's names"),
+        ({"epoch": 3, "optimizer": {"lr": 0.1}}, "such as features.0.weight, but epoch, optimizer"),
+        ({"model": broken(), "ema": broken()}, "holds parameters of vgg11 more than once, `model` and `ema`"),
+        (
+            {**broken(), "module.features.0.bias": torch.zeros(64)},
+            "holds features.0.bias twice, as features.0.bias and as module.features.0.bias",
+        ),
         ([1, 2], "but nothing"),
     ],
 )
@@ -255,6 +262,42 @@ def test_contents_that_are_no_weights_make_the_model_unavailable(folder: Path, s
     assert text in error.value.detail
     assert text in source.states()["vgg11"].reason
     assert text in trouble(folder / "vgg11.pth")
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "model.", "net.", "backbone.", "_orig_mod.", "model._orig_mod.module."]
+)
+@pytest.mark.parametrize("nested", [(), ("state_dict",), ("model",), ("ema", "state_dict")])
+def test_parameters_are_found_as_training_programs_save_them(
+    folder: Path, prefix: str, nested: tuple[str, ...]
+) -> None:
+    """Wrapped, nested, in half precision, beside heads and counters of all kinds."""
+    own = {f"{prefix}{key}": tensor.to(torch.bfloat16) for key, tensor in parameters("vgg11", until=0).items()}
+    state: Any = {**own, f"{prefix}head.weight": torch.zeros(2), "loss.scale": torch.zeros(1)}
+    for name in nested:
+        state = {name: state, "epoch": 3, "optimizer": {"state": {}, "param_groups": []}}
+    torch.save(state, folder / "vgg11.pth")
+    network = networks(folder).get("vgg11")
+    assert list(network.layers) == ["conv1_1"]
+    assert network.layers["conv1_1"].cut(torch.zeros(1, 3, 8, 8)).dtype is torch.float32
+
+
+def test_a_compiled_model_is_refused(folder: Path) -> None:
+    """As a pickled one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch would have us export it
+        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), str(folder / "vgg11.pt"))
+    refuses(folder, "vgg11", "vgg11.pt", "a whole pickled model", "torch.save(model.state_dict(), file)")
+
+
+def test_two_files_that_can_be_used_are_one_too_many(folder: Path) -> None:
+    """Whichever covers more: nobody knows which of them was meant."""
+    put(folder / "vgg11.pth", "vgg11")
+    put(folder / "vgg11-blocks1-2.pth", "vgg11", until=3)
+    state = networks(folder).states()["vgg11"]
+    assert not state.available
+    assert "vgg11-blocks1-2.pth and vgg11.pth in" in state.reason
+    assert "leave the one that is meant" in state.reason
 
 
 @pytest.mark.parametrize(

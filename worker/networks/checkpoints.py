@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -23,6 +24,12 @@ SUFFIXES = (".safetensors", ".pth", ".pt")
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+WRAPPERS = re.compile(r"^(?:(?:module|model|net|network|backbone|encoder|_orig_mod)\.)+")  # before parameters' names
+NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "ema", "model_ema", "state_dict_ema")
+PICKLED = (
+    "damaged, or more than named tensors: a whole pickled model, say, which nobody can read without running code from "
+    "the file. Save its parameters alone: torch.save(model.state_dict(), file), or safetensors.torch.save_file"
+)
 
 
 class Refused(Exception):
@@ -41,9 +48,12 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Contents:
-    """What is in a file, whatever it may be."""
+    """What is in a file, whatever it may be.
 
-    entries: dict[str, Any]
+    `sets`: the dictionaries of named tensors that it holds, by where they are in it; a bare state dict's is "".
+    """
+
+    sets: dict[str, dict[str, Any]]
     metadata: dict[str, str]
     damage: str = ""  # why there are none
 
@@ -136,10 +146,14 @@ def _checked(name: str, contents: Contents) -> Checkpoint:
     """The parameters, if they are the network's."""
     if contents.damage:
         raise Refused(contents.damage)
-    tensors = {key: entry for key, entry in contents.entries.items() if _matters(key)}
-    if not tensors:
-        there = ", ".join(list(contents.entries)[:3]) or "nothing"
+    sets = {place: own for place, entries in contents.sets.items() if (own := _own(entries))}
+    if not sets:
+        there = ", ".join(list(chain.from_iterable(contents.sets.values()))[:3]) or "nothing"
         raise Refused(f"holds no parameters of {name} by torchvision's names, such as features.0.weight, but {there}")
+    if len(sets) > 1:
+        places = " and ".join(f"`{place}`" if place else "by themselves" for place in sets)
+        raise Refused(f"holds parameters of {name} more than once, {places}; save those that are meant alone")
+    (tensors,) = sets.values()
     for key, entry in tensors.items():
         if not isinstance(entry, Tensor) or entry.layout is not torch.strided or not entry.is_floating_point():
             raise Refused(f"{key} is no dense tensor of floating-point numbers")
@@ -148,6 +162,16 @@ def _checked(name: str, contents: Contents) -> Checkpoint:
     if not layers:
         raise Refused(f"does not hold every parameter of {next(iter(cuts(name)))}, the first layer of {name}")
     return Checkpoint(tensors, *_normalization(contents.metadata), layers)
+
+
+def _own(entries: dict[str, Any]) -> dict[str, Any]:
+    """What a layer's feature maps depend on, by torchvision's names: without what wrappers put before them."""
+    names = {key: WRAPPERS.sub("", key) for key in entries}
+    keys = {name: key for key, name in names.items() if _matters(name)}
+    for key, name in names.items():
+        if _matters(name) and keys[name] != key:
+            raise Refused(f"holds {name} twice, as {key} and as {keys[name]}; save the one that is meant alone")
+    return {name: entries[key] for name, key in keys.items()}
 
 
 def _matters(key: str) -> bool:
@@ -235,12 +259,23 @@ def _contents(file: Path, device: str) -> Contents:
                 described = {name: _described(opened, name) for name in opened.keys()}  # noqa: SIM118 - no mapping
                 metadata = opened.metadata() or {}
             # not through its memory map: where a file is cut short meanwhile, that ends the process
-            return Contents(described if device == "meta" else loads(file.read_bytes()), metadata)
+            return Contents({"": described if device == "meta" else loads(file.read_bytes())}, metadata)
         loaded = _unpacked(file, device)
     except OSError as error:  # not for good, perhaps
         raise Refused(f"damaged, or cannot be read ({error.strerror or error})") from error
     except pickle.UnpicklingError:
-        return Contents({}, {}, "damaged, or not a state_dict of tensors alone, the only kind of .pth that is read")
+        return Contents({}, {}, PICKLED)
     except Exception as error:  # whatever a damaged file makes the readers raise
-        return Contents({}, {}, f"damaged ({str(error)[:200] or type(error).__name__})")
-    return Contents({str(key): loaded[key] for key in loaded} if isinstance(loaded, dict) else {}, {})
+        text = str(error)
+        return Contents({}, {}, PICKLED if "TorchScript" in text else f"damaged ({text[:200] or type(error).__name__})")
+    return Contents(dict(_sets(loaded)), {})
+
+
+def _sets(loaded: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The dictionaries of named tensors in a checkpoint, as training programs nest them, and where each is."""
+    if not isinstance(loaded, dict):
+        return
+    if any(isinstance(entry, Tensor) for entry in loaded.values()) or not place:
+        yield place, {str(key): entry for key, entry in loaded.items()}
+    for name in NESTED:
+        yield from _sets(loaded.get(name), f"{place}.{name}".strip("."))

@@ -59,10 +59,10 @@ class Found:
 
 
 def find(name: str, folder: Path, *, download: bool) -> Found:
-    """The best weights for a network: of several files in the folder, the one that covers most layers.
+    """The weights for a network.
 
     Where the folder has files of the network's name and none can be used, it has no weights: whoever put them there
-    does not want others instead.
+    does not want others instead. Where two can be used nobody but the user knows which is meant.
 
     Raises:
         ModelUnavailable: no weights; says why.
@@ -74,8 +74,13 @@ def find(name: str, folder: Path, *, download: bool) -> Found:
             usable.append(Found(file, "folder", inspect(file).layers))
         except Refused as error:
             reasons.append(f"{file.name}: {error}")
+    if len(usable) > 1:
+        names = " and ".join(found.file.name for found in usable)
+        raise ModelUnavailable(
+            f"no weights for {name}: {names} in {folder} can both be used; leave the one that is meant"
+        )
     if usable:
-        return max(usable, key=lambda found: len(found.layers))
+        return usable[0]
     if reasons:
         raise ModelUnavailable(f"no weights for {name}: none that can be used in {folder}: {'; '.join(reasons)}")
     for file, source in _kept(name):
