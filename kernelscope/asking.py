@@ -17,6 +17,7 @@ from kernelscope.terminal import out, state, table
 from shared.catalogue import ModelInfo
 from shared.schemas import JobSummary, Status
 
+PATIENCE = 2.0  # seconds that a server may be away: somebody sits before the terminal
 AVAILABLE = {True: "yes", False: "no", None: "?"}
 
 
@@ -32,7 +33,7 @@ def models(
 
     Example: kernelscope models vgg_mini
     """
-    with Client(url, key) as client:
+    with Client(url, key, patience=PATIENCE) as client:
         found = [client.model(name)] if name else client.models()
     if as_json:
         shown = [json.loads(one.model_dump_json()) for one in found]
@@ -72,7 +73,7 @@ def jobs(
 
     Example: kernelscope jobs --status succeeded --json
     """
-    with Client(url, key) as client:
+    with Client(url, key, patience=PATIENCE) as client:
         found = list(islice(client.jobs(status=status), limit))
     if as_json:
         typer.echo(json.dumps([json.loads(one.model_dump_json()) for one in found], indent=1))
@@ -101,7 +102,7 @@ def cancel(
 
     Example: kernelscope cancel 0123456789abcdef0123456789abcdef
     """
-    with Client(url, key) as client:
+    with Client(url, key, patience=PATIENCE) as client:
         for line in _cancelled(client, ids):
             out.print(line)
 
@@ -127,7 +128,7 @@ def retry(
 
     Example: kernelscope retry 0123456789abcdef0123456789abcdef
     """
-    with Client(url, key) as client:
+    with Client(url, key, patience=PATIENCE) as client:
         for job_id in ids:
             job = client.job(job_id)
             failed = job.failed_items

@@ -26,7 +26,7 @@ from worker.jobs.runner import Runner
 log = logging.getLogger(__name__)
 
 PATIENCE = 5.0  # seconds that one try of a Redis call may take
-GRACE_SECONDS = 8.0  # from SIGTERM to the end, whatever happens
+GRACE_SECONDS, LAST_SECONDS = 6.0, 2.0  # from SIGTERM until no more is waited for, and until the end, whatever happens
 BROKEN_SECONDS = 30.0  # until a worker ends that never had a device that works
 BROKEN, HUNG = 70, 71  # exit codes
 LOOK_SECONDS = 60.0  # after which the store is asked again which one it is
@@ -126,16 +126,20 @@ class WorkerProcess:
     def _give_up(self) -> None:
         time.sleep(GRACE_SECONDS)
         log.warning("not everything could be stopped in %.0f s", GRACE_SECONDS)
-        try:
-            self.runner.abandon()
-            self.gone()
-        finally:
-            _end(0)
+        last = Thread(target=self._abandon, name="farewell", daemon=True)
+        last.start()
+        last.join(LAST_SECONDS)
+        _end(0)
+
+    def _abandon(self) -> None:
+        self.runner.abandon()
+        self.gone()
 
     def gone(self) -> None:
-        """Say goodbye."""
+        """Say goodbye, to a Redis that answers now."""
         try:
-            retire(self.redis, self.id)
+            with connect(self.settings.redis) as redis:
+                retire(redis, self.id)
         except StoreUnavailable:
             log.warning("Redis does not answer; this worker is forgotten when its last heartbeat expires")
 

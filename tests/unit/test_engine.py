@@ -510,12 +510,12 @@ FULL = torch.OutOfMemoryError("CUDA out of memory")
     ],
     ids=lambda where: where[1],
 )
-@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize("times", [1, 3])
 def test_memory_that_runs_out_anywhere_sets_back(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str], times: int
 ) -> None:
     """While another layer's batch has problems: nothing fails, nothing hangs, everything is answered."""
-    beside = engine.ask([question(kernel, "conv3_1", iterations=300) for kernel in top(engine, "conv3_1")[:2]])
+    beside = engine.ask([question(kernel, "conv3_1", iterations=100) for kernel in top(engine, "conv3_1")[:2]])
     while any(ticket.step is None for ticket in beside.tickets):
         time.sleep(0.001)
     function = getattr(*where)

@@ -426,7 +426,7 @@ class RecordMachine(stateful.RuleBasedStateMachine):
         assert [key for key in self.redis.keys("ks:*") if not key.startswith(LEFT_OVER)] == []
 
 
-@pytest.mark.parametrize(("examples", "steps"), [(60, 40), pytest.param(MANY, 60, marks=pytest.mark.contract)])
+@pytest.mark.parametrize(("examples", "steps"), [(30, 40), pytest.param(MANY, 60, marks=pytest.mark.contract)])
 def test_the_record_does_what_its_model_does(
     redis: Redis, record_property: Callable[[str, object], None], examples: int, steps: int
 ) -> None:
