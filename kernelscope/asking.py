@@ -58,6 +58,8 @@ def _layers(network: ModelInfo) -> None:
         row = (one.name, one.node, str(one.kernels), size, sees, str(one.stride), AVAILABLE[one.available])
         made.add_row(*row)
     out.print(made)
+    if network.preprocessing:
+        out.print(f"{network.architecture}, fed {network.preprocessing}", soft_wrap=True)
 
 
 def jobs(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from kernelscope.client import Job, Result
@@ -182,6 +183,8 @@ def _told(job: Job, images: Sequence[Path], files: Sequence[Path], *, as_json: b
             out.print(f"kernel {result.kernel}: {result.error.title}: {result.error.detail}")
         if result.note:
             out.print(f"kernel {result.kernel} by {result.method}: {result.note}")
+    for used in dict.fromkeys(result.weights for result in job.results if result.weights):
+        out.print(f"{job.request.model}: {escape(used.source)}, fed {used.preprocessing or 'nobody knows how'}")
     if job.error:
         err.print(f"[red]kernelscope:[/red] {job.error.title}: {job.error.detail}")
     if files:

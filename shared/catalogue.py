@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 
 from pydantic import BaseModel, Field, TypeAdapter
 
 from shared.errors import UnknownKernel, UnknownLayer, UnknownModel, brief
+from shared.schemas import Preprocessing
 
 MOST_TOLD = 5  # kernels that do not exist
 
@@ -30,6 +32,7 @@ class Network(BaseModel):
 
     name: str
     title: str
+    architecture: str | None = Field(None, description="of a registered network, torchvision's name of what it is")
     input_size: int = Field(description="side of the square input, in pixels")
     layers: list[Layer]
 
@@ -60,7 +63,9 @@ class ModelInfo(BaseModel):
     title: str
     input_size: int
     available: bool | None = Field(description="null while no worker is connected")
+    architecture: str = Field(description="torchvision's name of what it is")
     reason: str = Field(description="where the weights are from, or why the network cannot be explained")
+    preprocessing: Preprocessing | None = Field(None, description="what it is fed; null where no worker has weights")
     weights: str | None = Field(description="the weights file's name")
     weights_sha256: str | None = Field(description="known once a worker has loaded it")
     weights_refused: list[str] = Field(
@@ -77,16 +82,20 @@ def networks() -> dict[str, Network]:
     return {network.name: network for network in TypeAdapter(list[Network]).validate_json(text)}
 
 
-def network(name: str) -> Network:
+def network(name: str, registered: Mapping[str, Network] | None = None) -> Network:
     """The network of this name.
+
+    Args:
+        registered: networks beside those that come with the program.
 
     Raises:
         UnknownModel: naming the networks that exist.
     """
+    known = {**(registered or {}), **networks()}
     try:
-        return networks()[name]
+        return known[name]
     except KeyError:
-        raise UnknownModel(f"model {brief(name)} does not exist; models: {', '.join(networks())}") from None
+        raise UnknownModel(f"model {brief(name)} does not exist; models: {', '.join(known)}") from None
 
 
 def check_kernels(layer: Layer, kernels: list[int]) -> None:

@@ -339,11 +339,33 @@ class Metrics(BaseModel):
     )
 
 
+class Preprocessing(BaseModel):
+    """What a network is fed: (value − mean) / std of each channel, where a pixel's value has this range."""
+
+    model_config = ConfigDict(frozen=True)
+
+    mean: tuple[float, float, float] = Field(description="by channel, in the order of the channels")
+    std: tuple[float, float, float] = Field(description="the same")
+    range: Literal["0-1", "0-255"] = Field("0-1", description="of a pixel's value before mean and std")
+    order: Literal["rgb", "bgr"] = Field("rgb", description="of the channels")
+    assumed: bool = Field(False, description="whether it is ImageNet's because nobody has said what it is")
+
+    def __str__(self) -> str:
+        """For people."""
+        mean, std = (" ".join(f"{one:g}" for one in numbers) for numbers in (self.mean, self.std))
+        told = f"{self.order.upper()} from {self.range.replace('-', ' to ')}, mean {mean}, std {std}"
+        return f"{told} (assumed: ImageNet's)" if self.assumed else told
+
+
 class WeightsUsed(BaseModel):
     """Which network computed a result."""
 
+    model_config = ConfigDict(frozen=True)
+
     source: str = Field(description="the weights file's name")
     sha256: str = Field(description="SHA-256 of the weights file")
+    architecture: str | None = Field(None, description="torchvision's name of the network that has these weights")
+    preprocessing: Preprocessing | None = Field(None, description="what the network was fed")
 
 
 class ActiveKernel(BaseModel):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, Field
 from redis import Redis
 
+from shared import catalogue
+from shared.catalogue import Network
 from shared.connection import redis_errors
+from shared.schemas import Preprocessing
 
 HEARTBEAT_SECONDS = 3
 HEARTBEAT_LIFETIME = 15
@@ -20,6 +23,7 @@ class NetworkState(BaseModel):
     reason: str = Field(description="why it is not available; or where the weights are from")
     source: str | None = Field(None, description="the weights file's name")
     sha256: str | None = Field(None, description="SHA-256 of the weights file, once it was read")
+    preprocessing: Preprocessing | None = Field(None, description="what the network is fed")
     layers: list[str] = Field(default_factory=list, description="layers that the weights cover")
     refused: list[str] = Field(default_factory=list, description="files of the weights folder not used, and why")
 
@@ -60,6 +64,29 @@ def living(redis: Redis) -> list[WorkerState]:
         if dead:
             redis.srem("ks:workers", *dead)
     return [WorkerState.model_validate_json(text) for text in texts if text]
+
+
+def tell(redis: Redis, networks: Sequence[Network]) -> None:
+    """Say which networks are registered, beside those that come with the program. They stay known for good."""
+    if networks:
+        with redis_errors():
+            redis.hset("ks:networks", mapping={one.name: one.model_dump_json() for one in networks})
+
+
+def told(redis: Redis) -> dict[str, Network]:
+    """The registered networks by name, as workers have told of them last."""
+    with redis_errors():
+        texts = redis.hgetall("ks:networks")
+    return {name: Network.model_validate_json(text) for name, text in sorted(texts.items())}
+
+
+def network(redis: Redis, name: str) -> Network:
+    """The network of this name: one that comes with the program, or that a worker has told of.
+
+    Raises:
+        UnknownModel: naming the networks that exist.
+    """
+    return catalogue.networks().get(name) or catalogue.network(name, told(redis))
 
 
 def able(networks: Mapping[str, NetworkState], need: str) -> bool:

@@ -19,7 +19,8 @@ from shared.errors import ModelUnavailable
 from shared.settings import Settings, settings
 from worker.engine.accelerator import check
 from worker.networks.checkpoints import weights_files
-from worker.networks.weights import find, trouble
+from worker.networks.definitions import FILE, definitions
+from worker.networks.weights import find, refused, trouble
 
 
 def report(configuration: Settings) -> dict[str, Any]:
@@ -32,14 +33,19 @@ def report(configuration: Settings) -> dict[str, Any]:
         "cards": cards,
         "mps": torch.backends.mps.is_available(),
         "files": _files(configuration.weights),
-        "networks": {name: _network(name, configuration) for name in configuration.preload},
+        "networks": {name: _network(name, configuration) for name in _names(configuration)},
     }
+
+
+def _names(configuration: Settings) -> list[str]:
+    return list(dict.fromkeys([*configuration.preload, *definitions(configuration.weights)[0]]))
 
 
 def _files(folder: Path) -> dict[str, str]:
     """What is wrong with each weights file; where the folder itself cannot be read, that."""
     try:
-        return {file.name: trouble(file) for file in weights_files(folder)}
+        files = {file.name: trouble(file) for file in weights_files(folder)}
+        return files | {file.name: reason for file, reason in refused(folder).items() if file.name == FILE}
     except OSError as error:
         return {str(folder): f"cannot be read ({error.strerror})"}
 

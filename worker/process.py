@@ -12,12 +12,13 @@ from contextlib import suppress
 from threading import Event, Thread
 
 from shared.alive import beat
+from shared.catalogue import Network
 from shared.errors import KernelscopeError, StoreUnavailable
 from shared.jobs import Records, Transitions, connect
 from shared.settings import Settings
 from shared.store import BlobStore
 from shared.version import told
-from shared.workers import HEARTBEAT_SECONDS, WorkerState, publish, retire
+from shared.workers import HEARTBEAT_SECONDS, WorkerState, publish, retire, tell
 from worker.engine.engine import Engine
 from worker.engine.questions import Device
 from worker.jobs.pulse import Pulse
@@ -29,7 +30,7 @@ PATIENCE = 5.0  # seconds that one try of a Redis call may take
 GRACE_SECONDS, LAST_SECONDS = 6.0, 2.0  # from SIGTERM until no more is waited for, and until the end, whatever happens
 BROKEN_SECONDS = 30.0  # until a worker ends that never had a device that works
 BROKEN, HUNG = 70, 71  # exit codes
-LOOK_SECONDS = 60.0  # after which the store is asked again which one it is
+LOOK_SECONDS = 60.0  # after which the store is asked again which one it is, and Redis told of networks again
 
 
 class WorkerProcess:
@@ -50,7 +51,8 @@ class WorkerProcess:
         self.id = f"{socket.gethostname()}-{os.getpid()}"
         self.store = BlobStore(settings.store)
         self._identity: str | None = None
-        self._looked_at = -math.inf
+        self._looked_at = self._told_at = -math.inf
+        self._told: list[Network] = []
         transitions = Transitions(self.redis, settings.lease_seconds)
         self.runner = Runner(
             engine=self.engine,
@@ -146,6 +148,7 @@ class WorkerProcess:
     def _beat(self) -> None:
         while not self.stopping.is_set():
             try:
+                self._tell_networks()
                 publish(self.redis, self._state())
             except StoreUnavailable as error:
                 log.warning("no heartbeat: %s", error)
@@ -153,6 +156,13 @@ class WorkerProcess:
                 log.exception("no heartbeat")
             beat("worker")
             self.ready.wait(0.2) if not self.ready.is_set() else self.stopping.wait(HEARTBEAT_SECONDS)
+
+    def _tell_networks(self) -> None:
+        """Those that are registered, when one is new; and now and then, in case Redis has lost them."""
+        networks = self.device.registered()
+        if networks != self._told or time.monotonic() - self._told_at > LOOK_SECONDS:
+            tell(self.redis, networks)
+            self._told, self._told_at = networks, time.monotonic()
 
     def _state(self) -> WorkerState:
         return WorkerState(

@@ -146,7 +146,7 @@ class _Wanted:
 
 def _wanted(services: Services, body: ExplainBody | ActivationsBody) -> _Wanted:
     """What is to be done, by the catalogue alone."""
-    layer = catalogue.network(body.model).layer(body.layer)
+    layer = workers.network(services.redis, body.model).layer(body.layer)
     if isinstance(body, ExplainBody) and isinstance(body.kernels, list):
         catalogue.check_kernels(layer, body.kernels)
     digests = [source.sha256 or services.store.digest(source.data or b"") for source in body.images]
@@ -217,7 +217,10 @@ def _request(body: ExplainBody | ActivationsBody, layer: str, digests: list[str]
 
 def _check_available(services: Services, model: str, layer: str) -> None:
     """Refuse what no living worker could do. With no worker at all the job is taken: workers may be starting."""
-    states = [worker.networks[model] for worker in workers.living(services.redis) if model in worker.networks]
+    living = workers.living(services.redis)
+    states = [worker.networks[model] for worker in living if model in worker.networks]
+    if living and not states:
+        raise ModelUnavailable(f"{model} cannot be explained here: no worker that is connected has it any more")
     if states and not any(state.available for state in states):
         raise ModelUnavailable(f"{model} cannot be explained here: {states[0].reason}")
     usable = [state for state in states if state.available]

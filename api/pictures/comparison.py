@@ -16,7 +16,6 @@ from api.pictures.consistency import Description
 from api.pictures.evidence import Evidence, Files
 from api.pictures.figures import heat
 from api.pictures.layout import GAP, LABEL, SMALL, TITLES, Column, cut, grid
-from shared import catalogue
 from shared.errors import ArtifactNotFound
 from shared.jobs import Found, Head
 from shared.schemas import OPTIMIZED, ExplainRequest, ItemResult, WholeJob
@@ -126,7 +125,7 @@ class Comparison:
 
     def _of_originals(self) -> float | None:
         """The consistency of the images themselves, about their own mean colour."""
-        stride = catalogue.network(self.request.model).layer(self.request.layer).stride
+        stride = self.files.network(self.request.model).layer(self.request.layer).stride
         numbers = sorted({number for row in self.rows.values() for number in row})
         pixels = {number: np.asarray(self._original(number), np.float32).transpose(2, 0, 1) for number in numbers}
         if not pixels:

@@ -16,7 +16,8 @@ from PIL import Image
 
 from api.pictures import consistency
 from api.pictures.consistency import Description
-from shared import catalogue, images
+from shared import images
+from shared.catalogue import Network
 from shared.errors import ArtifactNotFound
 from shared.jobs import Found, Head
 from shared.schemas import ExplainRequest, ItemResult
@@ -101,10 +102,12 @@ class Files:
 
     Args:
         max_pixels: of an image as it was sent.
+        network: by its name.
     """
 
-    def __init__(self, store: BlobStore, max_pixels: int) -> None:
+    def __init__(self, store: BlobStore, max_pixels: int, network: Callable[[str], Network]) -> None:
         self.store = store
+        self.network = network
         self.max_pixels = max_pixels
         self._picture = lru_cache(KEPT_PICTURES)(self._read_picture)
         self._arrays = lru_cache(KEPT_ARRAYS)(self._read_arrays)
@@ -137,11 +140,11 @@ class Files:
     def sent(self, head: Head, digest: str) -> Image.Image:
         """The same of an image of the request. One is decoded at a time: it may take 600 MB."""
         with self._decoding:
-            return self._original(head.job_id, digest, catalogue.network(head.request.model).input_size)
+            return self._original(head.job_id, digest, self.network(head.request.model).input_size)
 
     def description(self, head: Head, found: Found) -> Description | None:
         """Of X̂, as `consistency` compares it."""
-        stride = catalogue.network(head.request.model).layer(head.request.layer).stride
+        stride = self.network(head.request.model).layer(head.request.layer).stride
         return self._description(head.job_id, found[1]["optimized.npy"], stride)
 
     def _read_picture(self, job_id: str, name: str, digest: str) -> Image.Image:

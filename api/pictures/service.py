@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.concurrency import run_in_threadpool
 
@@ -12,6 +13,7 @@ from api.pictures.comparison import Comparison, comparable
 from api.pictures.evidence import Files
 from api.pictures.figures import draw, shown
 from api.pictures.pool import Pool
+from shared import workers
 from shared.errors import ArtifactNotFound
 from shared.jobs import ARTIFACTS, Found, Head, Records, drawn_artifacts
 from shared.store import BlobStore
@@ -46,7 +48,7 @@ class Pictures:
     def __init__(self, records: Records, store: BlobStore, max_pixels: int, pool: Pool | None = None) -> None:
         self.records = records
         self.store = store
-        self.files = Files(store, max_pixels)
+        self.files = Files(store, max_pixels, partial(workers.network, records.redis))
         self.pool = pool or Pool()
         self._drawing: dict[Place, asyncio.Task[File]] = {}
 

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field
 from api.edge.access import Asking
 from api.jobs.accept import Prefer, announced, answered
 from api.services import Opened
-from shared import catalogue
+from shared import workers
 from shared.errors import ArtifactNotFound, InvalidRequest, JobEnded, JobNotFound, brief
 from shared.jobs import JOB_ID, Place, Wanted, check_retry
 from shared.jobs.forms import MOST_RESULTS
@@ -68,7 +68,7 @@ def list_jobs(  # noqa: PLR0913, PLR0917 - its filters
 ) -> Page:
     """Your jobs, newest first. A page may be short or empty and yet have a next one, where a filter rarely fits."""
     if model is not None and layer is not None:
-        layer = catalogue.network(model).layer(layer).name
+        layer = workers.network(services.redis, model).layer(layer).name
     after = _place(cursor) if cursor is not None else None
     found, place = services.records.page(caller.owner, Wanted(status, model, layer), limit, after)
     following = _cursor(place) if place else None

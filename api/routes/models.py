@@ -9,6 +9,8 @@ from shared import catalogue, workers
 from shared.catalogue import LayerInfo, ModelInfo
 from shared.errors import ModelNotFound, UnknownModel
 
+ABSENT = "it was registered, and no worker that is connected has it any more"
+
 router = APIRouter(prefix="/models", tags=["models"])
 
 
@@ -16,14 +18,15 @@ router = APIRouter(prefix="/models", tags=["models"])
 def list_models(services: Opened) -> list[ModelInfo]:
     """Every network with its layers."""
     states = _states(services)
-    return [_info(network, states) for network in catalogue.networks().values()]
+    known = {**catalogue.networks(), **workers.told(services.redis)}
+    return [_info(network, states) for network in known.values()]
 
 
 @router.get("/{name}")
 def get_model(name: str, services: Opened) -> ModelInfo:
     """One network with its layers."""
     try:
-        network = catalogue.network(name)
+        network = workers.network(services.redis, name)
     except UnknownModel as error:
         raise ModelNotFound(error.detail) from None
     return _info(network, _states(services))
@@ -49,8 +52,10 @@ def _info(network: catalogue.Network, states: dict[str, workers.NetworkState]) -
         name=network.name,
         title=network.title,
         input_size=network.input_size,
-        available=state.available if state else None,
-        reason=state.reason if state else "no worker is connected; jobs wait until one is",
+        available=state.available if state else False if states else None,
+        architecture=network.architecture or network.name,
+        reason=state.reason if state else ABSENT if states else "no worker is connected; jobs wait until one is",
+        preprocessing=state.preprocessing if state else None,
         weights=state.source if state else None,
         weights_sha256=state.sha256 if state else None,
         weights_refused=state.refused if state else [],

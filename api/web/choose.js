@@ -1,6 +1,6 @@
 // What is to be explained: images, network, layer, kernels.
 
-import { $, button, make, numbersIn, percent } from "./dom.js";
+import { $, button, fed, make, numbersIn, percent } from "./dom.js";
 import { ask, ended, Refused, submit } from "./server.js";
 
 const MOST_IMAGES = 16;
@@ -89,10 +89,10 @@ export async function loadModels() {
 }
 
 function drawLayers(preferred) {
-  const { title, layers, available, reason, weights_refused: refused = [] } = model();
+  const { title, layers, available, reason, preprocessing, weights_refused: refused = [] } = model();
   $("weights").classList.toggle("error", available !== true);
   $("weights").textContent = available === null ? "No worker is connected: jobs are taken, and wait until one is."
-    : available ? `${title}, weights: ${reason}${refused.map((line) => ` · not used: ${line}`).join("")}`
+    : available ? `${title}, weights: ${reason}${fed(preprocessing)}${refused.map((line) => ` · not used: ${line}`).join("")}`
       : `${title} cannot be explained here: ${reason}`;
   const usable = layers.filter((each) => each.available !== false);
   const standard = usable[Math.min(usable.length - 1, Math.floor(layers.length / 3))];

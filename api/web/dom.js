@@ -35,3 +35,10 @@ export function about(seconds) {
   return seconds < 5400 ? `about ${Math.round(seconds / 60)} min` : `about ${Math.round(seconds / 3600)} h`;
 }
 export const percent = (value) => `${(100 * value).toFixed(value < 0.1 ? 1 : 0)} %`;
+
+export function fed(preprocessing) {
+  if (!preprocessing) return "";
+  const { mean, std, range, order, assumed } = preprocessing;
+  const numbers = (values) => values.map((value) => Number(value.toPrecision(3))).join(" ");
+  return `; inputs ${order.toUpperCase()} from ${range.replace("-", " to ")}, mean ${numbers(mean)}, std ${numbers(std)}${assumed ? ": assumed, ImageNet's" : ""}`;
+}

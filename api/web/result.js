@@ -1,6 +1,6 @@
 // One explanation in detail: X against X̂, the maps, the others, the loss, the numbers, the files.
 
-import { $, button, link, make, percent, shown } from "./dom.js";
+import { $, button, fed, link, make, percent, shown } from "./dom.js";
 
 export const OPTIMIZED = ["suppression", "evidence"]; // the methods that optimise X̂, with α, β and a solver
 export const METHODS = { evidence: "evidence", suppression: "suppression", guided_backprop: "guided backpropagation", deconvnet: "deconvolution", lrp: "LRP" };
@@ -107,7 +107,7 @@ function numbers(job, result) {
   if (result.target_met === false) rows.push(["Bound", "not kept", "What was asked for could not be kept in 8 bits."]);
   return make("div", {},
     make("h3", {}, "Numbers"),
-    make("p", { className: "faint" }, `All of the delivered 8-bit picture, fed back through ${job.request.model} (${result.weights.source}).`),
+    make("p", { className: "faint" }, `All of the delivered 8-bit picture, fed back through ${job.request.model} (${result.weights.source}${fed(result.weights.preprocessing)}).`),
     make("div", { className: "scroll" }, make("table", {}, make("tbody", {}, ...rows.map(([name, value, meaning]) =>
       make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, value), make("td", {}, meaning)))))));
 }

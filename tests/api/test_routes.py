@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,9 +22,11 @@ from typer.testing import CliRunner
 from api.services import GLANCE_SECONDS
 from kernelscope.cli import app
 from kernelscope.stack import free_port
+from shared.catalogue import networks
 from shared.errors import error_types
+from shared.schemas import Preprocessing
 from shared.settings import Settings
-from shared.workers import WorkerState, publish
+from shared.workers import NetworkState, WorkerState, publish, retire, tell
 from tests.api.conftest import serving
 from tests.api.test_explain import MINI, post, refused
 from tests.conftest import noise, png
@@ -92,6 +95,36 @@ def test_models_with_a_worker(client: Client, worker: WorkerState) -> None:
     assert alexnet["available"] is False
     assert alexnet["reason"] == "no weights for alexnet"
     refused(client.get("/models/resnet"), 404, "model-not-found", "resnet", "vgg16")
+
+
+def test_a_registered_network(client: Client, worker: WorkerState, redis: Redis) -> None:
+    """As workers have told of it; where none has it any more it is known, and not taken."""
+    birds = networks()["vgg_mini"].model_copy(update={"name": "birds", "title": "Birds", "architecture": "vgg_mini"})
+    body = {
+        "images": [{"data": b64encode(png(noise())).decode()}],
+        "model": "birds",
+        "layer": "conv1_1",
+        "kernels": [1],
+    }
+    refused(client.post("/explain", json=body), 422, "unknown-model", "birds", "vgg16")
+    tell(redis, [birds])
+    fed = Preprocessing(mean=(1, 2, 3), std=(4, 5, 6), range="0-255", order="bgr")
+    layers = [layer.name for layer in birds.layers]
+    worker.networks["birds"] = NetworkState(available=True, reason="folder", layers=layers, preprocessing=fed)
+    publish(redis, worker)
+    told = client.get("/models/birds").json()
+    assert (told["title"], told["architecture"], told["available"]) == ("Birds", "vgg_mini", True)
+    assert Preprocessing.model_validate(told["preprocessing"]) == fed
+    assert client.get("/models").json()[-1] == told
+    job = client.post("/explain", json=body).json()
+    assert (job["request"]["model"], job["request"]["layer"]) == ("birds", "conv1_1")
+    del worker.networks["birds"]
+    publish(redis, worker)
+    refused(client.post("/explain", json=body), 503, "model-unavailable", "no worker that is connected has it")
+    assert client.get("/models/birds").json()["available"] is False
+    retire(redis, worker.id)
+    assert client.get("/models/birds").json()["available"] is None
+    assert client.post("/explain", json=body).status_code == 202
 
 
 def test_models_tell_the_weights_files_that_were_refused(client: Client, worker: WorkerState, redis: Redis) -> None:

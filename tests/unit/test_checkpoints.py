@@ -181,7 +181,7 @@ def test_torchvision_s_weights_for_other_inputs_are_refused(folder: Path, file: 
     told = {"normalization_mean": "0.48235,0.45882,0.40784", "normalization_std": "0.0039,0.0039,0.0039"}
     some = {key: tensor.contiguous() for key, tensor in parameters("vgg16", until=2).items()}
     save_file(some, folder / "vgg16-imagenet1k_features.safetensors", told)
-    assert load("vgg16", folder, download=False).std == (0.0039, 0.0039, 0.0039)
+    assert load("vgg16", folder, download=False).preprocessing.std == (0.0039, 0.0039, 0.0039)
 
 
 @pytest.mark.parametrize(

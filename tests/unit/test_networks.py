@@ -178,9 +178,9 @@ def test_normalisation_comes_from_the_metadata(tmp_path: Path) -> None:
     own = {"normalization_mean": "0.1,0.2,0.3", "normalization_std": "0.4,0.5,0.6"}
     save_file(whole("vgg11"), tmp_path / "vgg11.safetensors", own)
     save_file(whole("vgg13"), tmp_path / "vgg13.safetensors")
-    assert load("vgg11", tmp_path, download=False).mean == (0.1, 0.2, 0.3)
-    assert load("vgg11", tmp_path, download=False).std == (0.4, 0.5, 0.6)
-    assert load("vgg13", tmp_path, download=False).mean == (0.485, 0.456, 0.406)
+    assert load("vgg11", tmp_path, download=False).preprocessing.mean == (0.1, 0.2, 0.3)
+    assert load("vgg11", tmp_path, download=False).preprocessing.std == (0.4, 0.5, 0.6)
+    assert load("vgg13", tmp_path, download=False).preprocessing.mean == (0.485, 0.456, 0.406)
 
 
 def test_damaged_and_misfitting_files_make_the_model_unavailable(tmp_path: Path) -> None:

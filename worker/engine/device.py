@@ -10,6 +10,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from shared.catalogue import Network
 from shared.schemas import OPTIMIZED, WeightsUsed
 from shared.workers import NetworkState
 from worker.engine.accelerator import broken
@@ -52,6 +53,10 @@ class TorchDevice(Device):
     def states(self) -> dict[str, NetworkState]:
         """Which networks can be run."""
         return self.networks.states()
+
+    def registered(self) -> list[Network]:
+        """The networks beside those that come with the program."""
+        return self.networks.registered()
 
     def input_size(self, model: str) -> int:
         """Side of the network's input in pixels."""

@@ -43,6 +43,10 @@ class DummyDevice(Device):
             for name, network in catalogue.networks().items()
         }
 
+    def registered(self) -> list[catalogue.Network]:
+        """None."""
+        return []
+
     def input_size(self, model: str) -> int:
         """As the catalogue has it."""
         return catalogue.network(model).input_size

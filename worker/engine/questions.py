@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.catalogue import Network
 from shared.errors import KernelscopeError
 from shared.schemas import Losses, Metrics, Stop, WeightsUsed
 from shared.workers import NetworkState
@@ -70,9 +71,11 @@ class Question:
         return self.model, self.layer, self.method, self.solver
 
     def fingerprint(self, weights: WeightsUsed, version: str) -> str:
-        """The same for the same work: pixels, weights, layer, kernel, parameters and the solver's version."""
+        """The same for the same work: pixels, network, layer, kernel, parameters and the solver's version."""
         parameters = {name: value for name, value in vars(self).items() if name not in ("picture", "model")}
-        text = json.dumps([parameters, self.picture.shape, weights.sha256, version], sort_keys=True)
+        text = json.dumps(
+            [parameters, self.picture.shape, weights.model_dump(exclude={"source"}), version], sort_keys=True
+        )
         return hashlib.sha256(text.encode() + self.picture.tobytes()).hexdigest()
 
 
@@ -198,6 +201,10 @@ class Device(Protocol):
 
     def states(self) -> dict[str, NetworkState]:
         """Which networks can be run."""
+        ...
+
+    def registered(self) -> list[Network]:
+        """The networks beside those that come with the program."""
         ...
 
     def input_size(self, model: str) -> int:

@@ -15,7 +15,7 @@ from worker.networks.architectures import ARCHITECTURES, describe
 def catalogue() -> str:
     """The catalogue's text."""
     networks = [describe(name) for name in ARCHITECTURES]
-    return TypeAdapter(list[Network]).dump_json(networks, indent=1).decode() + "\n"
+    return TypeAdapter(list[Network]).dump_json(networks, indent=1, exclude_none=True).decode() + "\n"
 
 
 def main() -> None:

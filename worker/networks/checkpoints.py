@@ -18,12 +18,15 @@ from safetensors.torch import load as loads
 from torch import Tensor
 from torchvision import models
 
+from shared.schemas import Preprocessing
 from worker.networks.architectures import ARCHITECTURES, cuts
 
+Triple = tuple[float, float, float]
 SUFFIXES = (".safetensors", ".pth", ".pt")
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET = Preprocessing(mean=IMAGENET_MEAN, std=IMAGENET_STD)
 WRAPPERS = re.compile(r"^(?:(?:module|model|net|network|backbone|encoder|_orig_mod)\.)+")  # before parameters' names
 NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "ema", "model_ema", "state_dict_ema")
 PICKLED = (
@@ -41,8 +44,7 @@ class Checkpoint:
     """The parameters of a network's convolutional part, or of the lower end of it."""
 
     tensors: dict[str, Tensor]  # `features.…` → parameter
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    preprocessing: Preprocessing  # as the file says; ImageNet's where it does not
     layers: list[str]  # those that the tensors cover, from the input up without a gap
 
 
@@ -76,26 +78,30 @@ def network_of(file: Path) -> str | None:
     return max((name for name in ARCHITECTURES if file.name.lower().startswith(name)), key=len, default=None)
 
 
-def inspect(file: Path) -> Checkpoint:
+def inspect(file: Path, architecture: str | None = None) -> Checkpoint:
     """A file's parameters on the meta device, without their numbers. A file that has not changed is not read again.
+
+    Args:
+        architecture: that it is for; by its name where none is given.
 
     Raises:
         Refused: for its name, or for the names and shapes of its parameters.
     """
-    return _checked(_checked_name(file), _header(file, *_version(file)))
+    name = architecture or _checked_name(file)
+    return _checked(file, name, _header(file, *_version(file)))
 
 
-def read(file: Path) -> Checkpoint:
+def read(file: Path, architecture: str | None = None) -> Checkpoint:
     """A file's parameters.
 
     Raises:
         Refused: as `inspect` would, or for their numbers.
     """
-    name, version = _checked_name(file), _version(file)
+    name, version = architecture or _checked_name(file), _version(file)
     contents = _contents(file, "cpu")
     if _version(file) != version:
         raise Refused("it was written to while it was read")
-    checkpoint = _checked(name, contents)
+    checkpoint = _checked(file, name, contents)
     for key, tensor in checkpoint.tensors.items():
         if not tensor.float().isfinite().all():
             raise Refused(f"{key} holds NaN or infinity")
@@ -142,7 +148,7 @@ def _check_inputs(file: Path, name: str, entry: models.WeightsEnum) -> None:
         )
 
 
-def _checked(name: str, contents: Contents) -> Checkpoint:
+def _checked(file: Path, name: str, contents: Contents) -> Checkpoint:
     """The parameters, if they are the network's."""
     if contents.damage:
         raise Refused(contents.damage)
@@ -161,7 +167,7 @@ def _checked(name: str, contents: Contents) -> Checkpoint:
     layers = covered(name, tensors)
     if not layers:
         raise Refused(f"does not hold every parameter of {next(iter(cuts(name)))}, the first layer of {name}")
-    return Checkpoint(tensors, *_normalization(contents.metadata), layers)
+    return Checkpoint(tensors, _preprocessing(contents.metadata, known=_published(file, name)), layers)
 
 
 def _own(entries: dict[str, Any]) -> dict[str, Any]:
@@ -200,25 +206,36 @@ def _shapes(name: str) -> dict[str, tuple[int, ...]]:
     return {f"features.{key}": tuple(meta.shape) for key, meta in ARCHITECTURES[name].features().state_dict().items()}
 
 
-def _normalization(metadata: dict[str, str]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the inputs by channel, for pixels from 0 to 1; ImageNet's where there are none."""
+def _published(file: Path, name: str) -> bool:
+    """Whether it is torchvision's own file of this network, by the hash in its name."""
+    entries = models.get_model_weights(name) if name in models.list_models() else ()
+    return any(file.name.endswith(entry.url.rsplit("-", 1)[-1]) for entry in entries)
+
+
+def _preprocessing(metadata: dict[str, str], *, known: bool) -> Preprocessing:
+    """Of the inputs, for pixels from 0 to 1; ImageNet's where nothing is said.
+
+    Args:
+        known: whether that is known to be so where nothing is said.
+    """
     mean = _triple(metadata, "normalization_mean", IMAGENET_MEAN)
     std = _triple(metadata, "normalization_std", IMAGENET_STD)
     if not (torch.tensor(std) > 0).all():  # in float32, as it is used
         raise Refused(f"normalization_std in its metadata is {metadata['normalization_std']}; it must be above zero")
-    return mean, std
+    said = {"normalization_mean", "normalization_std"} <= metadata.keys()
+    return Preprocessing(mean=mean, std=std, assumed=not (known or said))
 
 
-def _triple(metadata: dict[str, str], key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+def _triple(metadata: dict[str, str], key: str, default: Triple) -> Triple:
     if key not in metadata:
         return default
     try:
-        numbers = tuple(map(float, metadata[key].split(",")))
+        numbers = list(map(float, metadata[key].split(",")))
     except ValueError:
-        numbers = ()
+        numbers = []
     if len(numbers) != 3 or not torch.tensor(numbers).isfinite().all():  # in float32
         raise Refused(f"{key} in its metadata is {metadata[key]}; it must be three numbers with commas between them")
-    return numbers
+    return numbers[0], numbers[1], numbers[2]
 
 
 def _joined(numbers: Iterable[float], by: str) -> str:

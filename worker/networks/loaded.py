@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock, Thread
 
 import torch
 from torch import nn
 
+from shared.catalogue import Network
 from shared.errors import LayerNotCovered, ModelUnavailable
 from shared.schemas import WeightsUsed
 from shared.workers import NetworkState
 from worker.methods.suppression import PixelSpace
 from worker.networks.architectures import ARCHITECTURES, cuts
 from worker.networks.checkpoints import network_of
+from worker.networks.definitions import Definition, definitions, registered
 from worker.networks.layer import Layer
+from worker.networks.preprocessing import fed
 from worker.networks.weights import Weights, find, load, refused
 
 log = logging.getLogger(__name__)
@@ -37,14 +41,16 @@ class LoadedNetwork:
     weights: WeightsUsed
     reason: str
     layers: dict[str, Layer]  # that the weights cover
+    definition: Definition | None = None  # where it is registered
 
     @classmethod
     def of(
         cls, name: str, cuts: dict[str, nn.Sequential], space: PixelSpace, size: int, weights: WeightsUsed, reason: str
     ) -> LoadedNetwork:
         """From its cuts, each up to a layer but for its ReLU, which share their modules."""
+        architecture = weights.architecture or name
         layers = {
-            layer: Layer(name, layer, cut, space, size, weights, tuple(_below(name, cut, cuts)))
+            layer: Layer(name, layer, cut, space, size, weights, tuple(_below(architecture, cut, cuts)))
             for layer, cut in cuts.items()
         }
         return cls(name, space, size, weights, reason, layers)
@@ -63,11 +69,11 @@ class LoadedNetwork:
         return self.layers[name]
 
 
-def _below(network: str, cut: nn.Sequential, others: dict[str, nn.Sequential]) -> Iterator[str]:
+def _below(architecture: str, cut: nn.Sequential, others: dict[str, nn.Sequential]) -> Iterator[str]:
     """The ReLU layers below a layer, in order: by the layers' names, or torchvision's where they have none."""
     named = {str(len(other)): name for name, other in others.items()}
-    if network in ARCHITECTURES:
-        named |= {one.node.removeprefix("features."): name for name, one in cuts(network).items()}
+    if architecture in ARCHITECTURES:
+        named |= {one.node.removeprefix("features."): name for name, one in cuts(architecture).items()}
     for path, module in cut.named_modules():
         if isinstance(module, nn.ReLU):
             yield named.get(path, f"features.{path}")
@@ -87,7 +93,7 @@ class Networks:
         self.device = device
         self.download = download
         self._loaded: dict[str, LoadedNetwork] = {}
-        self._failed: dict[str, tuple[float, ModelUnavailable]] = {}
+        self._failed: dict[str, tuple[float, Definition | None, ModelUnavailable]] = {}
         self._refused: dict[Path, str] = {}
         self._loading: dict[str, Future[LoadedNetwork]] = {}
         self._lock = Lock()
@@ -98,8 +104,9 @@ class Networks:
         Raises:
             ModelUnavailable: no weights can be had; says why.
         """
-        if name in self._loaded:  # without a lock: nobody waits for somebody else's download
-            return self._loaded[name]
+        loaded = self._loaded.get(name)  # without a lock: nobody waits for somebody else's download
+        if loaded and loaded.definition == self._definition(name):
+            return loaded
         with self._lock:
             found = self._loading.get(name)
             if found is None:
@@ -116,7 +123,9 @@ class Networks:
         """Load it for everybody who waits; who comes later has what is loaded, or tries again."""
         failure: Exception | None = None
         try:
-            self._loaded[name] = self._loaded.get(name) or self._load(name)
+            loaded = self._loaded.get(name)
+            if loaded is None or loaded.definition != self._definition(name):
+                self._loaded[name] = self._load(name)
         except Exception as error:
             failure = error
         with self._lock:
@@ -132,42 +141,58 @@ class Networks:
         for file, reason in sorted(files.items() - self._refused.items()):
             log.warning("%s is not used: %s", file, reason)
         self._refused = files
-        return {name: self._state(name) for name in ARCHITECTURES}
+        return {name: self._state(name) for name in (*ARCHITECTURES, *definitions(self.folder)[0])}
+
+    def registered(self) -> list[Network]:
+        """The networks of `networks.toml` and their layers, whether they can be run or not."""
+        return [registered(name, definition) for name, definition in definitions(self.folder)[0].items()]
+
+    def _definition(self, name: str) -> Definition | None:
+        return definitions(self.folder)[0].get(name)
 
     def _load(self, name: str) -> LoadedNetwork:
         if error := self._failure(name):
             raise ModelUnavailable(error.detail)
+        definition = self._definition(name)
         reason = find(name, self.folder, download=self.download).reason
         log.info("loading %s: %s", name, reason)
         try:
-            return self._build(load(name, self.folder, download=self.download), name, reason)
+            loaded = self._build(load(name, self.folder, download=self.download), name, definition, reason)
         except Exception as error:
             if not isinstance(error, ModelUnavailable):
                 log.exception("%s could not be loaded", name)
                 error = ModelUnavailable(f"no weights for {name}: {reason}: {error}")
-            self._failed[name] = (time.monotonic(), error)
+            self._failed[name] = (time.monotonic(), definition, error)
             raise error from None
+        return loaded if definition == self._definition(name) else self._load(name)
 
     def _failure(self, name: str) -> ModelUnavailable | None:
         """Why the network could not be loaded a short while ago."""
-        failed_at, error = self._failed.get(name, (0.0, None))
-        return error if time.monotonic() - failed_at < RETRY_SECONDS else None
+        failed_at, definition, error = self._failed.get(name, (-math.inf, None, None))
+        recent = time.monotonic() - failed_at < RETRY_SECONDS
+        return error if recent and definition == self._definition(name) else None
 
-    def _build(self, weights: Weights, name: str, reason: str) -> LoadedNetwork:
-        architecture = ARCHITECTURES[name]
-        features = architecture.features()[: cuts(name)[weights.layers[-1]].depth]
+    def _build(self, weights: Weights, name: str, definition: Definition | None, reason: str) -> LoadedNetwork:
+        arch = definition.arch if definition else name
+        architecture, own = ARCHITECTURES[arch], cuts(arch)
+        features = architecture.features()[: own[weights.layers[-1]].depth]
         tensors = {key.removeprefix("features."): tensor.float() for key, tensor in weights.tensors.items()}
+        space, tensors["0.weight"] = fed(weights.preprocessing, tensors["0.weight"])
         absent = {key: torch.zeros(meta.shape) for key, meta in features.state_dict().items() if key not in tensors}
         features.load_state_dict({**tensors, **absent}, strict=False, assign=True)
         features = features.requires_grad_(False).eval().to(self.device).to(memory_format=torch.channels_last)
-        return LoadedNetwork.of(
+        used = WeightsUsed(
+            source=weights.file.name, sha256=weights.sha256, architecture=arch, preprocessing=weights.preprocessing
+        )
+        made = LoadedNetwork.of(
             name,
-            {layer: cuts(name)[layer].preactivation(features) for layer in weights.layers},
-            PixelSpace.of(weights.mean, weights.std, self.device),
+            {layer: own[layer].preactivation(features) for layer in weights.layers},
+            PixelSpace.of(*space, self.device),
             architecture.input_size,
-            WeightsUsed(source=weights.file.name, sha256=weights.sha256),
+            used,
             reason,
         )
+        return replace(made, definition=definition)
 
     def _state(self, name: str) -> NetworkState:
         state = self._availability(name)
@@ -175,12 +200,14 @@ class Networks:
         return state.model_copy(update={"refused": [f"{file}: {reason}" for file, reason in told.items()]})
 
     def _availability(self, name: str) -> NetworkState:
-        if loaded := self._loaded.get(name):
+        loaded = self._loaded.get(name)
+        if loaded and loaded.definition == self._definition(name):
             return NetworkState(
                 available=True,
                 reason=loaded.reason,
                 source=loaded.weights.source,
                 sha256=loaded.weights.sha256,
+                preprocessing=loaded.weights.preprocessing,
                 layers=list(loaded.layers),
             )
         if error := self._failure(name):
@@ -189,4 +216,10 @@ class Networks:
             found = find(name, self.folder, download=self.download)
         except ModelUnavailable as unavailable:
             return NetworkState(available=False, reason=unavailable.detail)
-        return NetworkState(available=True, reason=found.reason, source=found.file.name, layers=found.layers)
+        return NetworkState(
+            available=True,
+            reason=found.reason,
+            source=found.file.name,
+            preprocessing=found.preprocessing,
+            layers=found.layers,
+        )

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -19,8 +19,10 @@ from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 from torchvision.models import WeightsEnum, get_model_weights
 
 from shared.errors import ModelUnavailable
-from worker.networks.architectures import cuts
-from worker.networks.checkpoints import Checkpoint, Refused, inspect, network_of, read, weights_files
+from shared.schemas import Preprocessing
+from worker.networks.architectures import ARCHITECTURES, cuts
+from worker.networks.checkpoints import IMAGENET, Checkpoint, Refused, inspect, network_of, read, weights_files
+from worker.networks.definitions import FILE, Definition, definitions
 from worker.networks.vgg_mini import WEIGHTS_FILE
 
 BUNDLED = Path(__file__).parent / "bundled"  # what the worker image's build argument WEIGHTS downloaded
@@ -45,6 +47,7 @@ class Found:
     file: Path
     source: Source
     layers: list[str]  # that it covers, as far as is known before it is read
+    preprocessing: Preprocessing
     megabytes: float = 0  # to download
 
     @property
@@ -67,25 +70,11 @@ def find(name: str, folder: Path, *, download: bool) -> Found:
     Raises:
         ModelUnavailable: no weights; says why.
     """
-    usable: list[Found] = []
-    reasons: list[str] = []
-    for file in _own_files(name, folder):
-        try:
-            usable.append(Found(file, "folder", inspect(file).layers))
-        except Refused as error:
-            reasons.append(f"{file.name}: {error}")
-    if len(usable) > 1:
-        names = " and ".join(found.file.name for found in usable)
-        raise ModelUnavailable(
-            f"no weights for {name}: {names} in {folder} can both be used; leave the one that is meant"
-        )
-    if usable:
-        return usable[0]
-    if reasons:
-        raise ModelUnavailable(f"no weights for {name}: none that can be used in {folder}: {'; '.join(reasons)}")
+    if found := _in_folder(name, folder):
+        return found
     for file, source in _kept(name):
         try:
-            return Found(file, source, inspect(file).layers)
+            return _found(file, source)
         except Refused as error:
             raise ModelUnavailable(f"no weights for {name}: {file}: {error}") from error
     if not download:
@@ -93,19 +82,65 @@ def find(name: str, folder: Path, *, download: bool) -> Found:
             f"no weights for {name}: none in {folder} (a file named {name}.pth or {name}-….pth, or the same with "
             ".safetensors), and downloading is turned off"
         )
-    return Found(_cache_file(name), "download", list(cuts(name)), _published(name).meta["_file_size"] * 1.048576)
+    megabytes = _published(name).meta["_file_size"] * 1.048576
+    return Found(_cache_file(name), "download", list(cuts(name)), IMAGENET, megabytes)
+
+
+def _in_folder(name: str, folder: Path) -> Found | None:
+    """The registered network's file, or else the one that has the network's name."""
+    if definition := definitions(folder)[0].get(name):
+        return _registered(name, definition, folder)
+    if name not in ARCHITECTURES:
+        raise ModelUnavailable(f"no weights for {name}: it is not registered here, or not any more")
+    usable: list[Found] = []
+    reasons: list[str] = []
+    for file in _own_files(name, folder):
+        try:
+            usable.append(_found(file, "folder"))
+        except Refused as error:
+            reasons.append(f"{file.name}: {error}")
+    if len(usable) > 1:
+        names = " and ".join(found.file.name for found in usable)
+        raise ModelUnavailable(
+            f"no weights for {name}: {names} in {folder} can both be used; leave the one that is meant, or give each a "
+            f"name of its own in {FILE}"
+        )
+    if reasons and not usable:
+        raise ModelUnavailable(f"no weights for {name}: none that can be used in {folder}: {'; '.join(reasons)}")
+    return usable[0] if usable else None
+
+
+def _found(file: Path, source: Source) -> Found:
+    checkpoint = inspect(file)
+    return Found(file, source, checkpoint.layers, checkpoint.preprocessing)
+
+
+def _registered(name: str, definition: Definition, folder: Path) -> Found:
+    file = folder / definition.weights
+    try:
+        checkpoint = inspect(file, definition.arch)
+    except Refused as error:
+        raise ModelUnavailable(f"no weights for {name}: {file}: {error}") from error
+    return Found(file, "folder", checkpoint.layers, definition.preprocessing(checkpoint.preprocessing))
 
 
 def refused(folder: Path) -> dict[Path, str]:
     """The files of the weights folder that cannot be used, as far as is known before they are read, and why."""
     told = {}
+    if wrong := definitions(folder)[1]:
+        told[folder / FILE] = "; ".join(f"[{name}] {text}" if name else text for name, text in wrong.items())
     with suppress(OSError):  # `find` tells it
         for file in weights_files(folder):
             try:
-                inspect(file)
+                inspect(file, registered_for(file))
             except Refused as error:
                 told[file] = str(error)
     return told
+
+
+def registered_for(file: Path) -> str | None:
+    """The architecture that a file of the weights folder is registered for."""
+    return next((one.arch for one in definitions(file.parent)[0].values() if one.weights == file.name), None)
 
 
 def load(name: str, folder: Path, *, download: bool) -> Weights:
@@ -118,7 +153,8 @@ def load(name: str, folder: Path, *, download: bool) -> Weights:
     if found.source == "download":
         fetch(name)
     try:
-        return Weights(**vars(read(found.file)), file=found.file, source=found.source, sha256=_sha256(found.file))
+        checkpoint = replace(read(found.file, registered_for(found.file)), preprocessing=found.preprocessing)
+        return Weights(**vars(checkpoint), file=found.file, source=found.source, sha256=_sha256(found.file))
     except (Refused, OSError) as error:
         raise ModelUnavailable(f"no weights for {name}: {found.file}: {error}") from error
 
@@ -126,7 +162,7 @@ def load(name: str, folder: Path, *, download: bool) -> Weights:
 def trouble(file: Path) -> str:
     """What is wrong with a weights file, every number of it read; empty: nothing."""
     try:
-        read(file)
+        read(file, registered_for(file))
     except Refused as error:
         return str(error)
     published = file.stem.removeprefix(f"{network_of(file)}-")
@@ -137,7 +173,7 @@ def trouble(file: Path) -> str:
 
 def _own_files(name: str, folder: Path) -> list[Path]:
     try:
-        return [file for file in weights_files(folder) if network_of(file) == name]
+        return [file for file in weights_files(folder) if network_of(file) == name and not registered_for(file)]
     except OSError as error:
         raise ModelUnavailable(f"no weights for {name}: {folder} cannot be read ({error.strerror})") from error
 

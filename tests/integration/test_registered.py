@@ -1,0 +1,81 @@
+"""A network of one's own, registered while the stack runs: explained by client and command line, and taken away."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from kernelscope.client import Client, ServerError
+from kernelscope.stack import Stack
+from shared.drawings import scene
+from shared.schemas import Status
+from tests.conftest import png
+from tests.integration.conftest import ROOT
+from worker.networks.vgg_mini import WEIGHTS_FILE, VggMini
+
+PICTURE, OTHER = (png(scene(number, 96).image) for number in (5, 6))
+ASKED = {"layer": "conv2_2", "kernels": "top:2", "effort": "quick"}
+SECONDS = 20.0
+
+
+def until_available(client: Client, *, available: bool) -> None:
+    """The workers' next word is waited for."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        if any(one.name == "birds" and one.available is available for one in client.models()):
+            return
+        time.sleep(0.2)
+    raise AssertionError([(one.name, one.reason) for one in client.models()])
+
+
+def test_a_twin_is_explained_as_the_original(stack: Stack, client: Client, tmp_path: Path) -> None:
+    """It was trained on BGR pixels from 0 to 255, so X̂ is the same, kernel by kernel; then it is taken away."""
+    folder = stack.settings.weights
+    folder.mkdir(exist_ok=True)
+    state = load_file(WEIGHTS_FILE)
+    state["features.0.weight"] = state["features.0.weight"].flip(1).contiguous()
+    save_file(state, folder / "birds.safetensors")
+    mean, std = ([255 * one for one in reversed(numbers)] for numbers in (VggMini.MEAN, VggMini.STD))
+    (folder / "networks.toml").write_text(
+        f'[birds]\narch = "vgg_mini"\nweights = "birds.safetensors"\nrange = "0-255"\norder = "bgr"\n'
+        f'mean = {mean}\nstd = {std}\ntitle = "Birds"\n'
+    )
+    try:
+        until_available(client, available=True)
+        job, original = (
+            client.explain([PICTURE, OTHER], model=model, **ASKED).wait() for model in ("birds", "vgg_mini")
+        )
+        assert job.status is Status.SUCCEEDED
+        for mine, theirs in zip(job.results, original.results, strict=True):
+            assert mine.kernel == theirs.kernel
+            assert not mine.reused
+            assert mine.weights
+            assert (mine.weights.source, mine.weights.architecture) == ("birds.safetensors", "vgg_mini")
+            assert str(mine.weights.preprocessing).startswith("BGR from 0 to 255, mean 127.5")
+            assert mine.losses
+            assert theirs.losses
+            assert mine.losses.total == pytest.approx(theirs.losses.total, rel=0.02)
+        command = [sys.executable, "-m", "kernelscope", "explain", "photo.png", "-m", "birds", "-l", "conv2_2", "-k"]
+        (tmp_path / "photo.png").write_bytes(PICTURE)
+        ran = subprocess.run(
+            [*command, str(job.results[0].kernel), "--effort", "quick", "--url", stack.url],
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(ROOT), "PATH": "", "COLUMNS": "300"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "birds: birds.safetensors, fed BGR from 0 to 255" in ran.stdout
+    finally:
+        (folder / "networks.toml").unlink()
+    until_available(client, available=False)
+    with pytest.raises(ServerError, match="no worker that is connected has it"):
+        client.explain([PICTURE], model="birds", **ASKED)
+    assert client.file(job.results[0].artifacts["sweep.png"]).startswith(b"\x89PNG")
+    assert json.loads(client.file(f"/jobs/{job.id}/consistency"))["final"]

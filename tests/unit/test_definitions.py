@@ -1,0 +1,195 @@
+"""Networks that people register: `networks.toml`, what it may say, and that the network sees what it was trained on."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from shared.errors import ModelUnavailable
+from worker.methods.suppression import PixelSpace
+from worker.networks.definitions import FILE, definitions, registered
+from worker.networks.loaded import Networks
+from worker.networks.vgg_mini import WEIGHTS_FILE
+from worker.networks.weights import refused, trouble
+
+CPU = torch.device("cpu")
+MINE = '[mine]\narch = "vgg_mini"\nweights = "mine.safetensors"\n'
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The weights folder, with the small network's weights under a name that says nothing."""
+    shutil.copy(WEIGHTS_FILE, tmp_path / "mine.safetensors")
+    return tmp_path
+
+
+def write(folder: Path, text: str) -> None:
+    """Its `networks.toml`."""
+    (folder / FILE).write_text(text)
+
+
+def networks(folder: Path) -> Networks:
+    """Of that folder."""
+    return Networks(folder, CPU, download=False)
+
+
+def test_two_names_for_one_architecture(folder: Path) -> None:
+    """Beside the one that comes with the program; each tells what it is made of."""
+    write(folder, MINE + MINE.replace("[mine]", '[other]\ntitle = "The other"'))
+    source = networks(folder)
+    state = source.states()["mine"]
+    assert (state.available, state.source, len(state.layers)) == (True, "mine.safetensors", 8)
+    assert [(one.name, one.title, one.architecture) for one in source.registered()] == [
+        ("mine", "mine: VGG-mini: a small VGG trained on drawn shapes", "vgg_mini"),
+        ("other", "The other", "vgg_mini"),
+    ]
+    found = {name: source.get(name) for name in ("vgg_mini", "mine", "other")}
+    assert {one.weights.architecture for one in found.values()} == {"vgg_mini"}
+    assert len({one.weights.sha256 for one in found.values()}) == 1
+    assert found["mine"].layers["conv2_1"].below == found["vgg_mini"].layers["conv2_1"].below == ("conv1_1", "conv1_2")
+    assert refused(folder) == {}
+    assert not trouble(folder / "mine.safetensors")
+
+
+def test_a_registered_file_is_nobody_else_s(folder: Path) -> None:
+    """Though its name begins with an architecture's."""
+    (folder / "mine.safetensors").rename(folder / "vgg_mini-mine.safetensors")
+    write(folder, MINE.replace("mine.safe", "vgg_mini-mine.safe"))
+    states = networks(folder).states()
+    assert "comes with Kernelscope" in states["vgg_mini"].reason
+    assert states["mine"].source == "vgg_mini-mine.safetensors"
+
+
+def test_a_network_that_is_registered_anew_is_loaded_anew(folder: Path) -> None:
+    """And one that is registered no more is there no more."""
+    write(folder, MINE)
+    source = networks(folder)
+    first = source.get("mine")
+    assert source.get("mine") is first
+    write(folder, MINE + "mean = [0.5, 0.5, 0.5]\nstd = [0.5, 0.5, 0.5]\n")
+    second = source.get("mine")
+    assert second.weights.preprocessing != first.weights.preprocessing
+    assert source.states()["mine"].preprocessing == second.weights.preprocessing
+    write(folder, "")
+    assert "mine" not in source.states()
+    with pytest.raises(ModelUnavailable):
+        source.get("mine")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[mine", "is no TOML"),
+        ('mine = "vgg16"', "[mine] write it as a table"),
+        ('[vgg16]\narch = "vgg16"\nweights = "a.pth"', "[vgg16] this name is an architecture's own; take another"),
+        ('["My net"]\narch = "vgg16"\nweights = "a.pth"', "[My net] a name has lower-case letters"),
+        ('[mine]\narch = "vgg99"\nweights = "a.pth"', "[mine] arch: there is no architecture vgg99; there are vgg11, "),
+        ('[mine]\nweights = "a.pth"', "[mine] arch: Field required"),
+        ('[mine]\narch = "vgg16"\nweights = "../a.pth"', "[mine] weights: give the name of a file in the weights"),
+        (MINE + "mean = [1, 2, 3]", "[mine] mean and std belong together"),
+        (MINE + "mean = [1, 2]\nstd = [1, 1]", "[mine] mean.2: Field required; std.2: Field required"),
+        (MINE + "mean = [1, 2, nan]\nstd = [1, 1, 1]", "[mine] mean.2: Input should be a finite number"),
+        (MINE + "mean = [1, 2, 3]\nstd = [1, 0, 1]", "[mine] each number of std must be above zero"),
+        (MINE + 'order = "bgr"', "[mine] a range or an order needs mean and std in its own terms"),
+        (MINE + "range = 255", "[mine] range: Input should be '0-1' or '0-255'"),
+        (MINE + "size = 96", "[mine] size: is none of arch, weights, mean, std, range, order, title"),
+    ],
+)
+def test_what_cannot_be_meant_is_told(folder: Path, text: str, told: str) -> None:
+    """With each network, as a stray file is; the others go on."""
+    write(folder, text + ("" if "is no" in told else '\n[good]\narch = "vgg_mini"\nweights = "mine.safetensors"\n'))
+    states = networks(folder).states()
+    for name in ("vgg_mini", "vgg16"):
+        (line,) = (line for line in states[name].refused if line.startswith(FILE))
+        assert f"{FILE}: {told}" in line
+    assert "mine" not in states
+    assert "is no" in told or states["good"].available
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("mine.safe", "yours.safe"), "yours.safetensors: cannot be read (No such file or directory)"),
+        (("vgg_mini", "vgg16"), "mine.safetensors: this file is vgg_mini's, not vgg16's"),
+    ],
+)
+def test_a_file_that_is_not_what_was_registered(folder: Path, change: tuple[str, str], told: str) -> None:
+    """The name is unavailable, with the reason; never other weights instead."""
+    write(folder, MINE.replace(*change))
+    source = networks(folder)
+    assert told in source.states()["mine"].reason
+    with pytest.raises(ModelUnavailable, match="no weights for mine"):
+        source.get("mine")
+
+
+@pytest.mark.parametrize("inputs", ["0-255, as they are", "0-255, divided", "0-1", "0-1, small"])
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_a_twin_that_was_trained_on_other_inputs_has_the_same_maps(folder: Path, order: str, inputs: str) -> None:
+    """To 1e-4: the same network, whose first convolution expects them so. Its pixels' space is like any other's."""
+    most, std = {
+        "0-255, as they are": (255.0, (1.0, 1.0, 1.0)),
+        "0-255, divided": (255.0, (58.4, 57.1, 57.4)),
+        "0-1": (1.0, (0.5, 0.25, 0.3)),
+        "0-1, small": (1.0, (0.0039, 0.004, 0.0038)),
+    }[inputs]
+    original = networks(folder).get("vgg_mini")
+    space, state = original.space, load_file(WEIGHTS_FILE)
+    mean = tuple(most * one for one in space.mean.flatten().tolist())
+    given = {name: values if order == "rgb" else values[::-1] for name, values in (("mean", mean), ("std", std))}
+    first = state["features.0.weight"] * (torch.tensor(std) / most / space.std.flatten())[None, :, None, None]
+    state["features.0.weight"] = (first if order == "rgb" else first.flip(1)).contiguous()
+    save_file(state, folder / "twin.safetensors")
+    write(
+        folder,
+        f'[twin]\narch = "vgg_mini"\nweights = "twin.safetensors"\nrange = "0-{most:.0f}"\norder = "{order}"\n'
+        f"mean = {list(given['mean'])}\nstd = {list(given['std'])}\n",
+    )
+    twin = networks(folder).get("twin")
+    pixels = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    for layer in ("conv1_1", "conv3_1"):
+        theirs = original.layers[layer].features(space.from_bytes(pixels))
+        ours = twin.layers[layer].features(twin.space.from_bytes(pixels))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert 0.2 < float(twin.space.std.min()) < 0.3  # not 1/255
+    assert torch.equal(twin.space.to_bytes(twin.space.from_bytes(pixels)), pixels)
+
+
+@pytest.mark.parametrize(
+    ("file", "metadata", "assumed"),
+    [
+        ("vgg11-mine.safetensors", None, True),
+        ("vgg11-mine.safetensors", {"normalization_mean": "0.5,0.5,0.5", "normalization_std": "0.5,0.5,0.5"}, False),
+        ("vgg11-mine.safetensors", {"normalization_mean": "0.5,0.5,0.5"}, True),
+    ],
+)
+def test_what_is_assumed_is_told(tmp_path: Path, file: str, metadata: Any, assumed: bool) -> None:  # noqa: FBT001
+    """Where neither the file nor anybody says what the network was trained on; before it is loaded, and after."""
+    first = {"features.0.weight": torch.rand(64, 3, 3, 3), "features.0.bias": torch.rand(64)}
+    save_file(first, tmp_path / file, metadata)
+    source = networks(tmp_path)
+    before = source.states()["vgg11"].preprocessing
+    assert before is not None
+    assert before.assumed is assumed
+    assert source.get("vgg11").weights.preprocessing == before
+
+
+def test_torchvision_s_own_is_known(tmp_path: Path) -> None:
+    """By the hash in its file's name."""
+    torch.save({"features.0.weight": torch.rand(64, 3, 3, 3), "features.0.bias": torch.rand(64)}, tmp_path / "a.pth")
+    (tmp_path / "a.pth").rename(tmp_path / "vgg11-8a719046.pth")
+    told = networks(tmp_path).states()["vgg11"].preprocessing
+    assert told is not None
+    assert not told.assumed
+
+
+def test_the_catalogue_s_entry_is_the_architecture_s(folder: Path) -> None:
+    """With the layers that it can have."""
+    write(folder, MINE)
+    (definition,) = definitions(folder)[0].values()
+    assert [layer.name for layer in registered("mine", definition).layers][:2] == ["conv1_1", "conv1_2"]
+    assert isinstance(networks(folder).get("mine").space, PixelSpace)
