@@ -14,11 +14,12 @@ from rich.console import Console
 from rich.text import Text
 
 from kernelscope import demo as demonstration
-from kernelscope.asking import cancel, jobs, models, retry
+from kernelscope.asking import cancel, jobs, retry
 from kernelscope.client import ClientError
 from kernelscope.doctor import doctor
 from kernelscope.explain import activations, explain
 from kernelscope.keys import keys
+from kernelscope.models import models
 from kernelscope.serving import Key, Url, WeightsDir
 from kernelscope.stack import Stack, StackError, check_weights
 from shared.errors import KernelscopeError
@@ -78,9 +79,10 @@ def demo(
     demonstration.run(_settings(weights_dir=weights_dir), out, console, url, key)
 
 
-for command in (explain, activations, models, jobs, cancel, retry, doctor):
+for command in (explain, activations, jobs, cancel, retry, doctor):
     app.command()(command)
 app.add_typer(keys, name="keys")
+app.add_typer(models, name="models")
 
 
 def main() -> None:

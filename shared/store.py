@@ -33,6 +33,7 @@ from shared.errors import StoreUnavailable
 OPERATIONS = ("put", "get", "has", "copy", "remove", "list")
 SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30)
 GLANCE_SECONDS = 2.0  # that a question without an answer of any size may take
+FETCHED_BYTES = 16_000_000  # of a large file at a time
 IDENTITY = "blobs/identity"
 SHARDS = tuple(f"{number:02x}" for number in range(256))  # folders of jobs lie in, by the last two digits of their ids
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -168,6 +169,33 @@ class BlobStore:
         """Nothing is noted there any more."""
         with self._doing("remove", "removed nothing"), suppress(FileNotFoundError):
             obstore.delete(self._store, place)
+
+    def names(self, folder: str) -> list[str]:
+        """The names of what lies in a folder that is no job's, itself or in folders there."""
+        with self._doing("list", "told nothing"), self._absent():
+            return sorted(path.removeprefix(f"{folder}/") for path in self._listed(f"{folder}/"))
+        return []
+
+    def put_file(self, place: str, file: Path) -> None:
+        """Store a file of any size that is no job's."""
+        with self._doing("put", "took no data"):
+            obstore.put(self._store, place, file)
+            if self._folder and self._durable:
+                self._durable.sync([self._folder / place])
+
+    def fetch(self, place: str, file: Path) -> str | None:
+        """Write what `put_file` has stored into a file. Returns its SHA-256; None where there is nothing."""
+        with self._doing("get", "gave no data"), self._absent():
+            size = obstore.head(self._store, place)["size"]
+            digest = hashlib.sha256()
+            with file.open("wb") as target:
+                for start in range(0, size, FETCHED_BYTES):
+                    end = min(size, start + FETCHED_BYTES)
+                    data = bytes(obstore.get_range(self._store, place, start=start, end=end))
+                    digest.update(data)
+                    target.write(data)
+            return digest.hexdigest()
+        return None
 
     def remove_old(self, digest: str) -> None:
         """Remove a blob of before jobs had folders; a missing one is no error."""

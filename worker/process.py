@@ -198,10 +198,13 @@ def make_device(settings: Settings) -> Device:
     from worker.engine.accelerator import choose, keep_to_quota
     from worker.engine.device import TorchDevice
     from worker.networks.loaded import Networks
+    from worker.networks.registry import Registry
+    from worker.networks.weights import cached
 
     device = choose(settings.device, settings.gpu_memory_share)
     log.info("device: %s, %d threads", device, keep_to_quota())
-    return TorchDevice(Networks(settings.weights, device, download=settings.download_weights))
+    registry = Registry(BlobStore(settings.store), cached())
+    return TorchDevice(Networks(settings.weights, device, registry, download=settings.download_weights))
 
 
 def _end(code: int) -> None:

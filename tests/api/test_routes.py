@@ -120,7 +120,7 @@ def test_a_registered_network(client: Client, worker: WorkerState, redis: Redis)
     assert (job["request"]["model"], job["request"]["layer"]) == ("birds", "conv1_1")
     del worker.networks["birds"]
     publish(redis, worker)
-    refused(client.post("/explain", json=body), 503, "model-unavailable", "no worker that is connected has it")
+    refused(client.post("/explain", json=body), 422, "model-unavailable", "no worker that is connected has it")
     assert client.get("/models/birds").json()["available"] is False
     retire(redis, worker.id)
     assert client.get("/models/birds").json()["available"] is None

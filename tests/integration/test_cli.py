@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from kernelscope.client import Client
 from kernelscope.stack import Stack, free_port
 from shared.drawings import scene
 from tests.conftest import png
+from worker.networks.vgg_mini import WEIGHTS_FILE
 
 COMMAND = [sys.executable, "-m", "kernelscope"]
 OWN_PROCESS = ("up", "demo")  # whose examples start a stack of their own, and take a while
@@ -31,10 +33,11 @@ OWN_PROCESS = ("up", "demo")  # whose examples start a stack of their own, and t
 def examples() -> Iterator[str]:
     """Every example of every command's help."""
     group = typer.main.get_group(app)
-    commands = [*group.commands.values(), *group.commands["keys"].commands.values()]  # type: ignore[attr-defined]
-    for command in commands:
+    groups = ("keys", "models")
+    inner = [command for name in groups for command in group.commands[name].commands.values()]  # type: ignore[attr-defined]
+    for command in [*group.commands.values(), *inner]:
         found = re.findall(r"Example: (kernelscope .*)", command.callback.__doc__ or "") if command.callback else []
-        assert found or command.name == "keys", f"{command.name} has no example"
+        assert found or command.name in groups, f"{command.name} has no example"
         yield from found
 
 
@@ -80,6 +83,11 @@ def test_every_example_of_the_help_runs(folder: Path, stack: Stack, example: str
             example = example.replace("0123456789abcdef0123456789abcdef", job.id)
         if "keys revoke" in example or "keys secret" in example:
             assert run(folder, "keys", "add", "lab").returncode == 0
+        if "birds" in example:
+            shutil.copy(WEIGHTS_FILE, folder / "birds.safetensors")
+        if "models remove" in example:
+            added = ("--arch", "vgg_mini", "--weights", "birds.safetensors")
+            assert run(folder, "models", "add", "birds", *added).returncode == 0
         arguments = shlex.split(example)[1:]
         ran = run(folder, *arguments, KERNELSCOPE_URL=stack.url if "doctor" not in arguments else "")
         assert "Traceback" not in ran.stderr

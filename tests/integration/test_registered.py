@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -24,11 +25,11 @@ ASKED = {"layer": "conv2_2", "kernels": "top:2", "effort": "quick"}
 SECONDS = 20.0
 
 
-def until_available(client: Client, *, available: bool) -> None:
+def until_available(client: Client, name: str = "birds", *, available: bool) -> None:
     """The workers' next word is waited for."""
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
-        if any(one.name == "birds" and one.available is available for one in client.models()):
+        if any(one.name == name and one.available is available for one in client.models()):
             return
         time.sleep(0.2)
     raise AssertionError([(one.name, one.reason) for one in client.models()])
@@ -79,3 +80,36 @@ def test_a_twin_is_explained_as_the_original(stack: Stack, client: Client, tmp_p
         client.explain([PICTURE], model="birds", **ASKED)
     assert client.file(job.results[0].artifacts["sweep.png"]).startswith(b"\x89PNG")
     assert json.loads(client.file(f"/jobs/{job.id}/consistency"))["final"]
+
+
+def test_one_in_the_object_store(stack: Stack, client: Client, tmp_path: Path) -> None:
+    """By the command, on a stack that runs; a second one with other weights; then both are taken out."""
+    folder = str(stack.settings.data_dir)
+    state = load_file(WEIGHTS_FILE)
+    for name in ("first", "second"):
+        save_file(state, tmp_path / f"{name}.safetensors")
+        models(
+            "add", name, "--arch", "vgg_mini", "--weights", f"{name}.safetensors", "--data-dir", folder, cwd=tmp_path
+        )
+        state["features.0.bias"] = state["features.0.bias"] + 0.1
+    for name in ("first", "second"):
+        until_available(client, name, available=True)
+    jobs = [client.explain([PICTURE], model=name, **ASKED).wait() for name in ("first", "second")]
+    assert [job.status for job in jobs] == [Status.SUCCEEDED] * 2
+    used = [job.results[0].weights for job in jobs]
+    assert [one.source for one in used if one] == ["first.safetensors", "second.safetensors"]
+    assert used[0] != used[1]
+    assert used[0]
+    assert used[0].preprocessing
+    assert used[0].preprocessing.assumed  # the file that was saved here says nothing
+    for name in ("first", "second"):
+        assert "registered no more" in models("remove", name, "--data-dir", folder, cwd=tmp_path)
+        until_available(client, name, available=False)
+    assert list((stack.settings.data_dir / "store" / "networks").rglob("*.*")) == []
+
+
+def models(*arguments: str, cwd: Path) -> str:
+    """`kernelscope models`, and what it says."""
+    command = [sys.executable, "-m", "kernelscope", "models", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=True).stdout

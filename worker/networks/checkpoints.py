@@ -22,6 +22,7 @@ from shared.schemas import Preprocessing
 from worker.networks.architectures import ARCHITECTURES, cuts
 
 Triple = tuple[float, float, float]
+MOST_BYTES = 4_000_000_000  # of a file: it is read into memory as a whole
 SUFFIXES = (".safetensors", ".pth", ".pt")
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -193,7 +194,7 @@ def _check_shapes(name: str, shapes: dict[str, tuple[int, ...]]) -> None:
         return
     if owners := [other for other in ARCHITECTURES if shapes.items() <= _shapes(other).items()]:
         whose = " or ".join(f"{owner}'s" for owner in owners)
-        raise Refused(f"this file is {whose}, not {name}'s; its name should begin with {' or '.join(owners)}")
+        raise Refused(f"this file is {whose}, not {name}'s; name it, or register it, as {' or '.join(owners)}")
     key = strange[0]
     if key not in own:
         raise Refused(f"does not fit {name}, which has no {key}")
@@ -248,6 +249,11 @@ def _version(file: Path) -> tuple[int, int]:
         status = file.stat()
     except OSError as error:  # a link that leads nowhere, say
         raise Refused(f"cannot be read ({error.strerror})") from error
+    if status.st_size > MOST_BYTES:
+        raise Refused(
+            f"is {status.st_size / 1e9:.1f} GB, and more than {MOST_BYTES / 1e9:.0f} GB are not read; save the "
+            "network's parameters alone"
+        )
     return status.st_mtime_ns, status.st_size
 
 

@@ -108,13 +108,13 @@ def _read(file: Path, modified: int, size: int) -> tuple[dict[str, Definition], 
     wrong: dict[str, str] = {}
     for name, table in tables.items():
         try:
-            found[name] = _definition(name, table)
+            found[name] = checked(name, table)
         except ValueError as error:
             wrong[name] = str(error)
     return found, wrong
 
 
-def _definition(name: str, table: Any) -> Definition:
+def checked(name: str, table: Any) -> Definition:
     """One entry.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from worker.networks.checkpoints import network_of
 from worker.networks.definitions import Definition, definitions, registered
 from worker.networks.layer import Layer
 from worker.networks.preprocessing import fed
+from worker.networks.registry import Registry
 from worker.networks.weights import Weights, find, load, refused
 
 log = logging.getLogger(__name__)
@@ -86,10 +87,12 @@ class Networks:
         folder: the weights folder; it need not exist.
         download: whether torchvision's weights may be fetched.
         device: where the networks live.
+        registry: of networks in the object store.
     """
 
-    def __init__(self, folder: Path, device: torch.device, *, download: bool) -> None:
+    def __init__(self, folder: Path, device: torch.device, registry: Registry | None = None, *, download: bool) -> None:
         self.folder = folder
+        self.registry = registry
         self.device = device
         self.download = download
         self._loaded: dict[str, LoadedNetwork] = {}
@@ -141,23 +144,29 @@ class Networks:
         for file, reason in sorted(files.items() - self._refused.items()):
             log.warning("%s is not used: %s", file, reason)
         self._refused = files
-        return {name: self._state(name) for name in (*ARCHITECTURES, *definitions(self.folder)[0])}
+        return {name: self._state(name) for name in (*ARCHITECTURES, *self._definitions())}
 
     def registered(self) -> list[Network]:
-        """The networks of `networks.toml` and their layers, whether they can be run or not."""
-        return [registered(name, definition) for name, definition in definitions(self.folder)[0].items()]
+        """Networks of `networks.toml` and of the object store, and their layers, whether they can be run or not."""
+        return [registered(name, definition) for name, definition in self._definitions().items()]
+
+    def _definitions(self) -> dict[str, Definition]:
+        in_store: Mapping[str, Definition] = self.registry.entries() if self.registry else {}
+        return {**in_store, **definitions(self.folder)[0]}
 
     def _definition(self, name: str) -> Definition | None:
-        return definitions(self.folder)[0].get(name)
+        return self._definitions().get(name)
 
     def _load(self, name: str) -> LoadedNetwork:
         if error := self._failure(name):
             raise ModelUnavailable(error.detail)
         definition = self._definition(name)
-        reason = find(name, self.folder, download=self.download).reason
+        reason = find(name, self.folder, self.registry, download=self.download).reason
         log.info("loading %s: %s", name, reason)
         try:
-            loaded = self._build(load(name, self.folder, download=self.download), name, definition, reason)
+            loaded = self._build(
+                load(name, self.folder, self.registry, download=self.download), name, definition, reason
+            )
         except Exception as error:
             if not isinstance(error, ModelUnavailable):
                 log.exception("%s could not be loaded", name)
@@ -213,7 +222,7 @@ class Networks:
         if error := self._failure(name):
             return NetworkState(available=False, reason=error.detail)
         try:
-            found = find(name, self.folder, download=self.download)
+            found = find(name, self.folder, self.registry, download=self.download)
         except ModelUnavailable as unavailable:
             return NetworkState(available=False, reason=unavailable.detail)
         return NetworkState(

@@ -18,17 +18,18 @@ from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 from torchvision.models import WeightsEnum, get_model_weights
 
-from shared.errors import ModelUnavailable
+from shared.errors import ModelUnavailable, StoreUnavailable
 from shared.schemas import Preprocessing
 from worker.networks.architectures import ARCHITECTURES, cuts
 from worker.networks.checkpoints import IMAGENET, Checkpoint, Refused, inspect, network_of, read, weights_files
 from worker.networks.definitions import FILE, Definition, definitions
+from worker.networks.registry import Entry, Registry
 from worker.networks.vgg_mini import WEIGHTS_FILE
 
 BUNDLED = Path(__file__).parent / "bundled"  # what the worker image's build argument WEIGHTS downloaded
 STALLED_SECONDS = 30  # without a byte: a network that drops packets must not hang the worker
 
-Source = Literal["folder", "bundled", "cache", "download"]
+Source = Literal["folder", "store", "bundled", "cache", "download"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Found:
 
     file: Path
     source: Source
+    architecture: str
     layers: list[str]  # that it covers, as far as is known before it is read
     preprocessing: Preprocessing
     megabytes: float = 0  # to download
@@ -55,13 +57,14 @@ class Found:
         """One phrase on where the weights are from."""
         return {
             "folder": f"{self.file.name} in the weights folder",
+            "store": f"{self.file.name}, which is registered in the object store, {self.megabytes:.0f} MB",
             "bundled": f"{self.file.name}, which comes with Kernelscope",
             "cache": f"torchvision's {self.file.name}, downloaded before",
             "download": f"torchvision's {self.file.name}, {self.megabytes:.0f} MB, downloaded on first use",
         }[self.source]
 
 
-def find(name: str, folder: Path, *, download: bool) -> Found:
+def find(name: str, folder: Path, registry: Registry | None = None, *, download: bool) -> Found:
     """The weights for a network.
 
     Where the folder has files of the network's name and none can be used, it has no weights: whoever put them there
@@ -70,11 +73,14 @@ def find(name: str, folder: Path, *, download: bool) -> Found:
     Raises:
         ModelUnavailable: no weights; says why.
     """
+    entry = registry.entries().get(name) if registry else None
+    if entry and registry:
+        return _in_store(name, entry, folder, registry)
     if found := _in_folder(name, folder):
         return found
     for file, source in _kept(name):
         try:
-            return _found(file, source)
+            return _found(file, source, name)
         except Refused as error:
             raise ModelUnavailable(f"no weights for {name}: {file}: {error}") from error
     if not download:
@@ -83,7 +89,17 @@ def find(name: str, folder: Path, *, download: bool) -> Found:
             ".safetensors), and downloading is turned off"
         )
     megabytes = _published(name).meta["_file_size"] * 1.048576
-    return Found(_cache_file(name), "download", list(cuts(name)), IMAGENET, megabytes)
+    return Found(_cache_file(name), "download", name, list(cuts(name)), IMAGENET, megabytes)
+
+
+def _in_store(name: str, entry: Entry, folder: Path, registry: Registry) -> Found:
+    if name in definitions(folder)[0]:
+        raise ModelUnavailable(
+            f"no weights for {name}: it is registered twice, in {folder / FILE} and in the object store; leave the one "
+            f"that is meant (kernelscope models remove {name})"
+        )
+    fed = entry.preprocessing(entry.of_file)
+    return Found(registry.place(entry), "store", entry.arch, list(entry.layers), fed, entry.size / 1e6)
 
 
 def _in_folder(name: str, folder: Path) -> Found | None:
@@ -96,7 +112,7 @@ def _in_folder(name: str, folder: Path) -> Found | None:
     reasons: list[str] = []
     for file in _own_files(name, folder):
         try:
-            usable.append(_found(file, "folder"))
+            usable.append(_found(file, "folder", name))
         except Refused as error:
             reasons.append(f"{file.name}: {error}")
     if len(usable) > 1:
@@ -110,9 +126,9 @@ def _in_folder(name: str, folder: Path) -> Found | None:
     return usable[0] if usable else None
 
 
-def _found(file: Path, source: Source) -> Found:
+def _found(file: Path, source: Source, name: str) -> Found:
     checkpoint = inspect(file)
-    return Found(file, source, checkpoint.layers, checkpoint.preprocessing)
+    return Found(file, source, name, checkpoint.layers, checkpoint.preprocessing)
 
 
 def _registered(name: str, definition: Definition, folder: Path) -> Found:
@@ -121,7 +137,8 @@ def _registered(name: str, definition: Definition, folder: Path) -> Found:
         checkpoint = inspect(file, definition.arch)
     except Refused as error:
         raise ModelUnavailable(f"no weights for {name}: {file}: {error}") from error
-    return Found(file, "folder", checkpoint.layers, definition.preprocessing(checkpoint.preprocessing))
+    fed = definition.preprocessing(checkpoint.preprocessing)
+    return Found(file, "folder", definition.arch, checkpoint.layers, fed)
 
 
 def refused(folder: Path) -> dict[Path, str]:
@@ -143,20 +160,27 @@ def registered_for(file: Path) -> str | None:
     return next((one.arch for one in definitions(file.parent)[0].values() if one.weights == file.name), None)
 
 
-def load(name: str, folder: Path, *, download: bool) -> Weights:
+def load(name: str, folder: Path, registry: Registry | None = None, *, download: bool) -> Weights:
     """Read the weights; download them first where that is the only way.
 
     Raises:
         ModelUnavailable: no weights, a file that cannot be used, or a download that failed; says which.
     """
-    found = find(name, folder, download=download)
+    found = find(name, folder, registry, download=download)
     if found.source == "download":
         fetch(name)
     try:
-        checkpoint = replace(read(found.file, registered_for(found.file)), preprocessing=found.preprocessing)
-        return Weights(**vars(checkpoint), file=found.file, source=found.source, sha256=_sha256(found.file))
-    except (Refused, OSError) as error:
+        if registry and (entry := registry.entries().get(name)):
+            registry.fetch(entry)
+        checkpoint = replace(read(found.file, found.architecture), preprocessing=found.preprocessing)
+        return Weights(**vars(checkpoint), file=found.file, source=found.source, sha256=sha256(found.file))
+    except (Refused, OSError, ModelUnavailable, StoreUnavailable) as error:
         raise ModelUnavailable(f"no weights for {name}: {found.file}: {error}") from error
+
+
+def cached() -> Path:
+    """Where weights are kept that were registered in the object store and fetched."""
+    return Path(torch.hub.get_dir()) / "kernelscope"
 
 
 def trouble(file: Path) -> str:
@@ -166,8 +190,8 @@ def trouble(file: Path) -> str:
     except Refused as error:
         return str(error)
     published = file.stem.removeprefix(f"{network_of(file)}-")
-    if re.fullmatch(r"[0-9a-f]{8}", published) and not _sha256(file).startswith(published):
-        return f"it is not the file that its name says: SHA-256 {_sha256(file)[:8]}… instead of {published}…"
+    if re.fullmatch(r"[0-9a-f]{8}", published) and not sha256(file).startswith(published):
+        return f"it is not the file that its name says: SHA-256 {sha256(file)[:8]}… instead of {published}…"
     return ""
 
 
@@ -235,6 +259,7 @@ def _cache_file(name: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """Of a file, 64 hex digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

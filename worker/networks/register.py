@@ -1,0 +1,100 @@
+"""Put networks into the object store, where every worker finds them: `kernelscope models add`, and `remove`.
+
+python -m worker.networks.register add NAME --arch vgg16 --weights FILE [--mean … --std … --range … --order … --title …]
+python -m worker.networks.register remove NAME
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from shared.errors import KernelscopeError
+from shared.settings import settings
+from shared.store import BlobStore
+from worker.networks.checkpoints import Refused, read
+from worker.networks.definitions import FILE, checked, definitions
+from worker.networks.registry import Entry, Registry
+from worker.networks.weights import cached, sha256
+
+
+def add(registry: Registry, options: argparse.Namespace) -> str:
+    """Check a file and register it. Returns what was done, in words.
+
+    Raises:
+        Refused: what is wrong with the file, or with what is said of it.
+        StoreUnavailable.
+    """
+    name, file = options.name, Path(options.weights)
+    given: dict[str, Any] = {
+        "arch": options.arch,
+        "weights": file.name,
+        "mean": options.mean,
+        "std": options.std,
+        "range": options.range,
+        "order": options.order,
+        "title": options.title,
+    }
+    try:
+        definition = checked(name, {key: value for key, value in given.items() if value is not None})
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    if name in definitions(settings().weights)[0]:
+        raise Refused(f"{name} is in {settings().weights / FILE} already; take another name, or remove it there")
+    before = registry.entries().get(name)
+    if before and not options.replace:
+        raise Refused(f"{name} is registered already, as {before.arch} with {before.weights}; --replace replaces it")
+    try:
+        checkpoint = read(file, definition.arch)
+        entry = Entry(
+            **definition.model_dump(),
+            sha256=sha256(file),
+            size=file.stat().st_size,
+            layers=tuple(checkpoint.layers),
+            of_file=checkpoint.preprocessing,
+        )
+    except (Refused, OSError) as error:
+        raise Refused(f"{file}: {error}") from error
+    registry.add(name, entry, file)
+    fed = entry.preprocessing(entry.of_file)
+    return (
+        f"{name}: {entry.arch} with {file.name} ({entry.size / 1e6:.0f} MB, SHA-256 {entry.sha256[:8]}…), covers "
+        f"{entry.layers[0]} to {entry.layers[-1]}, fed {fed}; workers have it within seconds"
+    )
+
+
+def main() -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    adding = commands.add_parser("add")
+    adding.add_argument("name")
+    adding.add_argument("--arch", required=True)
+    adding.add_argument("--weights", required=True)
+    adding.add_argument("--mean", type=lambda text: text.split(","))
+    adding.add_argument("--std", type=lambda text: text.split(","))
+    adding.add_argument("--range")
+    adding.add_argument("--order")
+    adding.add_argument("--title")
+    adding.add_argument("--replace", action="store_true")
+    commands.add_parser("remove").add_argument("name")
+    options = parser.parse_args()
+    registry = Registry(BlobStore(settings().store), cached())
+    try:
+        if options.command == "add":
+            print(add(registry, options))
+        elif registry.remove(options.name):
+            print(f"{options.name} is registered no more; what was explained with it stays")
+        else:
+            print(f"no network {options.name} is registered in the object store", file=sys.stderr)
+            return 1
+    except (Refused, KernelscopeError) as error:
+        print(f"{options.name} is not registered: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
