@@ -184,7 +184,8 @@ def _told(job: Job, images: Sequence[Path], files: Sequence[Path], *, as_json: b
         if result.note:
             out.print(f"kernel {result.kernel} by {result.method}: {result.note}")
     for used in dict.fromkeys(result.weights for result in job.results if result.weights):
-        out.print(f"{job.request.model}: {escape(used.source)}, fed {used.preprocessing or 'nobody knows how'}")
+        fed = used.preprocessing or "nobody knows how"
+        out.print(f"{job.request.model}: {escape(used.source)}, fed {fed}", soft_wrap=True)
     if job.error:
         err.print(f"[red]kernelscope:[/red] {job.error.title}: {job.error.detail}")
     if files:

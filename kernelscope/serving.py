@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import typer
 from rich.markup import escape
@@ -27,7 +30,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing el
 
 @contextmanager
 def private_stack(settings: Settings, *preload: str) -> Iterator[Stack]:
-    """A stack in a temporary folder, of which nothing is left at the end; its weights are those of the settings.
+    """A stack in a temporary folder, of which nothing is left at the end; its networks are those of the settings.
 
     Raises:
         StackError: it does not start.
@@ -42,13 +45,23 @@ def private_stack(settings: Settings, *preload: str) -> Iterator[Stack]:
             "host": "127.0.0.1",
             "access": "open",
         }
+        networks = registered(settings)
         settings = settings.model_copy(update={**own, "preload": preload})
+        if networks:
+            shutil.copytree(networks, Path(folder) / "store" / "networks")
         for line in check_weights(settings):
             if not line.startswith("unavailable"):  # which the server tells too
                 err.print(line)
         err.print("starting a private stack: Redis, worker, API …")
         with Stack(settings, err.print).running() as stack:
             yield stack
+
+
+def registered(settings: Settings) -> Path | None:
+    """Where the networks lie that were added to this machine's object store; None where there are none."""
+    address = urlsplit(settings.store)
+    folder = Path(url2pathname(address.path)) / "networks"
+    return folder if address.scheme == "file" and folder.is_dir() else None
 
 
 @contextmanager

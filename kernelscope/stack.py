@@ -387,6 +387,7 @@ def check_weights(settings: Settings) -> list[str]:
     environment = {
         "KERNELSCOPE_WEIGHTS_DIR": str(settings.weights.absolute()),
         "KERNELSCOPE_DOWNLOAD_WEIGHTS": str(settings.download_weights),
+        "KERNELSCOPE_STORE_URL": settings.store,
     }
     found = subprocess.run(
         [sys.executable, "-m", "worker.weights", *settings.preload],

@@ -10,23 +10,25 @@ import sys
 
 from shared.errors import KernelscopeError
 from shared.settings import settings
-from worker.networks.architectures import ARCHITECTURES
+from shared.store import BlobStore
 from worker.networks.checkpoints import network_of
-from worker.networks.weights import find, load, refused
+from worker.networks.registry import Registry
+from worker.networks.weights import cached, find, load, refused
 
 
 def main() -> int:
     """Find or download the weights of the named networks."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("names", nargs="+", choices=list(ARCHITECTURES), metavar="NETWORK")
+    parser.add_argument("names", nargs="+", metavar="NETWORK")
     options = parser.parse_args()
     status, served = 0, [None]
+    registry = Registry(BlobStore(settings().store), cached())
     for name in options.names:
         try:
-            found = find(name, settings().weights, download=settings().download_weights)
+            found = find(name, settings().weights, registry, download=settings().download_weights)
             if found.source == "download":
                 print(f"{name}: downloading {found.file.name}, {found.megabytes:.0f} MB", file=sys.stderr, flush=True)
-            weights = load(name, settings().weights, download=settings().download_weights)
+            weights = load(name, settings().weights, registry, download=settings().download_weights)
             print(f"{name}: {found.reason}; covers {weights.layers[0]} to {weights.layers[-1]}")
             served.append(name)
         except KernelscopeError as error:

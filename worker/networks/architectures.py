@@ -135,6 +135,7 @@ def _cuts(features: nn.Sequential, *, blocks: bool) -> Iterator[Cut]:
             yield Cut(f"fire{fire}", f"features.{index}", index, "expand")
 
 
+@cache
 def describe(name: str) -> Network:
     """The catalogue's entry: layers with kernels, map sizes, receptive fields and strides."""
     architecture = ARCHITECTURES[name]
