@@ -205,6 +205,7 @@ def _examples() -> dict[str, dict[int, Any]]:
     network = {
         "name": "vgg16",
         "title": "VGG-16",
+        "architecture": "vgg16",
         "input_size": 224,
         "available": True,
         "reason": "in the weights folder",

@@ -45,7 +45,7 @@ class State:
         """
         warnings = [*redis_state.check(redis), *housekeeping.warnings(housekeeping.states(redis))]
         living = workers.living(redis)
-        return cls(living, warnings + workers.elsewhere(living, store.identity()))
+        return cls(living, warnings + workers.outdated(living) + workers.elsewhere(living, store.identity()))
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class ModelInfo(BaseModel):
     title: str
     input_size: int
     available: bool | None = Field(description="null while no worker is connected")
-    architecture: str = Field(description="torchvision's name of what it is")
+    architecture: str | None = Field(None, description="torchvision's name of what it is")
     reason: str = Field(description="where the weights are from, or why the network cannot be explained")
     preprocessing: Preprocessing | None = Field(None, description="what it is fed; null where no worker has weights")
     weights: str | None = Field(description="the weights file's name")

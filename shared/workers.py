@@ -95,6 +95,15 @@ def able(networks: Mapping[str, NetworkState], need: str) -> bool:
     return model in networks and networks[model].available and layer in networks[model].layers
 
 
+def outdated(workers: list[WorkerState]) -> list[str]:
+    """A sentence on each worker of a version that cannot run what is submitted now: it would try, and fail."""
+    return [
+        f"worker {worker.id} is of an earlier version, which cannot run jobs of this one; stop it (docs/operations.md)"
+        for worker in workers
+        if not worker.version
+    ]
+
+
 def elsewhere(workers: list[WorkerState], store: str) -> list[str]:
     """A sentence on each worker whose object store is not this one: no job that it runs can succeed."""
     return [

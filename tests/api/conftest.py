@@ -72,7 +72,9 @@ def worker(redis: Redis) -> WorkerState:
     )
     mini = [layer.name for layer in networks()["vgg_mini"].layers]
     states["vgg_mini"] = NetworkState(available=True, reason="bundled", source="vgg_mini.safetensors", layers=mini)
-    state = WorkerState(id="w1", device="cpu", started_at=time.time(), ready=True, networks=states)
+    state = WorkerState(
+        id="w1", device="cpu", started_at=time.time(), ready=True, networks=states, version="0.1.0 (abc)"
+    )
     workers.publish(redis, state)
     return state
 

@@ -124,8 +124,8 @@ def test_a_redis_that_may_forget_jobs_is_told_before_it_does(settings: Settings,
 def test_a_worker_with_another_store_is_told(
     client: Client, worker: WorkerState, settings: Settings, redis: Redis
 ) -> None:
-    """None of its jobs could succeed: a `file://` store on two machines, say."""
-    here = worker.model_copy(update={"store": BlobStore(settings.store).identity(), "version": "0.1.0 (abc)"})
+    """None of its jobs could succeed: a `file://` store on two machines, say. So is one of a version before."""
+    here = worker.model_copy(update={"store": BlobStore(settings.store).identity()})
     workers.publish(redis, here)
     kept(redis)
     told = client.get("/readyz").json()
@@ -137,6 +137,10 @@ def test_a_worker_with_another_store_is_told(
     (warning,) = client.get("/readyz").json()["warnings"]
     assert "worker w2" in warning
     assert "KERNELSCOPE_STORE_URL" in warning
+    workers.publish(redis, here.model_copy(update={"id": "w2", "version": ""}))
+    time.sleep(GLANCE_SECONDS)
+    (warning,) = client.get("/readyz").json()["warnings"]
+    assert "worker w2 is of an earlier version" in warning
 
 
 def test_metrics_on_an_address_of_their_own(settings: Settings, redis: Redis) -> None:

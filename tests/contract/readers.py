@@ -100,7 +100,7 @@ class Reader(asyncio.Protocol):
 
 def _heard(text: str, at: float) -> Heard:
     fields = dict(line.split(": ", 1) for line in text.split("\n"))
-    return Heard(fields["id"], fields["event"], fields["data"], at)
+    return Heard(fields.get("id", ""), fields["event"], fields["data"], at)
 
 
 async def connected(plant: Plant, readers: Iterable[Reader], at_once: int = 100) -> None:

@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shared.errors import ModelUnavailable
-from worker.networks import checkpoints
+from worker.networks import checkpoints, contents
 from worker.networks import loaded as networks_module
 from worker.networks.architectures import ARCHITECTURES, cuts
-from worker.networks.checkpoints import Refused
+from worker.networks.contents import Refused
 from worker.networks.loaded import Networks
 from worker.networks.weights import find, load, refused, trouble
 
@@ -342,17 +342,17 @@ def test_a_file_that_is_written_to_while_it_is_read(folder: Path, monkeypatch: p
         save_file(state, file) if suffix == "safetensors" else torch.save(state, file)
 
     write(state)
-    original = checkpoints._contents
+    original = contents.contents_of
 
-    def beside_a_writer(file: Path, device: str) -> checkpoints.Contents:
-        contents = original(file, device)
+    def beside_a_writer(file: Path, device: str) -> contents.Contents:
+        found = original(file, device)
         file.write_bytes(file.read_bytes()[:100])
-        return contents
+        return found
 
-    monkeypatch.setattr(checkpoints, "_contents", beside_a_writer)
+    monkeypatch.setattr(checkpoints, "contents_of", beside_a_writer)
     with pytest.raises(Refused, match="written to while it was read"):
         checkpoints.read(file)
-    monkeypatch.setattr(checkpoints, "_contents", original)
+    monkeypatch.setattr(checkpoints, "contents_of", original)
     with pytest.raises(Refused, match="damaged"):
         checkpoints.read(file)
     write(state)

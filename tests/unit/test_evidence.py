@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from shared.drawings import scene
+from shared.schemas import WeightsUsed
 from tests.recompute import VGG_BLOCKS, PlainVgg, numbers
 from worker.engine.device import TorchDevice
 from worker.engine.engine import Engine
@@ -147,7 +148,7 @@ def test_the_layers_below_have_names(name: str, layer: str, expected: list[str])
         name=name,
         space=PixelSpace.of((0.5,) * 3, (0.25,) * 3),
         size=224,
-        weights=Networks(Path("/nonexistent"), torch.device("cpu"), download=False).get("vgg_mini").weights,
+        weights=WeightsUsed(source="", sha256="", architecture=name),
         reason="",
         cuts={cut: one.preactivation(features) for cut, one in cuts(name).items()},
     )

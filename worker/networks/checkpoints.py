@@ -1,43 +1,29 @@
-"""What a weights file holds, and whether it is what its name says: everything that a file is refused for is here."""
+"""Whether a weights file is what its name says: what it is refused for is here, or where it is read, in contents.py."""
 
 from __future__ import annotations
 
-import pickle
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load as loads
 from torch import Tensor
 from torchvision import models
 
 from shared.schemas import Preprocessing
 from worker.networks.architectures import ARCHITECTURES, cuts
+from worker.networks.contents import Contents, Refused, contents_of, header, version
 
 Triple = tuple[float, float, float]
-MOST_BYTES = 4_000_000_000  # of a file: it is read into memory as a whole
 SUFFIXES = (".safetensors", ".pth", ".pt")
-FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGENET = Preprocessing(mean=IMAGENET_MEAN, std=IMAGENET_STD)
 WRAPPERS = re.compile(r"^(?:(?:module|model|net|network|backbone|encoder|_orig_mod)\.)+")  # before parameters' names
-NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "ema", "model_ema", "state_dict_ema")
-PICKLED = (
-    "damaged, or more than named tensors: a whole pickled model, say, which nobody can read without running code from "
-    "the file. Save its parameters alone: torch.save(model.state_dict(), file), or safetensors.torch.save_file"
-)
-
-
-class Refused(Exception):
-    """A file cannot be used as weights; the message says why, and where that is known what would be right."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +33,6 @@ class Checkpoint:
     tensors: dict[str, Tensor]  # `features.…` → parameter
     preprocessing: Preprocessing  # as the file says; ImageNet's where it does not
     layers: list[str]  # those that the tensors cover, from the input up without a gap
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What is in a file, whatever it may be.
-
-    `sets`: the dictionaries of named tensors that it holds, by where they are in it; a bare state dict's is "".
-    """
-
-    sets: dict[str, dict[str, Any]]
-    metadata: dict[str, str]
-    damage: str = ""  # why there are none
 
 
 def weights_files(folder: Path) -> list[Path]:
@@ -89,7 +63,7 @@ def inspect(file: Path, architecture: str | None = None) -> Checkpoint:
         Refused: for its name, or for the names and shapes of its parameters.
     """
     name = architecture or _checked_name(file)
-    return _checked(file, name, _header(file, *_version(file)))
+    return _checked(file, name, header(file, *version(file)))
 
 
 def read(file: Path, architecture: str | None = None) -> Checkpoint:
@@ -98,9 +72,9 @@ def read(file: Path, architecture: str | None = None) -> Checkpoint:
     Raises:
         Refused: as `inspect` would, or for their numbers.
     """
-    name, version = architecture or _checked_name(file), _version(file)
-    contents = _contents(file, "cpu")
-    if _version(file) != version:
+    name, before = architecture or _checked_name(file), version(file)
+    contents = contents_of(file, "cpu")
+    if version(file) != before:
         raise Refused("it was written to while it was read")
     checkpoint = _checked(file, name, contents)
     for key, tensor in checkpoint.tensors.items():
@@ -241,64 +215,3 @@ def _triple(metadata: dict[str, str], key: str, default: Triple) -> Triple:
 
 def _joined(numbers: Iterable[float], by: str) -> str:
     return by.join(map(str, numbers))
-
-
-def _version(file: Path) -> tuple[int, int]:
-    """With which a file's contents change: when it was written, in ns, and its size in bytes."""
-    try:
-        status = file.stat()
-    except OSError as error:  # a link that leads nowhere, say
-        raise Refused(f"cannot be read ({error.strerror})") from error
-    if status.st_size > MOST_BYTES:
-        raise Refused(
-            f"is {status.st_size / 1e9:.1f} GB, and more than {MOST_BYTES / 1e9:.0f} GB are not read; save the "
-            "network's parameters alone"
-        )
-    return status.st_mtime_ns, status.st_size
-
-
-@lru_cache
-def _header(file: Path, modified: int, size: int) -> Contents:  # noqa: ARG001 - with which its contents change
-    return _contents(file, "meta")
-
-
-def _described(opened: Any, name: str) -> Tensor:
-    """A tensor of the same shape and kind, without its numbers, which are not read."""
-    one = opened.get_slice(name)
-    return torch.empty(one.get_shape(), dtype=FLOATS.get(one.get_dtype(), torch.int64), device="meta")
-
-
-def _unpacked(file: Path, device: str) -> Any:
-    """A .pth; without its numbers they are not read either, but in the format before torch 1.6."""
-    mapped = device == "meta" and is_zipfile(file)  # the older format cannot be
-    return torch.load(file, map_location=device, weights_only=True, mmap=mapped)
-
-
-def _contents(file: Path, device: str) -> Contents:
-    """Read a file, without running code from it."""
-    try:
-        if file.suffix == ".safetensors":
-            with safe_open(file, "pt") as opened:
-                described = {name: _described(opened, name) for name in opened.keys()}  # noqa: SIM118 - no mapping
-                metadata = opened.metadata() or {}
-            # not through its memory map: where a file is cut short meanwhile, that ends the process
-            return Contents({"": described if device == "meta" else loads(file.read_bytes())}, metadata)
-        loaded = _unpacked(file, device)
-    except OSError as error:  # not for good, perhaps
-        raise Refused(f"damaged, or cannot be read ({error.strerror or error})") from error
-    except pickle.UnpicklingError:
-        return Contents({}, {}, PICKLED)
-    except Exception as error:  # whatever a damaged file makes the readers raise
-        text = str(error)
-        return Contents({}, {}, PICKLED if "TorchScript" in text else f"damaged ({text[:200] or type(error).__name__})")
-    return Contents(dict(_sets(loaded)), {})
-
-
-def _sets(loaded: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """The dictionaries of named tensors in a checkpoint, as training programs nest them, and where each is."""
-    if not isinstance(loaded, dict):
-        return
-    if any(isinstance(entry, Tensor) for entry in loaded.values()) or not place:
-        yield place, {str(key): entry for key, entry in loaded.items()}
-    for name in NESTED:
-        yield from _sets(loaded.get(name), f"{place}.{name}".strip("."))

@@ -14,7 +14,8 @@ from typing import Any
 from shared.errors import KernelscopeError
 from shared.settings import settings
 from shared.store import BlobStore
-from worker.networks.checkpoints import Refused, read
+from worker.networks.checkpoints import read
+from worker.networks.contents import Refused
 from worker.networks.definitions import FILE, checked, definitions
 from worker.networks.registry import Entry, Registry
 from worker.networks.weights import cached, sha256

@@ -21,7 +21,8 @@ from torchvision.models import WeightsEnum, get_model_weights
 from shared.errors import ModelUnavailable, StoreUnavailable
 from shared.schemas import Preprocessing
 from worker.networks.architectures import ARCHITECTURES, cuts
-from worker.networks.checkpoints import IMAGENET, Checkpoint, Refused, inspect, network_of, read, weights_files
+from worker.networks.checkpoints import IMAGENET, Checkpoint, inspect, network_of, read, weights_files
+from worker.networks.contents import Refused
 from worker.networks.definitions import FILE, Definition, definitions
 from worker.networks.registry import Entry, Registry
 from worker.networks.vgg_mini import WEIGHTS_FILE
