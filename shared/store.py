@@ -147,10 +147,10 @@ class BlobStore:
         if names:
             yield job, names
 
-    def _listed(self, folder: str) -> Iterator[str]:
+    def _listed(self, folder: str, store: ObjectStore | None = None) -> Iterator[str]:
         """The paths of all files in a folder; none where the store may not be listed."""
         try:
-            for files in obstore.list(self._store, folder, chunk_size=1000):
+            for files in obstore.list(store or self._store, folder, chunk_size=1000):
                 yield from (file["path"] for file in files)
         except BaseError as error:
             if not isinstance(error, PermissionDeniedError) and "403 Forbidden" not in str(error):
@@ -173,7 +173,7 @@ class BlobStore:
     def names(self, folder: str) -> list[str]:
         """The names of what lies in a folder that is no job's, itself or in folders there."""
         with self._doing("list", "told nothing"), self._absent():
-            return sorted(path.removeprefix(f"{folder}/") for path in self._listed(f"{folder}/"))
+            return sorted(path.removeprefix(f"{folder}/") for path in self._listed(f"{folder}/", self._glance))
         return []
 
     def put_file(self, place: str, file: Path) -> None:

@@ -148,8 +148,9 @@ class WorkerProcess:
     def _beat(self) -> None:
         while not self.stopping.is_set():
             try:
+                state = self._state()
                 self._tell_networks()
-                publish(self.redis, self._state())
+                publish(self.redis, state)
             except StoreUnavailable as error:
                 log.warning("no heartbeat: %s", error)
             except Exception:  # of the weights folder, say; without this thread the worker would be taken for dead

@@ -23,6 +23,7 @@ def main() -> int:
     options = parser.parse_args()
     status, served = 0, [None]
     registry = Registry(BlobStore(settings().store), cached())
+    registry.look()
     for name in options.names:
         try:
             found = find(name, settings().weights, registry, download=settings().download_weights)

@@ -105,12 +105,14 @@ def test_replaced_and_removed(lab: Lab) -> None:
     assert lab.add(weights="other.safetensors") == (1, f"mine is not registered: {told}")
     assert worker.get("mine").weights == first
     assert lab.add("mine", "--replace", weights="other.safetensors")[0] == 0
+    worker.states()  # as each heartbeat asks for them
     assert worker.get("mine").weights.source == "other.safetensors"
     lab.add("second", weights="other.safetensors")
     assert lab.run("remove", "mine")[0] == 0
     assert "mine" not in worker.states()
     with pytest.raises(ModelUnavailable, match="not registered here, or not any more"):
         worker.get("mine")
+    worker.states()
     assert worker.get("second").weights.source == "other.safetensors"  # the same file
     assert lab.run("remove", "second")[0] == 0
     assert lab.run("remove", "second") == (1, "no network second is registered in the object store\n")

@@ -139,7 +139,9 @@ class Networks:
             found.set_result(self._loaded[name])
 
     def states(self) -> dict[str, NetworkState]:
-        """What can be run, for the heartbeat. Nothing is loaded or downloaded for it."""
+        """What can be run, for the heartbeat, which alone asks the store. Nothing is loaded or downloaded for it."""
+        if self.registry:
+            self.registry.look()
         files = refused(self.folder)
         for file, reason in sorted(files.items() - self._refused.items()):
             log.warning("%s is not used: %s", file, reason)
@@ -160,6 +162,8 @@ class Networks:
     def _load(self, name: str) -> LoadedNetwork:
         if error := self._failure(name):
             raise ModelUnavailable(error.detail)
+        if self.registry and name not in ARCHITECTURES and self._definition(name) is None:
+            self.registry.look()  # it is newer than the last heartbeat
         definition = self._definition(name)
         reason = find(name, self.folder, self.registry, download=self.download).reason
         log.info("loading %s: %s", name, reason)

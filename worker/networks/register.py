@@ -44,6 +44,7 @@ def add(registry: Registry, options: argparse.Namespace) -> str:
         raise Refused(str(error)) from None
     if name in definitions(settings().weights)[0]:
         raise Refused(f"{name} is in {settings().weights / FILE} already; take another name, or remove it there")
+    registry.look()
     before = registry.entries().get(name)
     if before and not options.replace:
         raise Refused(f"{name} is registered already, as {before.arch} with {before.weights}; --replace replaces it")

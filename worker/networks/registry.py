@@ -49,7 +49,11 @@ class Registry:
         self._lock = Lock()
 
     def entries(self) -> dict[str, Entry]:
-        """By name, as they were some seconds ago at most; while the store is away, as they were."""
+        """By name, as they were when they were last looked at: nobody waits for the store."""
+        return self._entries
+
+    def look(self) -> None:
+        """Ask the store, if that was some seconds ago. While it is away everything is as it was."""
         with self._lock:
             if time.monotonic() - self._looked_at > LOOK_SECONDS:
                 try:
@@ -57,7 +61,6 @@ class Registry:
                 except StoreUnavailable as error:
                     log.warning("what is registered is not known anew: %s", error)
                 self._looked_at = time.monotonic()
-            return self._entries
 
     def add(self, name: str, entry: Entry, file: Path) -> None:
         """Register a network, in place of what has the name: first the file, then what refers to it.
