@@ -160,9 +160,9 @@ class BlobStore:
         """Write down a line that is no job's."""
         self._write(place, text.encode())
 
-    def noted(self, place: str) -> str | None:
-        """What was noted there."""
-        data = self._read(place)
+    def noted(self, place: str, *, soon: bool = False) -> str | None:
+        """What was noted there; `soon`: within two seconds, or the store is taken to be away."""
+        data = self._read(place, self._glance if soon else None)
         return None if data is None else data.decode()
 
     def forget_note(self, place: str) -> None:
@@ -194,6 +194,8 @@ class BlobStore:
                     data = bytes(obstore.get_range(self._store, place, start=start, end=end))
                     digest.update(data)
                     target.write(data)
+                target.flush()
+                os.fsync(target.fileno())
             return digest.hexdigest()
         return None
 
@@ -209,9 +211,9 @@ class BlobStore:
             else:
                 obstore.put(self._store, path, data)
 
-    def _read(self, path: str) -> bytes | None:
+    def _read(self, path: str, store: ObjectStore | None = None) -> bytes | None:
         with self._doing("get", "gave no data"), self._absent():
-            return bytes(obstore.get(self._store, path).bytes())
+            return bytes(obstore.get(store or self._store, path).bytes())
         return None
 
     def _there(self, path: str) -> bool:

@@ -38,7 +38,7 @@ def report(configuration: Settings) -> dict[str, Any]:
 
 
 def _names(configuration: Settings) -> list[str]:
-    return list(dict.fromkeys([*configuration.preload, *definitions(configuration.weights)[0]]))
+    return list(dict.fromkeys([*configuration.preload, *definitions(configuration.weights).networks]))
 
 
 def _files(folder: Path) -> dict[str, str]:

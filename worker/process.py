@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -148,9 +149,9 @@ class WorkerProcess:
     def _beat(self) -> None:
         while not self.stopping.is_set():
             try:
-                state = self._state()
                 self._tell_networks()
-                publish(self.redis, state)
+                publish(self.redis, self._state())
+                self._check_networks()
             except StoreUnavailable as error:
                 log.warning("no heartbeat: %s", error)
             except Exception:  # of the weights folder, say; without this thread the worker would be taken for dead
@@ -164,6 +165,12 @@ class WorkerProcess:
         if networks != self._told or time.monotonic() - self._told_at > LOOK_SECONDS:
             tell(self.redis, networks)
             self._told, self._told_at = networks, time.monotonic()
+
+    def _check_networks(self) -> None:
+        """What is loaded never changes; where a name stands for something else now, its supervisor starts this anew."""
+        if (changed := self.device.outdated()) and self.ready.is_set():
+            log.warning("%s: changed since it was loaded; this worker ends, to be started again", ", ".join(changed))
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _state(self) -> WorkerState:
         return WorkerState(

@@ -125,11 +125,11 @@ class Comparison:
 
     def _of_originals(self) -> float | None:
         """The consistency of the images themselves, about their own mean colour."""
-        stride = self.files.network(self.request.model).layer(self.request.layer).stride
         numbers = sorted({number for row in self.rows.values() for number in row})
         pixels = {number: np.asarray(self._original(number), np.float32).transpose(2, 0, 1) for number in numbers}
         if not pixels:
             return None
+        stride = next(self.files.stride(self.request, one[0]) for row in self.rows.values() for one in row.values())
         mean = np.mean([one.mean(axis=(1, 2), keepdims=True) for one in pixels.values()], axis=0)
         described = {number: consistency.description(one - mean, stride) for number, one in pixels.items()}
         return consistency.consistency({number: one for number, one in described.items() if one is not None})

@@ -144,8 +144,13 @@ class Files:
 
     def description(self, head: Head, found: Found) -> Description | None:
         """Of X̂, as `consistency` compares it."""
-        stride = self.network(head.request.model).layer(head.request.layer).stride
+        stride = self.stride(head.request, found[0])
         return self._description(head.job_id, found[1]["optimized.npy"], stride)
+
+    def stride(self, request: ExplainRequest, result: ItemResult) -> int:
+        """Input pixels between neighbouring positions of the layer, in the network that the result is of."""
+        architecture = result.weights.architecture if result.weights else None
+        return self.network(architecture or request.model).layer(request.layer).stride
 
     def _read_picture(self, job_id: str, name: str, digest: str) -> Image.Image:
         return Image.open(BytesIO(self.blob(job_id, name, digest))).convert("RGB")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from contextlib import nullcontext, suppress
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -16,7 +17,7 @@ from api.edge.access import Asking
 from api.jobs.accept import Prefer, announced, answered
 from api.services import Opened
 from shared import workers
-from shared.errors import ArtifactNotFound, InvalidRequest, JobEnded, JobNotFound, brief
+from shared.errors import ArtifactNotFound, InvalidRequest, JobEnded, JobNotFound, UnknownLayer, brief
 from shared.jobs import JOB_ID, Place, Wanted, check_retry
 from shared.jobs.forms import MOST_RESULTS
 from shared.schemas import Job, Page, ResultsPage, Status, number
@@ -68,7 +69,9 @@ def list_jobs(  # noqa: PLR0913, PLR0917 - its filters
 ) -> Page:
     """Your jobs, newest first. A page may be short or empty and yet have a next one, where a filter rarely fits."""
     if model is not None and layer is not None:
-        layer = workers.network(services.redis, model).layer(layer).name
+        network = workers.network(services.redis, model)
+        with suppress(UnknownLayer) if network.architecture else nullcontext():  # it may have been another before
+            layer = network.layer(layer).name
     after = _place(cursor) if cursor is not None else None
     found, place = services.records.page(caller.owner, Wanted(status, model, layer), limit, after)
     following = _cursor(place) if place else None

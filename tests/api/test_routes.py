@@ -144,7 +144,7 @@ def test_health_and_readiness(client: Client, worker: WorkerState) -> None:
     assert client.get("/healthz").json() == {"status": "alive"}
     ready = client.get("/readyz").json()
     assert ready["status"] == "ready"
-    told = {"id": "w1", "device": "cpu", "ready": True, "networks": ["vgg16", "vgg_mini"], "version": ""}
+    told = {"id": "w1", "device": "cpu", "ready": True, "networks": ["vgg16", "vgg_mini"], "version": worker.version}
     assert ready["workers"] == [told]
 
 

@@ -22,7 +22,7 @@ from worker.networks.vgg_mini import WEIGHTS_FILE, VggMini
 
 PICTURE, OTHER = (png(scene(number, 96).image) for number in (5, 6))
 ASKED = {"layer": "conv2_2", "kernels": "top:2", "effort": "quick"}
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 def until_available(client: Client, name: str = "birds", *, available: bool) -> None:
@@ -96,6 +96,28 @@ def test_one_in_the_object_store(stack: Stack, client: Client, tmp_path: Path) -
         until_available(client, name, available=True)
     jobs = [client.explain([PICTURE], model=name, **ASKED).wait() for name in ("first", "second")]
     assert [job.status for job in jobs] == [Status.SUCCEEDED] * 2
+    save_file(state, tmp_path / "second.safetensors")  # another for the same name: what has loaded it starts anew
+    models(
+        "add",
+        "second",
+        "--arch",
+        "vgg_mini",
+        "--weights",
+        "second.safetensors",
+        "--replace",
+        "--data-dir",
+        folder,
+        cwd=tmp_path,
+    )
+    deadline = time.monotonic() + 40
+    while not any(child.dead for child in stack.children):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    stack.watch()
+    until_available(client, "second", available=True)
+    last = client.explain([PICTURE], model="second", **ASKED).wait()
+    assert last.status is Status.SUCCEEDED
+    assert last.results[0].weights != jobs[1].results[0].weights
     used = [job.results[0].weights for job in jobs]
     assert [one.source for one in used if one] == ["first.safetensors", "second.safetensors"]
     assert used[0] != used[1]

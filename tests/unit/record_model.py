@@ -54,6 +54,7 @@ class Work:
     finished: float | None = None
     cancelled: bool = False
     removed: bool = False
+    key_stays: bool = False  # it has expired in the archive, which knows nothing of its idempotency key
     told: list[int] = field(default_factory=list)  # indices of results, as often as readers were told of them
     archived: bool = False
     rounds: int = 1  # of which all but the first are retries

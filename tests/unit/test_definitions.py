@@ -65,20 +65,53 @@ def test_a_registered_file_is_nobody_else_s(folder: Path) -> None:
     assert states["mine"].source == "vgg_mini-mine.safetensors"
 
 
-def test_a_network_that_is_registered_anew_is_loaded_anew(folder: Path) -> None:
-    """And one that is registered no more is there no more."""
+def test_what_is_loaded_never_changes_but_is_known_to_be_outdated(folder: Path) -> None:
+    """A definition that has changed, a file that has; one that is registered no more is only not there any more."""
     write(folder, MINE)
     source = networks(folder)
     first = source.get("mine")
-    assert source.get("mine") is first
+    assert source.outdated() == []
     write(folder, MINE + "mean = [0.5, 0.5, 0.5]\nstd = [0.5, 0.5, 0.5]\n")
-    second = source.get("mine")
-    assert second.weights.preprocessing != first.weights.preprocessing
-    assert source.states()["mine"].preprocessing == second.weights.preprocessing
+    assert source.outdated() == ["mine"]
+    assert source.get("mine") is first
+    again = networks(folder)
+    assert again.get("mine").weights.preprocessing != first.weights.preprocessing
     write(folder, "")
-    assert "mine" not in source.states()
-    with pytest.raises(ModelUnavailable):
-        source.get("mine")
+    assert again.outdated() == []
+    assert "mine" not in again.states()
+    write(folder, MINE)
+    state = load_file(folder / "mine.safetensors")
+    third = networks(folder)
+    third.get("mine")
+    save_file({key: 2 * tensor for key, tensor in state.items()}, folder / "mine.safetensors")
+    assert third.outdated() == ["mine"]
+
+
+def test_a_file_that_becomes_somebody_else_s(folder: Path) -> None:
+    """Whoever has loaded it by its name starts anew; a table with a mistake in it keeps the file from others too."""
+    file = folder / "vgg_mini-birds.safetensors"
+    (folder / "mine.safetensors").rename(file)
+    source = networks(folder)
+    assert source.get("vgg_mini").weights.source == file.name
+    write(folder, '[birds]\narch = "vgg_mini"\nstd = [1, 1, 1]\nweights = "vgg_mini-birds.safetensors"\n')
+    assert source.outdated() == ["vgg_mini"]
+    assert networks(folder).get("vgg_mini").weights.source == WEIGHTS_FILE.name
+    write(folder, "[birds")
+    with pytest.raises(
+        ModelUnavailable, match=r"is no TOML: .*; until that is mended nobody knows what vgg_mini-birds"
+    ):
+        networks(folder).get("vgg_mini")
+
+
+def test_torchvision_s_own_for_other_inputs_is_fed_so(tmp_path: Path) -> None:
+    """Known by the hash in its name, where it is registered."""
+    torch.save({"features.0.weight": torch.rand(64, 3, 3, 3), "features.0.bias": torch.rand(64)}, tmp_path / "a.pth")
+    (tmp_path / "a.pth").rename(tmp_path / "vgg16_features-amdegroot-88682ab5.pth")
+    write(tmp_path, '[ssd]\narch = "vgg16"\nweights = "vgg16_features-amdegroot-88682ab5.pth"\n')
+    told = networks(tmp_path).get("ssd").weights.preprocessing
+    assert told is not None
+    assert told.std == pytest.approx((1 / 255,) * 3)
+    assert not told.assumed
 
 
 @pytest.mark.parametrize(
@@ -92,9 +125,14 @@ def test_a_network_that_is_registered_anew_is_loaded_anew(folder: Path) -> None:
         ('[mine]\nweights = "a.pth"', "[mine] arch: Field required"),
         ('[mine]\narch = "vgg16"\nweights = "../a.pth"', "[mine] weights: give the name of a file in the weights"),
         (MINE + "mean = [1, 2, 3]", "[mine] mean and std belong together"),
+        (MINE + "mean = [1, 2, 3]\nstd = [1, 1, 1]", "[mine] a mean outside 0 to 1 is one of pixels from 0 to 255"),
+        (MINE + 'range = "0-255"\nmean = [1, 2, 300]\nstd = [1, 1, 1]', "[mine] each number of mean must be from 0 to"),
+        (MINE + "mean = [0, 0, 0]\nstd = [1, 1e-60, 1]", "[mine] each number of std must be above zero"),
+        ('[mine]\narch = "vgg16"\nweights = ".."', "[mine] weights: give the name of a file in the weights"),
+        ("[mine]\nweights = " + "9" * 5000, "is no TOML"),
         (MINE + "mean = [1, 2]\nstd = [1, 1]", "[mine] mean.2: Field required; std.2: Field required"),
         (MINE + "mean = [1, 2, nan]\nstd = [1, 1, 1]", "[mine] mean.2: Input should be a finite number"),
-        (MINE + "mean = [1, 2, 3]\nstd = [1, 0, 1]", "[mine] each number of std must be above zero"),
+        (MINE + "mean = [0, 0, 0]\nstd = [1, 0, 1]", "[mine] each number of std must be above zero"),
         (MINE + 'order = "bgr"', "[mine] a range or an order needs mean and std in its own terms"),
         (MINE + "range = 255", "[mine] range: Input should be '0-1' or '0-255'"),
         (MINE + "size = 96", "[mine] size: is none of arch, weights, mean, std, range, order, title"),
@@ -102,13 +140,15 @@ def test_a_network_that_is_registered_anew_is_loaded_anew(folder: Path) -> None:
 )
 def test_what_cannot_be_meant_is_told(folder: Path, text: str, told: str) -> None:
     """With each network, as a stray file is; the others go on."""
-    write(folder, text + ("" if "is no" in told else '\n[good]\narch = "vgg_mini"\nweights = "mine.safetensors"\n'))
+    write(
+        folder, text + ("" if "is no TOML" in told else '\n[good]\narch = "vgg_mini"\nweights = "mine.safetensors"\n')
+    )
     states = networks(folder).states()
     for name in ("vgg_mini", "vgg16"):
         (line,) = (line for line in states[name].refused if line.startswith(FILE))
         assert f"{FILE}: {told}" in line
     assert "mine" not in states
-    assert "is no" in told or states["good"].available
+    assert "is no TOML" in told or states["good"].available
 
 
 @pytest.mark.parametrize(
@@ -190,6 +230,6 @@ def test_torchvision_s_own_is_known(tmp_path: Path) -> None:
 def test_the_catalogue_s_entry_is_the_architecture_s(folder: Path) -> None:
     """With the layers that it can have."""
     write(folder, MINE)
-    (definition,) = definitions(folder)[0].values()
+    (definition,) = definitions(folder).networks.values()
     assert [layer.name for layer in registered("mine", definition).layers][:2] == ["conv1_1", "conv1_2"]
     assert isinstance(networks(folder).get("mine").space, PixelSpace)

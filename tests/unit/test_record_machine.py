@@ -129,9 +129,12 @@ class RecordMachine(stateful.RuleBasedStateMachine):
         request = known.request if known and same else request
         slices, expires, name = plan(request, 100), self.now + lifetime, f"j{next(self.numbers)}"
         submit = partial(self.transitions.submit, name, request, slices, expires, key or None, Caller(owner))
-        if known and not known.removed:
+        if known and (not known.removed or known.key_stays):
             with nullcontext() if known.request == request else pytest.raises(errors.IdempotencyConflict):
                 assert submit() == Submitted(known.name, [])
+            if known.removed:  # who finds no job behind the key frees it
+                self.transitions.free(key, known.name, Caller(owner))
+                known.key_stays = False
             return multiple()
         queue: Queue = "interactive" if sum(map(len, slices)) <= 16 else "bulk"
         deadline = None if request.deadline_s is None else self.now + request.deadline_s
@@ -319,6 +322,7 @@ class RecordMachine(stateful.RuleBasedStateMachine):
         self.retention.expire()
         for work in self.works.values():
             over = work.expires // HOUR < self.now // HOUR if work.archived else work.expires <= self.now
+            work.key_stays |= over and work.archived and not work.removed
             work.removed = work.removed or over
         for part in self.parts.values():
             if part.work.removed:

@@ -64,11 +64,12 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def test_every_worker_finds_it_those_that_come_later_too(lab: Lab) -> None:
     """Before anything is fetched its layers are known; the file is fetched once, and is what was registered."""
     early = lab.worker("early")
-    assert "mine" not in early.states()
+    assert early.registered() == []
     code, said = lab.add("mine", "--title", "Mine")
     assert code == 0
     assert "covers conv1_1 to conv4_2, fed RGB from 0 to 1, mean 0.5 0.5 0.5" in said
     for machine in (early, lab.worker("late")):
+        machine.registered()
         state = machine.states()["mine"]
         assert (state.available, state.source, state.layers[-1]) == (True, "mine.safetensors", "conv4_2")
         assert "registered in the object store, 1 MB" in state.reason
@@ -105,14 +106,18 @@ def test_replaced_and_removed(lab: Lab) -> None:
     assert lab.add(weights="other.safetensors") == (1, f"mine is not registered: {told}")
     assert worker.get("mine").weights == first
     assert lab.add("mine", "--replace", weights="other.safetensors")[0] == 0
-    worker.states()  # as each heartbeat asks for them
+    worker.registered()  # as each heartbeat asks for them
+    assert worker.outdated() == ["mine"]
+    assert worker.get("mine").weights == first
+    worker = lab.worker("w")
+    worker.registered()
     assert worker.get("mine").weights.source == "other.safetensors"
     lab.add("second", weights="other.safetensors")
     assert lab.run("remove", "mine")[0] == 0
+    worker.registered()
     assert "mine" not in worker.states()
     with pytest.raises(ModelUnavailable, match="not registered here, or not any more"):
-        worker.get("mine")
-    worker.states()
+        lab.worker("w").get("mine")
     assert worker.get("second").weights.source == "other.safetensors"  # the same file
     assert lab.run("remove", "second")[0] == 0
     assert lab.run("remove", "second") == (1, "no network second is registered in the object store\n")
@@ -124,7 +129,9 @@ def test_a_name_that_is_in_the_weights_folder_too(lab: Lab) -> None:
     (lab.folder / "weights").mkdir()
     lab.add()
     (lab.folder / "weights" / "networks.toml").write_text(text)
-    assert "it is registered twice, in" in lab.worker("w").states()["mine"].reason
+    worker = lab.worker("w")
+    worker.registered()
+    assert "it is registered twice, in" in worker.states()["mine"].reason
     lab.run("remove", "mine")
     code, said = lab.add()
     assert (code, "networks.toml already; take another name" in said) == (1, True)
@@ -134,13 +141,14 @@ def test_a_store_that_is_away_takes_nothing_from_who_knows(lab: Lab, monkeypatch
     """What is registered is as it was; what was not fetched yet cannot be had."""
     lab.add()
     worker = lab.worker("w")
-    worker.states()
+    worker.registered()
 
     def away(*_: Any) -> Any:
         raise StoreUnavailable("the object store told nothing (refused)")
 
     monkeypatch.setattr(BlobStore, "names", away)
     monkeypatch.setattr(BlobStore, "fetch", away)
+    assert [one.name for one in worker.registered()] == ["mine"]
     assert worker.states()["mine"].available
     with pytest.raises(ModelUnavailable, match="the object store told nothing"):
         worker.get("mine")
@@ -183,3 +191,21 @@ def test_files_that_cannot_be_used_are_refused(lab: Lab, monkeypatch: pytest.Mon
         assert (code, f"{name}.safetensors: {told}" in said) == (1, True), said
     assert not (lab.folder / "store" / "networks").exists()
     os.truncate("large.safetensors", 0)
+
+
+def test_what_others_have_put_there_is_passed_over(lab: Lab) -> None:
+    """A name that is an architecture's, a path that leads elsewhere, text of any kind; the rest is used."""
+    lab.add()
+    good = lab.store.noted("networks/mine.json") or ""
+    for name, text in {
+        "vgg16": good,
+        "Bad name": good,
+        "path": good.replace('"sha256":"', '"sha256":"../'),
+        "old": "{}",
+    }.items():
+        lab.store.note(f"networks/{name}.json", text)
+    (lab.folder / "store" / "networks" / "latin.json").write_bytes(b"\xe9")
+    assert [one.name for one in lab.worker("w").registered()] == ["mine"]
+    assert "in a way that this version cannot read" in lab.add("old")[1]
+    assert lab.add("a.json")[0] == 0
+    assert [one.name for one in lab.worker("w").registered()] == ["a.json", "mine"]

@@ -58,6 +58,10 @@ class TorchDevice(Device):
         """The networks beside those that come with the program."""
         return self.networks.registered()
 
+    def outdated(self) -> list[str]:
+        """Networks that were registered anew, or whose files were changed, since they were loaded."""
+        return self.networks.outdated()
+
     def input_size(self, model: str) -> int:
         """Side of the network's input in pixels."""
         return self.networks.get(model).input_size

@@ -47,6 +47,10 @@ class DummyDevice(Device):
         """None."""
         return []
 
+    def outdated(self) -> list[str]:
+        """None."""
+        return []
+
     def input_size(self, model: str) -> int:
         """As the catalogue has it."""
         return catalogue.network(model).input_size

@@ -204,7 +204,11 @@ class Device(Protocol):
         ...
 
     def registered(self) -> list[Network]:
-        """The networks beside those that come with the program."""
+        """The networks beside those that come with the program. For the heartbeat: it may wait for the store."""
+        ...
+
+    def outdated(self) -> list[str]:
+        """Loaded networks whose names stand for something else by now: this process is to start anew."""
         ...
 
     def input_size(self, model: str) -> int:

@@ -142,7 +142,7 @@ def _checked(file: Path, name: str, contents: Contents) -> Checkpoint:
     layers = covered(name, tensors)
     if not layers:
         raise Refused(f"does not hold every parameter of {next(iter(cuts(name)))}, the first layer of {name}")
-    return Checkpoint(tensors, _preprocessing(contents.metadata, known=_published(file, name)), layers)
+    return Checkpoint(tensors, _preprocessing(contents.metadata, _published(file, name)), layers)
 
 
 def _own(entries: dict[str, Any]) -> dict[str, Any]:
@@ -181,24 +181,23 @@ def _shapes(name: str) -> dict[str, tuple[int, ...]]:
     return {f"features.{key}": tuple(meta.shape) for key, meta in ARCHITECTURES[name].features().state_dict().items()}
 
 
-def _published(file: Path, name: str) -> bool:
-    """Whether it is torchvision's own file of this network, by the hash in its name."""
-    entries = models.get_model_weights(name) if name in models.list_models() else ()
-    return any(file.name.endswith(entry.url.rsplit("-", 1)[-1]) for entry in entries)
+def _published(file: Path, name: str) -> Preprocessing | None:
+    """That of torchvision's own file of this network, known by the hash in its name."""
+    for entry in models.get_model_weights(name) if name in models.list_models() else ():
+        if file.name.endswith(entry.url.rsplit("-", 1)[-1]):
+            preset = entry.transforms()
+            return Preprocessing(mean=tuple(preset.mean), std=tuple(preset.std))
+    return None
 
 
-def _preprocessing(metadata: dict[str, str], *, known: bool) -> Preprocessing:
-    """Of the inputs, for pixels from 0 to 1; ImageNet's where nothing is said.
-
-    Args:
-        known: whether that is known to be so where nothing is said.
-    """
-    mean = _triple(metadata, "normalization_mean", IMAGENET_MEAN)
-    std = _triple(metadata, "normalization_std", IMAGENET_STD)
+def _preprocessing(metadata: dict[str, str], known: Preprocessing | None) -> Preprocessing:
+    """Of the inputs, for pixels from 0 to 1; where nothing is said what is known of the file, else ImageNet's."""
+    mean = _triple(metadata, "normalization_mean", (known or IMAGENET).mean)
+    std = _triple(metadata, "normalization_std", (known or IMAGENET).std)
     if not (torch.tensor(std) > 0).all():  # in float32, as it is used
         raise Refused(f"normalization_std in its metadata is {metadata['normalization_std']}; it must be above zero")
     said = {"normalization_mean", "normalization_std"} <= metadata.keys()
-    return Preprocessing(mean=mean, std=std, assumed=not (known or said))
+    return Preprocessing(mean=mean, std=std, assumed=known is None and not said)
 
 
 def _triple(metadata: dict[str, str], key: str, default: Triple) -> Triple:

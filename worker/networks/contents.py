@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,14 +45,20 @@ def version(file: Path) -> tuple[int, int]:
     """With which a file's contents change: when it was written, in ns, and its size in bytes."""
     try:
         status = file.stat()
-    except OSError as error:  # a link that leads nowhere, say
-        raise Refused(f"cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # a link that leads nowhere, say, or a name that no file can have
+        raise Refused(f"cannot be read ({getattr(error, 'strerror', error)})") from error
     if status.st_size > MOST_BYTES:
         raise Refused(
             f"is {status.st_size / 1e9:.1f} GB, and more than {MOST_BYTES / 1e9:.0f} GB are not read; save the "
             "network's parameters alone"
         )
     return status.st_mtime_ns, status.st_size
+
+
+def sha256(file: Path) -> str:
+    """Of a file, 64 hex digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @lru_cache
@@ -81,7 +88,7 @@ def contents_of(file: Path, device: str) -> Contents:
                 metadata = opened.metadata() or {}
             # not through its memory map: where a file is cut short meanwhile, that ends the process
             return Contents({"": described if device == "meta" else loads(file.read_bytes())}, metadata)
-        loaded = _unpacked(file, device)
+        return Contents(dict(_sets(_unpacked(file, device))), {})
     except OSError as error:  # not for good, perhaps
         raise Refused(f"damaged, or cannot be read ({error.strerror or error})") from error
     except pickle.UnpicklingError:
@@ -89,7 +96,6 @@ def contents_of(file: Path, device: str) -> Contents:
     except Exception as error:  # whatever a damaged file makes the readers raise
         text = str(error)
         return Contents({}, {}, PICKLED if "TorchScript" in text else f"damaged ({text[:200] or type(error).__name__})")
-    return Contents(dict(_sets(loaded)), {})
 
 
 def _sets(loaded: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

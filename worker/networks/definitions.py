@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -28,6 +29,8 @@ from worker.networks.architectures import ARCHITECTURES, describe
 
 FILE = "networks.toml"
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+
+LEAST_STD = 1e-6
 
 Channels = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 
@@ -55,7 +58,7 @@ class Definition(BaseModel):
     @field_validator("weights")
     @classmethod
     def _inside(cls, value: str) -> str:
-        if Path(value).name != value:
+        if Path(value).name != value or value in {".", ".."} or "\0" in value:
             raise ValueError("give the name of a file in the weights folder")
         return value
 
@@ -63,8 +66,12 @@ class Definition(BaseModel):
     def _whole(self) -> Self:
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std belong together; give both, or neither")
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError("each number of std must be above zero")
+        if self.std is not None and not all(LEAST_STD <= one <= 1e6 for one in self.std):
+            raise ValueError(f"each number of std must be above zero, from {LEAST_STD:g} on")
+        if self.mean is not None and self.range == "0-1" and not all(0 <= one <= 1 for one in self.mean):
+            raise ValueError('a mean outside 0 to 1 is one of pixels from 0 to 255; if so, say range = "0-255"')
+        if self.mean is not None and not all(0 <= one <= 255 for one in self.mean):
+            raise ValueError("each number of mean must be from 0 to 255")
         if self.mean is None and (self.range, self.order) != ("0-1", "rgb"):
             raise ValueError("a range or an order needs mean and std in its own terms; give them too")
         return self
@@ -83,27 +90,39 @@ def registered(name: str, definition: Definition) -> Network:
     return found.model_copy(update={"name": name, "title": title, "architecture": definition.arch})
 
 
-def definitions(folder: Path) -> tuple[dict[str, Definition], dict[str, str]]:
-    """The registered networks by name, and what is wrong with others of the file, by name; "" is the file itself.
+@dataclass(frozen=True)
+class Registered:
+    """What `networks.toml` says."""
 
-    A file that has not changed is not read again.
-    """
+    networks: dict[str, Definition] = field(default_factory=dict)
+    wrong: dict[str, str] = field(default_factory=dict)  # what is wrong with other tables, by name
+    files: frozenset[str] = frozenset()  # that any table names, right or wrong: they are nobody else's
+    unreadable: str = ""  # why nobody knows what it says
+
+    @property
+    def troubles(self) -> str:
+        """What is wrong with it, in words."""
+        return self.unreadable or "; ".join(f"[{name}] {text}" for name, text in self.wrong.items())
+
+
+def definitions(folder: Path) -> Registered:
+    """The networks of a weights folder. A file that has not changed is not read again."""
     file = folder / FILE
     try:
         status = file.stat()
         return _read(file, status.st_mtime_ns, status.st_size)
     except FileNotFoundError:
-        return {}, {}
+        return Registered()
     except OSError as error:
-        return {}, {"": f"cannot be read ({error.strerror})"}
+        return Registered(unreadable=f"cannot be read ({error.strerror})")
 
 
 @lru_cache(maxsize=16)
-def _read(file: Path, modified: int, size: int) -> tuple[dict[str, Definition], dict[str, str]]:  # noqa: ARG001
+def _read(file: Path, modified: int, size: int) -> Registered:  # noqa: ARG001 - with which it changes
     try:
         tables = tomllib.loads(file.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        return {}, {"": f"is no TOML: {error}"}
+    except (ValueError, RecursionError) as error:  # of TOML, of its encoding, of a number or a nesting without end
+        return Registered(unreadable=f"is no TOML: {error}")
     found: dict[str, Definition] = {}
     wrong: dict[str, str] = {}
     for name, table in tables.items():
@@ -111,7 +130,13 @@ def _read(file: Path, modified: int, size: int) -> tuple[dict[str, Definition], 
             found[name] = checked(name, table)
         except ValueError as error:
             wrong[name] = str(error)
-    return found, wrong
+    named = (table.get("weights") for table in tables.values() if isinstance(table, Mapping))
+    return Registered(found, wrong, frozenset(one for one in named if isinstance(one, str)))
+
+
+def may_be(name: str) -> bool:
+    """Whether a network may be registered under this name."""
+    return name not in ARCHITECTURES and bool(NAME.fullmatch(name))
 
 
 def checked(name: str, table: Any) -> Definition:

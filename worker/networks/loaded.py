@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, Thread
 
@@ -15,20 +15,22 @@ import torch
 from torch import nn
 
 from shared.catalogue import Network
-from shared.errors import LayerNotCovered, ModelUnavailable
+from shared.errors import LayerNotCovered, ModelUnavailable, StoreUnavailable
 from shared.schemas import WeightsUsed
 from shared.workers import NetworkState
 from worker.methods.suppression import PixelSpace
 from worker.networks.architectures import ARCHITECTURES, cuts
 from worker.networks.checkpoints import network_of
+from worker.networks.contents import Refused, version
 from worker.networks.definitions import Definition, definitions, registered
 from worker.networks.layer import Layer
 from worker.networks.preprocessing import fed
 from worker.networks.registry import Registry
-from worker.networks.weights import Weights, find, load, refused
+from worker.networks.weights import Found, Weights, find, load, refused
 
 log = logging.getLogger(__name__)
 
+Origin = tuple[Definition | None, Path, tuple[int, int] | None]  # a name's definition, its file and that's version
 RETRY_SECONDS = 300  # weights that could not be downloaded or read are not tried again sooner
 
 
@@ -42,7 +44,6 @@ class LoadedNetwork:
     weights: WeightsUsed
     reason: str
     layers: dict[str, Layer]  # that the weights cover
-    definition: Definition | None = None  # where it is registered
 
     @classmethod
     def of(
@@ -83,6 +84,9 @@ def _below(architecture: str, cut: nn.Sequential, others: dict[str, nn.Sequentia
 class Networks:
     """The networks of one worker process: loaded when first wanted, kept, and never changed.
 
+    Where a name comes to stand for something else, the process is to start anew: `outdated`. So whatever is computed in
+    it, and whenever it is looked at, is of the same network.
+
     Args:
         folder: the weights folder; it need not exist.
         download: whether torchvision's weights may be fetched.
@@ -96,6 +100,7 @@ class Networks:
         self.device = device
         self.download = download
         self._loaded: dict[str, LoadedNetwork] = {}
+        self._made_of: dict[str, Origin] = {}  # what is loaded, by name
         self._failed: dict[str, tuple[float, Definition | None, ModelUnavailable]] = {}
         self._refused: dict[Path, str] = {}
         self._loading: dict[str, Future[LoadedNetwork]] = {}
@@ -107,9 +112,8 @@ class Networks:
         Raises:
             ModelUnavailable: no weights can be had; says why.
         """
-        loaded = self._loaded.get(name)  # without a lock: nobody waits for somebody else's download
-        if loaded and loaded.definition == self._definition(name):
-            return loaded
+        if name in self._loaded:  # without a lock: nobody waits for somebody else's download
+            return self._loaded[name]
         with self._lock:
             found = self._loading.get(name)
             if found is None:
@@ -126,9 +130,7 @@ class Networks:
         """Load it for everybody who waits; who comes later has what is loaded, or tries again."""
         failure: Exception | None = None
         try:
-            loaded = self._loaded.get(name)
-            if loaded is None or loaded.definition != self._definition(name):
-                self._loaded[name] = self._load(name)
+            self._loaded[name] = self._loaded.get(name) or self._load(name)
         except Exception as error:
             failure = error
         with self._lock:
@@ -139,9 +141,7 @@ class Networks:
             found.set_result(self._loaded[name])
 
     def states(self) -> dict[str, NetworkState]:
-        """What can be run, for the heartbeat, which alone asks the store. Nothing is loaded or downloaded for it."""
-        if self.registry:
-            self.registry.look()
+        """What can be run. Nothing is loaded or downloaded for it, and nothing asked of the store."""
         files = refused(self.folder)
         for file, reason in sorted(files.items() - self._refused.items()):
             log.warning("%s is not used: %s", file, reason)
@@ -149,12 +149,17 @@ class Networks:
         return {name: self._state(name) for name in (*ARCHITECTURES, *self._definitions())}
 
     def registered(self) -> list[Network]:
-        """Networks of `networks.toml` and of the object store, and their layers, whether they can be run or not."""
+        """Networks of `networks.toml` and of the object store, and their layers, whether they can be run or not.
+
+        For the heartbeat, which alone asks the store what is new.
+        """
+        if self.registry:
+            self.registry.look()
         return [registered(name, definition) for name, definition in self._definitions().items()]
 
     def _definitions(self) -> dict[str, Definition]:
         in_store: Mapping[str, Definition] = self.registry.entries() if self.registry else {}
-        return {**in_store, **definitions(self.folder)[0]}
+        return {**in_store, **definitions(self.folder).networks}
 
     def _definition(self, name: str) -> Definition | None:
         return self._definitions().get(name)
@@ -165,19 +170,49 @@ class Networks:
         if self.registry and name not in ARCHITECTURES and self._definition(name) is None:
             self.registry.look()  # it is newer than the last heartbeat
         definition = self._definition(name)
-        reason = find(name, self.folder, self.registry, download=self.download).reason
-        log.info("loading %s: %s", name, reason)
+        found = find(name, self.folder, self.registry, download=self.download)
+        log.info("loading %s: %s", name, found.reason)
+        before = self._origin(found, definition)
         try:
-            loaded = self._build(
-                load(name, self.folder, self.registry, download=self.download), name, definition, reason
-            )
+            weights = load(name, self.folder, self.registry, download=self.download)
+            loaded = self._build(weights, name, definition, found.reason)
+        except StoreUnavailable as error:  # soon it may be back
+            raise ModelUnavailable(f"no weights for {name} now: {error}") from error
         except Exception as error:
             if not isinstance(error, ModelUnavailable):
                 log.exception("%s could not be loaded", name)
-                error = ModelUnavailable(f"no weights for {name}: {reason}: {error}")
+                error = ModelUnavailable(f"no weights for {name}: {found.reason}: {error}")
             self._failed[name] = (time.monotonic(), definition, error)
             raise error from None
-        return loaded if definition == self._definition(name) else self._load(name)
+        if self._definition(name) != definition or weights.file != found.file:
+            return self._load(name)  # it was registered anew meanwhile
+        self._made_of[name] = before if before[2] else self._origin(found, definition)
+        return loaded
+
+    def _origin(self, found: Found, definition: Definition | None) -> Origin:
+        """What a network is made of; a file that is not there yet has no version."""
+        try:
+            return definition, found.file, version(found.file)
+        except Refused:
+            return definition, found.file, None
+
+    def outdated(self) -> list[str]:
+        """Names that stand for something else than what is loaded: registered anew, or their files were changed.
+
+        What can be had no more stays as it is.
+        """
+        changed = []
+        for name, origin in list(self._made_of.items()):
+            try:
+                found = find(name, self.folder, self.registry, download=self.download)
+            except ModelUnavailable:
+                if name in ARCHITECTURES or self._definition(name) is None:
+                    continue
+                changed.append(name)
+            else:
+                if self._origin(found, self._definition(name)) != origin:
+                    changed.append(name)
+        return changed
 
     def _failure(self, name: str) -> ModelUnavailable | None:
         """Why the network could not be loaded a short while ago."""
@@ -197,7 +232,7 @@ class Networks:
         used = WeightsUsed(
             source=weights.file.name, sha256=weights.sha256, architecture=arch, preprocessing=weights.preprocessing
         )
-        made = LoadedNetwork.of(
+        return LoadedNetwork.of(
             name,
             {layer: own[layer].preactivation(features) for layer in weights.layers},
             PixelSpace.of(*space, self.device),
@@ -205,7 +240,6 @@ class Networks:
             used,
             reason,
         )
-        return replace(made, definition=definition)
 
     def _state(self, name: str) -> NetworkState:
         state = self._availability(name)
@@ -213,8 +247,7 @@ class Networks:
         return state.model_copy(update={"refused": [f"{file}: {reason}" for file, reason in told.items()]})
 
     def _availability(self, name: str) -> NetworkState:
-        loaded = self._loaded.get(name)
-        if loaded and loaded.definition == self._definition(name):
+        if loaded := self._loaded.get(name):
             return NetworkState(
                 available=True,
                 reason=loaded.reason,

@@ -15,10 +15,10 @@ from shared.errors import KernelscopeError
 from shared.settings import settings
 from shared.store import BlobStore
 from worker.networks.checkpoints import read
-from worker.networks.contents import Refused
+from worker.networks.contents import Refused, sha256
 from worker.networks.definitions import FILE, checked, definitions
 from worker.networks.registry import Entry, Registry
-from worker.networks.weights import cached, sha256
+from worker.networks.weights import cached
 
 
 def add(registry: Registry, options: argparse.Namespace) -> str:
@@ -42,12 +42,16 @@ def add(registry: Registry, options: argparse.Namespace) -> str:
         definition = checked(name, {key: value for key, value in given.items() if value is not None})
     except ValueError as error:
         raise Refused(str(error)) from None
-    if name in definitions(settings().weights)[0]:
+    known = definitions(settings().weights)
+    if name in known.networks or name in known.wrong:
         raise Refused(f"{name} is in {settings().weights / FILE} already; take another name, or remove it there")
-    registry.look()
-    before = registry.entries().get(name)
-    if before and not options.replace:
-        raise Refused(f"{name} is registered already, as {before.arch} with {before.weights}; --replace replaces it")
+    try:
+        before = registry.entry(name)
+        told = f"as {before.arch} with {before.weights}" if before else ""
+    except ValueError:
+        told = "in a way that this version cannot read"
+    if told and not options.replace:
+        raise Refused(f"{name} is registered already, {told}; --replace replaces it")
     try:
         checkpoint = read(file, definition.arch)
         entry = Entry(
@@ -92,8 +96,9 @@ def main() -> int:
         else:
             print(f"no network {options.name} is registered in the object store", file=sys.stderr)
             return 1
-    except (Refused, KernelscopeError) as error:
-        print(f"{options.name} is not registered: {error}", file=sys.stderr)
+    except (Refused, KernelscopeError, ValueError) as error:
+        done = "registered" if options.command == "add" else "removed"
+        print(f"{options.name} is not {done}: {error}", file=sys.stderr)
         return 1
     return 0
 

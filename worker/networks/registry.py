@@ -12,12 +12,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
 
-from pydantic import ValidationError
+from pydantic import Field
 
 from shared.errors import ModelUnavailable, StoreUnavailable
 from shared.schemas import Preprocessing
 from shared.store import BlobStore
-from worker.networks.definitions import Definition
+from worker.networks.contents import sha256
+from worker.networks.definitions import Definition, may_be
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ LOOK_SECONDS = 10.0  # after which the store is asked again what is registered
 class Entry(Definition):
     """A definition, and what the command that registered it has found in the file."""
 
-    sha256: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     size: int  # bytes
     layers: tuple[str, ...]  # that the weights cover
     of_file: Preprocessing  # as the file says
@@ -78,13 +79,24 @@ class Registry:
         Raises:
             StoreUnavailable.
         """
-        entries = self._read()
-        entry = entries.pop(name, None)
+        entry, entries = self.entry(name), self._read()
+        if entry is None:
+            return False
         self.store.forget_note(_place(name))
-        if entry and entry.sha256 not in {other.sha256 for other in entries.values()}:
+        if entry.sha256 not in {other.sha256 for known, other in entries.items() if known != name}:
             self.store.forget_note(_weights(entry))
         self._looked_at = float("-inf")
-        return entry is not None
+        return True
+
+    def entry(self, name: str) -> Entry | None:
+        """What has this name in the store now.
+
+        Raises:
+            StoreUnavailable.
+            ValueError: it is of another version, say, and cannot be read.
+        """
+        text = self.store.noted(_place(name), soon=True)
+        return None if text is None else Entry.model_validate_json(text)
 
     def place(self, entry: Entry) -> Path:
         """Where an entry's file is on this machine, once it was fetched."""
@@ -99,7 +111,9 @@ class Registry:
         """
         file = self.place(entry)
         if file.exists():
-            return file
+            if sha256(file) == entry.sha256:
+                return file
+            file.unlink()  # cut short, by a power cut say
         self.folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=self.folder) as folder:
             part = Path(folder) / entry.weights
@@ -118,14 +132,17 @@ class Registry:
     def _read(self) -> dict[str, Entry]:
         found = {}
         for place in self.store.names(FOLDER):
-            name, dot, _ = place.partition(".json")
-            text = self.store.noted(_place(name)) if dot else None
-            if text is not None:
-                try:
-                    found[name] = Entry.model_validate_json(text)
-                except ValidationError as error:  # of another version
-                    log.warning("%s is registered in a way that cannot be read here: %s", name, error)
-        return dict(sorted(found.items()))
+            name = place.removesuffix(".json")
+            if name == place or not may_be(name):
+                continue
+            try:
+                entry = self.entry(name)
+            except ValueError as error:  # of another version, or not by our command
+                log.warning("%s is registered in a way that cannot be read here: %s", name, error)
+                continue
+            if entry:
+                found[name] = entry
+        return found
 
 
 def _place(name: str) -> str:

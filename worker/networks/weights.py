@@ -22,7 +22,7 @@ from shared.errors import ModelUnavailable, StoreUnavailable
 from shared.schemas import Preprocessing
 from worker.networks.architectures import ARCHITECTURES, cuts
 from worker.networks.checkpoints import IMAGENET, Checkpoint, inspect, network_of, read, weights_files
-from worker.networks.contents import Refused
+from worker.networks.contents import Refused, sha256
 from worker.networks.definitions import FILE, Definition, definitions
 from worker.networks.registry import Entry, Registry
 from worker.networks.vgg_mini import WEIGHTS_FILE
@@ -94,7 +94,8 @@ def find(name: str, folder: Path, registry: Registry | None = None, *, download:
 
 
 def _in_store(name: str, entry: Entry, folder: Path, registry: Registry) -> Found:
-    if name in definitions(folder)[0]:
+    known = definitions(folder)
+    if name in known.networks or name in known.wrong:
         raise ModelUnavailable(
             f"no weights for {name}: it is registered twice, in {folder / FILE} and in the object store; leave the one "
             f"that is meant (kernelscope models remove {name})"
@@ -105,13 +106,20 @@ def _in_store(name: str, entry: Entry, folder: Path, registry: Registry) -> Foun
 
 def _in_folder(name: str, folder: Path) -> Found | None:
     """The registered network's file, or else the one that has the network's name."""
-    if definition := definitions(folder)[0].get(name):
+    known = definitions(folder)
+    if definition := known.networks.get(name):
         return _registered(name, definition, folder)
     if name not in ARCHITECTURES:
         raise ModelUnavailable(f"no weights for {name}: it is not registered here, or not any more")
     usable: list[Found] = []
     reasons: list[str] = []
-    for file in _own_files(name, folder):
+    files = _own_files(name, folder)
+    if files and known.unreadable:
+        raise ModelUnavailable(
+            f"no weights for {name}: {folder / FILE} {known.unreadable}; until that is mended nobody knows what "
+            f"{files[0].name} is"
+        )
+    for file in files:
         try:
             usable.append(_found(file, "folder", name))
         except Refused as error:
@@ -145,10 +153,13 @@ def _registered(name: str, definition: Definition, folder: Path) -> Found:
 def refused(folder: Path) -> dict[Path, str]:
     """The files of the weights folder that cannot be used, as far as is known before they are read, and why."""
     told = {}
-    if wrong := definitions(folder)[1]:
-        told[folder / FILE] = "; ".join(f"[{name}] {text}" if name else text for name, text in wrong.items())
+    known = definitions(folder)
+    if known.troubles:
+        told[folder / FILE] = known.troubles
     with suppress(OSError):  # `find` tells it
         for file in weights_files(folder):
+            if file.name in known.files and registered_for(file) is None:
+                continue  # its table is wrong, which is told
             try:
                 inspect(file, registered_for(file))
             except Refused as error:
@@ -158,7 +169,7 @@ def refused(folder: Path) -> dict[Path, str]:
 
 def registered_for(file: Path) -> str | None:
     """The architecture that a file of the weights folder is registered for."""
-    return next((one.arch for one in definitions(file.parent)[0].values() if one.weights == file.name), None)
+    return next((one.arch for one in definitions(file.parent).networks.values() if one.weights == file.name), None)
 
 
 def load(name: str, folder: Path, registry: Registry | None = None, *, download: bool) -> Weights:
@@ -166,6 +177,7 @@ def load(name: str, folder: Path, registry: Registry | None = None, *, download:
 
     Raises:
         ModelUnavailable: no weights, a file that cannot be used, or a download that failed; says which.
+        StoreUnavailable: it is in the object store, which is away.
     """
     found = find(name, folder, registry, download=download)
     if found.source == "download":
@@ -175,7 +187,9 @@ def load(name: str, folder: Path, registry: Registry | None = None, *, download:
             registry.fetch(entry)
         checkpoint = replace(read(found.file, found.architecture), preprocessing=found.preprocessing)
         return Weights(**vars(checkpoint), file=found.file, source=found.source, sha256=sha256(found.file))
-    except (Refused, OSError, ModelUnavailable, StoreUnavailable) as error:
+    except StoreUnavailable:
+        raise
+    except (Refused, OSError, ModelUnavailable) as error:
         raise ModelUnavailable(f"no weights for {name}: {found.file}: {error}") from error
 
 
@@ -198,7 +212,8 @@ def trouble(file: Path) -> str:
 
 def _own_files(name: str, folder: Path) -> list[Path]:
     try:
-        return [file for file in weights_files(folder) if network_of(file) == name and not registered_for(file)]
+        taken = definitions(folder).files
+        return [file for file in weights_files(folder) if network_of(file) == name and file.name not in taken]
     except OSError as error:
         raise ModelUnavailable(f"no weights for {name}: {folder} cannot be read ({error.strerror})") from error
 
@@ -258,9 +273,3 @@ def _published(name: str) -> WeightsEnum:
 def _cache_file(name: str) -> Path:
     url: str = _published(name).url
     return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-
-
-def sha256(file: Path) -> str:
-    """Of a file, 64 hex digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -29,8 +29,9 @@ local function choose()
   local oldest, since, bucket
   for at = 5, #ARGV do
     local first = redis.call('ZRANGE', 'ks:waiting:' .. queue .. ':' .. ARGV[at] .. ':' .. owner, 0, 0, 'WITHSCORES')
-    if first[1] and (not since or tonumber(first[2]) < since) then
-      oldest, since, bucket = first[1], tonumber(first[2]), ARGV[at]
+    local at_since = tonumber(first[2])
+    if first[1] and (not since or at_since < since or (at_since == since and first[1] < oldest)) then
+      oldest, since, bucket = first[1], at_since, ARGV[at]
     end
   end
   return oldest, bucket, owner
