@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event, Thread
 from typing import Annotated
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -16,9 +18,11 @@ import typer
 from rich.markup import escape
 
 from kernelscope.client import Client
-from kernelscope.stack import Stack, check_weights, free_port
+from kernelscope.stack import Stack, StackError, check_weights, free_port
 from kernelscope.terminal import err
 from shared.settings import Settings
+
+WATCH_SECONDS = 0.5
 
 Url = Annotated[
     str | None, typer.Option(envvar="KERNELSCOPE_URL", help="Of a server, http://127.0.0.1:8000.", show_default=False)
@@ -53,8 +57,35 @@ def private_stack(settings: Settings, *preload: str) -> Iterator[Stack]:
             if not line.startswith("unavailable"):  # which the server tells too
                 err.print(line)
         err.print("starting a private stack: Redis, worker, API …")
-        with Stack(settings, err.print).running() as stack:
+        with Stack(settings, err.print).running() as stack, _watched(stack):
             yield stack
+
+
+@contextmanager
+def _watched(stack: Stack) -> Iterator[None]:
+    """Who dies meanwhile is started again; if that is of no use, this ends with the reason."""
+    over, failures = Event(), list[StackError]()
+
+    def watch() -> None:
+        while not over.wait(WATCH_SECONDS):
+            try:
+                stack.watch()
+            except StackError as error:
+                failures.append(error)
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    thread = Thread(target=watch, name="watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    except BaseException:
+        if failures:
+            raise failures[0] from None
+        raise
+    finally:
+        over.set()
+        thread.join()
 
 
 def registered(settings: Settings) -> Path | None:

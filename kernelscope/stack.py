@@ -204,8 +204,11 @@ class Stack:
 
     def _revive(self, child: Child) -> None:
         lived = time.monotonic() - child.started
-        child.restarts = child.restarts + 1 if lived < STEADY_SECONDS else 1
         assert child.process is not None
+        if child.process.returncode == 0:  # a worker whose network was registered anew
+            child.restarts = 0
+        else:
+            child.restarts = child.restarts + 1 if lived < STEADY_SECONDS else 1
         ended = _how_it_ended(child.process.returncode)
         if child.restarts > MOST_RESTARTS:
             raise StackError(
@@ -221,6 +224,9 @@ class Stack:
             for child in children or self.children:
                 if child.dead:
                     assert child.process is not None
+                    if child.process.returncode == 0:
+                        self._revive(child)
+                        continue
                     ended = _how_it_ended(child.process.returncode)
                     raise StackError(
                         f"{child.name} {ended} before it was ready. Its log ({child.log}) ends:\n{child.tail()}"

@@ -344,8 +344,8 @@ class Preprocessing(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    mean: tuple[float, float, float] = Field(description="by channel, in the order of the channels")
-    std: tuple[float, float, float] = Field(description="the same")
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = Field(description="by channel, in the order of the channels")
+    std: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = Field(description="the same")
     range: Literal["0-1", "0-255"] = Field("0-1", description="of a pixel's value before mean and std")
     order: Literal["rgb", "bgr"] = Field("rgb", description="of the channels")
     assumed: bool = Field(False, description="whether it is ImageNet's because nobody has said what it is")

@@ -184,19 +184,29 @@ class BlobStore:
                 self._durable.sync([self._folder / place])
 
     def fetch(self, place: str, file: Path) -> str | None:
-        """Write what `put_file` has stored into a file. Returns its SHA-256; None where there is nothing."""
-        with self._doing("get", "gave no data"), self._absent():
-            size = obstore.head(self._store, place)["size"]
-            digest = hashlib.sha256()
-            with file.open("wb") as target:
-                for start in range(0, size, FETCHED_BYTES):
+        """Write what `put_file` has stored into a file. Returns its SHA-256; None where there is nothing.
+
+        Raises:
+            StoreUnavailable.
+            OSError: the file cannot be written.
+        """
+        size, digest = self._size(place), hashlib.sha256()
+        if size is None:
+            return None
+        with file.open("wb") as target:
+            for start in range(0, size, FETCHED_BYTES):
+                with self._doing("get", "gave no data"):
                     end = min(size, start + FETCHED_BYTES)
                     data = bytes(obstore.get_range(self._store, place, start=start, end=end))
-                    digest.update(data)
-                    target.write(data)
-                target.flush()
-                os.fsync(target.fileno())
-            return digest.hexdigest()
+                digest.update(data)
+                target.write(data)
+            target.flush()
+            os.fsync(target.fileno())
+        return digest.hexdigest()
+
+    def _size(self, place: str) -> int | None:
+        with self._doing("has", "does not answer"), self._absent():
+            return int(obstore.head(self._store, place)["size"])
         return None
 
     def remove_old(self, digest: str) -> None:

@@ -176,6 +176,22 @@ def test_an_interrupt_leaves_no_process_and_no_lock(folder: Path, moment: str, n
         assert "cancelled" in (folder / "said.txt").read_text()
 
 
+@pytest.mark.slow
+def test_a_worker_that_ends_meanwhile_is_started_again(folder: Path) -> None:
+    """As one does whose network was registered anew: the command goes on to its end."""
+    environment = {**os.environ, "TMPDIR": str(folder), "KERNELSCOPE_DOWNLOAD_WEIGHTS": "false"}
+    asked = ["photo.jpg", "--layer", "conv3_1", "--model", "vgg_mini", "--top", "1", "--iterations", "3000"]
+    with (folder / "said.txt").open("w") as said:
+        process = subprocess.Popen([*COMMAND, "explain", *asked], cwd=folder, env=environment, stdout=said, stderr=said)
+        until_running(folder)
+        (worker,) = (one for one in psutil.Process(process.pid).children() if one.cmdline()[-2:] == ["-m", "worker"])
+        worker.terminate()
+        assert process.wait(180) == 0
+    text = (folder / "said.txt").read_text()
+    assert "worker ended with exit code 0; starting it again" in text
+    assert list(folder.rglob("*-panel.png"))
+
+
 def until_running(folder: Path) -> None:
     """Waits until the private stack runs a job: its lock says where it listens."""
     deadline = time.monotonic() + 90

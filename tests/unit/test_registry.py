@@ -152,6 +152,7 @@ def test_a_store_that_is_away_takes_nothing_from_who_knows(lab: Lab, monkeypatch
     assert worker.states()["mine"].available
     with pytest.raises(ModelUnavailable, match="the object store told nothing"):
         worker.get("mine")
+    assert not worker.states()["mine"].available  # for ten seconds: slices that want it are handed back
 
 
 @pytest.mark.parametrize(
@@ -207,5 +208,7 @@ def test_what_others_have_put_there_is_passed_over(lab: Lab) -> None:
     (lab.folder / "store" / "networks" / "latin.json").write_bytes(b"\xe9")
     assert [one.name for one in lab.worker("w").registered()] == ["mine"]
     assert "in a way that this version cannot read" in lab.add("old")[1]
+    assert lab.run("remove", "old")[0] == 0
+    assert lab.store.noted("networks/old.json") is None
     assert lab.add("a.json")[0] == 0
     assert [one.name for one in lab.worker("w").registered()] == ["a.json", "mine"]

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock, Thread
 
@@ -21,16 +21,16 @@ from shared.workers import NetworkState
 from worker.methods.suppression import PixelSpace
 from worker.networks.architectures import ARCHITECTURES, cuts
 from worker.networks.checkpoints import network_of
-from worker.networks.contents import Refused, version
+from worker.networks.contents import Refused, sha256, version
 from worker.networks.definitions import Definition, definitions, registered
 from worker.networks.layer import Layer
 from worker.networks.preprocessing import fed
 from worker.networks.registry import Registry
-from worker.networks.weights import Found, Weights, find, load, refused
+from worker.networks.weights import Weights, find, load, refused
 
 log = logging.getLogger(__name__)
 
-Origin = tuple[Definition | None, Path, tuple[int, int] | None]  # a name's definition, its file and that's version
+AWAY_SECONDS = 10  # for which a store that is away is not asked for weights again
 RETRY_SECONDS = 300  # weights that could not be downloaded or read are not tried again sooner
 
 
@@ -81,6 +81,16 @@ def _below(architecture: str, cut: nn.Sequential, others: dict[str, nn.Sequentia
             yield named.get(path, f"features.{path}")
 
 
+@dataclass(frozen=True)
+class _Origin:
+    """What a network was made of."""
+
+    definition: Definition | None
+    file: Path
+    version: tuple[int, int]  # of the file
+    sha256: str
+
+
 class Networks:
     """The networks of one worker process: loaded when first wanted, kept, and never changed.
 
@@ -100,7 +110,7 @@ class Networks:
         self.device = device
         self.download = download
         self._loaded: dict[str, LoadedNetwork] = {}
-        self._made_of: dict[str, Origin] = {}  # what is loaded, by name
+        self._origins: dict[str, _Origin] = {}  # of what is loaded, by name
         self._failed: dict[str, tuple[float, Definition | None, ModelUnavailable]] = {}
         self._refused: dict[Path, str] = {}
         self._loading: dict[str, Future[LoadedNetwork]] = {}
@@ -172,12 +182,13 @@ class Networks:
         definition = self._definition(name)
         found = find(name, self.folder, self.registry, download=self.download)
         log.info("loading %s: %s", name, found.reason)
-        before = self._origin(found, definition)
         try:
             weights = load(name, self.folder, self.registry, download=self.download)
             loaded = self._build(weights, name, definition, found.reason)
-        except StoreUnavailable as error:  # soon it may be back
-            raise ModelUnavailable(f"no weights for {name} now: {error}") from error
+        except StoreUnavailable as error:
+            unavailable = ModelUnavailable(f"no weights for {name} now: {error}")
+            self._failed[name] = (time.monotonic() - RETRY_SECONDS + AWAY_SECONDS, definition, unavailable)
+            raise unavailable from error
         except Exception as error:
             if not isinstance(error, ModelUnavailable):
                 log.exception("%s could not be loaded", name)
@@ -186,33 +197,32 @@ class Networks:
             raise error from None
         if self._definition(name) != definition or weights.file != found.file:
             return self._load(name)  # it was registered anew meanwhile
-        self._made_of[name] = before if before[2] else self._origin(found, definition)
+        self._origins[name] = _Origin(definition, weights.file, weights.version, weights.sha256)
         return loaded
-
-    def _origin(self, found: Found, definition: Definition | None) -> Origin:
-        """What a network is made of; a file that is not there yet has no version."""
-        try:
-            return definition, found.file, version(found.file)
-        except Refused:
-            return definition, found.file, None
 
     def outdated(self) -> list[str]:
         """Names that stand for something else than what is loaded: registered anew, or their files were changed.
 
-        What can be had no more stays as it is.
+        What can be had no more, or not now, stays as it is.
         """
-        changed = []
-        for name, origin in list(self._made_of.items()):
-            try:
-                found = find(name, self.folder, self.registry, download=self.download)
-            except ModelUnavailable:
-                if name in ARCHITECTURES or self._definition(name) is None:
-                    continue
-                changed.append(name)
-            else:
-                if self._origin(found, self._definition(name)) != origin:
-                    changed.append(name)
-        return changed
+        return [name for name, origin in list(self._origins.items()) if self._changed(name, origin)]
+
+    def _changed(self, name: str, origin: _Origin) -> bool:
+        definition = self._definition(name)
+        try:
+            found = find(name, self.folder, self.registry, download=self.download)
+        except ModelUnavailable:
+            return definition not in (None, origin.definition)
+        if (definition, found.file) != (origin.definition, origin.file):
+            return True
+        try:
+            now = version(found.file)
+            if now == origin.version or sha256(found.file) != origin.sha256:
+                return now != origin.version
+        except (Refused, OSError):  # it is gone, or away
+            return False
+        self._origins[name] = replace(origin, version=now)  # written again, or touched
+        return False
 
     def _failure(self, name: str) -> ModelUnavailable | None:
         """Why the network could not be loaded a short while ago."""

@@ -79,9 +79,14 @@ class Registry:
         Raises:
             StoreUnavailable.
         """
-        entry, entries = self.entry(name), self._read()
+        try:
+            entry = self.entry(name)
+        except ValueError:  # nobody knows which file is its
+            self.store.forget_note(_place(name))
+            return True
         if entry is None:
             return False
+        entries = self._read()
         self.store.forget_note(_place(name))
         if entry.sha256 not in {other.sha256 for known, other in entries.items() if known != name}:
             self.store.forget_note(_weights(entry))
@@ -110,10 +115,8 @@ class Registry:
             StoreUnavailable.
         """
         file = self.place(entry)
-        if file.exists():
-            if sha256(file) == entry.sha256:
-                return file
-            file.unlink()  # cut short, by a power cut say
+        if file.exists() and sha256(file) == entry.sha256:  # else it was cut short, by a power cut say
+            return file
         self.folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=self.folder) as folder:
             part = Path(folder) / entry.weights

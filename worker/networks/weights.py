@@ -22,7 +22,7 @@ from shared.errors import ModelUnavailable, StoreUnavailable
 from shared.schemas import Preprocessing
 from worker.networks.architectures import ARCHITECTURES, cuts
 from worker.networks.checkpoints import IMAGENET, Checkpoint, inspect, network_of, read, weights_files
-from worker.networks.contents import Refused, sha256
+from worker.networks.contents import Refused, sha256, version
 from worker.networks.definitions import FILE, Definition, definitions
 from worker.networks.registry import Entry, Registry
 from worker.networks.vgg_mini import WEIGHTS_FILE
@@ -40,6 +40,7 @@ class Weights(Checkpoint):
     file: Path
     source: Source
     sha256: str
+    version: tuple[int, int]  # of the file
 
 
 @dataclass(frozen=True)
@@ -185,12 +186,20 @@ def load(name: str, folder: Path, registry: Registry | None = None, *, download:
     try:
         if registry and (entry := registry.entries().get(name)):
             registry.fetch(entry)
-        checkpoint = replace(read(found.file, found.architecture), preprocessing=found.preprocessing)
-        return Weights(**vars(checkpoint), file=found.file, source=found.source, sha256=sha256(found.file))
+        return _read(found)
     except StoreUnavailable:
         raise
     except (Refused, OSError, ModelUnavailable) as error:
         raise ModelUnavailable(f"no weights for {name}: {found.file}: {error}") from error
+
+
+def _read(found: Found) -> Weights:
+    seen = version(found.file)
+    checkpoint = replace(read(found.file, found.architecture), preprocessing=found.preprocessing)
+    digest = sha256(found.file)
+    if version(found.file) != seen:
+        raise Refused("it was written to while it was read")
+    return Weights(**vars(checkpoint), file=found.file, source=found.source, sha256=digest, version=seen)
 
 
 def cached() -> Path:
