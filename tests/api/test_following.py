@@ -267,7 +267,11 @@ def test_a_reader_of_a_job_that_is_gone_is_told_so(client: Client, settings: Set
         next(events)
         job_id = links["self"].rsplit("/", 1)[-1]
         created = services.redis.hget(f"ks:job:{job_id}", "created_at")
-        services.retention._forget(job_id, "", created, "", tombstone=True)
+        keys = [f"ks:job:{job_id}"]
+        with services.redis.pipeline(transaction=True) as pipe:  # else it may be told of the one before the other
+            services.transitions._scripts["cancel"](keys=keys, args=[job_id], client=pipe)
+            services.retention._remove(keys=keys, args=[job_id, "", created, "", 60], client=pipe)
+            pipe.execute()
         (last,) = list(events)
     assert (last.kind, last.id, last.data["type"], last.data["status"]) == ("gone", "", "/problems/job-expired", 410)
     asyncio.run(services.close())
