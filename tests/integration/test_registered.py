@@ -109,7 +109,7 @@ def test_one_in_the_object_store(stack: Stack, client: Client, tmp_path: Path) -
         folder,
         cwd=tmp_path,
     )
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 90
     while not any(child.dead for child in stack.children):
         assert time.monotonic() < deadline
         time.sleep(0.1)
