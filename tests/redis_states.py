@@ -76,6 +76,7 @@ def _oom(redis: Operator) -> Iterator[None]:
 def _misconf(redis: Operator) -> Iterator[None]:
     """It cannot save: a folder has the name of its file."""
     inside = Path(redis.config_get("dir")["dir"]) / redis.config_get("dbfilename")["dbfilename"] / "inside"
+    inside.parent.unlink(missing_ok=True)
     inside.mkdir(parents=True)
     with _configured(redis, save="3600 100000"):
         redis.bgsave()
