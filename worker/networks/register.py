@@ -9,16 +9,17 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from shared.errors import KernelscopeError
 from shared.settings import settings
 from shared.store import BlobStore
 from worker.networks.checkpoints import read
 from worker.networks.contents import Refused, sha256
-from worker.networks.definitions import FILE, checked, definitions
+from worker.networks.definitions import FILE, Definition, checked, definitions
 from worker.networks.registry import Entry, Registry
 from worker.networks.weights import cached
+
+SAID = ("arch", "mean", "std", "range", "order", "title")  # options that a definition is made of
 
 
 def add(registry: Registry, options: argparse.Namespace) -> str:
@@ -29,32 +30,41 @@ def add(registry: Registry, options: argparse.Namespace) -> str:
         StoreUnavailable.
     """
     name, file = options.name, Path(options.weights)
-    given: dict[str, Any] = {
-        "arch": options.arch,
-        "weights": file.name,
-        "mean": options.mean,
-        "std": options.std,
-        "range": options.range,
-        "order": options.order,
-        "title": options.title,
-    }
+    said = {option: value for option in SAID if (value := getattr(options, option)) is not None}
     try:
-        definition = checked(name, {key: value for key, value in given.items() if value is not None})
+        definition = checked(name, {**said, "weights": file.name})
     except ValueError as error:
         raise Refused(str(error)) from None
+    if told := _taken(registry, name, replace=options.replace):
+        raise Refused(told)
+    entry = _entry(definition, file)
+    registry.add(name, entry, file)
+    fed = entry.preprocessing(entry.of_file)
+    return (
+        f"{name}: {entry.arch} with {file.name} ({entry.size / 1e6:.0f} MB, SHA-256 {entry.sha256[:8]}…), covers "
+        f"{entry.layers[0]} to {entry.layers[-1]}, fed {fed}; workers have it within seconds"
+    )
+
+
+def _taken(registry: Registry, name: str, *, replace: bool) -> str:
+    """Why the name cannot be had; empty: it can."""
     known = definitions(settings().weights)
     if name in known.networks or name in known.wrong:
-        raise Refused(f"{name} is in {settings().weights / FILE} already; take another name, or remove it there")
+        return f"{name} is in {settings().weights / FILE} already; take another name, or remove it there"
     try:
         before = registry.entry(name)
-        told = f"as {before.arch} with {before.weights}" if before else ""
     except ValueError:
         told = "in a way that this version cannot read"
-    if told and not options.replace:
-        raise Refused(f"{name} is registered already, {told}; --replace replaces it")
+    else:
+        told = f"as {before.arch} with {before.weights}" if before else ""
+    return f"{name} is registered already, {told}; --replace replaces it" if told and not replace else ""
+
+
+def _entry(definition: Definition, file: Path) -> Entry:
+    """What is registered, once every number of the file was looked at."""
     try:
         checkpoint = read(file, definition.arch)
-        entry = Entry(
+        return Entry(
             **definition.model_dump(),
             sha256=sha256(file),
             size=file.stat().st_size,
@@ -63,12 +73,6 @@ def add(registry: Registry, options: argparse.Namespace) -> str:
         )
     except (Refused, OSError) as error:
         raise Refused(f"{file}: {error}") from error
-    registry.add(name, entry, file)
-    fed = entry.preprocessing(entry.of_file)
-    return (
-        f"{name}: {entry.arch} with {file.name} ({entry.size / 1e6:.0f} MB, SHA-256 {entry.sha256[:8]}…), covers "
-        f"{entry.layers[0]} to {entry.layers[-1]}, fed {fed}; workers have it within seconds"
-    )
 
 
 def main() -> int:
