@@ -217,12 +217,14 @@ class Networks:
             return True
         try:
             now = version(found.file)
-            if now == origin.version or sha256(found.file) != origin.sha256:
-                return now != origin.version
+            if now == origin.version:
+                return False
+            changed = sha256(found.file) != origin.sha256
         except (Refused, OSError):  # it is gone, or away
             return False
-        self._origins[name] = replace(origin, version=now)  # written again, or touched
-        return False
+        if not changed:  # written again, or touched
+            self._origins[name] = replace(origin, version=now)
+        return changed
 
     def _failure(self, name: str) -> ModelUnavailable | None:
         """Why the network could not be loaded a short while ago."""
