@@ -5,6 +5,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.1
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 BIN := .venv/bin
 READY := .venv/.ready
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: setup demo up test test-slow browser proxies builder check bench bench-gpu figures soak openapi lock clean
 
@@ -25,10 +26,11 @@ up: setup  ## the stack on this machine, until Ctrl-C
 	$(BIN)/kernelscope up
 
 test: setup  ## everything that needs nothing but this repository
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-slow: setup browser proxies  ## what needs real weights or a browser, kills processes or takes long
-	$(BIN)/python -m pytest --timeout 900 -m "(slow or weights or web or chaos or contract) and not gpu"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --timeout 900 -m "(slow or web) and not (weights or chaos or contract or gpu)"
+	$(BIN)/python -m pytest --timeout 900 -m "(weights or chaos or contract) and not gpu"  # with the machine to themselves
 
 browser: setup  ## a Chromium for the tests of the page, where there is none
 	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \

@@ -207,6 +207,7 @@ def _examples() -> dict[str, dict[int, Any]]:
         "title": "VGG-16",
         "architecture": "vgg16",
         "input_size": 224,
+        "channels": 3,
         "available": True,
         "reason": "in the weights folder",
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import secrets
 import statistics
 import sys
 import time
@@ -19,6 +20,7 @@ from typing import Any
 
 from redis import Redis
 
+from kernelscope import stack
 from kernelscope.stack import free_port, redis_server
 from shared.jobs import Caller, Place, Records, Transitions, Wanted, connect, new_id
 from shared.jobs.archive import NAME, SEPARATOR, Dump
@@ -28,6 +30,7 @@ from shared.store import BlobStore
 OWNER = "lab"
 LIVE = 2000
 PAGE = 20
+COMPACT = ("--" + stack.COMPACT).split()  # as the stack and Docker Compose configure theirs
 RARE = 1000  # one job in so many is on another layer
 IMAGE = "0" * 64
 
@@ -35,7 +38,8 @@ IMAGE = "0" * 64
 def measure(jobs: int, folder: Path) -> dict[str, Any]:
     """All of it, on a Redis of its own."""
     port = free_port()
-    with Popen([redis_server(), "--port", str(port), "--save", "", "--dir", str(folder)], stdout=DEVNULL) as process:
+    options = ["--port", str(port), *COMPACT, "--save", "", "--dir", str(folder)]
+    with Popen([redis_server(), *options], stdout=DEVNULL) as process:
         try:
             redis = connect(f"redis://127.0.0.1:{port}", patience=30.0, persistent=True)
             redis.ping()
@@ -73,8 +77,8 @@ def _live(redis: Redis) -> int:
     transitions, before = Transitions(redis), _used(redis)
     for _ in range(LIVE):
         job_id = new_id()
-        request = ExplainRequest(images=[IMAGE], names=["cat.jpg"], layer="conv3_3", kernels=[12])
-        transitions.submit(job_id, request, plan(request, 10), time.time() + 86400, None, Caller(OWNER))
+        request = ExplainRequest(images=[secrets.token_hex(32)], names=["cat.jpg"], layer="conv3_3", kernels=[12])
+        transitions.submit(job_id, request, plan(request, 10), 86400, None, Caller(OWNER))
     for _ in range(LIVE):
         claim = transitions.next("interactive", "host-1234").claim
         if claim:

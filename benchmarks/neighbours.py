@@ -63,7 +63,7 @@ def measured(networks: Networks, model: str, layer: str, options: argparse.Names
     if options.fixed:
         device.threads.most = 1  # there is nothing to choose
     engine = Engine(device)
-    picture = np.asarray(scene(5, device.input_size(model)).image)
+    picture = np.asarray(scene(5, device.frame(model).width).image)
     kernel = engine.call(device.ranking, model, layer, picture)[0]
     question = Question(model, layer, picture, kernel, 1.0, 1.0, effort="quick")
     _seconds(engine, question)  # warm

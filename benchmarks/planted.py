@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shared.drawings import COLOURS
+from shared.images import Frame
 from shared.schemas import WeightsUsed
 from worker.engine.questions import Picture
 from worker.methods.suppression import PixelSpace
-from worker.networks.loaded import LoadedNetwork, Networks
+from worker.networks.layer import LoadedNetwork
+from worker.networks.loaded import Networks
 
 SIDE = 48
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -107,7 +109,7 @@ class PlantedNetworks(Networks):
         self.planted = LoadedNetwork.of(
             name="planted",
             space=PixelSpace.of(MEAN, STD),
-            size=SIDE,
+            frame=Frame(SIDE, SIDE),
             weights=WeightsUsed(source="planted", sha256=hashlib.sha256(state).hexdigest()),
             reason="set by hand",
             cuts={"conv1": net[:1], "conv2": net},

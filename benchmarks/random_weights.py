@@ -7,29 +7,35 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
-from worker.networks.architectures import ARCHITECTURES
+from worker.networks.architectures import ARCHITECTURES, layers_of
 
 SEED = 0
 
 
 @cache
-def vgg16_features() -> nn.Sequential:
-    """The convolutional part on the CPU, He-initialised, frozen."""
+def vgg16_tensors() -> dict[str, Tensor]:
+    """The convolutions' parameters by torchvision's names, He-initialised."""
     generator = torch.Generator().manual_seed(SEED)
-    features = ARCHITECTURES["vgg16"].features().to_empty(device="cpu")
-    for name, tensor in features.state_dict().items():
-        fan_in = tensor[0].numel() if tensor.ndim > 1 else 1
-        scale = (2 / fan_in) ** 0.5 if name.endswith("weight") else 0.0
-        tensor.copy_(torch.randn(tensor.shape, generator=generator) * scale)
-    return features.requires_grad_(False).to(memory_format=torch.channels_last)
+    tensors = {}
+    for name, meta in ARCHITECTURES["vgg16"].module().state_dict().items():
+        if name.startswith("features."):
+            fan_in = meta[0].numel() if meta.ndim > 1 else 1
+            scale = (2 / fan_in) ** 0.5 if name.endswith("weight") else 0.0
+            tensors[name] = torch.randn(meta.shape, generator=generator) * scale
+    return tensors
+
+
+def vgg16_cut(layer: str) -> nn.Module:
+    """The network up to a layer but for its ReLU, on the CPU."""
+    own = layers_of("vgg16")
+    return own.cut(own.filled(vgg16_tensors(), own.layers).to(memory_format=torch.channels_last), layer)
 
 
 def vgg16_file(folder: Path) -> Path:
     """The same as a weights file that a worker takes."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"features.{name}": tensor.contiguous() for name, tensor in vgg16_features().state_dict().items()}
     file = folder / "vgg16-random.safetensors"
-    save_file(tensors, file)
+    save_file(vgg16_tensors(), file)
     return file

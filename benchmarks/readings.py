@@ -20,7 +20,8 @@ from torchvision import models
 
 from worker.engine.metrics import likeness
 from worker.engine.questions import Picture
-from worker.networks.loaded import LoadedNetwork, Networks
+from worker.networks.layer import LoadedNetwork
+from worker.networks.loaded import Networks
 
 OTHER = "squeezenet1_1"
 STEPS = 10  # of deletion, from nothing to everything

@@ -48,7 +48,8 @@ from worker.engine.pace import pace
 from worker.engine.questions import Question
 from worker.engine.torch_batch import make_solver
 from worker.methods.suppression import solve
-from worker.networks.loaded import LoadedNetwork, Networks
+from worker.networks.layer import LoadedNetwork
+from worker.networks.loaded import Networks
 
 MINI = {"model": "vgg_mini", "layer": "conv2_2", "kernels": "3", "effort": "quick"}
 VGG16 = {"model": "vgg16", "layer": "conv2_2", "kernels": "12", "effort": "quick"}
@@ -242,7 +243,7 @@ def _alone(picture: bytes, weights: Path) -> tuple[float, int]:
     """Seconds of `solve` in this process, as a worker would call it, and its evaluations."""
     network = _network(weights)
     cut = network.layer(VGG16["layer"]).cut
-    pixels = np.asarray(images.resized(images.decode(picture, 10**9), network.input_size))
+    pixels = np.asarray(images.resized(images.decode(picture, 10**9), network.frame))
     question = Question(
         model=VGG16["model"],
         layer=VGG16["layer"],
@@ -254,7 +255,7 @@ def _alone(picture: bytes, weights: Path) -> tuple[float, int]:
         effort=VGG16["effort"],
         iterations=None,
     )
-    precision = pace(cut, network.input_size, network.space.mean.device).precision
+    precision = pace(cut, network.frame, network.space.mean.device).precision
     (posed,) = pose([question], network.layer(VGG16["layer"]))
     solver = make_solver(question, network.space)
     begin = time.perf_counter()

@@ -29,7 +29,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks import curves
-from benchmarks.random_weights import vgg16_features
+from benchmarks.random_weights import vgg16_cut
 from shared import catalogue, images
 from shared.drawings import all_colours, scene
 from worker.engine.memory import keep_memory
@@ -45,7 +45,6 @@ from worker.methods.suppression import (
     losses,
     solve,
 )
-from worker.networks.architectures import cuts
 from worker.networks.loaded import Networks
 
 CPU = torch.device("cpu")
@@ -74,7 +73,7 @@ class Case:
     """One problem with what is known of the reference procedure on it."""
 
     name: str
-    cut: nn.Sequential
+    cut: nn.Module
     problem: Problems
     space: PixelSpace
     reference: Reference
@@ -83,12 +82,12 @@ class Case:
     from_file: bool
 
     @property
-    def size(self) -> int:
-        """Side of the input in pixels."""
-        return self.problem.image.shape[-1]
+    def frame(self) -> images.Frame:
+        """Of the input."""
+        return images.Frame(*self.problem.image.shape[-2:])
 
 
-def posed(cut: nn.Sequential, space: PixelSpace, picture: Image.Image, kernel: int) -> Problems:
+def posed(cut: nn.Module, space: PixelSpace, picture: Image.Image, kernel: int) -> Problems:
     """The problem of one kernel on one picture, α = β = 1."""
     pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None]
     image = space.from_bytes(pixels).contiguous(memory_format=torch.channels_last)
@@ -104,7 +103,7 @@ def reference_cases(weights: Path, folder: Path, file: Path) -> Iterator[Case]:
     for entry in json.loads(file.read_text())["problems"]:
         network = networks.get(entry["model"])
         layer = catalogue.network(entry["model"]).layer(entry["layer"]).name
-        picture = images.resized(images.decode((folder / entry["image"]).read_bytes(), 10**9), network.input_size)
+        picture = images.resized(images.decode((folder / entry["image"]).read_bytes(), 10**9), network.frame)
         found = entry["reference"]
         reference = Reference(
             loss=found["final_loss"],
@@ -137,7 +136,7 @@ def mini_cases(iterations: int) -> Iterator[Case]:
     """Kernels of the network that comes with the program; the reference procedure is run here."""
     network = Networks(Path("/nonexistent"), CPU, download=False).get("vgg_mini")
     for layer, rank in MINI_PROBLEMS:
-        picture = all_colours(network.input_size) if layer == "conv1_2" else scene(5, network.input_size).image
+        picture = all_colours(network.frame.width) if layer == "conv1_2" else scene(5, network.frame.width).image
         cut = network.layer(layer).cut
         pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None]
         means = network.layer(layer).features(network.space.from_bytes(pixels))[0].mean(dim=(1, 2))
@@ -154,7 +153,7 @@ def mini_cases(iterations: int) -> Iterator[Case]:
 
 def random_case() -> Case:
     """VGG16 conv5_3 with random weights: nothing to compare with, but the size of the real thing."""
-    cut = cuts("vgg16")["conv5_3"].preactivation(vgg16_features())
+    cut = vgg16_cut("conv5_3")
     space = PixelSpace.of((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     problem = posed(cut, space, scene(5, 224).image, 0)
     return Case("vgg16-random/conv5_3/0", cut, problem, space, Reference(), None, None, from_file=False)
@@ -162,7 +161,7 @@ def random_case() -> Case:
 
 def run(case: Case, solver: FastSolver, save: Path | None) -> dict[str, Any]:
     """Solve one case with the fast solver and measure what came out."""
-    speed = pace(case.cut, case.size, CPU)
+    speed = pace(case.cut, case.frame, CPU)
     (solution,) = solve(case.cut, case.problem, solver, precision=speed.precision)
     if save:
         _save(case, solution.x, save)
@@ -207,7 +206,7 @@ def _save(case: Case, x: Tensor, folder: Path) -> None:
 
 
 @torch.no_grad()
-def _measured(cut: nn.Sequential, problem: Problems, x: Tensor) -> tuple[float, float]:
+def _measured(cut: nn.Module, problem: Problems, x: Tensor) -> tuple[float, float]:
     """Total loss and SSIM of a float X̂, in float32."""
     after = cut(x[None]).clamp_min(0)
     alike = likeness(after[0, int(problem.kernel)], problem.target[0])
@@ -228,7 +227,7 @@ def _delivered(case: Case, x: Tensor) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def _others(cut: nn.Sequential, problem: Problems, x: Tensor) -> float:
+def _others(cut: nn.Module, problem: Problems, x: Tensor) -> float:
     """Mean of F̂_j² over the other kernels."""
     after = cut(x[None])[0].clamp_min(0)
     keep = torch.arange(len(after)) != int(problem.kernel)
@@ -256,10 +255,10 @@ def _reference_pace(case: Case) -> float:
 
 def _peak_share(case: Case, speed: Pace) -> float:
     """Operations of the truncated network forward and back over time, against a large matrix product."""
-    return operations(case.cut, case.size) / speed.seconds / _peak(speed.precision)
+    return operations(case.cut, case.frame) / speed.seconds / _peak(speed.precision)
 
 
-def operations(cut: nn.Sequential, size: int) -> float:
+def operations(cut: nn.Module, frame: images.Frame) -> float:
     """Multiplications and additions of the convolutions, forward and for the gradient of the input."""
     total = 0
 
@@ -271,7 +270,7 @@ def operations(cut: nn.Sequential, size: int) -> float:
     hooks = [module.register_forward_hook(count) for module in cut.modules() if isinstance(module, nn.Conv2d)]
     try:
         with torch.no_grad():
-            cut(torch.zeros(1, 3, size, size))
+            cut(torch.zeros(1, frame.channels, frame.height, frame.width))
     finally:
         for hook in hooks:
             hook.remove()

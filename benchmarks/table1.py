@@ -160,15 +160,15 @@ def plan(engine: Engine, options: argparse.Namespace) -> Iterator[Cell]:
     names = options.networks or [name for name, state in states.items() if state.available and name != "vgg_mini"]
     for name in names or ["vgg_mini"]:
         network = catalogue.network(name)
-        size, weights = device.input_size(name), device.weights(name)
-        shown = pictures(options.images_dir, options.images + HELD_OUT, size)
+        frame, weights = device.frame(name), device.weights(name)
+        shown = pictures(options.images_dir, options.images + HELD_OUT, frame)
         chosen, held_out = dict(list(shown.items())[: options.images]), list(shown.values())[options.images :]
         covered = [layer.name for layer in network.layers if layer.name in (states[name].layers or [])]
         for block, layer in blocks(network, covered):
             if options.blocks and block not in options.blocks:
                 continue
             kernels = choices.get(name, layer, list(chosen.values()), held_out)
-            work = operations(device.networks.get(name).layer(layer).cut, size)  # type: ignore[attr-defined]
+            work = operations(device.networks.get(name).layer(layer).cut, frame)  # type: ignore[attr-defined]
             for number, (image, picture) in enumerate(chosen.items()):
                 for kernel in kernels:
                     for variant, question in variants(name, layer, picture, kernel, options):
@@ -200,19 +200,19 @@ def blocks(network: catalogue.Network, covered: list[str]) -> list[tuple[int, st
     return [(block, layer) for block, layer in last.items() if layer in covered]
 
 
-def pictures(folder: Path | None, count: int, size: int) -> dict[str, Picture]:
+def pictures(folder: Path | None, count: int, frame: images.Frame) -> dict[str, Picture]:
     """By name: photographs of the folder, in an order of chance, or drawn scenes."""
     if folder is None:
-        return {f"scene-{seed}": np.asarray(scene(seed, size).image) for seed in range(count)}
+        return {f"scene-{seed}": np.asarray(scene(seed, frame.width).image) for seed in range(count)}
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
     random.Random(SEED).shuffle(files)  # noqa: S311 - not for secrets
     found = {
-        file.name: np.asarray(images.resized(images.decode(file.read_bytes(), MAX_PIXELS), size))
+        file.name: np.asarray(images.resized(images.decode(file.read_bytes(), MAX_PIXELS), frame))
         for file in files[:count]
     }
     if len(files) < count - HELD_OUT:
         raise SystemExit(f"{folder} has {len(files)} images ({', '.join(SUFFIXES)}), fewer than --images asks for")
-    return found | dict(list(pictures(None, count, size).items())[len(files) :])
+    return found | dict(list(pictures(None, count, frame).items())[len(files) :])
 
 
 class _Choices:

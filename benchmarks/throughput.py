@@ -43,7 +43,7 @@ GPU_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 def questions(engine: Engine, model: str, layer: str, count: int, evaluations: int) -> list[Question]:
     """Different kernels on a few pictures."""
-    size = engine.device.input_size(model)
+    size = engine.device.frame(model).width
     asked: list[Question] = []
     for seed in range(4):
         picture = np.asarray(scene(seed, size).image)
@@ -72,7 +72,7 @@ def runs(device: TorchDevice, model: str, layer: str, options: argparse.Namespac
     """One line for one after another, one for each size, and one for the engine's own choice."""
     engine = Engine(device)
     cut = device.networks.get(model).layer(layer).cut
-    speed = pace(cut, device.input_size(model), device.networks.device)
+    speed = pace(cut, device.frame(model), device.networks.device)
     cuda = device.networks.device.type == "cuda"
     sizes = [size for size in (GPU_SIZES if cuda else CPU_SIZES) if size <= max(1, min(options.most, 2 * speed.batch))]
     few = questions(engine, model, layer, 4 if not cuda else 8, options.evals)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from shared.images import Frame
 from shared.schemas import WeightsUsed
 from worker.methods.suppression import PixelSpace
-from worker.networks.architectures import cuts
-from worker.networks.loaded import LoadedNetwork, Networks
+from worker.networks.architectures import ARCHITECTURES, Traced
+from worker.networks.layer import Layer, Layers, LoadedNetwork
+from worker.networks.loaded import Networks
 from worker.networks.vgg_mini import VggMini
 from worker.networks.vgg_mini.train import accuracy, pictures, train
 
+FRAME = Frame(VggMini.INPUT_SIZE, VggMini.INPUT_SIZE)
 PICTURES, HELD_OUT, EPOCHS, RATE = 6000, 500, 6, 2e-3
 
 
@@ -51,15 +55,27 @@ class UnbiasedNetworks(Networks):
 
     def __init__(self, file: Path) -> None:
         super().__init__(Path("/nonexistent"), torch.device("cpu"), download=False)
-        features = trained(file).features.eval().requires_grad_(False)
-        self.unbiased = LoadedNetwork.of(
-            name="vgg_mini without biases",
-            space=PixelSpace.of(VggMini.MEAN, VggMini.STD),
-            size=VggMini.INPUT_SIZE,
-            weights=WeightsUsed(source=file.name, sha256=hashlib.sha256(file.read_bytes()).hexdigest()),
-            reason="trained by the benchmark",
-            cuts={name: cut.preactivation(features) for name, cut in cuts("vgg_mini").items()},
-        )
+        own = Traced(replace(ARCHITECTURES["vgg_mini"], build=lambda: VggMini(bias=False)))
+        names = [name for name, node in own.layers.items() if node.main]
+        filled = own.filled(dict(trained(file).state_dict()), names)
+        space = PixelSpace.of(VggMini.MEAN, VggMini.STD)
+        used = WeightsUsed(source=file.name, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+
+        def layer(name: str) -> Layer:
+            cut = own.cut(filled, name)
+            return Layer(
+                "vgg_mini without biases",
+                name,
+                cut,
+                space,
+                FRAME,
+                used,
+                own.below(cut),
+            )
+
+        layers = Layers(names, layer)
+        reason = "trained by the benchmark"
+        self.unbiased = LoadedNetwork("vgg_mini", space, FRAME, used, reason, layers)
 
     def get(self, name: str) -> LoadedNetwork:
         """The only network."""

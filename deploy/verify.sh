@@ -24,6 +24,7 @@ dir /data
 appendonly yes
 appendfsync always
 save ""
+hash-max-ziplist-value 2048
 maxmemory 6gb
 maxmemory-policy noeviction
 requirepass "$password"

@@ -26,6 +26,8 @@ def models(
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
+    *,
+    nodes: Annotated[bool, typer.Option("--nodes", help="List every node that has maps.")] = False,
 ) -> None:
     """List the networks that a server can explain, or the layers of one; and why not, where it cannot.
 
@@ -39,7 +41,7 @@ def models(
         shown = [json.loads(one.model_dump_json()) for one in found]
         typer.echo(json.dumps(shown[0] if name else shown, indent=1))
     elif name:
-        _layers(found[0])
+        _layers(found[0], every=nodes)
     else:
         made = table("", "network", "available", "", right=())
         for one in found:
@@ -50,14 +52,19 @@ def models(
             out.print(f"not used: {escape(line)}", soft_wrap=True)
 
 
-def _layers(network: ModelInfo) -> None:
+def _layers(network: ModelInfo, *, every: bool) -> None:
     numbers = ("kernels", "map", "sees", "stride")
-    made = table(f"{network.title}: {network.reason}", "layer", "node", *numbers, "available", right=numbers)
-    for one in network.layers:
+    made = table(f"{network.title}: {network.reason}", "block", "layer", "node", *numbers, "available", right=numbers)
+    shown = [*network.layers, *(network.nodes if every else [])]
+    block = None
+    for one in sorted(shown, key=lambda one: [known.block for known in shown].index(one.block)):
         size, sees = f"{one.height} × {one.width}", f"{one.receptive_field} px"
-        row = (one.name, one.node, str(one.kernels), size, sees, str(one.stride), AVAILABLE[one.available])
+        place, block = one.block if one.block != block else "", one.block
+        row = (place, one.name, one.node, str(one.kernels), size, sees, str(one.stride), AVAILABLE[one.available])
         made.add_row(*row)
     out.print(made)
+    if network.nodes and not every:
+        out.print(f"{len(network.nodes)} other nodes have maps too: --nodes", soft_wrap=True)
     if network.preprocessing:
         out.print(f"{network.architecture}, fed {network.preprocessing}", soft_wrap=True)
 

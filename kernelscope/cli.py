@@ -21,7 +21,7 @@ from kernelscope.explain import activations, explain
 from kernelscope.keys import keys
 from kernelscope.models import models
 from kernelscope.serving import Key, Url, WeightsDir
-from kernelscope.stack import Stack, StackError, check_weights
+from kernelscope.stack import Stack, StackError
 from shared.errors import KernelscopeError
 from shared.settings import Settings
 
@@ -49,11 +49,9 @@ def up(
     Example: kernelscope up --port 8080 --weights-dir ~/weights
     """
     settings = _settings(host=host, port=port, data_dir=data_dir, weights_dir=weights_dir, preload=preload)
-    for line in check_weights(settings):
-        console.print(line)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with Stack(settings, console.print).running() as stack:
+        with Stack(settings, console.print, console.print).running() as stack:
             console.print(f"Kernelscope listens on [bold]{stack.url}[/bold]")
             if settings.access == "auto" and not settings.behind_proxy:
                 console.print("this machine needs no key until one is made; before a proxy see docs/deployment.md")

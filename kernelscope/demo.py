@@ -107,14 +107,14 @@ def _plan(client: Client, console: Console) -> Plan:
         console.print(f"network: VGG-16, weights {vgg16.weights}; explained here: conv1_1 and {deepest}")
         return Plan(
             "vgg16",
-            Subject("all colours", all_colours(vgg16.input_size), "conv1_1"),
+            Subject("all colours", all_colours(vgg16.frame.width), "conv1_1"),
             Subject("photograph", _photograph(), deepest),
             "top:2",
         )
     mini = client.model("vgg_mini")
     console.print(f"[yellow]VGG-16 cannot be had here:[/yellow] {vgg16.reason}")
     console.print(f"network instead: {mini.title} ({mini.weights}), on pictures of the kind it was trained on")
-    size = mini.input_size
+    size = mini.frame.width
     return Plan(
         "vgg_mini",
         Subject("all colours", all_colours(size), "conv1_2"),

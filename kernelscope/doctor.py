@@ -230,7 +230,8 @@ def _workers(workers: list[dict[str, Any]]) -> Finding:
         return Finding("workers", "ok", said)
     if workers:
         return Finding("workers", "warning", "still loading their networks", "wait; logs/worker.log says more")
-    mend = "start one (`kernelscope up` starts its own again), and read logs/worker.log in its data folder; jobs wait"
+    mend = "start one (`kernelscope up` starts its own again), and read logs/worker.log in its data folder; jobs wait. "
+    mend += "While `kernelscope up` fetches weights there is none yet"
     return Finding("workers", "problem", "none is alive: none has said anything for 15 s", mend)
 
 
@@ -294,7 +295,10 @@ def _weights(settings: Settings, told: dict[str, Any]) -> Iterator[Finding]:
             mend = f"rename it, put the right one in its place, or remove it from {settings.weights}"
             yield Finding("weights", "problem", f"{name}: {trouble}", mend)
     for name, network in told["networks"].items():
-        if not network["available"]:
+        if network["source"] == "code":
+            mend = "" if network["available"] else "mend the code that KERNELSCOPE_MODELS names (docs/networks.md)"
+            yield Finding("weights", "ok" if network["available"] else "problem", f"{name}: {network['reason']}", mend)
+        elif not network["available"]:
             mend = (
                 f"put {name}.pth or {name}-….pth, or the same with .safetensors, into {settings.weights}, "
                 "or allow KERNELSCOPE_DOWNLOAD_WEIGHTS"

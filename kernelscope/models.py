@@ -45,6 +45,13 @@ def add(  # noqa: PLR0913, PLR0917 - its options
         Literal["0-1", "0-255"], typer.Option("--range", help="Of a pixel's value before mean and std.")
     ] = "0-1",
     order: Annotated[Literal["rgb", "bgr"], typer.Option(help="Of its channels, and of mean and std.")] = "rgb",
+    channels: Annotated[int, typer.Option(min=1, max=3, help="Of its input: 3, or 1 where it sees grey.")] = 3,
+    size: Annotated[
+        str | None, typer.Option(help="Pixels a side of its input, or HEIGHTxWIDTH. Else the architecture's own.")
+    ] = None,
+    resize: Annotated[
+        Literal["squash", "crop"], typer.Option(help="How an image takes the input's shape: its middle, by crop.")
+    ] = "squash",
     title: Annotated[str, typer.Option(help="For people.")] = "",
     data_dir: DataDir = None,
     *,
@@ -56,7 +63,8 @@ def add(  # noqa: PLR0913, PLR0917 - its options
 
     Example: kernelscope models add birds --arch vgg_mini --weights birds.safetensors --title "Birds, 2025"
     """
-    given = {"mean": mean, "std": std, "range": pixels, "order": order, "title": title}
+    given = {"mean": mean, "std": std, "range": pixels, "order": order}
+    given |= {"channels": str(channels), "size": size, "resize": resize, "title": title}
     options = [f"--{option}={value}" for option, value in given.items() if value]
     _run(data_dir, "add", name, f"--arch={arch}", f"--weights={weights}", *options, *_flags(replace=replace))
 

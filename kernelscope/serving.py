@@ -18,7 +18,7 @@ import typer
 from rich.markup import escape
 
 from kernelscope.client import Client
-from kernelscope.stack import Stack, StackError, check_weights, free_port
+from kernelscope.stack import Stack, StackError, free_port
 from kernelscope.terminal import err
 from shared.settings import Settings
 
@@ -53,12 +53,14 @@ def private_stack(settings: Settings, *preload: str) -> Iterator[Stack]:
         settings = settings.model_copy(update={**own, "preload": preload})
         if networks:
             shutil.copytree(networks, Path(folder) / "store" / "networks")
-        for line in check_weights(settings):
-            if not line.startswith("unavailable"):  # which the server tells too
-                err.print(line)
         err.print("starting a private stack: Redis, worker, API …")
-        with Stack(settings, err.print).running() as stack, _watched(stack):
+        with Stack(settings, err.print, _told).running() as stack, _watched(stack):
             yield stack
+
+
+def _told(line: str) -> None:
+    if not line.startswith("unavailable"):  # which the server tells too
+        err.print(line)
 
 
 @contextmanager

@@ -15,12 +15,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
 import httpx
@@ -30,8 +31,10 @@ from redis.exceptions import RedisError
 from shared.jobs import connect
 from shared.settings import Settings, address
 
-READY_SECONDS = 60.0
+READY_SECONDS = 300.0  # a slow disk reads gigabytes of torch; a child that dies is noticed at once
+SLOW_SECONDS = 45.0  # after which one is told what is waited for
 GRACE_SECONDS = 15.0
+COMPACT = "hash-max-ziplist-value 2048"  # a live job in 2.9 kB of Redis, not 4.1: its request is longer than 64 bytes
 STEADY_SECONDS = 30.0  # a child that lived this long may die again without counting
 MOST_RESTARTS = 5
 LOG_BYTES = 10_000_000
@@ -100,10 +103,13 @@ class Stack:
     Args:
         settings: host, port and folders; its Redis and store are replaced by the stack's own.
         say: where messages for a person go.
+        tell: where a line on the weights of each network to load goes. They are looked for, and downloaded with a
+            progress bar, before a worker starts; without it that is left to the worker.
     """
 
     settings: Settings
     say: Callable[[str], None]
+    tell: Callable[[str], None] | None = None
     children: list[Child] = field(default_factory=list)
     _lock: IO[str] | None = None
 
@@ -136,10 +142,13 @@ class Stack:
         redis = self._redis(directory)
         self._launch(redis)
         self._wait(lambda: _redis_answers(self.environment["KERNELSCOPE_REDIS_URL"]), "Redis", redis)
-        python = [sys.executable, "-m"]
-        for name, module, own in self._programs():
-            log = directory / "logs" / f"{name}.log"
-            self._launch(Child(name, [*python, module], {**self.environment, **own}, log))
+        self._launch(self._program("housekeeping", "api.housekeeping"))
+        self._launch(self._program("api", "api"))
+        if self.tell:
+            for line in check_weights(self.settings):
+                self.tell(line)
+        for name, own in self._workers():
+            self._launch(self._program(name, "worker", own))
         self._wait(self._ready, "the API and the worker")
 
     @contextmanager
@@ -219,7 +228,7 @@ class Stack:
         child.start()
 
     def _wait(self, ready: Callable[[], bool], what: str, *children: Child) -> None:
-        deadline = time.monotonic() + READY_SECONDS
+        began, told = time.monotonic(), False
         while not ready():
             for child in children or self.children:
                 if child.dead:
@@ -231,7 +240,11 @@ class Stack:
                     raise StackError(
                         f"{child.name} {ended} before it was ready. Its log ({child.log}) ends:\n{child.tail()}"
                     )
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - began
+            if waited > SLOW_SECONDS and not told:
+                told = True
+                self.say(f"still waiting for {what} (logs: {self.settings.data_dir}/logs)")
+            if waited > READY_SECONDS:
                 raise StackError(
                     f"{what} did not get ready in {READY_SECONDS:.0f} s; logs: {self.settings.data_dir}/logs"
                 )
@@ -252,7 +265,7 @@ class Stack:
         configuration.touch(mode=0o600)
         configuration.write_text(
             f"bind 127.0.0.1\nport {port}\nrequirepass {password}\ndir {_quoted(home)}\n"
-            "appendonly yes\nappendfsync always\nsave ''\ndaemonize no\n"
+            f"appendonly yes\nappendfsync always\nsave ''\n{COMPACT}\ndaemonize no\n"
         )
         self.environment = {
             "KERNELSCOPE_REDIS_URL": f"redis://:{password}@127.0.0.1:{port}/0",
@@ -269,12 +282,15 @@ class Stack:
         # By stdin: Redis takes * ? [ in a file's name for a pattern, and starts with its defaults where no file fits.
         return Child("redis", [redis_server(), "-"], {}, directory / "logs" / "redis.log", stdin=configuration)
 
-    def _programs(self) -> Iterator[tuple[str, str, dict[str, str]]]:
-        """Name, module, environment of its own: with several cards, a worker for each."""
-        yield "housekeeping", "api.housekeeping", {}
+    def _program(self, name: str, module: str, own: Mapping[str, str] = MappingProxyType({})) -> Child:
+        log = self.settings.data_dir / "logs" / f"{name}.log"
+        return Child(name, [sys.executable, "-m", module], {**self.environment, **own}, log)
+
+    def _workers(self) -> Iterator[tuple[str, dict[str, str]]]:
+        """Name, environment of its own: with several cards, a worker for each."""
         cards = visible_cards() if self.settings.device == "auto" else []
         if len(cards) < 2:
-            yield "worker", "worker", {}
+            yield "worker", {}
         else:
             self.say(f"{len(cards)} cards: a worker for each")
             for number, card in enumerate(cards):
@@ -282,8 +298,7 @@ class Stack:
                 if bind := self.settings.worker_metrics_bind:
                     host, port = address(bind)
                     own["KERNELSCOPE_WORKER_METRICS_BIND"] = f"{host}:{port + number}"
-                yield f"worker-{number}", "worker", own
-        yield "api", "api", {}
+                yield f"worker-{number}", own
 
     def _take_lock(self, directory: Path) -> None:
         self._lock = (directory / "lock").open("a+")
@@ -395,11 +410,21 @@ def check_weights(settings: Settings) -> list[str]:
         "KERNELSCOPE_DOWNLOAD_WEIGHTS": str(settings.download_weights),
         "KERNELSCOPE_STORE_URL": settings.store,
     }
-    found = subprocess.run(
-        [sys.executable, "-m", "worker.weights", *settings.preload],
+    command = [sys.executable, "-m", "worker.weights", *settings.preload]
+    with subprocess.Popen(
+        command,
         stdout=subprocess.PIPE,
         env={**os.environ, **environment},
         text=True,
-        check=False,
-    )
-    return found.stdout.splitlines()
+        start_new_session=True,  # it is told to stop below, once, and has time to take away what it has by half
+        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+    ) as process:
+        try:
+            told, _ = process.communicate()
+        except BaseException:
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS)
+            process.kill()
+            raise
+    return told.splitlines()

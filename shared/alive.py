@@ -26,7 +26,13 @@ def beat(name: str) -> None:
 @cache
 def _forgotten_at_the_end(name: str) -> None:
     """Registered once: a program that has ended leaves nothing."""
-    atexit.register(_file(name).unlink, missing_ok=True)
+    atexit.register(forget, name)
+
+
+def forget(name: str) -> None:
+    """This program ends."""
+    with suppress(OSError):
+        _file(name).unlink(missing_ok=True)
 
 
 def alive(name: str, seconds: float) -> bool:

@@ -172,6 +172,13 @@ class LoneKernel(KernelscopeError):
     title = "Lone kernel"
 
 
+class MethodNotApplicable(KernelscopeError):
+    """A baseline has no rule for something in this network."""
+
+    status = 422
+    title = "Method not applicable"
+
+
 class NotANumber(KernelscopeError):
     """The solver met a value that is not finite and could not recover from it."""
 

@@ -1,4 +1,4 @@
-"""From the bytes that a caller sent to the RGB picture that a network sees.
+"""From the bytes that a caller sent to the picture that a network sees, in RGB or grey.
 
 The API checks with `decode` before it accepts an image; a worker decodes the same bytes with the same function.
 """
@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from shared.errors import UnsupportedImage, UnusableImage
@@ -45,12 +47,22 @@ SPACES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}  # of profiles, and the mod
 ENDLESS = b"mpet"  # a kind of stage of which a profile may have any number, each computed for each colour
 PROBES = Image.fromarray(np.mgrid[:256:17, :256:17, :256:17].T.reshape(256, 16, 3).astype(np.uint8))  # of all colours
 
+STEPS = 257  # of 16 bits in one of 8: 65535 / 255
+
 Image.MAX_IMAGE_PIXELS = None  # Pillow's guess of what is too large; ours is checked below, before anything is decoded
+
+
+class Frame(NamedTuple):
+    """What a network takes: pictures of these sides in pixels, in RGB (3 channels) or grey (1)."""
+
+    height: int
+    width: int
+    channels: int = 3
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture in 8-bit sRGB, and what of its file was ignored, in sentences."""
+    """A picture in 8-bit sRGB, or deep grey, and what of its file was ignored, in sentences."""
 
     image: Image.Image
     notes: list[str]
@@ -61,11 +73,14 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
     return decoded(data, max_pixels).image
 
 
-def decoded(data: bytes, max_pixels: int) -> Decoded:
+def decoded(data: bytes, max_pixels: int, *, deep: bool = False) -> Decoded:
     """Decode a PNG, JPEG or WebP as `as_seen`; of several frames the first.
 
     The pixel count is checked before anything is decoded. The pixels count: metadata that is broken or too large is
     ignored, and so noted.
+
+    Args:
+        deep: as for `as_seen`.
 
     Raises:
         UnsupportedImage: the bytes are not of these formats.
@@ -76,14 +91,17 @@ def decoded(data: bytes, max_pixels: int) -> Decoded:
         for name, value in (("exif", beside.exif), ("icc_profile", beside.profile)):
             if value:
                 image.info[name] = value
-        seen = as_seen(image)
+        seen = as_seen(image, deep=deep)
     return Decoded(seen.image, beside.notes + seen.notes)
 
 
-def as_seen(image: Image.Image) -> Decoded:
+def as_seen(image: Image.Image, *, deep: bool = False) -> Decoded:
     """A Pillow image as viewers show it, in 8-bit sRGB: upright, colours by its ICC profile, alpha flattened on white.
 
     The image itself is changed where that saves a copy of 50 megapixels.
+
+    Args:
+        deep: whether grey of 16 bits keeps them: it is of mode F then, from 0 to 255 in steps of 1/257, by no profile.
 
     Raises:
         ValueError: of mode I or F, with values that no picture has.
@@ -91,10 +109,13 @@ def as_seen(image: Image.Image) -> Decoded:
     notes = Metadata()
     exif = image.info.get("exif")
     profile = image.info.get("icc_profile") if image.mode != "LAB" else None  # whose colours Pillow itself knows
-    colours, alpha = _split(_upright(image, exif, notes))
-    picture = _in_srgb(colours, profile, notes)
+    colours, alpha = _split(_upright(image, exif, notes), deep=deep)
+    if colours.mode == "F" and profile:
+        notes.ignore("colour profile", "is not for grey of 16 bits")
+    picture = colours if colours.mode == "F" else _in_srgb(colours, profile, notes)
     if alpha is not None:
-        picture, coloured = Image.new("RGB", picture.size, "white"), picture
+        white = 255 if picture.mode == "F" else "white"
+        picture, coloured = Image.new(picture.mode, picture.size, white), picture
         picture.paste(coloured, mask=alpha)
     picture.info.clear()  # what was said of the file's pixels is not true of these
     return Decoded(picture, notes.notes)
@@ -152,9 +173,34 @@ def _form(start: bytes, forms: dict[str, bytes]) -> str | None:
     return next((form for form, pattern in forms.items() if re.match(pattern, start, re.DOTALL)), None)
 
 
-def resized(image: Image.Image, size: int) -> Image.Image:
-    """The network's input: size × size, bilinear with antialiasing, squashed and not cropped."""
-    return image.resize((size, size), Image.Resampling.BILINEAR)
+def resized(image: Image.Image, frame: Frame, how: Literal["squash", "crop"] = "squash") -> Image.Image:
+    """The network's input, bilinear with antialiasing: all of the image, squashed, or its middle of the frame's shape.
+
+    Grey is Rec. 601's luma, of what is not grey already.
+    """
+    if how == "crop":
+        scale = min(image.width / frame.width, image.height / frame.height)
+        width, height = (max(1, round(scale * side)) for side in (frame.width, frame.height))
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
+    if frame.channels == 1 and image.mode != "F":
+        image = image.convert("L")
+    return image.resize((frame.width, frame.height), Image.Resampling.BILINEAR)
+
+
+def array(image: Image.Image) -> NDArray[Any]:
+    """An image's values from 0 to 255, (H, W, channels): uint8, or float32 in steps of 1/257 of one of mode F."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        values = ((values * STEPS).round() / STEPS).astype(np.float32)
+    return values if values.ndim == 3 else values[..., None]
+
+
+def pictured(values: NDArray[Any]) -> Image.Image:
+    """The image of such an array: RGB, or grey of 8 or 16 bits."""
+    if values.dtype != np.uint8:
+        values = (values * STEPS).round().astype(np.uint16)
+    return Image.fromarray(values if values.shape[2] == 3 else values[..., 0])
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -175,10 +221,10 @@ def _upright(image: Image.Image, exif: object, notes: Metadata) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _split(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Colours in mode L, RGB or CMYK, and alpha where there is any."""
+def _split(image: Image.Image, *, deep: bool) -> tuple[Image.Image, Image.Image | None]:
+    """Colours in mode L, RGB, CMYK or, of deep grey, F, and alpha where there is any."""
     if image.mode[:1] in {"I", "F"}:
-        return _scaled(image)
+        return _scaled(image, deep=deep)
     if image.mode == "La":
         image = image.convert("LA")
     grey = image.mode in {"1", "L", "LA"}
@@ -189,14 +235,14 @@ def _split(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     return image if image.mode == wanted else image.convert(wanted), None
 
 
-def _scaled(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+def _scaled(image: Image.Image, *, deep: bool) -> tuple[Image.Image, Image.Image | None]:
     """Grey in more than 8 bits, which Pillow clips instead of scaling; and alpha."""
     values = np.asarray(image)
     least, most = float(values.min()), float(values.max())
     key = image.info.get("transparency")
     alpha = Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)) if isinstance(key, int) else None
     if image.mode.startswith("I;16") or (image.mode == "I" and least >= 0 and 255 < most < 65536):
-        grey = (values >> 8).astype(np.uint8)
+        grey = (values / STEPS).astype(np.float32) if deep else (values >> 8).astype(np.uint8)
     elif image.mode == "F" and least >= 0 and most <= 1:
         grey = (values * 255).round().astype(np.uint8)
     elif least >= 0 and most <= 255:

@@ -339,21 +339,34 @@ class Metrics(BaseModel):
     )
 
 
+Channels = Annotated[tuple[FiniteFloat, ...], Field(min_length=1, max_length=3)]
+
+
 class Preprocessing(BaseModel):
     """What a network is fed: (value − mean) / std of each channel, where a pixel's value has this range."""
 
     model_config = ConfigDict(frozen=True)
 
-    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = Field(description="by channel, in the order of the channels")
-    std: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = Field(description="the same")
+    mean: Channels = Field(description="by channel, in the order of the channels: three, or one of a network of grey")
+    std: Channels = Field(description="the same")
     range: Literal["0-1", "0-255"] = Field("0-1", description="of a pixel's value before mean and std")
-    order: Literal["rgb", "bgr"] = Field("rgb", description="of the channels")
+    order: Literal["rgb", "bgr", "grey"] = Field("rgb", description="of the channels; grey: there is one")
+    resize: Literal["squash", "crop"] = Field(
+        "squash", description="how an image takes the shape of the network's input: its middle, by crop"
+    )
     assumed: bool = Field(False, description="whether it is ImageNet's because nobody has said what it is")
+
+    @model_validator(mode="after")
+    def _of_channels(self) -> Self:
+        if (len(self.mean), len(self.std)) != ((1, 1) if self.order == "grey" else (3, 3)):
+            raise ValueError("mean and std have a number for each channel: one of grey, three of colours")
+        return self
 
     def __str__(self) -> str:
         """For people."""
         mean, std = (" ".join(f"{one:g}" for one in numbers) for numbers in (self.mean, self.std))
         told = f"{self.order.upper()} from {self.range.replace('-', ' to ')}, mean {mean}, std {std}"
+        told = f"{told}, the middle of the image" if self.resize == "crop" else told
         return f"{told} (assumed: ImageNet's)" if self.assumed else told
 
 

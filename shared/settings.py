@@ -94,6 +94,11 @@ class Settings(BaseSettings):
         description="folder of weights (`vgg16.pth`, `vgg16-mine.safetensors`); empty: `weights` in the data directory",
     )
     download_weights: bool = Field(True, description="fetch torchvision's ImageNet weights where the folder has none")
+    models: str = Field(
+        "",
+        description="networks of your own code: `package.module:function`, which workers import and call; the function "
+        "gives each name its `nn.Module` (docs/networks.md)",
+    )
     host: str = Field("127.0.0.1", description="address that the API listens on")
     port: int = Field(8000, ge=0, le=65535, description="port that the API listens on")
     preload: Annotated[tuple[str, ...], NoDecode] = Field(

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from redis import Redis
 
 from shared import catalogue
 from shared.catalogue import Network
 from shared.connection import redis_errors
+from shared.errors import brief
 from shared.schemas import Preprocessing
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T", bound=BaseModel)
 
 HEARTBEAT_SECONDS = 3
 HEARTBEAT_LIFETIME = 15
@@ -25,7 +33,12 @@ class NetworkState(BaseModel):
     sha256: str | None = Field(None, description="SHA-256 of the weights file, once it was read")
     preprocessing: Preprocessing | None = Field(None, description="what the network is fed")
     layers: list[str] = Field(default_factory=list, description="layers that the weights cover")
+    whole: bool = Field(False, description="whether that is all of them, and every other node with maps")
     refused: list[str] = Field(default_factory=list, description="files of the weights folder not used, and why")
+
+    def covers(self, layer: str) -> bool:
+        """Whether the weights reach a layer of this network."""
+        return self.available and (self.whole or layer in self.layers)
 
 
 class WorkerState(BaseModel):
@@ -63,7 +76,7 @@ def living(redis: Redis) -> list[WorkerState]:
         dead = [worker for worker, text in zip(ids, texts, strict=True) if text is None]
         if dead:
             redis.srem("ks:workers", *dead)
-    return [WorkerState.model_validate_json(text) for text in texts if text]
+    return [state for text in texts if text and (state := _read(WorkerState, text))]
 
 
 def tell(redis: Redis, networks: Sequence[Network]) -> None:
@@ -77,7 +90,17 @@ def told(redis: Redis) -> dict[str, Network]:
     """The registered networks by name, as workers have told of them last."""
     with redis_errors():
         texts = redis.hgetall("ks:networks")
-    return {name: Network.model_validate_json(text) for name, text in sorted(texts.items())}
+    return {name: one for name, text in sorted(texts.items()) if (one := _read(Network, text))}
+
+
+@lru_cache(maxsize=256)  # a poll asks for all of them; and who cannot be read is told of once
+def _read(kind: type[T], text: str) -> T | None:
+    """What a worker has said; None where it is of a version that says it in another way."""
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        log.warning("what a worker says cannot be read: %s: %s", brief(text), error.errors()[0]["msg"])
+        return None
 
 
 def network(redis: Redis, name: str) -> Network:
@@ -92,7 +115,7 @@ def network(redis: Redis, name: str) -> Network:
 def able(networks: Mapping[str, NetworkState], need: str) -> bool:
     """Whether networks in these states can run what needs a network and a layer, such as "vgg16 conv3_3"."""
     model, _, layer = need.partition(" ")
-    return model in networks and networks[model].available and layer in networks[model].layers
+    return model in networks and networks[model].covers(layer)
 
 
 def outdated(workers: list[WorkerState]) -> list[str]:

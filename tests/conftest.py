@@ -30,6 +30,9 @@ from shared.store import BlobStore
 FULL = bool(os.environ.get("KERNELSCOPE_FULL_COUNTS"))  # as `make soak` asks; else reduced counts
 PASSWORD = "private-to-the-tests"
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # beside others: torch's threads would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A shell that starts the tests in the background has them ignore Ctrl-C, and their children with them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -71,4 +71,6 @@ def main() -> None:
     process.start()
     admission.bulk.most = max(1, process.slices // 4)
     arguments = ["worker", "--pool=threads", f"--concurrency={process.slices}", f"--queues={','.join(QUEUES)}"]
-    celery.worker_main([*arguments, "--without-gossip", "--without-mingle", f"--loglevel={settings().log_level}"])
+    arguments += ["--without-gossip", "--without-mingle", f"--loglevel={settings().log_level}"]
+    celery.worker_main(arguments)
+    process.close()

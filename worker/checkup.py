@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
 
-from shared.errors import ModelUnavailable
+from shared.errors import ModelUnavailable, StoreUnavailable
 from shared.settings import Settings, settings
+from shared.store import BlobStore
 from worker.engine.accelerator import check
 from worker.networks.checkpoints import weights_files
 from worker.networks.definitions import FILE, definitions
-from worker.networks.weights import find, refused, trouble
+from worker.networks.own import own_networks
+from worker.networks.registry import Registry
+from worker.networks.weights import cached, find, network_names, refused, trouble
 
 
 def report(configuration: Settings) -> dict[str, Any]:
@@ -33,12 +37,30 @@ def report(configuration: Settings) -> dict[str, Any]:
         "cards": cards,
         "mps": torch.backends.mps.is_available(),
         "files": _files(configuration.weights),
-        "networks": {name: _network(name, configuration) for name in _names(configuration)},
+        "networks": _networks(configuration) | _own(configuration),
     }
 
 
-def _names(configuration: Settings) -> list[str]:
-    return list(dict.fromkeys([*configuration.preload, *definitions(configuration.weights).networks]))
+def _networks(configuration: Settings) -> dict[str, Any]:
+    """Those that are to be loaded, those of the weights folder, and those of the object store."""
+    registry = Registry(BlobStore(configuration.store), cached())
+    with suppress(StoreUnavailable):  # which is told of elsewhere
+        registry.look()
+    folder = configuration.weights
+    names = [*configuration.preload, *sorted(network_names(folder)), *definitions(folder).networks, *registry.entries()]
+    return {name: _network(name, configuration, registry) for name in dict.fromkeys(names)}
+
+
+def _own(configuration: Settings) -> dict[str, Any]:
+    """Those of the operator's code."""
+    try:
+        own = own_networks(configuration.models)
+    except ValueError as error:
+        return {"KERNELSCOPE_MODELS": {"available": False, "source": "code", "reason": str(error)}}
+    states = {name: network.state for name, network in own.items()}
+    return {
+        name: {"available": state.available, "source": "code", "reason": state.reason} for name, state in states.items()
+    }
 
 
 def _files(folder: Path) -> dict[str, str]:
@@ -50,9 +72,9 @@ def _files(folder: Path) -> dict[str, str]:
         return {str(folder): f"cannot be read ({error.strerror})"}
 
 
-def _network(name: str, configuration: Settings) -> dict[str, Any]:
+def _network(name: str, configuration: Settings, registry: Registry) -> dict[str, Any]:
     try:
-        found = find(name, configuration.weights, download=configuration.download_weights)
+        found = find(name, configuration.weights, registry, download=configuration.download_weights)
     except ModelUnavailable as error:
         return {"available": False, "source": "", "reason": error.detail}
     return {"available": True, "source": found.source, "reason": found.reason}

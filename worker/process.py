@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from threading import Event, Thread
 
-from shared.alive import beat
+from shared.alive import beat, forget
 from shared.catalogue import Network
 from shared.errors import KernelscopeError, StoreUnavailable
 from shared.jobs import Records, Transitions, connect
@@ -21,7 +21,7 @@ from shared.store import BlobStore
 from shared.version import told
 from shared.workers import HEARTBEAT_SECONDS, WorkerState, publish, retire, tell
 from worker.engine.engine import Engine
-from worker.engine.questions import Device
+from worker.engine.questions import Device, NoSuchDevice
 from worker.jobs.pulse import Pulse
 from worker.jobs.runner import Runner
 
@@ -112,6 +112,14 @@ class WorkerProcess:
             Thread(target=self._give_up, name="grace", daemon=True).start()
             self.runner.stop()
 
+    def close(self) -> None:
+        """Wait for the device's present step, no longer than what is handed back is waited for.
+
+        If Python ended meanwhile, the thread that computes would abort the process.
+        """
+        self.stop()
+        self.engine.close()
+
     def _broken(self) -> None:
         """The device is good for nothing in this process, by its own fault or by that of what it ran.
 
@@ -197,7 +205,7 @@ def make_device(settings: Settings) -> Device:
     """The device that the settings ask for.
 
     Raises:
-        NoSuchDevice.
+        NoSuchDevice: or the operator's own networks cannot be made; says why.
     """
     if settings.engine == "dummy":
         from worker.engine.dummy import DummyDevice
@@ -206,16 +214,22 @@ def make_device(settings: Settings) -> Device:
     from worker.engine.accelerator import choose, keep_to_quota
     from worker.engine.device import TorchDevice
     from worker.networks.loaded import Networks
+    from worker.networks.own import own_networks
     from worker.networks.registry import Registry
     from worker.networks.weights import cached
 
     device = choose(settings.device, settings.gpu_memory_share)
     log.info("device: %s, %d threads", device, keep_to_quota())
     registry = Registry(BlobStore(settings.store), cached())
-    return TorchDevice(Networks(settings.weights, device, registry, download=settings.download_weights))
+    try:
+        own = own_networks(settings.models)
+    except ValueError as error:
+        raise NoSuchDevice(str(error)) from error
+    return TorchDevice(Networks(settings.weights, device, registry, own, download=settings.download_weights))
 
 
 def _end(code: int) -> None:
     """At once: threads that hang cannot be waited for. The supervisor starts the process again."""
+    forget("worker")
     logging.shutdown()
     os._exit(code)

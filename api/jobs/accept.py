@@ -21,7 +21,6 @@ from api.jobs.news import LOOK_SECONDS
 from api.jobs.outbound import check_target
 from api.services import Services
 from shared import catalogue, images, workers
-from shared.clock import now
 from shared.errors import (
     IdempotencyConflict,
     JobExpired,
@@ -149,6 +148,7 @@ def _wanted(services: Services, body: ExplainBody | ActivationsBody) -> _Wanted:
     layer = workers.network(services.redis, body.model).layer(body.layer)
     if isinstance(body, ExplainBody) and isinstance(body.kernels, list):
         catalogue.check_kernels(layer, body.kernels)
+    catalogue.check_methods(layer, getattr(body, "methods", []))
     digests = [source.sha256 or services.store.digest(source.data or b"") for source in body.images]
     request = _request(body, layer.name, digests)
     return _Wanted(request, plan(request, services.settings.max_items))
@@ -181,12 +181,11 @@ def _accept(
     idempotency_key: str | None,
 ) -> tuple[Job, bool]:
     request, job_id = wanted.request, new_id()
-    expires_at = now(services.redis) + services.settings.retention_days * 86400
+    lifetime = services.settings.retention_days * 86400
     try:
         for source, digest in zip(body.images, request.images, strict=True):
             _put(services, caller, job_id, source, digest)
-        services.records.note_images(job_id, request.images, caller.owner)
-        submitted = services.transitions.submit(job_id, request, wanted.slices, expires_at, idempotency_key, caller)
+        submitted = services.transitions.submit(job_id, request, wanted.slices, lifetime, idempotency_key, caller)
     except (StoreUnavailable, UnknownImage, QuotaExceeded, QueueFull, IdempotencyConflict):
         with suppress(StoreUnavailable):  # else it is found by the walk through the store
             services.records.late(job_id)
@@ -224,7 +223,7 @@ def _check_available(services: Services, model: str, layer: str) -> None:
     if states and not any(state.available for state in states):
         raise ModelUnavailable(f"{model} cannot be explained here: {states[0].reason}")
     usable = [state for state in states if state.available]
-    if usable and not any(layer in state.layers for state in usable):
+    if usable and not any(state.covers(layer) for state in usable):
         raise LayerNotCovered(
             f"the weights of {model} ({usable[0].source}) do not cover {layer}; "
             f"they cover {', '.join(usable[0].layers)}"

@@ -101,12 +101,16 @@ class _Feed:
             _put(reader, end)
 
     async def _follow(self) -> End:
-        """Until the job is gone or this process is told to stop."""
+        """Until the job is gone, this process is told to stop, or nobody reads any more.
+
+        That last is looked at, because a cancellation can be lost: before Python 3.12 `asyncio.wait_for`, under every
+        command to Redis, swallows one that comes as it returns.
+        """
         with self.news.of(self.job_id) as bell:
             newest = await self.polling.last_event(self.job_id)
             self.started.set()
             last = newest[0] if newest else None
-            while last is not None and not self.news.ending:
+            while last is not None and not self.news.ending and self.readers:
                 last = await self._read(last)
                 if last is not None:
                     await bell.wait(LOOK_SECONDS)

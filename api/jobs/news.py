@@ -49,6 +49,7 @@ class News:
         self.waits = Gauge("kernelscope_long_polls", "Requests that wait for a job's end.", registry=None)
         self._bells: dict[str, list[Bell]] = defaultdict(list)
         self._task: asyncio.Task[None] | None = None
+        self._closed = False  # a cancellation alone can be lost in a command to Redis, see `_Feed`
 
     def start(self) -> None:
         """Begin to listen, on the running loop."""
@@ -63,6 +64,7 @@ class News:
 
     async def close(self) -> None:
         """Stop listening."""
+        self._closed = True
         if self._task:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -83,7 +85,7 @@ class News:
                 del self._bells[job_id]
 
     async def _run(self) -> None:
-        while True:
+        while not self._closed:
             try:
                 await self._listen()
             except (RedisError, OSError) as error:
@@ -97,7 +99,7 @@ class News:
                 for bell in bells:
                     bell.ring()
             asked = False
-            while True:
+            while not self._closed:
                 message = await subscription.get_message(timeout=LOOK_SECONDS)
                 if message is None:
                     # Nothing happened, or the connection is dead: the client says the same of both, and of a dead one

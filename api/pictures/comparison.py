@@ -12,9 +12,9 @@ from PIL import Image
 from pydantic import BaseModel, Field
 
 from api.pictures import consistency
+from api.pictures.colours import Scale, heat
 from api.pictures.consistency import Description
 from api.pictures.evidence import Evidence, Files
-from api.pictures.figures import heat
 from api.pictures.layout import GAP, LABEL, SMALL, TITLES, Column, cut, grid
 from shared.errors import ArtifactNotFound
 from shared.jobs import Found, Head
@@ -129,7 +129,7 @@ class Comparison:
         pixels = {number: np.asarray(self._original(number), np.float32).transpose(2, 0, 1) for number in numbers}
         if not pixels:
             return None
-        stride = next(self.files.stride(self.request, one[0]) for row in self.rows.values() for one in row.values())
+        stride = next(self.files.stride(self.head, one) for row in self.rows.values() for one in row.values())
         mean = np.mean([one.mean(axis=(1, 2), keepdims=True) for one in pixels.values()], axis=0)
         described = {number: consistency.description(one - mean, stride) for number, one in pixels.items()}
         return consistency.consistency({number: one for number, one in described.items() if one is not None})
@@ -138,7 +138,8 @@ class Comparison:
         """Out of any result on it; what has none is decoded."""
         found = next((row[number] for row in self.rows.values() if number in row), None)
         if found is None:
-            return self.files.sent(self.head, self.request.images[number])
+            other = next((result for row in self.rows.values() for result, _ in row.values()), None)
+            return self.files.sent(self.head, self.request.images[number], other)
         return self.files.original(self.head, found)
 
     def sheet(self, scores: Consistency) -> Image.Image:
@@ -179,7 +180,7 @@ class Comparison:
         for number in numbers:
             found = next((row[number] for row in same if number in row), None)
             before = self._evidence(found).before if found else None
-            yield None if before is None else heat(before, float(before.max()))
+            yield None if before is None else heat(before, Scale.of(before))
 
     def _evidence(self, found: Found) -> Evidence:
         return self.files.evidence(self.head, found)

@@ -34,10 +34,11 @@ def description(x: Maps, stride: int) -> Description | None:
     """(μ, M) of an X̂, of length 1; None where it is the mean colour everywhere.
 
     Args:
-        x: X̂, (3, H, W), normalised: 0 is the mean colour.
+        x: X̂, (3, H, W) or of grey (1, H, W), normalised: 0 is the mean colour.
         stride: input pixels between neighbouring positions of the layer.
     """
     channels, height, width = x.shape
+    stride = min(stride, height, width)
     rows, columns = height // stride, width // stride
     trimmed = x[:, : rows * stride, : columns * stride].astype(np.float64)
     small = trimmed.reshape(channels, rows, stride, columns, stride).mean(axis=(2, 4))

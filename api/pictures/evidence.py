@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from io import BytesIO
 from threading import Lock
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from api.pictures import consistency
+from api.pictures.colours import Maps, Scale
 from api.pictures.consistency import Description
 from shared import images
 from shared.catalogue import Network
-from shared.errors import ArtifactNotFound
+from shared.errors import ArtifactNotFound, UnknownLayer, UnknownModel
 from shared.jobs import Found, Head
 from shared.schemas import ExplainRequest, ItemResult
 from shared.store import BlobStore
@@ -28,7 +29,6 @@ KEPT_PICTURES, KEPT_ARRAYS = 40, 40
 KEPT_ORIGINALS = 32  # of results that have none of the network's size
 KEPT_DESCRIPTIONS = 256  # the most that one job has compared
 
-Maps = NDArray[np.float32]
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -58,7 +58,7 @@ class Evidence:
 
     @property
     def x(self) -> Maps:
-        """X̂ before rounding, normalised, (3, H, W)."""
+        """X̂ before rounding, normalised, (3, H, W), of grey (1, H, W)."""
         return self.arrays("optimized.npy")["x"]
 
     @property
@@ -87,14 +87,17 @@ class Evidence:
         return self.arrays("maps.npz")["others_after"]
 
     @property
-    def thumbnails(self) -> NDArray[np.uint8]:
-        """Of a ranking: the feature maps of all kernels, (C, t, t)."""
-        return self.arrays("activations.npz")["thumbnails"]
+    def thumbnails(self) -> Maps:
+        """Of a ranking: the feature maps of all kernels, each up to ±1 at most, (C, t, t)."""
+        kept = self.arrays("activations.npz")
+        levels = kept["thumbnails"].astype(np.float32)
+        zero, full = (128, 127) if "signed" in kept else (0, 255)
+        return np.asarray((levels - zero) / full, dtype=np.float32)
 
     @property
-    def scale(self) -> float:
-        """The activation that is drawn brightest, the same before and after."""
-        return float(max(self.before.max(), self.after.max()))
+    def scale(self) -> Scale:
+        """The same before and after."""
+        return Scale.of(self.before, self.after)
 
 
 class Files:
@@ -135,25 +138,42 @@ class Files:
         if "original.png" in blobs:
             with suppress(ArtifactNotFound):
                 return self._picture(head.job_id, "original.png", blobs["original.png"])
-        return self.sent(head, result.image)
+        return self.sent(head, result.image, result)
 
-    def sent(self, head: Head, digest: str) -> Image.Image:
-        """The same of an image of the request. One is decoded at a time: it may take 600 MB."""
+    def sent(self, head: Head, digest: str, result: ItemResult | None) -> Image.Image:
+        """The same of an image of the request. One is decoded at a time: it may take 600 MB.
+
+        Args:
+            result: of the network, which knows how an image came into its shape.
+        """
+        fed = result.weights.preprocessing if result and result.weights else None
         with self._decoding:
-            return self._original(head.job_id, digest, self.network(head.request.model).input_size)
+            frame = self.network(head.request.model).frame
+            return self._original(head.job_id, digest, frame, fed.resize if fed else "squash")
 
     def description(self, head: Head, found: Found) -> Description | None:
         """Of X̂, as `consistency` compares it."""
-        stride = self.stride(head.request, found[0])
+        stride = self.stride(head, found)
         return self._description(head.job_id, found[1]["optimized.npy"], stride)
 
-    def stride(self, request: ExplainRequest, result: ItemResult) -> int:
-        """Input pixels between neighbouring positions of the layer, in the network that the result is of."""
+    def stride(self, head: Head, found: Found) -> int:
+        """Input pixels between neighbouring positions of the layer, in the network that the result is of.
+
+        Where nobody knows that network any more they are counted on its map.
+        """
+        result, blobs = found
         architecture = result.weights.architecture if result.weights else None
-        return self.network(architecture or request.model).layer(request.layer).stride
+        for name in (architecture, head.request.model):
+            with suppress(UnknownModel, UnknownLayer):
+                return self.network(name or "").layer(head.request.layer).stride
+        sides = [
+            self._read_arrays(head.job_id, file, blobs[file])[own].shape[-1]
+            for file, own in (("optimized.npy", "x"), ("maps.npz", "before"))
+        ]
+        return max(1, round(int(sides[0]) / int(sides[1])))
 
     def _read_picture(self, job_id: str, name: str, digest: str) -> Image.Image:
-        return Image.open(BytesIO(self.blob(job_id, name, digest))).convert("RGB")
+        return images.as_seen(Image.open(BytesIO(self.blob(job_id, name, digest)))).image.convert("RGB")
 
     def _read_arrays(self, job_id: str, name: str, digest: str) -> Arrays:
         data = BytesIO(self.blob(job_id, name, digest))
@@ -162,11 +182,11 @@ class Files:
         with np.load(data) as arrays:
             return dict(arrays)
 
-    def _decoded(self, job_id: str, digest: str, size: int) -> Image.Image:
+    def _decoded(self, job_id: str, digest: str, frame: images.Frame, how: Literal["squash", "crop"]) -> Image.Image:
         data = self.store.get(job_id, digest)
         if data is None:
             raise ArtifactNotFound(f"the original image {digest} is gone, so its pictures cannot be drawn")
-        return images.resized(images.decode(data, self.max_pixels), size)
+        return images.resized(images.decode(data, self.max_pixels), frame, how).convert("RGB")
 
     def _described(self, job_id: str, digest: str, stride: int) -> Description | None:
         return consistency.description(self._read_arrays(job_id, "optimized.npy", digest)["x"], stride)

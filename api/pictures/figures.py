@@ -1,23 +1,21 @@
 """The pictures that show a result: drawn with numpy and Pillow when first asked for, then kept.
 
 Feature maps are drawn with a perceptually uniform colour map (inferno) on one scale before and after, from 0 to the
-highest activation of the two. A difference is drawn on a diverging map (vik) whose middle is zero.
+highest activation of the two; where they have a sign, and differences, on a diverging map (vik) whose middle is zero.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Iterator, Sequence
 from io import BytesIO
-from typing import Any
+from itertools import chain, groupby
 
 import numpy as np
-from cmap import Colormap
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from api.pictures.evidence import Evidence, Maps
+from api.pictures.colours import Maps, Scale, difference, heat
+from api.pictures.evidence import Evidence
 from api.pictures.layout import (
     FAINT,
     GAP,
@@ -29,15 +27,21 @@ from api.pictures.layout import (
     TILE,
     TITLES,
     Column,
+    fitted,
     font,
     grid,
 )
+from shared.images import pictured
 from shared.schemas import OPTIMIZED, ExplainRequest, Metrics, variants
 
 SMALLEST_SIDE = 224  # a map of 14 × 14 positions is enlarged to at least this, in whole steps
+LARGEST_SIDE = 4096
+COLUMNS = 4  # of a panel: the picture, the selected kernel's map, those of two others
 ROW_LINES = 4  # of a panel's row: its labels, its numbers, and space
 SIDE_BY_SIDE = ("panel.png", "sweep.png")  # show what else there is of the same kernel and image
 MOST_SHOWN = 16  # of it
+
+Tile = tuple[str, Image.Image]
 
 
 def draw(name: str, evidence: Evidence, siblings: Sequence[Evidence] = (), more: int = 0) -> bytes:
@@ -53,7 +57,7 @@ def draw(name: str, evidence: Evidence, siblings: Sequence[Evidence] = (), more:
         "contrast.png": lambda: stretched(evidence.x),
         "feature_map.png": lambda: enlarged(heat(evidence.before, evidence.scale)),
         "optimized_feature_map.png": lambda: enlarged(heat(evidence.after, evidence.scale)),
-        "difference.png": lambda: enlarged(difference(evidence.after - evidence.before, evidence.scale)),
+        "difference.png": lambda: enlarged(difference(evidence.after - evidence.before, evidence.scale.most)),
         "others.png": lambda: others(evidence),
         "panel.png": lambda: panel(evidence, together, more),
         "sweep.png": lambda: sweep(evidence, together, more),
@@ -89,21 +93,12 @@ def thumbnails(evidence: Evidence) -> Image.Image:
     maps, layout = evidence.thumbnails, evidence.result.thumbnails
     assert layout
     columns, tile = layout.columns, layout.tile
+    scale = Scale(1.0, signed=bool((maps < 0).any()))
     sheet = Image.new("RGB", (columns * tile, -(-len(maps) // columns) * tile), PAPER)
     for rank, one in enumerate(maps):
-        picture = heat((one / 255).astype(np.float32), 1.0).resize((tile, tile), Image.Resampling.NEAREST)
+        picture = heat(one, scale).resize((tile, tile), Image.Resampling.NEAREST)  # as it lies over the image
         sheet.paste(picture, (rank % columns * tile, rank // columns * tile))
     return sheet
-
-
-def heat(maps: Maps, scale: float) -> Image.Image:
-    """An activation map, 0 dark to `scale` bright, one pixel a position."""
-    return _coloured("inferno", maps / scale if scale else maps)
-
-
-def difference(change: Maps, scale: float) -> Image.Image:
-    """F̂_i − F_i: blue where it fell, white where it stayed, red where it rose; full colour at ± `scale`."""
-    return _coloured("vik", (change / scale if scale else change) / 2 + 0.5)
 
 
 def stretched(x: Maps) -> Image.Image:
@@ -114,12 +109,12 @@ def stretched(x: Maps) -> Image.Image:
     visible = np.abs(x[np.abs(x) > 1e-6])
     reach = float(np.quantile(visible, 0.99)) if visible.size else 1.0
     levels = (x.transpose(1, 2, 0) / reach * 0.5 + 0.5).clip(0, 1)
-    return Image.fromarray((255 * levels).round().astype(np.uint8))
+    return pictured((255 * levels).round().astype(np.uint8))
 
 
 def enlarged(picture: Image.Image) -> Image.Image:
-    """At least 224 pixels a side, each position a square of whole pixels."""
-    factor = -(-SMALLEST_SIDE // min(picture.size))
+    """At least 224 pixels a side, each position a square of whole pixels; not so large where it is very long."""
+    factor = max(1, min(-(-SMALLEST_SIDE // min(picture.size)), LARGEST_SIDE // max(picture.size)))
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
@@ -127,46 +122,64 @@ def panel(evidence: Evidence, siblings: Sequence[Evidence], more: int = 0) -> Im
     """One figure that needs no legend: X with its maps, then for each method X̂ with its maps and numbers.
 
     Args:
-        siblings: what the job says of the same kernel and image: other methods, other α and β; and `evidence`.
+        siblings: what is said of the same kernel and image: other methods, other α and β, and beside them by other
+            networks; and `evidence`. Those of one network follow one another.
         more: how many of them are not shown.
     """
-    scale = max(one.scale for one in siblings)
-    tiles = [
-        _tiles(evidence, scale, siblings, after=False),
-        *(_tiles(e, scale, siblings, after=True) for e in siblings),
-    ]
-    width = 2 * MARGIN + len(tiles[0]) * (TILE + GAP) - GAP
+    parts = [list(part) for _, part in groupby(siblings, key=lambda one: one.result.weights)]
+    rows = [row for part in parts for row in _rows(part, several=len(parts) > 1)]
+    width = 2 * MARGIN + COLUMNS * (TILE + GAP) - GAP
     top = MARGIN + 3 * LINE
     row_height = TILE + ROW_LINES * LINE
-    sheet = Image.new("RGB", (width, top + len(tiles) * row_height + LINE + MARGIN), PAPER)
+    sheet = Image.new("RGB", (width, top + len(rows) * row_height + (len(parts) + 1) * LINE + MARGIN), PAPER)
     pen = ImageDraw.Draw(sheet)
     request, result = evidence.request, evidence.result
-    title = f"What kernel {result.kernel} of {request.layer} ({request.model}) responds to"
+    models = " and ".join(dict.fromkeys(part[0].request.model for part in parts))
+    title = f"What kernel {result.kernel} of {request.layer} ({models}) responds to"
     pen.text((MARGIN, MARGIN - 4), title, INK, font(22))
-    key = "feature maps: black is silent, bright is active; each kernel on one scale in all rows"
+    scales = Scale.common(one.scale for one in siblings)
+    of = " of a network" if len(parts) > 1 else ""
+    key = f"feature maps: {scales.key}; each kernel on one scale in all rows{of}; numbers are of the 8-bit pictures"
     pen.text((MARGIN, MARGIN + 1.3 * LINE), key, FAINT, font(13))
     pen.text((MARGIN, MARGIN + 2.1 * LINE), _more(more), FAINT, font(13))
-    for number, row in enumerate(tiles):
+    for number, (tiles, measured) in enumerate(rows):
         above = top + number * row_height
-        for column, (label, picture) in enumerate(row):
+        for column, (label, picture) in enumerate(tiles):
             left = MARGIN + column * (TILE + GAP)
             pen.text((left, above), label, INK, font(14))
             sheet.paste(picture, (left, above + LINE))
-        if number:
-            _numbers(pen, above + LINE + TILE + 5, siblings[number - 1])
-    assert result.weights
-    source = f"weights {result.weights.source} ({result.weights.sha256[:12]}…); all numbers are of the 8-bit pictures"
-    pen.text((MARGIN, sheet.height - MARGIN - 4), source, FAINT, font(13))
+        if measured:
+            _numbers(pen, above + LINE + TILE + 5, measured)
+    for number, part in enumerate(parts):
+        line = sheet.height - MARGIN - 4 - (len(parts) - 1 - number) * LINE
+        pen.text((MARGIN, line), _source(part[0]), FAINT, font(13))
     return sheet
+
+
+def _rows(part: Sequence[Evidence], *, several: bool) -> Iterator[tuple[list[Tile], Evidence | None]]:
+    """Of one network: the image with its maps, then each X̂ with its own and its numbers."""
+    scale = Scale.common(one.scale for one in part)
+    first = _tiles(part[0], scale, part, after=False)
+    if several:
+        first[0] = (f"original image, in {part[0].request.model}", first[0][1])
+    yield first, None
+    for one in part:
+        yield _tiles(one, scale, part, after=True), one
+
+
+def _source(evidence: Evidence) -> str:
+    """Where the numbers of a network are from."""
+    weights = evidence.result.weights
+    assert weights
+    fed = f", fed {weights.preprocessing}" if weights.preprocessing else ""
+    return f"weights {weights.source} ({weights.sha256[:12]}…){fed}"
 
 
 def _more(count: int) -> str:
     return f"not shown: {count} more that were asked for" if count else ""
 
 
-def _tiles(
-    evidence: Evidence, scale: float, siblings: Sequence[Evidence], *, after: bool
-) -> list[tuple[str, Image.Image]]:
+def _tiles(evidence: Evidence, scale: Scale, siblings: Sequence[Evidence], *, after: bool) -> list[Tile]:
     """The labelled tiles of one row: the picture, the selected kernel's map, the other kernels' maps."""
     kernel = evidence.result.kernel
     image = evidence.optimized if after else evidence.original
@@ -177,9 +190,10 @@ def _tiles(
     ]
     for index, other in enumerate(evidence.others):
         shown = evidence.others_after if after else evidence.others_before
-        most = max(float(max(one.others_before[index].max(), one.others_after[index].max())) for one in siblings)
+        loudest = (one.others_before[index] for one in siblings), (one.others_after[index] for one in siblings)
+        most = Scale.of(*chain(*loudest))
         row.append((f"other kernel {other}, {'after' if after else 'before'}", heat(shown[index], most)))
-    return [(label, tile.resize((TILE, TILE), Image.Resampling.NEAREST)) for label, tile in row]
+    return [(label, fitted(tile, TILE)) for label, tile in row]
 
 
 def named(evidence: Evidence, siblings: Sequence[Evidence]) -> str:
@@ -230,23 +244,23 @@ def sweep(evidence: Evidence, siblings: Sequence[Evidence], more: int = 0) -> Im
         siblings: what the job has on the same kernel and image by the same method; and `evidence`.
         more: how many of them are not shown.
     """
-    scale = max(one.scale for one in siblings)
+    scale = Scale.common(one.scale for one in siblings)
     first = Column("original image", [evidence.original, None, heat(evidence.before, scale), None])
     columns = [first, *(_swept(one, siblings, scale) for one in siblings)]
     request, result = evidence.request, evidence.result
     title = f"Kernel {result.kernel} of {request.layer} ({request.model}), by {TITLES[result.method]}"
-    key = "maps: black is silent, bright is active, one scale; differences: blue fell, red rose"
+    key = f"maps: {scale.key}, one scale; differences: blue fell, red rose"
     labels = ("optimized\nimage", "contrast\nstretched", f"map of\nkernel {result.kernel}", "difference\nof the maps")
     return grid(title, "; ".join(filter(None, (key, _more(more)))), labels, columns, TILE)
 
 
-def _swept(one: Evidence, siblings: Sequence[Evidence], scale: float) -> Column:
+def _swept(one: Evidence, siblings: Sequence[Evidence], scale: Scale) -> Column:
     metrics, losses = one.result.metrics, one.result.losses
     assert metrics
     assert losses
     kept = "–" if metrics.ssim is None else f"{metrics.ssim:.3f}"
     notes = (f"SSIM {kept}, others left {metrics.leakage:.1%}", f"mean deviation {losses.regularization:.3f}")
-    change = difference(one.after - one.before, scale)
+    change = difference(one.after - one.before, scale.most)
     pictures = [one.optimized, stretched(one.x), heat(one.after, scale), change]
     return Column(
         named(one, siblings) if len(siblings) > 1 else f"alpha = {one.result.alpha:g}, beta = {one.result.beta:g}",
@@ -260,18 +274,7 @@ def others(evidence: Evidence) -> Image.Image:
     columns = []
     for number, kernel in enumerate(evidence.others):
         maps = evidence.others_before[number], evidence.others_after[number]
-        scale = float(max(one.max() for one in maps))
+        scale = Scale.of(*maps)
         columns.append(Column(f"kernel {kernel}", [heat(one, scale) for one in maps]))
-    key = "black is silent, bright is active; each kernel on one scale"
+    key = f"{Scale.of(evidence.others_before, evidence.others_after).key}; each kernel on one scale"
     return grid("The loudest other kernels", key, ("in the original", "in the\noptimized image"), columns, SMALL)
-
-
-def _coloured(name: str, values: NDArray[np.floating[Any]]) -> Image.Image:
-    indices = (values.clip(0, 1) * 255).round().astype(np.uint8)
-    return Image.fromarray(_table(name)[indices])
-
-
-@cache
-def _table(name: str) -> NDArray[np.uint8]:
-    """(256, 3)."""
-    return (Colormap(name).lut(256)[:, :3] * 255).round().astype(np.uint8)

@@ -54,11 +54,19 @@ def grid(title: str, key: str, labels: Sequence[str], columns: Sequence[Column],
         _write(pen, (left, top - LINE - 2), column.heading, INK, 14, tile)
         for row, picture in enumerate(column.pictures):
             if picture is not None:
-                small = picture.resize((tile, tile), Image.Resampling.NEAREST)
-                sheet.paste(small, (left, top + row * (tile + GAP)))
+                sheet.paste(fitted(picture, tile), (left, top + row * (tile + GAP)))
         for row, note in enumerate(column.notes):
             _write(pen, (left, height - MARGIN - (below - row) * LINE), note, FAINT, 12, tile)
     return sheet
+
+
+def fitted(picture: Image.Image, side: int) -> Image.Image:
+    """As large as it can be in a square of that side, in the middle."""
+    scale = side / max(picture.size)
+    width, height = (max(1, round(scale * each)) for each in picture.size)
+    square = Image.new("RGB", (side, side), PAPER)
+    square.paste(picture.resize((width, height), Image.Resampling.NEAREST), ((side - width) // 2, (side - height) // 2))
+    return square
 
 
 def _write(

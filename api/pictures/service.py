@@ -11,12 +11,14 @@ from starlette.concurrency import run_in_threadpool
 
 from api.pictures.comparison import Comparison, comparable
 from api.pictures.evidence import Files
-from api.pictures.figures import draw, shown
+from api.pictures.figures import MOST_SHOWN, draw, shown
 from api.pictures.pool import Pool
 from shared import workers
 from shared.errors import ArtifactNotFound
 from shared.jobs import ARTIFACTS, Found, Head, Records, drawn_artifacts
 from shared.store import BlobStore
+
+PANEL = "panel.png"
 
 Drawn = tuple[bytes, bool]  # a file, and whether it will stay so
 Place = tuple[str, int | None, str]  # job, the result's index or None for the whole job, name
@@ -64,6 +66,38 @@ class Pictures:
         head, found, file = await run_in_threadpool(self._of_result, job_id, index, name)
         place = (job_id, index, name)
         return file or await self._once(place, head, lambda: self._drawn(place, head, found), patient=patient)
+
+    async def beside(self, job_id: str, index: int, other: str) -> File:
+        """The panel of a result with what another job says of the same kernel of the same image. It is not kept.
+
+        Raises:
+            JobNotFound, ArtifactNotFound, DrawingQueueFull, StoreUnavailable.
+        """
+        head, found, _ = await run_in_threadpool(self._of_result, job_id, index, PANEL)
+        place = (job_id, index, f"beside {other}")
+        if place not in self._drawing:
+            action = self.pool.run(head.owner, lambda: self._beside(head, found, other), patient=False)
+            self._drawing[place] = asyncio.create_task(action)
+            self._drawing[place].add_done_callback(lambda _: self._drawing.pop(place))
+        return await asyncio.shield(self._drawing[place])
+
+    def _beside(self, head: Head, found: Found, other: str) -> File:
+        result, theirs = found[0], self.records.whole(other)
+        same = [
+            one.index
+            for one in theirs.results
+            if (one.kernel, one.image, one.status) == (result.kernel, result.image, "succeeded")
+        ]
+        if theirs.request.layer != head.request.layer or not same:
+            raise ArtifactNotFound(
+                f"job {other} has no result of kernel {result.kernel} of {head.request.layer} on this image"
+            )
+        shown = [(head, one) for one in self._siblings(head, found, PANEL)[0]]
+        shown += [(self.records.head(other), one) for one in self.records.results(other, same[:MOST_SHOWN])]
+        several = [self.files.evidence(*one) for one in shown]
+        own = next(one for one in several if one.result.index == result.index)
+        data = draw(PANEL, own, several)
+        return File(head.job_id, PANEL, self.store.digest(data), data, final=False)
 
     async def of_job(self, job_id: str, name: str, *, patient: bool = False) -> File:
         """A file of `JOB_ARTIFACTS`. Errors as of `picture`."""
@@ -120,16 +154,20 @@ class Pictures:
         return head, (result, blobs), self._stored(head, index, name)
 
     def _drawn(self, place: Place, head: Head, found: Found) -> Drawn:
-        job_id, _, name = place
+        made, more, complete = self._siblings(head, found, place[2])
+        several = [self.files.evidence(head, one) for one in made]
+        own = next(one for one in several if one.result.index == found[0].index)
+        return draw(place[2], own, several, more), head.ended or complete
+
+    def _siblings(self, head: Head, found: Found, name: str) -> tuple[list[Found], int, bool]:
+        """What a figure shows beside a result, with it, how many it leaves out, and whether all of them are there."""
         index = found[0].index
         numbers, more = shown(name, head.request, index)
         group = {index: found}
         if len(numbers) > 1:
-            group = {one[0].index: one for one in self.records.results(job_id, numbers)} | group
+            group = {one[0].index: one for one in self.records.results(head.job_id, numbers)} | group
         made = [group[number] for number in sorted(group) if group[number][0].status == "succeeded"]
-        several = [self.files.evidence(head, one) for one in made]
-        own = next(one for one in several if one.result.index == index)
-        return draw(name, own, several, more), head.ended or len(group) == len(numbers)
+        return made, more, len(group) == len(numbers)
 
     def _of_job(self, job_id: str, name: str) -> tuple[Head, File | None]:
         head = self.records.head(job_id)

@@ -16,10 +16,11 @@ from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 from zipstream import ZipStream
 
 from api.pictures.comparison import comparable
-from api.routes.jobs import Own
+from api.pictures.service import PANEL
+from api.routes.jobs import Beside, Own
 from api.services import Opened, Services
 from shared import images
-from shared.errors import RangeNotSatisfiable
+from shared.errors import ArtifactNotFound, RangeNotSatisfiable
 from shared.jobs import JOB_ARTIFACTS, MEDIA_TYPES
 from shared.schemas import ExplainRequest, ItemResult, Job, WholeJob
 
@@ -31,14 +32,14 @@ FORMS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 FILE: dict[str, Any] = {"type": "string", "format": "binary"}
 HISTORY = {"columns": ["iteration", "preservation"], "rows": [[1, 0.0]]}
-BYTES: dict[str, Any] = {  # generated clients go by the first of these
-    "application/octet-stream": {"schema": FILE},
-    "image/png": {"schema": FILE},
-    "application/json": {"schema": {"type": "object"}, "example": HISTORY},
-}
-FILES: dict[int | str, dict[str, Any]] = {
-    200: {"content": BYTES, "description": "The file."},
-    206: {"content": BYTES, "description": "The part of it that `Range` asked for."},
+JSON = "application/json"
+BYTES: dict[str, Any] = {"application/octet-stream": {"schema": FILE}, "image/png": {"schema": FILE}}
+FILES: dict[int | str, dict[str, Any]] = {  # generated clients go by the first media type
+    200: {
+        "content": {**BYTES, JSON: {"schema": {"type": "object"}, "example": HISTORY}},
+        "description": "The file.",
+    },
+    206: {"content": BYTES, "description": "The part of it that `Range` asked for; JSON is always sent whole."},
     304: {"description": "The caller has it already."},
 }
 ZIP: dict[int | str, dict[str, Any]] = {
@@ -55,19 +56,30 @@ async def get_artifact(  # noqa: PLR0913, PLR0917 - its headers
     item: int,
     name: str,
     services: Opened,
+    beside: Beside,
     if_none_match: Annotated[str, Header()] = "",
     if_range: Annotated[str, Header()] = "",
     range: Annotated[str, Header(description="one range of bytes, `bytes=0-1023`")] = "",  # noqa: A002
 ) -> Response:
-    """One file of one result; `ETag` is its SHA-256."""
-    file = await services.pictures.picture(job_id, item, name)
+    """One file of one result; `ETag` is its SHA-256.
+
+    `panel.png?beside=JOB` adds what another job of yours says of the same kernel of the same image: by another network
+    with the same layer, as two checkpoints of one architecture are.
+    """
+    if beside is None:
+        file = await services.pictures.picture(job_id, item, name)
+    elif name == PANEL:
+        file = await services.pictures.beside(job_id, item, beside)
+    else:
+        raise ArtifactNotFound(f"{name} shows one job alone; beside another there is {PANEL}")
     headers = {"ETag": f'"{file.digest}"', "Cache-Control": CACHE if file.final else "no-store"}
-    headers["Accept-Ranges"] = "bytes"
+    media_type = MEDIA_TYPES[name.rsplit(".", 1)[-1]]
+    headers["Accept-Ranges"] = "none" if media_type == JSON else "bytes"  # a part of JSON is not JSON
     if _matches(headers["ETag"], if_none_match):
         return Response(status_code=304, headers=headers)
-    media_type = MEDIA_TYPES[name.rsplit(".", 1)[-1]]
     data = await services.pictures.content(file)
-    if (wanted := _range(range, len(data))) and if_range in ("", headers["ETag"]):
+    wanted = None if media_type == JSON else _range(range, len(data))
+    if wanted and if_range in ("", headers["ETag"]):
         start, end = wanted
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
         return Response(data[start:end], 206, media_type=media_type, headers=headers)

@@ -50,7 +50,17 @@ async def _own(job_id: str, services: Opened, caller: Asking) -> str:
     return job_id
 
 
+async def _beside(
+    services: Opened,
+    caller: Asking,
+    beside: Annotated[str | None, Query(description="another job, whose results `panel.png` shows too")] = None,
+) -> str | None:
+    """The same of a second job, where one is named."""
+    return None if beside is None else await _own(beside, services, caller)
+
+
 Own = Annotated[str, Depends(_own)]
+Beside = Annotated[str | None, Depends(_beside)]
 
 
 @router.get("")

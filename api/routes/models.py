@@ -29,7 +29,9 @@ def get_model(name: str, services: Opened) -> ModelInfo:
         network = workers.network(services.redis, name)
     except UnknownModel as error:
         raise ModelNotFound(error.detail) from None
-    return _info(network, _states(services))
+    states = _states(services)
+    nodes = _layers(network.nodes, states.get(network.name))
+    return _info(network, states).model_copy(update={"nodes": nodes})
 
 
 def _states(services: Services) -> dict[str, workers.NetworkState]:
@@ -44,14 +46,11 @@ def _states(services: Services) -> dict[str, workers.NetworkState]:
 
 def _info(network: catalogue.Network, states: dict[str, workers.NetworkState]) -> ModelInfo:
     state = states.get(network.name)
-    layers = [
-        LayerInfo(**layer.model_dump(), available=(state.available and layer.name in state.layers) if state else None)
-        for layer in network.layers
-    ]
     return ModelInfo(
         name=network.name,
         title=network.title,
         input_size=network.input_size,
+        channels=network.channels,
         available=state.available if state else False if states else None,
         architecture=network.architecture or network.name,
         reason=state.reason if state else ABSENT if states else "no worker is connected; jobs wait until one is",
@@ -59,5 +58,9 @@ def _info(network: catalogue.Network, states: dict[str, workers.NetworkState]) -
         weights=state.source if state else None,
         weights_sha256=state.sha256 if state else None,
         weights_refused=state.refused if state else [],
-        layers=layers,
+        layers=_layers(network.layers, state),
     )
+
+
+def _layers(layers: list[catalogue.Layer], state: workers.NetworkState | None) -> list[LayerInfo]:
+    return [LayerInfo(**layer.model_dump(), available=state.covers(layer.name) if state else None) for layer in layers]

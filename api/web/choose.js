@@ -21,6 +21,9 @@ let current = null; // the image that the kernels are ranked on
 let ranking = null;
 let job = null; // that ranks
 let wanted = []; // kernels to select when they are ranked
+const MANY_LAYERS = 16; // from which on they can be searched
+const MOST_LAYERS = 150; // drawn at once
+const nodes = new Map(); // by network: its other nodes, once somebody wants them
 const rankings = new Map(); // by image, network and layer: promises, so that the same is asked once
 
 export function addFiles(files) {
@@ -71,7 +74,8 @@ function drawSamples(guard) {
 // Networks and layers
 
 const model = () => models.find((each) => each.name === $("model").value);
-const layer = () => model()?.layers.find((each) => each.name === $("layers").querySelector(":checked")?.value);
+const known = () => [...(model()?.layers ?? []), ...(nodes.get(model()?.name) ?? [])];
+const layer = () => known().find((each) => each.name === $("layers").querySelector(":checked")?.value);
 
 export async function loadModels() {
   const found = await ask("models");
@@ -80,6 +84,7 @@ export async function loadModels() {
   if (idle && models.length) return; // as before
   const before = { model: $("model").value, layer: layer()?.name };
   models = found;
+  nodes.clear();
   $("model").replaceChildren(...models.map((each) => new Option(
     each.available === false ? `${each.title} (no weights)` : each.title, each.name)));
   const first = models.find((each) => each.name === "vgg16" && each.available)
@@ -88,24 +93,46 @@ export async function loadModels() {
   drawLayers(before.layer);
 }
 
-function drawLayers(preferred) {
-  const { title, layers, available, reason, preprocessing, weights_refused: refused = [] } = model();
+function drawLayers(preferred, again = true) {
+  const { name, title, layers, available, reason, preprocessing, weights_refused: refused = [] } = model();
   $("weights").classList.toggle("error", available !== true);
   $("weights").textContent = available === null ? "No worker is connected: jobs are taken, and wait until one is."
     : available ? `${title}, weights: ${reason}${fed(preprocessing)}${refused.map((line) => ` · not used: ${line}`).join("")}`
       : `${title} cannot be explained here: ${reason}`;
-  const usable = layers.filter((each) => each.available !== false);
+  const every = known();
+  if (preferred && !nodes.has(name) && !every.some((each) => each.name === preferred)) {
+    loadNodes(preferred).catch(() => drawLayers());
+    return;
+  }
+  const usable = every.filter((each) => each.available !== false);
   const standard = usable[Math.min(usable.length - 1, Math.floor(layers.length / 3))];
   const chosen = usable.find((each) => each.name === preferred) ?? standard;
-  $("layers").replaceChildren($("layers").firstElementChild, ...layers.map((each) => {
-    const off = each.available === false;
-    const why = available ? "not in these weights" : "no weights";
-    return make("label", { className: "layer", title: off ? `${each.name}: ${why}` : `${each.name}: each position sees ${each.receptive_field} × ${each.receptive_field} pixels` },
-      make("input", { type: "radio", name: "layer", value: each.name, checked: each === chosen, disabled: off, onchange: rank }),
-      make("span", {}, each.name),
-      make("small", {}, off ? why : `${each.kernels} kernels, ${each.height} × ${each.width}`));
-  }));
-  rank();
+  const text = $("find-layer").value.trim().toLowerCase();
+  const found = every.filter((each) => each === chosen || `${each.name} ${each.node} ${each.block}`.toLowerCase().includes(text));
+  $("finding").hidden = every.length <= MANY_LAYERS;
+  $("every-node").hidden = nodes.has(name);
+  $("layers-left").textContent = found.length > MOST_LAYERS ? `and ${found.length - MOST_LAYERS} more: find them by name` : "";
+  const drawn = new Set([chosen, ...found.slice(0, MOST_LAYERS)]);
+  const blocks = new Map();
+  for (const each of found) if (drawn.has(each)) blocks.set(each.block, [...(blocks.get(each.block) ?? []), each]);
+  $("layers").replaceChildren($("layers").firstElementChild, ...[...blocks].map(([block, own]) => make("div", { className: "block", role: "group", "aria-label": block },
+    make("span", { className: "faint" }, block), ...own.map((each) => {
+      const off = each.available === false;
+      const why = available ? "not in these weights" : "no weights";
+      return make("label", { className: "layer", title: off ? `${each.name}: ${why}` : `${each.name}: each position sees ${each.receptive_field} × ${each.receptive_field} pixels` },
+        make("input", { type: "radio", name: "layer", value: each.name, checked: each === chosen, disabled: off, onchange: rank }),
+        make("span", {}, each.name),
+        make("small", {}, off ? why : `${each.kernels} kernels, ${each.height} × ${each.width}${each.signed ? ", ±" : ""}`));
+    }))));
+  if (again) rank();
+}
+
+// Every node of the network that has maps, beside those that one looks at first.
+async function loadNodes(preferred = layer()?.name) {
+  const before = layer()?.name;
+  const { name } = model();
+  nodes.set(name, (await ask(`models/${encodeURIComponent(name)}`)).nodes);
+  if (model().name === name) drawLayers(preferred, preferred !== before);
 }
 
 // Kernels
@@ -254,5 +281,13 @@ export function start(guard) {
     $("files").value = "";
     addFiles(files);
   }));
-  $("model").addEventListener("change", () => drawLayers());
+  $("model").addEventListener("change", () => {
+    $("find-layer").value = "";
+    drawLayers();
+  });
+  $("find-layer").addEventListener("input", () => drawLayers(layer()?.name, false));
+  $("find-layer").addEventListener("keydown", (event) => {
+    if (event.key === "Enter") event.preventDefault(); // it would explain
+  });
+  $("every-node").addEventListener("click", guard(() => loadNodes()));
 }

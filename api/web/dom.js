@@ -38,7 +38,7 @@ export const percent = (value) => `${(100 * value).toFixed(value < 0.1 ? 1 : 0)}
 
 export function fed(preprocessing) {
   if (!preprocessing) return "";
-  const { mean, std, range, order, assumed } = preprocessing;
+  const { mean, std, range, order, resize, assumed } = preprocessing;
   const numbers = (values) => values.map((value) => Number(value.toPrecision(3))).join(" ");
-  return `; inputs ${order.toUpperCase()} from ${range.replace("-", " to ")}, mean ${numbers(mean)}, std ${numbers(std)}${assumed ? ": assumed, ImageNet's" : ""}`;
+  return `; inputs ${order.toUpperCase()} from ${range.replace("-", " to ")}, mean ${numbers(mean)}, std ${numbers(std)}${resize === "crop" ? ", the middle of the image" : ""}${assumed ? ": assumed, ImageNet's" : ""}`;
 }

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     network = networks.get(MODEL)
     options.rows.parent.mkdir(parents=True, exist_ok=True)
     options.pictures.mkdir(parents=True, exist_ok=True)
-    shown = pictures(options.images_dir, options.photographs, network.input_size) if options.images_dir else shipped()
+    shown = pictures(options.images_dir, options.photographs, network.frame) if options.images_dir else shipped()
     known = {row["key"]: row for row in read(options.rows)}
     engine = Engine(TorchDevice(networks))
     bench = Bench(

@@ -19,7 +19,7 @@ from worker.engine.answers import measured, pose
 from worker.engine.engine import Engine
 from worker.engine.questions import Answer, Picture, Question
 from worker.methods.suppression import Solution
-from worker.networks.loaded import LoadedNetwork
+from worker.networks.layer import LoadedNetwork
 
 Row = dict[str, Any]
 

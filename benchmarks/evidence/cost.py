@@ -15,7 +15,7 @@ from worker.engine.answers import pose
 from worker.engine.pace import pace
 from worker.engine.questions import Picture, Question
 from worker.methods.suppression import Batch, FastSolver
-from worker.networks.loaded import LoadedNetwork
+from worker.networks.layer import LoadedNetwork
 
 TIMED = 12
 
@@ -25,7 +25,7 @@ def cost(network: LoadedNetwork, layer: str, picture: Picture) -> float:
     chosen, kernel = network.layer(layer), _loudest(network, layer, picture)
     (posed,) = pose([Question(MODEL, layer, picture, kernel, 1.0, 1.0)], chosen)
     cut, watched = chosen.cut, chosen.watched
-    precision = pace(cut, network.input_size, network.space.mean.device).precision
+    precision = pace(cut, network.frame, network.space.mean.device).precision
     one = torch.ones(1)
     asked = posed.problem.watching([watched.bounds(posed.problem.image, precision)], one, one * torch.inf)
     batches: list[Batch[Any]] = [Batch(cut, precision), Batch(watched, precision)]

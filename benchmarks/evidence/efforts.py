@@ -13,7 +13,7 @@ from benchmarks.evidence.bench import METHODS, MODEL, Bench, Row, given, numbers
 from benchmarks.readings import tensor
 from shared import images
 from worker.engine.questions import Answer, Question
-from worker.networks.loaded import LoadedNetwork
+from worker.networks.layer import LoadedNetwork
 
 WEIGHED: dict[str, dict[str, Any]] = {
     "paper": METHODS["paper"],
@@ -29,7 +29,7 @@ def efforts(bench: Bench, reference: Path, folder: Path) -> None:
     for problem in json.loads(reference.read_text())["problems"]:
         layer, kernel, file = problem["layer"], problem["kernel"], problem["image"]
         data = (folder / file).read_bytes()
-        picture = np.asarray(images.resized(images.decode(data, 10**9), bench.network.input_size))
+        picture = np.asarray(images.resized(images.decode(data, 10**9), bench.network.frame))
         where = {"part": "efforts", "layer": layer, "image": file, "kernel": kernel}
 
         def keep(name: str, asked: Question, row: Row, answer: Answer, *, whose: Row = where) -> None:

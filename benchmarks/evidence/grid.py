@@ -9,7 +9,7 @@ from PIL import Image
 from benchmarks.evidence.bench import CONTROLS, METHODS, MODEL, Bench, controls
 from benchmarks.readings import tensor
 from worker.engine.questions import Picture, Question
-from worker.networks.loaded import LoadedNetwork
+from worker.networks.layer import LoadedNetwork
 
 GRID = 16  # kernels of the grid
 ALONE, WITHOUT = 0.7, 0.25  # a quadrant drives a kernel: ΣF_i with nothing else, and without it, over all of it
@@ -18,7 +18,7 @@ ALONE, WITHOUT = 0.7, 0.25  # a quadrant drives a kernel: ΣF_i with nothing els
 def grid(bench: Bench, layer: str = "conv5_3") -> None:
     """The most active kernels that one of four photographs drives alone."""
     four = list(bench.shown.values())[:4]
-    side = bench.network.input_size // 2
+    side = bench.network.frame.width // 2
     small = [np.asarray(Image.fromarray(one).resize((side, side), Image.Resampling.BILINEAR)) for one in four]
     picture = np.vstack([np.hstack(small[:2]), np.hstack(small[2:])])
     for kernel, quadrant in bench.engine.call(driven, bench.network, layer, picture)[:GRID]:

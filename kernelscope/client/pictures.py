@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shared.images import as_seen
+from shared.images import array, as_seen, pictured
 
 Picture = str | Path | bytes | Image.Image | NDArray[np.uint8] | NDArray[np.floating[Any]]
 
@@ -50,21 +50,22 @@ def _name(image: Image.Image) -> str:
 
 
 def _png(image: Image.Image) -> bytes:
-    buffer, seen = BytesIO(), as_seen(image.copy())
+    buffer, seen = BytesIO(), as_seen(image.copy(), deep="icc_profile" not in image.info)
     for note in seen.notes:
         warnings.warn(note, stacklevel=2)
-    seen.image.save(buffer, "PNG")
+    file = pictured(array(seen.image)) if seen.image.mode == "F" else seen.image
+    file.save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def _drawn(array: NDArray[Any]) -> Image.Image:
-    flat = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
-    kind = array.dtype
+def _drawn(values: NDArray[Any]) -> Image.Image:
+    flat = values[:, :, 0] if values.ndim == 3 and values.shape[2] == 1 else values
+    kind = values.dtype
     shaped = flat.ndim == 2 or (flat.ndim == 3 and flat.shape[2] in {3, 4})
     if not shaped or not (kind == np.uint8 or np.issubdtype(kind, np.floating)):
-        first = array.ndim == 3 and array.shape[0] in {1, 3, 4}
+        first = values.ndim == 3 and values.shape[0] in {1, 3, 4}
         advice = "; its channels come first: give array.transpose(1, 2, 0)" if first and not shaped else ""
-        raise TypeError(f"an array {array.shape} of {kind} is no picture; give {ARRAYS}{advice}")
+        raise TypeError(f"an array {values.shape} of {kind} is no picture; give {ARRAYS}{advice}")
     if kind == np.uint8:
         return Image.fromarray(np.ascontiguousarray(flat))
     if not (flat.size and flat.min() >= 0 and flat.max() <= 1):

@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 
 BATCH, MOST_BATCHES = 100, 20  # lines of a list that are read together at most, and how often for one page
 READERS = 8  # of archived jobs at once, for a list
-IMAGE_SECONDS = 24 * 3600  # for which an image is found in Redis, and then in the archive
 GONE = -2
 ALL = 1_000_000  # results: more than any job has
 
@@ -209,13 +208,6 @@ class Records:
         except (JobNotFound, JobExpired, ArtifactNotFound):
             return None
         return job_id, result, blobs
-
-    def note_images(self, job_id: str, digests: Sequence[str], owner: str) -> None:
-        """This owner may refer to the images of this job by their digests from now on."""
-        with redis_errors(), self.redis.pipeline(transaction=False) as pipe:
-            for digest in dict.fromkeys(digests):
-                pipe.set(f"ks:held:{owner}:{digest}", job_id, ex=IMAGE_SECONDS)
-            pipe.execute()
 
     def image(self, digest: str, owner: str) -> str | None:
         """The job of this owner in whose folder the image lies; None where none is known, or it is gone."""

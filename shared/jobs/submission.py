@@ -24,6 +24,7 @@ from shared.jobs.scripts import Scripts
 from shared.schemas import SLICE_ITEMS, ExplainRequest, Item, Status
 
 IDEMPOTENCY_SECONDS = 24 * 3600
+IMAGE_SECONDS = 24 * 3600  # for which an image is found in Redis, and then in the archive
 PACE_MINUTES = 5  # over which the queue's pace is taken
 LONGEST_WAIT, UNKNOWN_WAIT = 3600, 60  # seconds that a caller is asked to wait for room in the queue
 
@@ -36,7 +37,7 @@ class Submission(Scripts):
         job_id: str,
         request: ExplainRequest,
         slices: list[list[Item]],
-        expires_at: float,
+        lifetime: float,
         idempotency_key: str | None = None,
         caller: Caller = ANYONE,
     ) -> Submitted:
@@ -44,7 +45,7 @@ class Submission(Scripts):
 
         Args:
             slices: of the request, as `plan` cuts it.
-            expires_at: by Redis's clock.
+            lifetime: seconds until the job expires, by Redis's clock.
             idempotency_key: names the request for 24 h: the same request with it is given the same job.
 
         Raises:
@@ -56,11 +57,13 @@ class Submission(Scripts):
         text = request.model_dump_json()
         known = _known(caller, idempotency_key) if idempotency_key is not None else ""
         whole = {"v": FORM, "owner": caller.owner, "queue": queue, "traceparent": telemetry.traceparent()}
-        record = {"expires_at": expires_at, "idempotency": known, **whole, **_begun(request, text, slices)}
+        record = {"idempotency": known, **whole, **_begun(request, text, slices)}
         fields = json.dumps({name: str(value) for name, value in record.items() if value != ""})
         what = (job_id, _sha256(text), IDEMPOTENCY_SECONDS, fields, _seconds(request))
         with redis_errors():
-            found, state = self._scripts["submit"](keys=[f"ks:job:{job_id}", known], args=(*what, *_room(caller)))
+            found, state = self._scripts["submit"](
+                keys=[f"ks:job:{job_id}", known], args=(*what, *_room(caller), lifetime, IMAGE_SECONDS)
+            )
         if state < 0:
             raise self._refusal(state, found, len(slices), caller)
         return Submitted(found, [(f"{job_id}:{number}", queue) for number in range(len(slices))] if state else [])

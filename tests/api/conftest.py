@@ -56,6 +56,12 @@ def serving(settings: Settings, app: FastAPI | None = None) -> Iterator[httpx.Cl
         thread.join()
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that stands still for a second is no Redis that is away."""
+    monkeypatch.setattr("api.services.PATIENCE", 5.0)
+
+
 @pytest.fixture
 def client(settings: Settings, redis: Redis) -> Iterator[httpx.Client]:
     """A client of an API with the test's settings."""

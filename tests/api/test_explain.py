@@ -157,7 +157,7 @@ def test_evidence_has_a_weight_or_a_bound(
     [
         ({"model": "resnet50"}, "unknown-model", ["resnet50", "vgg16", "vgg_mini"]),
         ({"layer": "conv6_1"}, "unknown-layer", ["conv6_1", "vgg_mini", "conv2_2 (features.8)"]),
-        ({"layer": "features.7"}, "unknown-layer", ["features.7", "features.8"]),
+        ({"layer": "features.77"}, "unknown-layer", ["features.77", "features.8"]),
         ({"kernels": [3, 32]}, "unknown-kernel", ["32", "0 to 31"]),
         ({"kernels": []}, "invalid-request", ["kernels", "top:N"]),
         ({"kernels": [1.5]}, "invalid-request", ["kernels", "zero-based"]),

@@ -78,6 +78,14 @@ def test_ranges_that_cannot_be_served(client: Client, done: str) -> None:
     assert client.get(path, headers={**some, "If-Range": '"older"'}).content == whole.content
 
 
+def test_json_is_always_sent_whole(client: Client, done: str) -> None:
+    """A part of it would be `application/json` that no reader can read."""
+    path = f"{done}/artifacts/0/history.json"
+    answer = client.get(path, headers={"Range": "bytes=-9"})
+    assert (answer.status_code, answer.headers["accept-ranges"]) == (200, "none")
+    assert answer.json() == client.get(path).json()
+
+
 def test_the_bundle_holds_everything(client: Client, done: str) -> None:
     """The job, the image, and each result's files, byte for byte; it is streamed and needs no length."""
     answer = client.get(f"{done}/bundle.zip")

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from redis import Redis
 from typer.testing import CliRunner
 
-from api.services import GLANCE_SECONDS
+from api.services import GLANCE_SECONDS, PATIENCE
 from kernelscope.cli import app
 from kernelscope.stack import free_port
 from shared.catalogue import networks
@@ -81,6 +81,9 @@ def test_models_without_a_worker(client: Client) -> None:
         "width": 14,
         "receptive_field": 196,
         "stride": 16,
+        "signed": False,
+        "block": "block 5",
+        "without": {},
         "available": None,
     }
 
@@ -115,7 +118,7 @@ def test_a_registered_network(client: Client, worker: WorkerState, redis: Redis)
     told = client.get("/models/birds").json()
     assert (told["title"], told["architecture"], told["available"]) == ("Birds", "vgg_mini", True)
     assert Preprocessing.model_validate(told["preprocessing"]) == fed
-    assert client.get("/models").json()[-1] == told
+    assert client.get("/models").json()[-1] == told | {"nodes": []}
     job = client.post("/explain", json=body).json()
     assert (job["request"]["model"], job["request"]["layer"]) == ("birds", "conv1_1")
     del worker.networks["birds"]
@@ -162,8 +165,9 @@ def test_without_redis_the_answer_is_503_within_a_second(settings: Settings) -> 
             assert answer.headers["retry-after"] == "2"
 
 
-def test_with_a_redis_that_does_not_answer_it_is_503_too(settings: Settings) -> None:
+def test_with_a_redis_that_does_not_answer_it_is_503_too(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A socket that accepts and says nothing: 503 within seconds, not never."""
+    monkeypatch.setattr("api.services.PATIENCE", PATIENCE)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = SecretStr(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
         with serving(settings.model_copy(update={"redis_url": url})) as client:

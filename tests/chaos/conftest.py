@@ -76,9 +76,13 @@ class Plant:
 
     def start_service(self) -> None:
         """API and housekeeping, ready."""
-        python = [sys.executable, "-m"]
-        self.start("housekeeping", [*python, "api.housekeeping"])
-        self.start("api", [*python, "api"], {"KERNELSCOPE_PORT": str(self.api_port)})
+        self.start("housekeeping", [sys.executable, "-m", "api.housekeeping"])
+        self.start_api()
+
+    def start_api(self, *command: str) -> None:
+        """By another command where one is given; ready."""
+        own = [sys.executable, "-m", *(command or ("api",))]
+        self.start("api", own, {"KERNELSCOPE_PORT": str(self.api_port)})
         until(lambda: self.ready() == 200, 30)
 
     def start_worker(self, name: str, *command: str, supervised: bool = False, **environment: str) -> None:

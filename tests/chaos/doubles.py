@@ -1,21 +1,30 @@
-"""`python -m tests.chaos.doubles poison|hang|broken|dead|only NETWORK|clock SECONDS`: a worker process to test with.
+"""`python -m tests.chaos.doubles poison|hang|broken|dead|only NETWORK|clock SECONDS|later [api]`: test processes.
 
-Its device kills the process, never returns, breaks in mid-job, never worked, or has one network alone. Or the device is
-an ordinary one, on a machine whose clock is wrong.
+A worker whose device kills the process, never returns, breaks in mid-job, never worked, or has one network alone. Or
+the device is an ordinary one, on a machine whose clock is wrong; or worker or API are of a later version, which writes
+more than this one knows.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from threading import Event
 
+from redis import Redis
+
+import api.__main__ as api
+from shared import workers
 from shared.errors import ModelUnavailable
+from shared.images import Frame
+from shared.jobs import forms, submission, transitions
+from shared.schemas import ExplainRequest, Item, ItemResult
 from shared.settings import Settings
-from shared.workers import NetworkState
+from shared.workers import HEARTBEAT_LIFETIME, NetworkState, WorkerState
 from worker import app, process
 from worker.engine.dummy import DummyBatch, DummyDevice
 from worker.engine.questions import Answered, Device, Question, Ticket
@@ -84,11 +93,11 @@ class Only(DummyDevice):
         lacking = {name: NetworkState(available=False, reason=f"no weights for {name}") for name in super().states()}
         return lacking | {self.model: super().states()[self.model]}
 
-    def input_size(self, model: str) -> int:
+    def frame(self, model: str) -> Frame:
         """As a real device, which would look for the weights here."""
         if model != self.model:
             raise ModelUnavailable(f"no weights for {model}")
-        return super().input_size(model)
+        return super().frame(model)
 
 
 def _make(settings: Settings) -> Device:
@@ -109,8 +118,40 @@ def _shift(seconds: float) -> None:
     time.time = lambda: right() + seconds
 
 
+def _later() -> None:
+    """Requests, records and results have more in them; a heartbeat and a network are such as nobody here can read."""
+    text_of, begun = forms.text_of, submission._begun
+
+    def richer(result: ItemResult, blobs: Mapping[str, str]) -> str:
+        known = json.loads(text_of(result, blobs))
+        if known["metrics"]:
+            known["metrics"]["beauty"] = 0.9
+        return json.dumps({"lens": {"focus": 3}, **known})
+
+    def more(request: ExplainRequest, text: str, slices: list[list[Item]]) -> dict[str, object]:
+        wider = json.dumps({**json.loads(text), "lens": "wide"})
+        return {**begun(request, wider, slices), "lens": "wide", "v": 3}
+
+    publish = workers.publish
+
+    def spoken(redis: Redis, state: WorkerState) -> None:
+        publish(redis, state)
+        redis.set("ks:worker:later", '{"id": 7}', ex=HEARTBEAT_LIFETIME)
+        redis.sadd("ks:workers", "later")
+        redis.hset("ks:networks", "strange", '{"name": "strange", "shape": "round"}')
+
+    vars(process)["publish"] = spoken
+    vars(transitions)["text_of"] = richer
+    submission._begun = more
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "clock":
+    if sys.argv[1] == "later":
+        _later()
+        if sys.argv[2:] == ["api"]:
+            api.main()
+            sys.exit()
+    elif sys.argv[1] == "clock":
         _shift(float(sys.argv[2]))
     else:
         process.make_device = _make

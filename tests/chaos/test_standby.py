@@ -45,7 +45,7 @@ def test_the_standby_takes_over_within_5_s(tmp_path: Path, record_property: Call
                 time.sleep(5)  # it stands by
                 request = ExplainRequest.model_validate({"images": ["0" * 64], "layer": "conv1_2", "kernels": [1]})
                 job_id = standby
-                transitions.submit(job_id, request, plan(request, 1000), time.time() + 1000)
+                transitions.submit(job_id, request, plan(request, 1000), 1000)
                 assert transitions.claim(f"{job_id}:0", "a worker that dies")
                 plant.kill(active)
                 taken_over.append(until(held(standby), 10))

@@ -129,7 +129,7 @@ class Hand:
         fields = {"images": ["0" * 64], "model": "vgg_mini", "layer": "conv2_1", "kernels": list(range(kernels))}
         request = ExplainRequest.model_validate(fields)
         self._note(job_id, "status", "queued")
-        self.transitions.submit(job_id, request, plan(request, 10_000), time.time() + 86400)
+        self.transitions.submit(job_id, request, plan(request, 10_000), 86400)
         return job_id
 
     def claim(self, job_id: str, number: int = 0) -> Claim:

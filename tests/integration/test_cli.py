@@ -180,7 +180,7 @@ def test_an_interrupt_leaves_no_process_and_no_lock(folder: Path, moment: str, n
 def test_a_worker_that_ends_meanwhile_is_started_again(folder: Path) -> None:
     """As one does whose network was registered anew: the command goes on to its end."""
     environment = {**os.environ, "TMPDIR": str(folder), "KERNELSCOPE_DOWNLOAD_WEIGHTS": "false"}
-    asked = ["photo.jpg", "--layer", "conv3_1", "--model", "vgg_mini", "--top", "1", "--iterations", "3000"]
+    asked = ["photo.jpg", "--layer", "conv3_1", "--model", "vgg_mini", "--top", "2", "--iterations", "3000"]
     with (folder / "said.txt").open("w") as said:
         process = subprocess.Popen([*COMMAND, "explain", *asked], cwd=folder, env=environment, stdout=said, stderr=said)
         until_running(folder)

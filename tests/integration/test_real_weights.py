@@ -165,7 +165,7 @@ def test_a_batch_mate_changes_a_real_explanation_by_less_than_two_percent(weight
     device = TorchDevice(Networks(weights, torch.device("cpu"), download=False))
     engine = Engine(device)
     for model, layer, name in (("vgg16", "conv1_1", PROBLEMS[0][3]), ("squeezenet1_1", "fire2", PROBLEMS[2][3])):
-        picture = np.asarray(images.resized(images.decode(photograph(name), 10**8), 224))
+        picture = np.asarray(images.resized(images.decode(photograph(name), 10**8), images.Frame(224, 224)))
         kernels = engine.call(device.ranking, model, layer, picture)[: 3 if FULL else 2]
         asked = [Question(model, layer, picture, kernel, 1.0, 1.0, "fast", "standard", None) for kernel in kernels]
         together = dict(engine.ask(asked))
@@ -196,7 +196,7 @@ def test_the_reference_procedure_gives_the_reference_s_figures(weights: Path) ->
     """VGG16 conv1_1, kernel 16, the orange: loss 0.620 ± 0.002 and SSIM 0.998 ± 0.002 after 3,000 iterations."""
     network = Networks(weights, torch.device("cpu"), download=False).get("vgg16")
     cut = network.layer("conv1_1").cut
-    picture = images.resized(images.decode(photograph("n07747607_orange.JPEG"), 10**8), 224)
+    picture = images.resized(images.decode(photograph("n07747607_orange.JPEG"), 10**8), images.Frame(224, 224))
     pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None]
     image = network.space.from_bytes(pixels)
     features = network.layer("conv1_1").features(image)

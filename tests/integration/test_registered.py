@@ -7,9 +7,12 @@ import os
 import subprocess
 import sys
 import time
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from kernelscope.client import Client, ServerError
@@ -61,7 +64,7 @@ def test_a_twin_is_explained_as_the_original(stack: Stack, client: Client, tmp_p
             assert str(mine.weights.preprocessing).startswith("BGR from 0 to 255, mean 127.5")
             assert mine.losses
             assert theirs.losses
-            assert mine.losses.total == pytest.approx(theirs.losses.total, rel=0.02)
+            assert mine.losses.total == pytest.approx(theirs.losses.total, rel=0.05)
         command = [sys.executable, "-m", "kernelscope", "explain", "photo.png", "-m", "birds", "-l", "conv2_2", "-k"]
         (tmp_path / "photo.png").write_bytes(PICTURE)
         ran = subprocess.run(
@@ -128,6 +131,36 @@ def test_one_in_the_object_store(stack: Stack, client: Client, tmp_path: Path) -
         assert "registered no more" in models("remove", name, "--data-dir", folder, cwd=tmp_path)
         until_available(client, name, available=False)
     assert list((stack.settings.data_dir / "store" / "networks").rglob("*.*")) == []
+
+
+def test_one_that_sees_grey(stack: Stack, client: Client, tmp_path: Path) -> None:
+    """Of 16 bits, in a shape of its own: added by the command, explained, and every file fetched."""
+    folder = str(stack.settings.data_dir)
+    state = load_file(WEIGHTS_FILE)
+    state["features.0.weight"] = state["features.0.weight"].sum(1, keepdim=True)
+    save_file(state, tmp_path / "xray.safetensors")
+    options = ("--mean", "0.5", "--std", "0.25", "--channels", "1", "--size", "96x128", "--resize", "crop")
+    files = ("--weights", "xray.safetensors", "--data-dir", folder)
+    told = models("add", "xray", "--arch", "vgg_mini", *files, *options, cwd=tmp_path)
+    assert "fed GREY from 0 to 1, mean 0.5, std 0.25, the middle of the image" in told
+    until_available(client, "xray", available=True)
+    model = client.model("xray")
+    assert (model.input_size, model.channels) == ((96, 128), 1)
+    grey = np.asarray(scene(5, 256).image.convert("L")).astype(np.uint16) * 257
+    image = png(Image.fromarray(grey))
+    ranked = client.activations(image, model="xray", layer="conv2_2").wait()
+    methods = ["evidence", "lrp"]
+    job = client.explain([image, OTHER], model="xray", layer="conv2_2", kernels="top:1", methods=methods).wait()
+    assert [one.status for one in (ranked, job)] == [Status.SUCCEEDED] * 2
+    for result in (*ranked.results, *job.results):
+        for name, url in result.artifacts.items():
+            data = client.file(url)
+            assert not name.endswith(".png") or min(Image.open(BytesIO(data)).size) >= 56, name
+    made = Image.open(BytesIO(client.file(job.results[0].artifacts["optimized.png"])))
+    assert (made.mode, made.size) == ("L", (128, 96))
+    assert Image.open(BytesIO(client.file(f"/jobs/{job.id}/contact_sheet.png"))).mode == "RGB"
+    models("remove", "xray", "--data-dir", folder, cwd=tmp_path)
+    until_available(client, "xray", available=False)
 
 
 def models(*arguments: str, cwd: Path) -> str:

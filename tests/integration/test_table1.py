@@ -59,7 +59,8 @@ def check(out: Path, report: dict[str, Any], cells: list[dict[str, Any]], networ
 @pytest.mark.slow
 def test_the_table_is_what_a_plain_implementation_computes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On the network that comes with the program; then the run is repeated after its last line was torn."""
-    report, cells = run(tmp_path, "--quick")
+    size = ["--quick"] if FULL else ["--quick", "--effort", "quick"]
+    report, cells = run(tmp_path, *size)
     assert [block["layer"] for block in report["blocks"]] == ["conv1_2", "conv2_2", "conv3_2", "conv4_2"]
     assert list(report["blocks"][0]["methods"]) == list(table1.METHODS)
     rows = {(row["layer"], row["terms"]) for row in report["ablation"]}
@@ -73,7 +74,7 @@ def test_the_table_is_what_a_plain_implementation_computes(tmp_path: Path, capsy
     whole = file.read_text()
     file.write_text(whole[:-30])
     capsys.readouterr()
-    again, _ = run(tmp_path, "--quick")
+    again, _ = run(tmp_path, *size)
     assert len(capsys.readouterr().err.splitlines()) == 1  # one cell was lost, and done again
     assert again["blocks"][0] == report["blocks"][0]
     assert len(list(tmp_path.glob("joint-*.png"))) == 4

@@ -66,23 +66,22 @@ def test_its_redis_starts_in_a_folder_of_any_name(tmp_path: Path, name: str) -> 
         assert again.ping()
 
 
-def test_nothing_of_it_is_for_others_to_read_or_reach(tmp_path: Path) -> None:
+def test_nothing_of_it_is_for_others_to_read_or_reach(stack: Stack) -> None:
     """Redis has a password, listens on loopback only, and its configuration is the user's alone."""
-    with Stack(local_settings(tmp_path, engine="dummy"), print).running() as stack:
-        configuration = tmp_path / "redis" / "redis.conf"
-        assert configuration.stat().st_mode & 0o077 == 0
-        text = configuration.read_text()
-        assert "bind 127.0.0.1" in text
-        assert "appendonly yes" in text
-        port = int(text.split("port ")[1].split()[0])
-        with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.sendall(b"PING\r\n")
-            assert b"NOAUTH" in connection.recv(100)
-        assert httpx.get(f"{stack.url}/healthz").status_code == 200
+    configuration = stack.settings.data_dir / "redis" / "redis.conf"
+    assert configuration.stat().st_mode & 0o077 == 0
+    text = configuration.read_text()
+    assert "bind 127.0.0.1" in text
+    assert "appendonly yes" in text
+    port = int(text.split("port ")[1].split()[0])
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(b"PING\r\n")
+        assert b"NOAUTH" in connection.recv(100)
+    assert httpx.get(f"{stack.url}/healthz").status_code == 200
 
 
-def test_a_child_that_dies_is_started_again(tmp_path: Path) -> None:
-    """Each of them, by kill −9; the stack serves again, and says what happened."""
+def test_who_is_killed(tmp_path: Path) -> None:
+    """Each child by kill −9 is started again, and that is said; the children of one that is killed itself end too."""
     with up(tmp_path) as stack:
         stack.wait_until("listens on")
         for name in ("-m\0api\0", "worker", "api.housekeeping", "redis-server"):
@@ -99,13 +98,6 @@ def test_a_child_that_dies_is_started_again(tmp_path: Path) -> None:
                 time.sleep(0.2)
             job = client.explain([png(noise())], **MINI)
             assert until_status(client, job.id, "succeeded", "failed").status is Status.SUCCEEDED
-        assert stack.stop() == 0
-
-
-def test_if_it_is_killed_itself_its_children_end_too(tmp_path: Path) -> None:
-    """Kill −9 of the parent leaves nothing running."""
-    with up(tmp_path) as stack:
-        stack.wait_until("listens on")
         children = stack.children()
         stack.process.kill()
         stack.process.wait()
@@ -126,17 +118,15 @@ def test_a_port_in_use_is_told_before_anything_is_started(tmp_path: Path) -> Non
             assert not (tmp_path / "data" / "logs").exists()
 
 
-def test_a_second_one_on_the_same_data_is_refused(tmp_path: Path) -> None:
+def test_a_second_one_on_the_same_data_is_refused(stack: Stack) -> None:
     """It names the first; the first goes on."""
-    with up(tmp_path) as first:
-        first.wait_until("listens on")
-        command = [sys.executable, "-m", "kernelscope", "up", "--data-dir", str(tmp_path / "data"), "--port", "0"]
-        environment = {**os.environ, "KERNELSCOPE_PRELOAD": ""}
-        second = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
-        assert second.returncode == 1
-        assert f"process {first.process.pid}" in " ".join(second.stderr.split())
-        assert httpx.get(f"{first.url}/healthz").status_code == 200
-        assert first.stop() == 0
+    folder = str(stack.settings.data_dir)
+    command = [sys.executable, "-m", "kernelscope", "up", "--data-dir", folder, "--port", "0"]
+    environment = {**os.environ, "KERNELSCOPE_PRELOAD": ""}
+    second = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    assert second.returncode == 1
+    assert f"process {os.getpid()}" in " ".join(second.stderr.split())
+    assert httpx.get(f"{stack.url}/healthz").status_code == 200
 
 
 def test_a_child_that_cannot_start_ends_it_with_the_reason(tmp_path: Path) -> None:

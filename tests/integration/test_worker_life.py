@@ -90,8 +90,7 @@ def submit(services: Services, kernels: int = 8, iterations: int = 50, owner: st
             "iterations": iterations,
         }
     )
-    slices, expires_at = plan(request, 1000), time.time() + 1000
-    submitted = services.transitions.submit(job_id, request, slices, expires_at, caller=Caller(owner))
+    submitted = services.transitions.submit(job_id, request, plan(request, 1000), 1000, caller=Caller(owner))
     for slice_id, queue in submitted.slices:
         announce(services.queue, slice_id, queue)
     return job_id

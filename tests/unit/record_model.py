@@ -22,6 +22,7 @@ SILENT = SilentKernel("silent")
 END = re.compile(r"( running)?( (succeeded|failed|cancelled) ?)?")
 LEFT_OVER = (
     "ks:gone:",
+    "ks:held:",
     "ks:idempotency:",
     "ks:same:",
     "ks:done:",

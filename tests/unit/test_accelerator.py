@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from kernelscope.stack import Stack, visible_cards
+from shared.images import Frame
 from shared.settings import Settings
 from worker.engine.accelerator import choose, free_memory
-from worker.engine.pace import Pace, pace, room_in_memory
+from worker.engine.pace import Pace, emulated, pace, room_in_memory
 from worker.engine.questions import NoSuchDevice
 from worker.process import make_device
 
@@ -154,8 +155,8 @@ def test_files_in_the_cache_take_no_container_s_memory(
     assert room == pytest.approx(0.8 * free / 2**20, abs=2)
 
 
-def test_bfloat16_without_instructions_for_it_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where one evaluation takes far longer than float32's three."""
+def test_bfloat16_that_is_far_slower_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one evaluation of the layer takes far longer than float32's three, whatever the small network says."""
     tried: list[torch.dtype] = []
 
     def evaluate(cut: nn.Module, image: torch.Tensor, bounds: object, precision: torch.dtype) -> torch.Tensor:
@@ -165,8 +166,31 @@ def test_bfloat16_without_instructions_for_it_is_tried_once(monkeypatch: pytest.
         return image.detach()
 
     monkeypatch.setattr("worker.engine.pace._evaluate", evaluate)
-    assert pace(nn.Identity(), 8, torch.device("cpu")).precision is torch.float32
+    monkeypatch.setattr("worker.engine.pace.emulated", lambda _: False)
+    assert pace(nn.Identity(), Frame(8, 8), torch.device("cpu")).precision is torch.float32
     assert tried.count(torch.bfloat16) == 1
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_bfloat16_without_instructions_for_it_is_tried_on_a_small_network(
+    monkeypatch: pytest.MonkeyPatch, *, slow: bool
+) -> None:
+    """Of the layer's one evaluation of it may take a minute, in which a worker would be taken for one that hangs."""
+    tried: list[nn.Module] = []
+    layer = nn.Identity()
+
+    def evaluate(cut: nn.Module, image: torch.Tensor, bounds: object, precision: torch.dtype) -> torch.Tensor:
+        del bounds
+        half = precision is torch.bfloat16
+        tried.extend([cut] if half else [])
+        time.sleep(0.1 if half and slow else 0.005)
+        return image.detach()
+
+    monkeypatch.setattr("worker.engine.pace._evaluate", evaluate)
+    monkeypatch.setattr("worker.engine.pace.emulated", emulated.__wrapped__)
+    found = pace(layer, Frame(8, 8), torch.device("cpu")).precision
+    assert (layer in tried) is not slow
+    assert not slow or found is torch.float32
 
 
 def test_cards_are_those_that_are_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,16 +219,16 @@ def test_a_machine_with_several_cards_has_a_worker_for_each(
     said: list[str] = []
     stack = Stack(settings.model_copy(update={"device": "auto", "worker_metrics_bind": "127.0.0.1:9101"}), said.append)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,5")
-    programs = {name: own for name, module, own in stack._programs() if module == "worker"}
+    programs = dict(stack._workers())
     assert [own["CUDA_VISIBLE_DEVICES"] for own in programs.values()] == ["0", "5"]
     assert [own["KERNELSCOPE_WORKER_METRICS_BIND"] for own in programs.values()] == ["127.0.0.1:9101", "127.0.0.1:9102"]
     assert list(programs) == ["worker-0", "worker-1"]
     assert said == ["2 cards: a worker for each"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert [name for name, module, _ in stack._programs() if module == "worker"] == ["worker"]
+    assert [name for name, _ in stack._workers()] == ["worker"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,5")
     stack.settings = settings.model_copy(update={"device": "cuda:1"})
-    assert [name for name, module, _ in stack._programs() if module == "worker"] == ["worker"]
+    assert [name for name, _ in stack._workers()] == ["worker"]
 
 
 def test_without_a_card_the_gpu_benchmark_says_so(tmp_path: Path) -> None:

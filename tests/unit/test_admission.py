@@ -36,7 +36,7 @@ def offered(*buckets: str) -> Callable[[Callable[[str], bool]], Next]:
 
 def test_who_is_not_suspected_is_never_kept_waiting() -> None:
     """Neither beside others nor beside a suspect; a second suspect is passed over until the first has ended."""
-    gate = Admission(states)
+    gate = Admission(states().get)
     with gate.enter(offered(SUSPECT)) as first:
         assert first.claim is not None
         with gate.enter(offered(SUSPECT, PLAIN)) as second, gate.enter(offered(SUSPECT)) as third:
@@ -49,7 +49,7 @@ def test_who_is_not_suspected_is_never_kept_waiting() -> None:
 
 def test_a_suspect_that_raises_leaves_its_place() -> None:
     """However it ends."""
-    gate = Admission(states)
+    gate = Admission(states().get)
     with pytest.raises(ZeroDivisionError), gate.enter(offered(SUSPECT)):
         _ = 1 / 0
     with gate.enter(offered(SUSPECT)) as again:
@@ -58,7 +58,7 @@ def test_a_suspect_that_raises_leaves_its_place() -> None:
 
 def test_what_the_worker_lacks_is_passed_over() -> None:
     """A network, or a layer of one that it has."""
-    gate = Admission(states)
+    gate = Admission(states().get)
     with gate.enter(offered(OTHER, "vgg16 conv4_1", PLAIN)) as found:
         assert found.claim is not None
     with gate.enter(offered(OTHER, "vgg16 conv4_1")) as found:

@@ -38,8 +38,7 @@ class Desk:
         image = self.store.put(job_id, job_id.encode())
         fields = {"images": [image], "layer": layer, "kernels": list(range(kernels))}
         request = ExplainRequest.model_validate(fields)
-        self.records.note_images(job_id, [image], "")
-        return self.transitions.submit(job_id, request, plan(request, 10_000), time.time() + lifetime, key).job_id
+        return self.transitions.submit(job_id, request, plan(request, 10_000), lifetime, key).job_id
 
     def finish(self, job_id: str) -> None:
         """All its items succeed."""

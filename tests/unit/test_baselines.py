@@ -24,7 +24,7 @@ from worker.engine.device import TorchDevice
 from worker.engine.engine import Engine
 from worker.engine.questions import Answer, Question
 from worker.methods.baselines import attribution, estimated, private, rules
-from worker.networks.architectures import cuts
+from worker.networks.architectures import layers_of
 from worker.networks.loaded import Networks
 
 METHODS = ("guided_backprop", "deconvnet", "lrp")
@@ -161,8 +161,8 @@ def test_the_rules_of_lrp_differ() -> None:
 def test_the_shared_network_stays_as_it_is(name: str, make: Any, layer: str, method: str) -> None:
     """Parameters, modules and hooks, in networks with fire modules, batch normalisation and ReLUs in place."""
     torch.manual_seed(0)
-    features = make(weights=None).features.eval().requires_grad_(False)
-    cut = cuts(name)[layer].preactivation(features)
+    own_layers = layers_of(name)
+    cut = own_layers.cut(own_layers.filled(make(weights=None).state_dict(), [layer]), layer)
     image = images(1, side=64).float()
     before, state = cut(image), {key: value.clone() for key, value in cut.state_dict().items()}
     modules = list(cut.modules())

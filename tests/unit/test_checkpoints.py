@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shared.errors import ModelUnavailable
+from shared.schemas import Preprocessing
 from worker.networks import checkpoints, contents
 from worker.networks import loaded as networks_module
-from worker.networks.architectures import ARCHITECTURES, cuts
+from worker.networks.architectures import ARCHITECTURES, layers_of
 from worker.networks.contents import Refused
 from worker.networks.loaded import Networks
 from worker.networks.weights import find, load, refused, trouble
@@ -30,11 +31,10 @@ AMDEGROOT = "vgg16_features-amdegroot-88682ab5.pth"  # torchvision's too, for in
 
 def parameters(name: str, *, until: int = 100) -> dict[str, Tensor]:
     """A state dict of the modules up to this index whose numbers are all 0: in a .pth each takes the room of one."""
-    shapes = {key: meta.shape for key, meta in ARCHITECTURES[name].features().state_dict().items()}
     return {
-        f"features.{key}": torch.zeros(()).expand(shape)
-        for key, shape in shapes.items()
-        if int(key.split(".")[0]) <= until
+        key: torch.zeros((), dtype=meta.dtype).expand(meta.shape)
+        for key, meta in ARCHITECTURES[name].module().state_dict().items()
+        if key.startswith("features.") and int(key.split(".")[1]) <= until
     }
 
 
@@ -79,7 +79,8 @@ def refuses(folder: Path, name: str, file: str, *texts: str) -> None:
 
 def test_the_old_format_is_read_from_the_folder_and_from_the_cache(folder: Path, cache: Path) -> None:
     """As torchvision's own vgg16-397923af.pth is; the state says the same before and after loading."""
-    layers = list(cuts("squeezenet1_1"))
+    known = layers_of("squeezenet1_1").layers
+    layers = [name for name, node in known.items() if node.main]
     for place, reason in ((cache, "downloaded before"), (folder, "in the weights folder")):
         put(place / PUBLISHED, "squeezenet1_1", old=True)
         source = networks(folder)
@@ -410,3 +411,24 @@ def test_the_command_says_what_the_worker_says(folder: Path) -> None:
         f"not used: mine.pt: {reasons['mine.pt']}",
         f"not used: vgg11_x.pth: {reasons['vgg11_x.pth']}",
     ]
+
+
+def test_a_head_of_another_size_is_no_matter(folder: Path) -> None:
+    """SqueezeNet's classifier is a convolution, and no layer."""
+    state = parameters("squeezenet1_1") | {"classifier.1.weight": torch.zeros(10, 512, 1, 1)}
+    torch.save(state, folder / "squeezenet1_1.pth")
+    found = networks(folder).states()["squeezenet1_1"]
+    assert (found.available, found.whole) == (True, True)
+
+
+def test_a_network_that_is_not_built_in_is_there_with_its_file(folder: Path) -> None:
+    """By torchvision's own file name too; GoogLeNet's own are known to be fed otherwise than ImageNet's."""
+    shapes = {key: meta.shape for key, meta in ARCHITECTURES["googlenet"].module().state_dict().items()}
+    state = {key: torch.zeros(()).expand(shape) for key, shape in shapes.items()}
+    torch.save(state, folder / "googlenet-1378be20.pth")
+    source = networks(folder)
+    found = source.states()["googlenet"]
+    assert (found.available, found.whole) == (True, True)
+    assert found.preprocessing == Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert "googlenet" in [network.name for network in source.registered()]
+    assert "resnet50" not in source.states()

@@ -9,7 +9,6 @@ from unittest.mock import patch
 
 from redis import Redis
 
-from shared import clock
 from shared.jobs import Claim, Retention, Transitions
 from shared.schemas import ExplainRequest, ItemResult, Status, plan
 from tests.conftest import records_of
@@ -29,7 +28,7 @@ def submit(transitions: Transitions, name: str, deadline_s: float | None = None)
     """A job of one kernel."""
     fields = {"images": ["0" * 64], "layer": "conv1_1", "kernels": [1], "deadline_s": deadline_s}
     request = ExplainRequest.model_validate(fields)
-    transitions.submit(name, request, plan(request, 1), clock.now(transitions.redis) + 1000)
+    transitions.submit(name, request, plan(request, 1), 1000)
 
 
 def claimed(transitions: Transitions, name: str) -> Claim:

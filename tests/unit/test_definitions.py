@@ -139,12 +139,15 @@ def test_torchvision_s_own_for_other_inputs_is_fed_so(tmp_path: Path) -> None:
         (MINE + "mean = [0, 0, 0]\nstd = [1, 1e-60, 1]", "[mine] each number of std must be above zero"),
         ('[mine]\narch = "vgg16"\nweights = ".."', "[mine] weights: give the name of a file in the weights"),
         ("[mine]\nweights = " + "9" * 5000, "is no TOML"),
-        (MINE + "mean = [1, 2]\nstd = [1, 1]", "[mine] mean.2: Field required; std.2: Field required"),
+        (MINE + "mean = [1, 2]\nstd = [1, 1]", "[mine] mean and std have a number for each channel: 3; see channels"),
         (MINE + "mean = [1, 2, nan]\nstd = [1, 1, 1]", "[mine] mean.2: Input should be a finite number"),
         (MINE + "mean = [0, 0, 0]\nstd = [1, 0, 1]", "[mine] each number of std must be above zero"),
         (MINE + 'order = "bgr"', "[mine] a range or an order needs mean and std in its own terms"),
         (MINE + "range = 255", "[mine] range: Input should be '0-1' or '0-255'"),
-        (MINE + "size = 96", "[mine] size: is none of arch, weights, mean, std, range, order, title"),
+        (
+            MINE + "size = 96",
+            "[mine] size: is none of arch, weights, mean, std, range, order, channels, input_size, resize, title",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_told(folder: Path, text: str, told: str) -> None:

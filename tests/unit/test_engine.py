@@ -14,6 +14,7 @@ import torch
 
 from shared.drawings import scene
 from shared.errors import DeviceOutOfMemory, SilentKernel
+from shared.images import Frame
 from worker.engine import answers, torch_batch
 from worker.engine.device import TorchDevice
 from worker.engine.dummy import DummyBatch, DummyDevice
@@ -341,8 +342,8 @@ def test_a_sketch_that_is_wanted_is_made_once(engine: Engine) -> None:
 def test_the_pace_is_measured_once_for_a_layer(device: TorchDevice) -> None:
     """Small networks run in batches."""
     network = device.networks.get("vgg_mini")
-    first = pace(network.layer("conv2_2").cut, 96, torch.device("cpu"))
-    assert pace(network.layer("conv2_2").cut, 96, torch.device("cpu")) is first
+    first = pace(network.layer("conv2_2").cut, Frame(96, 96), torch.device("cpu"))
+    assert pace(network.layer("conv2_2").cut, Frame(96, 96), torch.device("cpu")) is first
     assert 1 < first.batch <= LARGEST_BATCH["cpu"]
     assert first.seconds > 0
     layer = 32 * 48 * 48 * 4  # bytes of its maps

@@ -11,19 +11,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 from shared.drawings import scene
-from shared.schemas import WeightsUsed
+from shared.images import Frame
 from tests.recompute import VGG_BLOCKS, PlainVgg, numbers
 from worker.engine.device import TorchDevice
 from worker.engine.engine import Engine
 from worker.engine.pace import pace
 from worker.engine.questions import Answer, NoMemory, Picture, Question, Ticket
 from worker.engine.torch_batch import TorchBatch
-from worker.methods.suppression import PixelSpace
-from worker.networks.architectures import ARCHITECTURES, cuts
-from worker.networks.loaded import LoadedNetwork, Networks
+from worker.networks.architectures import ARCHITECTURES, layers_of
+from worker.networks.loaded import Networks
 from worker.networks.vgg_mini import WEIGHTS_FILE, VggMini
 
 LAYER = "conv3_1"
@@ -116,8 +114,8 @@ def test_problems_of_an_image_share_what_it_causes(device: TorchDevice) -> None:
 def test_the_term_counts_in_memory_and_pace(device: TorchDevice) -> None:
     """A watched layer is measured by itself, with what it keeps."""
     network = device.networks.get("vgg_mini")
-    plain = pace(network.layer(LAYER).cut, 96, torch.device("cpu"))
-    watched = pace(network.layer(LAYER).watched, 96, torch.device("cpu"))
+    plain = pace(network.layer(LAYER).cut, Frame(96, 96), torch.device("cpu"))
+    watched = pace(network.layer(LAYER).watched, Frame(96, 96), torch.device("cpu"))
     assert watched.bytes > plain.bytes
     assert network.layer(LAYER).watched is network.layer(LAYER).watched
 
@@ -143,18 +141,10 @@ def test_the_term_counts_in_memory_and_pace(device: TorchDevice) -> None:
 )
 def test_the_layers_below_have_names(name: str, layer: str, expected: list[str]) -> None:
     """Those of the catalogue, or torchvision's."""
-    features = ARCHITECTURES[name].features()
-    network = LoadedNetwork.of(
-        name=name,
-        space=PixelSpace.of((0.5,) * 3, (0.25,) * 3),
-        size=224,
-        weights=WeightsUsed(source="", sha256="", architecture=name),
-        reason="",
-        cuts={cut: one.preactivation(features) for cut, one in cuts(name).items()},
-    )
-    assert network.layer(layer).below == tuple(expected)
-    relus = [module for module in network.layer(layer).watched.modules() if isinstance(module, nn.ReLU)]
-    assert relus == []
+    own = layers_of(name)
+    tensors = {key: torch.zeros(meta.shape) for key, meta in ARCHITECTURES[name].module().state_dict().items()}
+    cut = own.cut(own.filled(tensors, [layer]), layer)
+    assert own.below(cut) == tuple(expected)
 
 
 def test_who_asks_for_no_weight_and_who_does_are_answered_together(device: TorchDevice) -> None:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from api.pictures import figures
+from api.pictures.colours import Scale, difference, heat
 from api.pictures.evidence import Arrays, Evidence
 from api.pictures.figures import draw
 from api.pictures.layout import LINE, MARGIN, TILE
@@ -82,7 +83,7 @@ def brightness(picture: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.
 def test_maps_share_one_scale_before_and_after() -> None:
     """Half the activation is drawn darker, not stretched to the same brightness; more is always brighter."""
     maps = evidence()
-    before, after = (brightness(figures.heat(each, maps.scale)) for each in (maps.before, maps.after))
+    before, after = (brightness(heat(each, maps.scale)) for each in (maps.before, maps.after))
     assert after.max() < 0.8 * before.max()
     assert (np.diff(before.ravel()) >= 0).all()
 
@@ -90,7 +91,7 @@ def test_maps_share_one_scale_before_and_after() -> None:
 def test_a_difference_of_zero_is_neutral() -> None:
     """White in the middle, blue below, red above."""
     change = np.array([[-1.0, 0.0, 1.0]], dtype=np.float32)
-    blue, white, red = np.asarray(figures.difference(change, 1.0))[0].astype(int)
+    blue, white, red = np.asarray(difference(change, 1.0))[0].astype(int)
     assert blue[2] > blue[0] + 30
     assert red[0] > red[2] + 30
     assert white.min() > 200
@@ -109,7 +110,7 @@ def test_the_contrast_stretch_keeps_the_mean_colour_neutral() -> None:
 
 def test_a_silent_map_is_drawn_black() -> None:
     """No division by a scale of zero."""
-    assert brightness(figures.heat(np.zeros((4, 4), dtype=np.float32), 0.0)).max() < 5
+    assert brightness(heat(np.zeros((4, 4), dtype=np.float32), Scale(0.0))).max() < 5
 
 
 def test_the_panel_has_a_row_for_each_method_and_each_beta() -> None:

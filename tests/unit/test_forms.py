@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +13,11 @@ from shared.errors import JobExpired
 from shared.jobs import Records, Retention, Transitions, Wanted
 from shared.schemas import ExplainRequest, ItemResult, plan
 from shared.store import BlobStore
-from tests.forms import form1
+from tests.forms import FORM_1, form1, load
 
-FORMS = Path(__file__).parents[1] / "forms"
 NEW = ("fraction", "seconds_left")  # of `progress`, since form 1
 ENDED = ("a" * 32, "b" * 32, "c" * 32)
 CREATED = 1_795_000_000.0
-
-
-def load(form: Any, redis: Redis, folder: Path) -> None:
-    """As it lay."""
-    for key, kept in form["redis"].items():
-        value = kept["value"]
-        match kept["kind"]:
-            case "string":
-                redis.set(key, value)
-            case "hash":
-                redis.hset(key, mapping=value)
-            case "list":
-                redis.rpush(key, *value)
-            case "set":
-                redis.sadd(key, *value)
-            case "zset":
-                redis.zadd(key, dict(value))
-            case "stream":
-                for name, entry in value:
-                    redis.xadd(key, entry, name)
-    for name, text in form["store"].items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
 
 
 def told(records: Records, job_id: str) -> dict[str, Any]:
@@ -55,7 +30,7 @@ def told(records: Records, job_id: str) -> dict[str, Any]:
 
 def test_form_1_is_read_and_moved(redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs are told as they were, before and after they are archived; files are found, and removed with their jobs."""
-    form = json.loads((FORMS / "form1.json").read_text())
+    form = json.loads(FORM_1.read_text())
     load(form, redis, tmp_path)
     store = BlobStore(tmp_path.as_uri())
     records = Records(redis, store)
@@ -93,7 +68,7 @@ def test_the_version_before_reads_live_jobs_of_this_one(redis: Redis, tmp_path: 
     transitions = Transitions(redis)
     request = ExplainRequest(images=["0" * 64], names=["cat.jpg"], layer="conv3_3", kernels=[1, 2, 3])
     for name in ("waiting", "running", "cancelled"):
-        transitions.submit(name, request, plan(request, 10), time.time() + 1000, name)
+        transitions.submit(name, request, plan(request, 10), 1000, name)
         if name != "waiting":
             claim = transitions.claim(f"{name}:0")
             assert claim

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from shared.errors import UnsupportedImage, UnusableImage
-from shared.images import decode, decoded, pixels, resized, verify
+from shared.images import Frame, decode, decoded, pixels, resized, verify
 from tests.conftest import encoded, noise, png
 from tests.unit import profiles
 
@@ -129,7 +129,7 @@ def test_every_truncation_is_refused_or_whole(subtests: pytest.Subtests) -> None
 def test_resizing_squashes_and_antialiases() -> None:
     """A fine checkerboard becomes grey, not stripes; the whole picture is kept."""
     board = Image.fromarray(np.indices((448, 896)).sum(axis=0).astype(np.uint8) % 2 * 255).convert("RGB")
-    small = np.asarray(resized(board, 224))
+    small = np.asarray(resized(board, Frame(224, 224)))
     assert small.shape == (224, 224, 3)
     assert np.abs(small.astype(int) - 127).max() <= 8
 
@@ -253,9 +253,9 @@ def test_what_was_said_of_the_files_pixels_is_not_said_of_the_pictures() -> None
     exif = Image.Exif()
     exif[0x0112] = 6
     seen = decode(png(noise(), icc_profile=profiles.display_p3(), exif=exif), MANY)
-    again = decode(png(resized(seen, 40)), MANY)
-    assert again.tobytes() == resized(seen, 40).tobytes()
-    assert b"iCCP" not in png(resized(seen, 40))
+    again = decode(png(resized(seen, Frame(40, 40))), MANY)
+    assert again.tobytes() == resized(seen, Frame(40, 40)).tobytes()
+    assert b"iCCP" not in png(resized(seen, Frame(40, 40)))
 
 
 def test_profiles_of_grey_and_of_inks_are_applied() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from shared.clock import now
 from shared.errors import IdempotencyConflict, JobEnded, JobNotFound, SilentKernel
 from shared.jobs import Claim, LostLease, Records, Retention, Submitted, Transitions
 from shared.schemas import ExplainRequest, ItemResult, Status, plan
@@ -36,7 +35,7 @@ def submit(transitions: Transitions, job_id: str = "j", kernels: object = None, 
     wanted = list(range(20)) if kernels is None else kernels
     fields = {"images": ["0" * 64], "layer": "conv1_1", "kernels": wanted}
     request = ExplainRequest.model_validate(fields)
-    announced = transitions.submit(job_id, request, plan(request, 10_000), now(transitions.redis) + lifetime)
+    announced = transitions.submit(job_id, request, plan(request, 10_000), lifetime)
     return [slice_id for slice_id, _ in announced.slices]
 
 
@@ -314,7 +313,7 @@ def test_a_key_names_one_request(transitions: Transitions, records: Records) -> 
     other = request.model_copy(update={"kernels": [2]})
 
     def submitted(name: str, asked: ExplainRequest, key: str | None) -> Submitted:
-        return transitions.submit(name, asked, plan(asked, 10), now(transitions.redis) + 100, key)
+        return transitions.submit(name, asked, plan(asked, 10), 100, key)
 
     assert not submitted("a", request, "key").replayed
     again = submitted("b", request, "key")
@@ -351,7 +350,7 @@ def test_what_waits_beyond_its_deadline_is_failed(transitions: Transitions, reco
     fields = {"images": ["0" * 64], "layer": "conv1_1", "kernels": [1], "deadline_s": 10}
     request = ExplainRequest.model_validate(fields)
     for name in ("waiting", "running"):
-        transitions.submit(name, request, plan(request, 100), clock.now + 1000)
+        transitions.submit(name, request, plan(request, 100), 1000)
     claim = claimed(transitions, "running:0")
     assert claim.seconds_left == 10
     assert transitions.overdue() == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,15 +14,17 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, fx, nn
 from torchvision import models
-from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.models.feature_extraction import NodePathTracer
 
 from shared import catalogue
 from shared.errors import LayerNotCovered, ModelUnavailable
+from tests.conftest import FULL
+from worker.networks import download as download_module
 from worker.networks import loaded as networks_module
 from worker.networks import weights as weights_module
-from worker.networks.architectures import ARCHITECTURES, cuts, receptive_field
+from worker.networks.architectures import ARCHITECTURES, BUILT_IN, layers_of
 from worker.networks.catalogue import catalogue as generated
 from worker.networks.loaded import Networks
 from worker.networks.weights import find, load
@@ -30,17 +33,18 @@ CPU = torch.device("cpu")
 
 
 def whole(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
-    """A random state dict of a network's convolutional part, scaled so that activations stay finite and alive."""
+    """A random state dict of what a network's maps depend on, scaled so that activations stay finite and alive."""
     generator = torch.Generator().manual_seed(seed)
-    state = {}
-    for key, meta in ARCHITECTURES[name].features().state_dict().items():
-        if meta.dtype is not torch.float32:
-            state[f"features.{key}"] = torch.zeros(meta.shape, dtype=meta.dtype)
-        elif "running_var" in key or (meta.ndim == 1 and "weight" in key):
-            state[f"features.{key}"] = torch.rand(meta.shape, generator=generator) + 0.5
+    own, state = layers_of(name), {}
+    for key, meta in ARCHITECTURES[name].module().state_dict().items():
+        if not own.matters(key):
+            continue
+        if "running_var" in key or (meta.ndim == 1 and "weight" in key):
+            state[key] = torch.rand(meta.shape, generator=generator) + 0.5
+        elif meta.ndim in (2, 4):
+            state[key] = torch.randn(meta.shape, generator=generator) * (2 / meta[0].numel()) ** 0.5
         else:
-            fan_in = meta[0].numel() if meta.ndim > 1 else 100
-            state[f"features.{key}"] = torch.randn(meta.shape, generator=generator) * (2 / fan_in) ** 0.5
+            state[key] = torch.randn(meta.shape, generator=generator) * 0.1
     return state
 
 
@@ -55,57 +59,106 @@ def test_catalogue_is_what_torchvision_has() -> None:
     assert path.read_text() == generated()
 
 
-@pytest.mark.parametrize("name", list(ARCHITECTURES))
-def test_every_layer_is_torchvision_s_node(name: str, tmp_path: Path) -> None:
-    """Each cut gives what torchvision's own model gives at the node of the same name, and the catalogue's shape."""
-    state = whole(name)
-    save_file(state, tmp_path / f"{name}.safetensors")
-    network = networks(tmp_path).get(name)
-    with torch.device("meta"):  # its classifier is not needed
-        model = ARCHITECTURES[name].build().eval()
-    model.load_state_dict(state, strict=False, assign=True)
-    for module in model.modules():
-        if isinstance(module, nn.ReLU):
-            module.inplace = False  # in place, the extractor would hand out a map that a later node has changed
-    layers = {layer.node: layer for layer in catalogue.network(name).layers}
-    image = torch.randn(1, 3, network.input_size, network.input_size, generator=torch.Generator().manual_seed(1))
+# Of each family; the rest of torchvision's are the same with other numbers.
+FAMILIES = (
+    *("resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "densenet121", "googlenet", "inception_v3"),
+    *("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "efficientnet_v2_s"),
+    *("regnet_x_400mf", "regnet_y_400mf", "shufflenet_v2_x0_5", "mnasnet0_5", "convnext_tiny"),
+)
+FEW = ("vgg16", "vgg11_bn", "alexnet", "squeezenet1_1", "vgg_mini", "resnet18", "googlenet", "mobilenet_v2")
+
+
+MOST = 1000 if FULL else 40  # nodes: each is a run of all below it
+ALL = [pytest.param(name, MOST, marks=pytest.mark.slow) for name in (*BUILT_IN, *FAMILIES)]
+
+
+@pytest.mark.parametrize(("name", "most"), [*((name, 20) for name in FEW), *ALL])
+def test_every_node_is_torchvision_s(name: str, most: int) -> None:
+    """Cuts give what a plain run of torchvision's own module gives at the node of the same name, in that shape."""
+    state, own = whole(name), layers_of(name)
+    model = ARCHITECTURES[name].module()
+    state = OrderedDict(state)
+    state._metadata = {"": {"version": 2}}  # type: ignore[attr-defined]  # MNASNet asks for it
+    model.to_empty(device="cpu").load_state_dict(state, strict=False)
+    size = own.architecture.frame.width
+    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
+    expected = plain_run(model, image)
+    filled = own.filled(state, own.layers)
+    names = list(own.layers)
+    for layer in names[:: -(-len(names) // most)]:
+        node = own.layers[layer]
+        with torch.no_grad():
+            maps = own.cut(filled, layer)(image)
+        maps = maps if node.signed else maps.clamp_min(0)
+        plain = expected[node.node]
+        if plain.shape != maps.shape:
+            plain = plain.permute(0, 3, 1, 2)  # channels last, in ConvNeXt's blocks
+        assert maps.shape == (1, node.kernels, node.height, node.width)
+        assert float((maps - plain).norm()) <= 1e-5 * float(plain.norm()), layer
+        assert node.signed or bool((maps >= 0).all()), layer
+
+
+def plain_run(model: nn.Module, image: Tensor, *, training: bool = False) -> dict[str, Tensor]:
+    """What each node of torchvision's graph gives, copied before anything else can change it."""
+    tracer = NodePathTracer()
+    graph = fx.GraphModule(model, tracer.trace(model if training else model.eval()))
+    names = {node.name: name for node, name in tracer.node_to_qualname.items()}
+    found: dict[str, Tensor] = {}
+
+    class Reader(fx.Interpreter):
+        def run_node(self, node: fx.Node) -> Any:
+            value = super().run_node(node)
+            if isinstance(value, Tensor) and node.name in names:
+                found[names[node.name]] = value.clone()
+            return value
+
     with torch.no_grad():
-        nodes = create_feature_extractor(model, list(layers))(image)
-        for node, layer in layers.items():
-            maps = network.layer(layer.name).features(image)
-            assert float((maps - nodes[node]).norm()) <= 1e-5 * float(nodes[node].norm()), node
-            assert maps.shape == (1, layer.kernels, layer.height, layer.width)
-            assert bool((maps >= 0).all()), f"{node} is not after a ReLU"
+        Reader(graph).run(image)
+    return found
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+@pytest.mark.slow
+def test_every_network_of_torchvision_has_layers(name: str) -> None:
+    """Each is traced, its pixels are seen by one convolution, and the last layer that one looks at is deep."""
+    own = layers_of(name)
+    main = [node for node in own.layers.values() if node.main]
+    assert own.graph.first == own.graph.parameters[:1]
+    assert len(main) >= 5
+    assert main[-1].field.side > 60
 
 
 @pytest.mark.parametrize(
-    ("name", "layer"), [("vgg16", "conv2_2"), ("alexnet", "conv2"), ("squeezenet1_1", "fire3"), ("vgg_mini", "conv3_2")]
+    ("name", "layer"),
+    [
+        ("vgg16", "conv2_2"),
+        ("alexnet", "conv2"),
+        ("squeezenet1_1", "fire3"),
+        ("vgg_mini", "conv3_2"),
+        ("resnet18", "layer2.0.relu_1"),
+        ("densenet121", "features.transition1.pool"),
+    ],
 )
 def test_receptive_field_is_what_the_gradient_reaches(name: str, layer: str) -> None:
     """The square of input pixels that one position sees, measured; and the step between neighbours."""
-    features = ARCHITECTURES[name].features().to_empty(device="cpu")
-    modules = cuts(name)[layer].preactivation(features)
-    for module in modules.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.constant_(module.weight, 0.01)
-            nn.init.constant_(module.bias, 0.01)  # type: ignore[arg-type]
-    linear = nn.Sequential(
-        *(
-            nn.AvgPool2d(m.kernel_size, m.stride, ceil_mode=bool(m.ceil_mode)) if isinstance(m, nn.MaxPool2d) else m
-            for m in modules
-        )
-    )  # a maximum would pass one pixel only
+    own = layers_of(name)
+    state = {key: torch.full(tensor.shape, 0.01) for key, tensor in whole(name).items()}
+    cut = own.cut(own.filled(state, [layer]), layer)
+    for path, module in list(cut.named_modules()):  # a maximum would pass one pixel only
+        if isinstance(module, nn.MaxPool2d):
+            average = nn.AvgPool2d(module.kernel_size, module.stride, module.padding, bool(module.ceil_mode))
+            cut.add_submodule(path, average)
     image = torch.ones(1, 3, 224, 224, requires_grad=True)
-    maps = linear(image)
+    maps = cut(image)
     spans = []
     for shift in (0, 1):
         row = maps.shape[2] // 2 + shift
         (slope,) = torch.autograd.grad(maps[0, -1, row, row], image, retain_graph=True)
         rows = slope[0].abs().sum(dim=(0, 2)).nonzero().flatten()
         spans.append((int(rows[0]), int(rows[-1])))
-    field, stride = receptive_field(modules)
-    assert spans[0][1] - spans[0][0] + 1 == field
-    assert spans[1][0] - spans[0][0] == stride
+    field = own.layers[layer].field
+    assert spans[0][1] - spans[0][0] + 1 == field.side
+    assert spans[1][0] - spans[0][0] == field.stride
 
 
 def test_networks_are_loaded_once_frozen_and_share_modules(tmp_path: Path) -> None:
@@ -115,7 +168,7 @@ def test_networks_are_loaded_once_frozen_and_share_modules(tmp_path: Path) -> No
     network = source.get("vgg11")
     assert source.get("vgg11") is network
     low, high = network.layer("conv1_1").cut, network.layer("conv3_2").cut
-    assert all(a is b for a, b in zip(low, high, strict=False))
+    assert low.get_submodule("features.0") is high.get_submodule("features.0")
     assert not any(parameter.requires_grad for parameter in high.parameters())
     assert not any(module.training for module in high.modules())
     assert not any(module.inplace for module in high.modules() if isinstance(module, nn.ReLU))
@@ -225,7 +278,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
             url = f"http://127.0.0.1:{server.server_port}/vgg11-{digest}.pth"
             meta: ClassVar[dict[str, Any]] = {"_file_size": 35.2}
 
-        monkeypatch.setattr(weights_module, "_published", lambda _: Published)
+        monkeypatch.setattr(download_module, "_published", lambda _: Published)
         monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
         yield folder
         server.shutdown()
@@ -335,5 +388,5 @@ def test_torchvision_still_publishes_every_network() -> None:
         if name != "vgg_mini":
             entry = models.get_model_weights(name).DEFAULT
             assert entry.url.startswith("https://")
-            assert len(entry.url.rsplit("-", 1)[-1].removesuffix(".pth")) == 8
+            assert len(entry.url.rsplit("-", 1)[-1].removesuffix(".pth")) in (8, 10)
             assert entry.meta["_file_size"] > 1

@@ -128,7 +128,7 @@ class RecordMachine(stateful.RuleBasedStateMachine):
         owner = known.owner if known else owner
         request = known.request if known and same else request
         slices, expires, name = plan(request, 100), self.now + lifetime, f"j{next(self.numbers)}"
-        submit = partial(self.transitions.submit, name, request, slices, expires, key or None, Caller(owner))
+        submit = partial(self.transitions.submit, name, request, slices, lifetime, key or None, Caller(owner))
         if known and (not known.removed or known.key_stays):
             with nullcontext() if known.request == request else pytest.raises(errors.IdempotencyConflict):
                 assert submit() == Submitted(known.name, [])
@@ -430,7 +430,9 @@ class RecordMachine(stateful.RuleBasedStateMachine):
         assert [key for key in self.redis.keys("ks:*") if not key.startswith(LEFT_OVER)] == []
 
 
-@pytest.mark.parametrize(("examples", "steps"), [(30, 40), pytest.param(MANY, 60, marks=pytest.mark.contract)])
+@pytest.mark.parametrize(
+    ("examples", "steps"), [(30, 40), pytest.param(MANY, 60, marks=[pytest.mark.contract, pytest.mark.timeout(3600)])]
+)
 def test_the_record_does_what_its_model_does(
     redis: Redis, record_property: Callable[[str, object], None], examples: int, steps: int
 ) -> None:

@@ -126,3 +126,6 @@ def test_a_program_that_goes_round_is_alive(monkeypatch: pytest.MonkeyPatch, tmp
     tmp_path.chmod(0o500)
     alive.beat("housekeeping")
     tmp_path.chmod(0o700)
+    alive.forget("housekeeping")
+    alive.forget("housekeeping")
+    assert list(tmp_path.iterdir()) == []

@@ -158,7 +158,7 @@ def test_a_store_that_is_away_takes_nothing_from_who_knows(lab: Lab, monkeypatch
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--mean", "1,2"), "mean.2: Field required"),
+        (("--mean", "1,2"), "mean and std belong together"),
         (("--mean", "a,b,c", "--std", "1,1,1"), "mean.0: Input should be a valid number"),
         (("--order", "bgr"), "a range or an order needs mean and std"),
         (("--order", "grb", "--mean", "1,1,1", "--std", "1,1,1"), "order: Input should be 'rgb' or 'bgr'"),

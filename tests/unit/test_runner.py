@@ -18,6 +18,7 @@ from redis import Redis
 
 from shared import images
 from shared.errors import LayerNotCovered, ModelUnavailable, StoreUnavailable
+from shared.images import Frame
 from shared.jobs import Hold, Records, Retention, Transitions
 from shared.jobs.claims import Queue
 from shared.schemas import ExplainRequest, Status, WholeJob, plan
@@ -327,12 +328,12 @@ class Disappointed(DummyDevice):
         unavailable = NetworkState(available=False, reason="the file is damaged")
         return super().states() | ({"vgg19": unavailable} if self.tried else {})
 
-    def input_size(self, model: str) -> int:
+    def frame(self, model: str) -> Frame:
         """Here it learns of it."""
         if model == "vgg19":
             self.tried = True
             raise ModelUnavailable("the file is damaged")
-        return super().input_size(model)
+        return super().frame(model)
 
 
 def test_a_network_that_turns_out_not_to_be_there_fails_no_job(bench: Bench) -> None:
@@ -428,12 +429,12 @@ def test_one_image_is_decoded_at_a_time(bench: Bench, monkeypatch: pytest.Monkey
     """Whatever slices a worker holds: memory is that of one large image."""
     decoded, inside, most = images.decoded, list[int](), list[int]()
 
-    def slowly(data: bytes, max_pixels: int) -> Any:
+    def slowly(data: bytes, max_pixels: int, **deep: bool) -> Any:
         inside.append(1)
         most.append(len(inside))
         time.sleep(0.05)
         inside.pop()
-        return decoded(data, max_pixels)
+        return decoded(data, max_pixels, **deep)
 
     monkeypatch.setattr(images, "decoded", slowly)
     _all_at_once(bench, 4)
@@ -445,9 +446,9 @@ def test_who_waits_for_a_network_keeps_no_other_slice_waiting(bench: Bench) -> N
     arrived = Event()
 
     class Trickling(DummyDevice):
-        def input_size(self, model: str) -> int:
+        def frame(self, model: str) -> Frame:
             assert model == "vgg_mini" or arrived.wait(30)
-            return super().input_size(model)
+            return super().frame(model)
 
     bench.device = Trickling()
     bench.submit("slow", model="vgg19", layer="conv1_1")

@@ -23,6 +23,24 @@ def number(page: Page, name: str) -> str:
     return page.get_by_role("row", name=name).get_by_role("cell").first.inner_text()
 
 
+def test_every_node_can_be_found(visitor: Visitor, picture: Path) -> None:
+    """The layers by block; then every node, by a part of its name; one that is not after a ReLU is ranked too."""
+    page = visitor.open()
+    visitor.choose(picture)
+    assert page.locator("#layers .block").count() == 4
+    assert page.locator("#layers input").count() == 8
+    expect(page.get_by_role("group", name="block 3")).to_contain_text("conv3_1")
+    page.get_by_role("button", name="Show every node").click()
+    expect(page.get_by_label("Find")).to_be_visible()
+    assert page.locator("#layers input").count() == 19
+    page.get_by_label("Find").fill("features.1")
+    assert 1 < page.locator("#layers input").count() < 19
+    expect(page.locator("#layers :checked")).to_have_count(1)
+    page.locator('input[value="features.10"]').check()
+    expect(page.locator("#kernels-hint")).to_contain_text("respond to this image")
+    visitor.shoot("every-node")
+
+
 def test_from_an_upload_to_a_link_that_opens_the_same_tomorrow(
     visitor: Visitor, arriving: Arriving, picture: Path, tmp_path: Path
 ) -> None:

@@ -45,15 +45,16 @@ def pose(questions: Sequence[Question], layer: Layer) -> list[Posed]:
         if id(question.picture) not in seen:
             image = pictures([question.picture], layer)
             seen[id(question.picture)] = image, layer.features(image)
-    return [_posed(question, *seen[id(question.picture)]) for question in questions]
+    return [_posed(question, *seen[id(question.picture)], layer.signed) for question in questions]
 
 
-def _posed(question: Question, image: Tensor, features: Tensor) -> Posed:
+def _posed(question: Question, image: Tensor, features: Tensor, signed: bool) -> Posed:  # noqa: FBT001
     kernel = torch.tensor([question.kernel], device=image.device)
     bounds = _or(question.max_preservation, inf), _or(question.target_ssim, -1)
     alpha, beta, most, least = torch.tensor([[question.alpha, question.beta, *bounds]], device=image.device).unbind(1)
     removing = torch.tensor([question.removing], device=image.device)
-    problem = Problems.pose(image, features, kernel, alpha, beta).within(most, least).only_removing(removing)
+    posed = Problems.pose(image, features, kernel, alpha, beta, signed)
+    problem = posed.within(most, least).only_removing(removing)
     return Posed(problem, features[0])
 
 
@@ -138,7 +139,7 @@ def _measured(layer: Layer, solved: Sequence[tuple[Question, Posed, Solution]]) 
     of = [list(originals).index(id(posed.features)) for _, posed, _ in solved]
     images = torch.cat([shown, x])
     seen, invented, beyond = layer.watched.invention(torch.cat(list(originals.values())), images, of + of)
-    blank, after, after_float = seen.clamp_min(0).split([1, count, count])
+    blank, after, after_float = layer.maps(seen).split([1, count, count])
     before = torch.stack([posed.features for _, posed, _ in solved])
     terms_float = as_records(losses(problems, after_float, x))
     terms_start = as_records(losses(problems, before, problems.image))
@@ -241,13 +242,13 @@ def _target_met(question: Question, terms: Losses, found: Metrics) -> bool | Non
 
 def _loudest_others(before: Tensor, kernel: int) -> Tensor:
     """The kernels of the highest mean activation but the selected one."""
-    mean = before.mean(dim=(1, 2))
+    mean = before.abs().mean(dim=(1, 2))
     mean[kernel] = -1
     return mean.topk(min(LOUDEST_OTHERS, len(mean) - 1)).indices
 
 
 def pictures(images: Sequence[Picture], layer: Layer) -> Tensor:
-    """(B, 3, H, W), normalised, on the network's device."""
+    """(B, channels, H, W), normalised, on the network's device."""
     stack = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     return layer.space.from_bytes(stack.to(layer.space.mean.device)).contiguous(memory_format=torch.channels_last)
 

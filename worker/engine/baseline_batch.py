@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from math import nan
 
 import torch
+from torch import nn
 
-from shared.errors import DeadlinePassed
+from shared.errors import DeadlinePassed, MethodNotApplicable
 from worker.engine.accelerator import out_of_memory
 from worker.engine.answers import Posed, answers, posable, pose
 from worker.engine.pace import pace, room_in_memory
@@ -19,6 +21,11 @@ from worker.networks.layer import Layer
 
 PASSES = 4  # LRP goes through a convolution up to so many times where a gradient goes once, and keeps as much more
 MOST_WAITING = 64
+
+
+@lru_cache(maxsize=4)  # torch.fx keeps the code of each graph that it has compiled
+def _private(cut: nn.Module, method: str, signed: bool) -> nn.Module:  # noqa: FBT001
+    return private(cut, method, signed=signed)
 
 
 class BaselineBatch(Batch):
@@ -49,7 +56,7 @@ class BaselineBatch(Batch):
             return []
         now = [ticket for ticket in self.open[: self.fits] if ticket.question.rule == self.open[0].question.rule]
         try:
-            speed = pace(self.layer.cut, self.layer.size, self.layer.device)
+            speed = pace(self.layer.cut, self.layer.frame, self.layer.device)
             memory = room_in_memory(speed, self.layer.device) // PASSES
             now = now[: max(1, min(speed.batch // PASSES, memory))]
             answered = self._answered(now)
@@ -76,7 +83,7 @@ class BaselineBatch(Batch):
         refused: Answered = []
         left: list[tuple[Ticket, Posed]] = []
         for ticket, one in zip(tickets, posed, strict=True):
-            if error := posable(ticket.question, one):
+            if error := self._ruled(ticket.question) or posable(ticket.question, one):
                 refused.append((ticket, error))
             else:
                 left.append((ticket, one))
@@ -85,10 +92,15 @@ class BaselineBatch(Batch):
             self.layer, [(*pair, solution) for pair, solution in zip(left, solutions, strict=True)]
         )
 
+    def _ruled(self, question: Question) -> MethodNotApplicable | None:
+        """Why the method cannot be used here, if so."""
+        reason = self.layer.without.get(question.method)
+        return MethodNotApplicable(f"{reason}, which is below {self.layer}") if reason else None
+
     def _solutions(self, pairs: list[tuple[Question, Posed]]) -> list[Solution]:
         begin = time.perf_counter()
         question, space = pairs[0][0], self.layer.space
-        own = private(self.layer.cut, question.method)
+        own = _private(self.layer.cut, question.method, self.layer.signed)
         image = torch.cat([posed.problem.image for _, posed in pairs])
         kernel = torch.cat([posed.problem.kernel for _, posed in pairs])
         found = attribution(own, image, kernel, question.method, rules(own, question.method, question.rule, space))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from shared.catalogue import Network
+from shared.images import Frame
 from shared.schemas import OPTIMIZED, WeightsUsed
 from shared.workers import NetworkState
 from worker.engine.accelerator import broken
@@ -19,7 +20,7 @@ from worker.engine.baseline_batch import BaselineBatch
 from worker.engine.questions import Batch, Device, Maps, Picture, Question
 from worker.engine.threads import Threads
 from worker.engine.torch_batch import TorchBatch
-from worker.methods.suppression import VERSION
+from worker.methods.suppression import VERSION, silent
 from worker.networks.loaded import Networks
 
 SOUND_SECONDS = 60  # that a card may take to start and to compute a little
@@ -54,6 +55,10 @@ class TorchDevice(Device):
         """Which networks can be run."""
         return self.networks.states()
 
+    def state(self, model: str) -> NetworkState | None:
+        """Of one of them."""
+        return self.networks.state(model)
+
     def registered(self) -> list[Network]:
         """The networks beside those that come with the program."""
         return self.networks.registered()
@@ -62,9 +67,9 @@ class TorchDevice(Device):
         """Networks that were registered anew, or whose files were changed, since they were loaded."""
         return self.networks.outdated()
 
-    def input_size(self, model: str) -> int:
-        """Side of the network's input in pixels."""
-        return self.networks.get(model).input_size
+    def frame(self, model: str) -> Frame:
+        """Of the network's input."""
+        return self.networks.get(model).frame
 
     def weights(self, model: str) -> WeightsUsed:
         """Which weights the network has."""
@@ -72,10 +77,11 @@ class TorchDevice(Device):
 
     @torch.no_grad()
     def ranking(self, model: str, layer: str, picture: Picture) -> list[int]:
-        """The layer's active kernels by mean activation, highest first."""
-        activation = self._features(model, layer, picture).mean(dim=(1, 2))  # (C,)
-        order = activation.argsort(descending=True, stable=True)
-        return [kernel for kernel in order.tolist() if activation[kernel] > 0]
+        """The layer's active kernels by mean |F|, highest first."""
+        features = self._features(model, layer, picture)
+        order = features.abs().mean(dim=(1, 2)).argsort(descending=True, stable=True)
+        inactive = silent(features).tolist()
+        return [kernel for kernel in order.tolist() if not inactive[kernel]]
 
     @torch.no_grad()
     def feature_maps(self, model: str, layer: str, picture: Picture) -> Maps:

@@ -13,6 +13,7 @@ import numpy as np
 
 from shared import catalogue
 from shared.errors import SilentKernel
+from shared.images import Frame
 from shared.schemas import Losses, Metrics, Stop, WeightsUsed
 from shared.workers import NetworkState
 from worker.engine.questions import Answer, Answered, Batch, Device, Maps, Picture, Question, Sketch, Step, Ticket
@@ -51,9 +52,9 @@ class DummyDevice(Device):
         """None."""
         return []
 
-    def input_size(self, model: str) -> int:
+    def frame(self, model: str) -> Frame:
         """As the catalogue has it."""
-        return catalogue.network(model).input_size
+        return catalogue.network(model).frame
 
     def weights(self, model: str) -> WeightsUsed:  # noqa: ARG002
         """None worth the name."""

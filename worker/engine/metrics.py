@@ -10,7 +10,7 @@ from torch import Tensor
 from shared.schemas import Losses, Metrics
 from worker.methods.suppression import Losses as BatchLosses
 from worker.methods.suppression import PixelSpace
-from worker.methods.suppression.likeness import WINDOW, ssim, window_for
+from worker.methods.suppression.likeness import WINDOW, span, ssim, window_for
 
 
 def likeness(
@@ -19,7 +19,7 @@ def likeness(
     """SSIM of two maps (h, w) in float64; None on a map of one position or line.
 
     Args:
-        data_range: max(F) of the map before, unless given.
+        data_range: max F of the map before, max F − min F where it has a sign, unless given.
         window: side of the window, the largest that fits unless given.
         padding: zeros around the maps.
     """
@@ -35,8 +35,8 @@ def likenesses(
     if window is None:
         return [None] * len(before)
     a, b = after.double(), before.double()
-    span = b.amax(dim=(1, 2)) if data_range is None else torch.full_like(b[:, 0, 0], data_range)
-    found: list[float | None] = ssim(a, b, data_range=span, window=window, padding=padding).tolist()
+    known = span(b) if data_range is None else torch.full_like(b[:, 0, 0], data_range)
+    found: list[float | None] = ssim(a, b, data_range=known, window=window, padding=padding).tolist()
     return found
 
 
@@ -44,7 +44,7 @@ def metrics(before: Tensor, after: Tensor, kernel: Tensor, picture: Tensor, spac
     """Every metric of each X̂.
 
     Args:
-        before, after: feature maps F and F̂ of the whole layer after the ReLU, (B, C, h, w), float32.
+        before, after: feature maps F and F̂ of the whole layer, (B, C, h, w), float32.
         kernel: the selected kernel i of each, (B,).
         picture: X̂ in 8 bits, (B, 3, H, W).
     """

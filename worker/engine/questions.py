@@ -16,14 +16,16 @@ from numpy.typing import NDArray
 
 from shared.catalogue import Network
 from shared.errors import KernelscopeError
+from shared.images import Frame
 from shared.schemas import Losses, Metrics, Stop, WeightsUsed
 from shared.workers import NetworkState
 
 # γ/D, the weight of what one ReLU layer below has that the image does not cause. No fingerprint knows it: a change
 # of it raises the solvers' VERSION.
 PER_LAYER = 0.35
+MOST_LAYERS = 16  # VGG-19 has 15 below its last; 5.6 holds X̂ in a network of any depth, and 20 leaves it at X
 
-Picture = NDArray[np.uint8]  # (H, W, 3)
+Picture = NDArray[Any]  # (H, W, 3), of grey (H, W, 1): of 0 to 255 in uint8 or, of deep grey, float32
 Maps = NDArray[np.float32]
 
 
@@ -33,7 +35,7 @@ class Question:
 
     model: str
     layer: str
-    picture: Picture  # RGB of the network's input size
+    picture: Picture  # of the network's frame
     kernel: int
     alpha: float
     beta: float
@@ -60,10 +62,10 @@ class Question:
         return self.only_remove or self.method == "evidence"
 
     def weight(self, depth: int) -> float:
-        """γ of evidence, where so many ReLU layers are below: 0.35 for each of them unless asked otherwise."""
+        """γ of evidence, where so many layers are watched below: 0.35 for each, as for 16 at most, unless asked."""
         if self.gamma is not None:
             return self.gamma
-        return 0.0 if self.max_invention is not None else PER_LAYER * depth
+        return 0.0 if self.max_invention is not None else PER_LAYER * min(depth, MOST_LAYERS)
 
     @property
     def kind(self) -> tuple[str, ...]:
@@ -83,8 +85,8 @@ class Question:
 class Answer:
     """X̂ and what the network makes of it."""
 
-    picture: Picture  # X̂ in 8 bits, (H, W, 3): the explanation
-    x: Maps  # X̂ before rounding, normalised, (3, H, W)
+    picture: Picture  # X̂ in 8 bits: the explanation
+    x: Maps  # X̂ before rounding, normalised, (channels, H, W)
     maps: dict[str, NDArray[Any]]  # before, after: (h, w); others: (2,); others_before, others_after: (2, h, w)
     losses: Losses  # of the 8-bit picture
     losses_float: Losses
@@ -203,6 +205,10 @@ class Device(Protocol):
         """Which networks can be run."""
         ...
 
+    def state(self, model: str) -> NetworkState | None:
+        """Of one of them, at little cost once it is loaded; None: no network has this name."""
+        return self.states().get(model)
+
     def registered(self) -> list[Network]:
         """The networks beside those that come with the program. For the heartbeat: it may wait for the store."""
         ...
@@ -211,8 +217,8 @@ class Device(Protocol):
         """Loaded networks whose names stand for something else by now: this process is to start anew."""
         ...
 
-    def input_size(self, model: str) -> int:
-        """Side of the network's input in pixels. Loads the network; raises ModelUnavailable."""
+    def frame(self, model: str) -> Frame:
+        """Of the network's input. Loads the network; raises ModelUnavailable."""
         ...
 
     def weights(self, model: str) -> WeightsUsed:

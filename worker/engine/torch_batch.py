@@ -68,7 +68,7 @@ class TorchBatch(Batch):
     def pace(self) -> Pace:
         """Measured at the first question."""
         if self._pace is None:
-            self._pace = pace(self.cut, self.layer.size, self.layer.device)
+            self._pace = pace(self.cut, self.layer.frame, self.layer.device)
         return self._pace
 
     @property

@@ -14,24 +14,28 @@ from worker.engine.questions import Maps
 LARGEST_THUMBNAIL = 56  # positions a side
 SMALLEST_TILE = 56  # pixels a side, where the thumbnail is drawn
 COLUMNS = 16  # of the drawn sheet
+SILENT = 1e-3  # as the solver's: of the highest |F|, where maps have a sign
 
 
 def measured(maps: Maps) -> tuple[dict[str, Any], dict[str, bytes]]:
     """What a job's record and the store keep of a layer's feature maps F, (C, h, w)."""
-    ranking, small = ranked(maps), thumbnails(maps)
-    facts = {"ranking": ranking, "thumbnails": Thumbnails(columns=COLUMNS, tile=max(small.shape[1], SMALLEST_TILE))}
+    ranking, small, signed = ranked(maps), thumbnails(maps), bool((maps < 0).any())
+    facts = {"ranking": ranking, "thumbnails": Thumbnails(columns=COLUMNS, tile=max(*small.shape[1:], SMALLEST_TILE))}
     file, order = BytesIO(), np.array([one.kernel for one in ranking])
-    np.savez_compressed(file, allow_pickle=False, kernels=order, thumbnails=small[order])
+    drawn = {"kernels": order, "thumbnails": small[order], **({"signed": np.array(1)} if signed else {})}
+    np.savez_compressed(file, allow_pickle=False, **drawn)
     return facts, {"activations.npz": file.getvalue()}
 
 
 def ranked(maps: Maps) -> list[ActiveKernel]:
-    """Every kernel by its mean activation, highest first; those that are as active, by index.
+    """Every kernel by its mean activation, of |F|, highest first; those that are as active, by index.
 
     Args:
         maps: the layer's feature maps F, (C, h, w).
     """
-    mean, most, share = maps.mean(axis=(1, 2)), maps.max(axis=(1, 2)), (maps > 0).mean(axis=(1, 2))
+    strength = np.abs(maps)
+    least = SILENT * strength.max() if (maps < 0).any() else 0
+    mean, most, share = strength.mean(axis=(1, 2)), strength.max(axis=(1, 2)), (strength > least).mean(axis=(1, 2))
     return [
         ActiveKernel(kernel=kernel, mean=float(mean[kernel]), max=float(most[kernel]), active=float(share[kernel]))
         for kernel in np.argsort(-mean, kind="stable").tolist()
@@ -39,11 +43,17 @@ def ranked(maps: Maps) -> list[ActiveKernel]:
 
 
 def thumbnails(maps: Maps) -> NDArray[np.uint8]:
-    """(C, t, t): each map from 0 to its own highest activation; a large one is averaged over blocks of positions."""
-    channels, side = maps.shape[0], maps.shape[1]
-    block = -(-side // LARGEST_THUMBNAIL)
-    kept = side // block * block
-    small = maps[:, :kept, :kept].reshape(channels, kept // block, block, kept // block, block).mean(axis=(2, 4))
-    highest = small.max(axis=(1, 2), keepdims=True)
-    shown: NDArray[np.uint8] = (255 * small / np.where(highest > 0, highest, 1)).round().astype(np.uint8)
+    """(C, h', w'): each map from 0 to its own highest activation; a large one is averaged over blocks of positions.
+
+    Where maps have a sign, 128 is 0 and the highest |F| is 127 from it.
+    """
+    channels, height, width = maps.shape
+    block = -(-max(height, width) // LARGEST_THUMBNAIL)
+    down, across = min(block, height), min(block, width)
+    rows, columns = height // down, width // across
+    kept = maps[:, : rows * down, : columns * across]
+    small = kept.reshape(channels, rows, down, columns, across).mean(axis=(2, 4))
+    highest = np.abs(small).max(axis=(1, 2), keepdims=True)
+    zero, full = (128, 127) if (maps < 0).any() else (0, 255)
+    shown: NDArray[np.uint8] = (zero + full * small / np.where(highest > 0, highest, 1)).round().astype(np.uint8)
     return shown

@@ -11,7 +11,7 @@ meanwhile whoever is free may take it. So is what needs a network or layer that 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
 
@@ -22,21 +22,20 @@ from shared.jobs.claims import SUSPECTED
 from shared.workers import NetworkState, able
 
 BULK = "bulk"
-KNOWN_SECONDS = 1.0  # for which the networks' states are believed
+KNOWN_SECONDS = 1.0  # for which a network's state is believed
 
 
 class Admission:
     """Of one worker.
 
     Args:
-        states: of its networks, as they are now.
+        state: of a network by its name, as it is now; None: there is none of this name.
     """
 
-    def __init__(self, states: Callable[[], Mapping[str, NetworkState]]) -> None:
+    def __init__(self, state: Callable[[str], NetworkState | None]) -> None:
         self.closed = False
-        self._states = states
-        self._known: Mapping[str, NetworkState] = {}
-        self._known_at = float("-inf")
+        self._state = state
+        self._known: dict[str, tuple[float, NetworkState | None]] = {}  # since when
         self._lock = Lock()
         self._suspect = False  # one runs
 
@@ -60,15 +59,21 @@ class Admission:
 
     def able(self, model: str, layer: str) -> bool:
         """Whether this worker has the network and the layer now."""
-        self._known, self._known_at = self._states(), time.monotonic()
-        return able(self._known, f"{model} {layer}")
+        self._known.pop(model, None)
+        return self._able(f"{model} {layer}")
 
     def _runs(self, bucket: str) -> bool:
         """Whether what waits there may run here now."""
-        if time.monotonic() - self._known_at > KNOWN_SECONDS:
-            self._known, self._known_at = self._states(), time.monotonic()
         need = bucket.removesuffix(SUSPECTED)
-        return able(self._known, need) and not (self._suspect and bucket != need)
+        return not (self._suspect and bucket != need) and self._able(need)
+
+    def _able(self, need: str) -> bool:
+        model, now = need.partition(" ")[0], time.monotonic()
+        since, state = self._known.get(model, (float("-inf"), None))
+        if now - since > KNOWN_SECONDS:
+            state = self._state(model)
+            self._known[model] = now, state
+        return state is not None and able({model: state}, need)
 
 
 class Places:

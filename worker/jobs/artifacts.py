@@ -7,8 +7,8 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from shared.images import pictured
 from shared.schemas import OPTIMIZED
 from worker.engine.questions import Answer, Picture, Question
 
@@ -86,5 +86,5 @@ def artifacts(answer: Answer, original: bytes) -> dict[str, bytes]:
 def encoded(picture: Picture) -> bytes:
     """A PNG."""
     png = BytesIO()
-    Image.fromarray(picture).save(png, "PNG")
+    pictured(picture).save(png, "PNG")
     return png.getvalue()

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Lock
-
-import numpy as np
+from typing import Literal
 
 from shared import images
 from shared.errors import UnknownImage
@@ -36,11 +35,11 @@ class Decoder:
         self.max_pixels = max_pixels
         self._lock = Lock()
 
-    def __call__(self, data: bytes, size: int) -> tuple[Picture, list[str]]:
-        """A square of that side, (size, size, 3), and what of the file was ignored."""
+    def __call__(self, data: bytes, frame: images.Frame, how: Literal["squash", "crop"]) -> tuple[Picture, list[str]]:
+        """What a network takes, and what of the file was ignored."""
         with self._lock:
-            seen = images.decoded(data, self.max_pixels)
-            return np.asarray(images.resized(seen.image, size)), seen.notes
+            seen = images.decoded(data, self.max_pixels, deep=frame.channels == 1)
+            return images.array(images.resized(seen.image, frame, how)), seen.notes
 
 
 @dataclass
@@ -68,14 +67,15 @@ class Inputs:
         return self.claim.request
 
     def picture(self, number: int) -> Picture:
-        """The network's input of an image of the request, (H, W, 3) in 8 bits."""
+        """The network's input of an image of the request."""
         if number not in self.pictures:
-            size = self.engine.device.input_size(self.request.model)
+            frame = self.engine.device.frame(self.request.model)
+            fed = self.engine.device.weights(self.request.model).preprocessing
             digest = self.request.images[number]
             data = self.read(digest)
             if data is None:
                 raise UnknownImage(f"the bytes of image {digest} are gone from the store")
-            self.pictures[number], self.notes[number] = self.decoder(data, size)
+            self.pictures[number], self.notes[number] = self.decoder(data, frame, fed.resize if fed else "squash")
         return self.pictures[number]
 
     def original(self, number: int) -> bytes:

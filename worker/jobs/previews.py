@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 
-from PIL import Image
-
+from shared.images import pictured
 from worker.engine.questions import Picture, Ticket
 
 MOST = 4  # of a slice's items that a watcher is shown in one beat of the pulse
@@ -37,5 +36,5 @@ class Previews:
 def _webp(picture: Picture) -> bytes:
     """Small and quick to make: for one look."""
     file = BytesIO()
-    Image.fromarray(picture).save(file, "WEBP", quality=70, method=0)
+    pictured(picture).save(file, "WEBP", quality=70, method=0)
     return file.getvalue()

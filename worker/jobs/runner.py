@@ -54,7 +54,7 @@ class Runner:
         decoder = Decoder(self.max_pixels)
         for collector in (self.store.seconds, self.store.errors):
             self.telemetry.registry.register(collector)
-        self.admission = Admission(self.engine.device.states)
+        self.admission = Admission(self.engine.device.state)
         able = self.admission.able
         self.hands = Hands(self.engine, self.records, self.transitions, self.store, decoder, self.telemetry, able)
 

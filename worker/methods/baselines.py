@@ -11,19 +11,39 @@ The attribution g becomes an image as X̂ = g / max|g| · X in the normalised sp
 from __future__ import annotations
 
 import copy
+import operator
+from collections import Counter
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.ops import stochastic_depth
 from zennit.composites import SpecialFirstLayerMapComposite
 from zennit.core import Composite
+from zennit.layer import Sum
 from zennit.rules import Epsilon, Gamma, Norm, Pass, ReLUDeconvNet, ReLUGuidedBackprop, ZBox, ZPlus
 
 from worker.methods.suppression import PixelSpace
 
+METHODS = {"guided_backprop": "guided backpropagation", "deconvnet": "deconvolution", "lrp": "LRP"}
+SMOOTH = {
+    *("SiLU", "GELU", "Hardswish", "LeakyReLU", "PReLU", "ELU", "CELU", "SELU", "Mish", "Softplus", "RReLU", "Tanh"),
+    *("Hardtanh", "Softsign", "Tanhshrink", "LogSigmoid", "tanh", "hardtanh", "clamp", "prelu", "rrelu", "softsign"),
+}
+RULED = (nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.Dropout, nn.Identity)
+POOLS = (functional.max_pool2d, functional.avg_pool2d, torch.max_pool2d)
+ADDITIONS = (operator.add, torch.add, "add")
+LINEAR = (  # what moves values about, and passes back what it is given
+    *("view", "reshape", "transpose", "contiguous", "size", "chunk", "permute"),
+    *(operator.getitem, operator.floordiv, torch.cat, torch.transpose, torch.chunk, stochastic_depth),
+    *(*POOLS, *ADDITIONS),
+)
 
-def attribution(cut: nn.Sequential, image: Tensor, kernel: Tensor, method: str, composite: Composite) -> Tensor:
+
+def attribution(cut: nn.Module, image: Tensor, kernel: Tensor, method: str, composite: Composite) -> Tensor:
     """The attribution g of each image's kernel on its own, (B, 3, H, W).
 
     Args:
@@ -43,31 +63,115 @@ def attribution(cut: nn.Sequential, image: Tensor, kernel: Tensor, method: str, 
     return found
 
 
-def private(cut: nn.Sequential, method: str) -> nn.Sequential:
+def without(kinds: Collection[str]) -> dict[str, str]:
+    """Methods that have no rule for a network, and why.
+
+    Args:
+        kinds: what the network has beside convolutions, ReLUs and pooling, as `kind` calls it.
+    """
+    found = {}
+    if others := sorted(set(kinds) & SMOOTH):
+        for method in ("guided_backprop", "deconvnet"):
+            found[method] = f"{METHODS[method]} has a rule for ReLU, and none for {' and '.join(others)}"
+    if kinds:
+        found["lrp"] = f"{METHODS['lrp']} has no rule here for {' and '.join(sorted(kinds))}"
+    return found
+
+
+def kind(network: fx.GraphModule, node: fx.Node, shapes: Mapping[fx.Node, tuple[int, ...]]) -> str | None:
+    """What a node is that not every baseline has a rule for; None where all have one.
+
+    Args:
+        shapes: of the nodes' values.
+    """
+    if node.op not in ("call_module", "call_function", "call_method"):
+        return "a parameter of its own" if node.op == "get_attr" else None
+    module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if isinstance(module, nn.BatchNorm2d):
+        return None if _fused(network, node) else "batch normalisation without a convolution before it"
+    if isinstance(module, RULED):
+        return None
+    if node.target in ADDITIONS:
+        alike = len({shapes.get(one) for one in node.all_input_nodes}) == 1
+        plain = len(node.all_input_nodes) == len(node.args) == 2 and not node.kwargs
+        return None if plain and alike else "an addition that is not of two maps"
+    if module is None:
+        return None if node.target in LINEAR else getattr(node.target, "__name__", str(node.target))
+    return type(module).__name__
+
+
+def _fused(network: fx.GraphModule, node: fx.Node) -> nn.Conv2d | None:
+    """The convolution before a batch normalisation, which nothing else sees."""
+    (before,) = node.all_input_nodes
+    module = network.get_submodule(str(before.target)) if before.op == "call_module" else None
+    return module if isinstance(module, nn.Conv2d) and len(before.users) == 1 else None
+
+
+def private(cut: nn.Module, method: str, *, signed: bool = False) -> fx.GraphModule:
     """A copy of a cut network that ends with the layer's ReLU and may be hooked; it shares the parameters.
 
-    Batch normalisation is folded into the convolution before it; for `lrp` maxima become averages.
+    Batch normalisation is folded into the convolution before it; for `lrp` maxima become averages, and sums modules.
     """
     shared = {id(tensor): tensor for tensor in (*cut.parameters(), *cut.buffers())}
-    own: list[nn.Module] = []
-    for module in copy.deepcopy(cut, shared):
-        if isinstance(module, nn.BatchNorm2d):
-            assert isinstance(own[-1], nn.Conv2d)
-            own[-1] = fuse_conv_bn_eval(own[-1], module).requires_grad_(False)
-        elif isinstance(module, nn.MaxPool2d) and method == "lrp":
-            own.append(nn.AvgPool2d(module.kernel_size, module.stride, module.padding, module.ceil_mode))
-        else:
-            own.append(module)
-    return nn.Sequential(*own, nn.ReLU()).eval()
+    own = copy.deepcopy(cut, shared)
+    network = own if isinstance(own, fx.GraphModule) else fx.symbolic_trace(own)
+    graph = network.graph
+    _alone(network)
+    for node in list(graph.nodes):
+        module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, nn.BatchNorm2d) and (conv := _fused(network, node)):
+            before = node.all_input_nodes[0]
+            network.add_submodule(str(before.target), fuse_conv_bn_eval(conv, module).requires_grad_(False))
+            node.replace_all_uses_with(before)
+            graph.erase_node(node)
+        elif method == "lrp" and (isinstance(module, nn.MaxPool2d) or node.target in POOLS):
+            _becomes(network, node, _average(node, module), node.all_input_nodes[0])
+        elif method == "lrp" and node.target in ADDITIONS:
+            with graph.inserting_before(node):
+                both = graph.call_function(torch.stack, (list(node.all_input_nodes),), {"dim": -1})
+            _becomes(network, node, Sum(), both)
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    if not signed:
+        network.add_submodule("last_relu", nn.ReLU())
+        with graph.inserting_before(output):
+            output.args = (graph.call_module("last_relu", (output.args[0],)),)
+    network.recompile()
+    return network.eval()
 
 
-def rules(cut: nn.Sequential, method: str, rule: str, space: PixelSpace) -> Composite:
+def _alone(network: fx.GraphModule) -> None:
+    """Each call has a module of its own, around the same tensors: hooks and folding are of one call."""
+    called = Counter(node.target for node in network.graph.nodes if node.op == "call_module")
+    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    for node in network.graph.nodes:
+        if node.op == "call_module" and called[node.target] > 1:
+            module = copy.deepcopy(network.get_submodule(str(node.target)), dict(shared))
+            network.add_submodule(f"own_{node.name}", module)
+            node.target = f"own_{node.name}"
+
+
+def _average(node: fx.Node, module: nn.Module | None) -> nn.AvgPool2d:
+    """Of the windows that a node takes the maximum, or the average, of."""
+    if isinstance(module, nn.MaxPool2d):
+        return nn.AvgPool2d(module.kernel_size, module.stride, module.padding, module.ceil_mode)
+    names = ("kernel_size", "stride", "padding", *(("ceil_mode",) if node.target is functional.avg_pool2d else ()))
+    given = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
+    return nn.AvgPool2d(**{name: given[name] for name in (*names, "ceil_mode") if given.get(name) is not None})
+
+
+def _becomes(network: fx.GraphModule, node: fx.Node, module: nn.Module, value: fx.Node) -> None:
+    name = f"own_{node.name}"
+    network.add_submodule(name, module)
+    node.op, node.target, node.args, node.kwargs = "call_module", name, (value,), {}
+
+
+def rules(cut: nn.Module, method: str, rule: str, space: PixelSpace) -> Composite:
     """What each module passes back, for a private copy."""
     if method != "lrp":
         relu = {"guided_backprop": ReLUGuidedBackprop, "deconvnet": ReLUDeconvNet}[method]()
-        return Composite(lambda _context, _name, module: relu if isinstance(module, nn.ReLU) else None)
+        return Composite(lambda _context, _name, module: relu if isinstance(module, nn.ReLU | nn.ReLU6) else None)
     first = [(nn.Conv2d, ZBox(space.low[None], space.high[None]))]
-    others = [(nn.ReLU, Pass()), (nn.AvgPool2d, Norm()), (nn.Conv2d, ZPlus() if rule == "zplus" else Gamma())]
+    others = [(nn.ReLU, Pass()), ((nn.AvgPool2d, Sum), Norm()), (nn.Conv2d, ZPlus() if rule == "zplus" else Gamma())]
     if rule == "zplus":
         return SpecialFirstLayerMapComposite(others, first)
     last = [module for module in cut.modules() if isinstance(module, nn.Conv2d)][-1]

@@ -2,104 +2,139 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import copy
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torchvision import models
 from torchvision.models.squeezenet import Fire
 
 from shared.catalogue import Layer, Network
+from shared.images import Frame
+from worker.networks.nodes import Graph, Node, watched
+from worker.networks.tracing import OnMeta, traced
 from worker.networks.vgg_mini import VggMini
 
-IMAGENET_SIZE = 224
+IMAGENET_FRAME = Frame(224, 224)
+NOT_CONVOLUTIONAL = ("vit", "swin", "maxvit")
+DENSENETS_OLD = (re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d\.)"), r"\1\2")  # norm.1. for norm1.
 
 
 @dataclass(frozen=True)
 class Architecture:
     """A network without weights.
 
-    `build` makes the module; its convolutional part must be the `nn.Sequential` named `features`.
-    `title` is for people. `blocks`: layers are numbered by block (`conv3_2`), else one after another (`conv3`).
+    Args:
+        build: makes the module.
+        title: for people.
+        papers: whether its layers have the papers' names: numbered by block (`conv3_2`), else one after another
+            (`conv3`), and the fire modules (`fire5`).
     """
 
     name: str
     title: str
     build: Callable[[], nn.Module]
-    input_size: int = IMAGENET_SIZE
+    frame: Frame = IMAGENET_FRAME
+    papers: bool = False
     blocks: bool = True
 
-    def features(self) -> nn.Sequential:
-        """The convolutional part, on the meta device: no memory, no initialisation; its ReLUs never in place."""
-        with torch.device("meta"):
-            features = self.build().features
-        assert isinstance(features, nn.Sequential)
-        for module in features.modules():
-            if isinstance(module, nn.ReLU):
-                module.inplace = False
-        return features.eval().requires_grad_(False)
+    def module(self) -> nn.Module:
+        """The network, on the meta device: no memory, no initialisation."""
+        with OnMeta():
+            return self.build().eval()
 
 
-class Expand(nn.Module):
-    """The second half of a fire module before its ReLU."""
+class Traced:
+    """The graph of an architecture, and its layers by the names that people use."""
 
-    def __init__(self, one: nn.Conv2d, three: nn.Conv2d) -> None:
-        super().__init__()
-        self.one = one
-        self.three = three
+    def __init__(self, architecture: Architecture) -> None:
+        module = architecture.module()
+        self.architecture = architecture
+        within = "features." if architecture.papers else ""
+        self.graph = Graph(traced(module), architecture.frame, within=within)
+        named = dict(_papers_names(module, blocks=architecture.blocks)) if architecture.papers else {}
+        self.layers: Mapping[str, Node] = self.graph.nodes(named)
+        self._names = {one.node: name for name, one in self.layers.items()}
+        self._parts = {key.partition(".")[0] for key in self.graph.parameters if self.graph.used(key)}
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """(B, S, h, w) → (B, C, h, w), the kernels of the 1×1 path first."""
-        return torch.cat([self.one(maps), self.three(maps)], dim=1)
+    def reached(self, keys: Iterable[str]) -> list[str]:
+        """The layers whose every parameter, and every one below, is among the keys."""
+        return [self._names[node] for node in self.graph.reached(keys)]
 
+    def main(self, layers: Iterable[str]) -> list[str]:
+        """Those of the layers that one looks at first."""
+        return [name for name in layers if self.layers[name].main]
 
-@dataclass(frozen=True)
-class Cut:
-    """Where a layer is in `features`: everything before index `end`, then `inside` that module where it has parts."""
+    def matters(self, key: str) -> bool:
+        """Whether a layer's feature maps may depend on a parameter of this name: it is in no head."""
+        return key.partition(".")[0] in self._parts and not key.endswith("num_batches_tracked")
 
-    name: str
-    node: str
-    end: int
-    inside: Literal["", "squeeze", "expand"] = ""
+    def filled(self, tensors: Mapping[str, Tensor], layers: Iterable[str]) -> fx.GraphModule:
+        """The network as far as these layers need it, with numbers, frozen; it shares the tensors."""
+        network = copy.deepcopy(self.graph.below(self.layers[name].node for name in layers))
+        own = network.state_dict()
+        absent = {key: torch.zeros(meta.shape) for key, meta in own.items() if key not in tensors}
+        network.load_state_dict({**{key: tensors[key] for key in own if key in tensors}, **absent}, assign=True)
+        for key, buffer in list(network.named_buffers()):
+            if buffer.is_meta:  # it is in no file
+                place, _, name = key.rpartition(".")
+                network.get_submodule(place).register_buffer(name, tensors[key], persistent=False)
+        return network.requires_grad_(False).eval()
 
-    def preactivation(self, features: nn.Sequential) -> nn.Sequential:
-        """The network up to the layer but for its last ReLU, sharing the modules of `features`.
+    def cut(self, filled: fx.GraphModule, layer: str) -> fx.GraphModule:
+        """The network up to a layer: (B, channels, H, W) → Z (B, C, h, w); F = max(Z, 0) or, of signed maps, F = Z.
 
-        (B, 3, H, W) → Z (B, C, h, w); the layer's feature maps are F = max(Z, 0).
+        Args:
+            filled: as `filled` makes it; cuts of it share its modules.
         """
-        inner: list[nn.Module] = []
-        if self.inside:
-            fire = features[self.end]
-            assert isinstance(fire, Fire)
-            inner = [fire.squeeze]
-            if self.inside == "expand":
-                inner = [fire.squeeze, fire.squeeze_activation, Expand(fire.expand1x1, fire.expand3x3)]
-        return nn.Sequential(*features[: self.end], *inner).eval()
+        return self.graph.cut(filled, self.layers[layer].node)
 
-    @property
-    def depth(self) -> int:
-        """How many modules of `features` the layer reaches into."""
-        return self.end + bool(self.inside)
+    def below(self, cut: fx.GraphModule) -> tuple[str, ...]:
+        """The names of what is watched in a cut, in order."""
+        return tuple(self._names.get(name, name) for name in watched(cut))
 
-    def keys(self, features: nn.Sequential) -> set[str]:
-        """Names of the parameters that the layer needs, its own and those of everything below."""
-        own = {"": [], "squeeze": [f"{self.end}.squeeze."], "expand": [f"{self.end}."]}[self.inside]
-        prefixes = [f"{index}." for index in range(self.end)] + own
-        return {
-            key
-            for key in features.state_dict()
-            if key.startswith(tuple(prefixes)) and not key.endswith("num_batches_tracked")
-        }
+
+def _papers_names(module: nn.Module, *, blocks: bool) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Names and blocks of nodes, by torchvision's names: of the ReLUs of a sequence, and of fire modules."""
+    features = module.features
+    assert isinstance(features, nn.Sequential)
+    block, in_block, fire = 1, 0, 1
+    for index, part in enumerate(features):
+        node = f"features.{index}"
+        if isinstance(part, nn.ReLU):
+            in_block += 1
+            yield node, (f"conv{block}_{in_block}", f"block {block}") if blocks else (f"conv{in_block}", "features")
+        elif isinstance(part, nn.MaxPool2d):
+            block, in_block = (block + 1, 0) if blocks else (block, in_block)
+        elif isinstance(part, Fire):
+            fire += 1
+            yield f"{node}.squeeze_activation", (f"fire{fire}_squeeze", f"fire{fire}")
+            yield f"{node}.cat", (f"fire{fire}", f"fire{fire}")
 
 
 def _torchvision(name: str, title: str, *, blocks: bool = True) -> Architecture:
-    return Architecture(name, title, lambda: models.get_model(name, weights=None), blocks=blocks)
+    build = _builder(name)
+    return Architecture(name, title, build, papers=True, blocks=blocks)
 
 
-ARCHITECTURES = {
+def _builder(name: str) -> Callable[[], nn.Module]:
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    return lambda: models.get_model(name, weights=None, **options)
+
+
+def _others() -> Iterator[Architecture]:
+    """The other networks of torchvision that classify by convolutions."""
+    for name in models.list_models(module=models):
+        if not name.startswith(NOT_CONVOLUTIONAL) and name not in BUILT_IN:
+            (size,) = set(models.get_model_weights(name).DEFAULT.transforms().crop_size)
+            yield Architecture(name, name, _builder(name), Frame(size, size))
+
+
+BUILT_IN = {
     architecture.name: architecture
     for architecture in (
         *(_torchvision(f"vgg{depth}", f"VGG-{depth}") for depth in (11, 13, 16, 19)),
@@ -108,76 +143,78 @@ ARCHITECTURES = {
         _torchvision("squeezenet1_0", "SqueezeNet 1.0", blocks=False),
         _torchvision("squeezenet1_1", "SqueezeNet 1.1", blocks=False),
         Architecture(
-            "vgg_mini", "VGG-mini: a small VGG trained on drawn shapes", VggMini, input_size=VggMini.INPUT_SIZE
+            *("vgg_mini", "VGG-mini: a small VGG trained on drawn shapes", VggMini),
+            frame=Frame(VggMini.INPUT_SIZE, VggMini.INPUT_SIZE),
+            papers=True,
         ),
     )
 }
+ARCHITECTURES = {**BUILT_IN, **{architecture.name: architecture for architecture in _others()}}
+
+
+def layers_of(name: str, frame: Frame | None = None) -> Traced:
+    """The layers of an architecture, traced when first asked for.
+
+    Args:
+        frame: of its input; its own unless given.
+
+    Raises:
+        ValueError: it cannot take such images.
+    """
+    return _traced(name, frame or ARCHITECTURES[name].frame)
 
 
 @cache
-def cuts(name: str) -> dict[str, Cut]:
-    """The layers of a network by name, in order."""
-    architecture = ARCHITECTURES[name]
-    return {cut.name: cut for cut in _cuts(architecture.features(), blocks=architecture.blocks)}
+def _traced(name: str, frame: Frame) -> Traced:
+    return Traced(replace(of_channels(name, frame.channels), frame=frame))
 
 
-def _cuts(features: nn.Sequential, *, blocks: bool) -> Iterator[Cut]:
-    block, in_block, fire = 1, 0, 1
-    for index, module in enumerate(features):
-        if isinstance(module, nn.ReLU):
-            in_block += 1
-            yield Cut(f"conv{block}_{in_block}" if blocks else f"conv{in_block}", f"features.{index}", index)
-        elif isinstance(module, nn.MaxPool2d):
-            block, in_block = (block + 1, 0) if blocks else (block, in_block)
-        elif isinstance(module, Fire):
-            fire += 1
-            yield Cut(f"fire{fire}_squeeze", f"features.{index}.squeeze_activation", index, "squeeze")
-            yield Cut(f"fire{fire}", f"features.{index}", index, "expand")
+def of_channels(name: str, channels: int) -> Architecture:
+    """The architecture for images of so many channels."""
+    own = ARCHITECTURES[name]
+    frame = own.frame._replace(channels=channels)
+    return replace(own, frame=frame, build=lambda: _taking(own.build(), own.frame.channels, channels))
+
+
+def _taking(network: nn.Module, usual: int, channels: int) -> nn.Module:
+    """The network for images of so many channels: no convolution but those that see them has so few."""
+    for part in network.modules() if channels != usual else ():
+        if isinstance(part, nn.Conv2d) and part.in_channels == usual:
+            part.in_channels = channels
+            part.weight = nn.Parameter(part.weight.new_empty(part.out_channels, channels, *part.kernel_size))
+    return network
 
 
 @cache
-def describe(name: str) -> Network:
+def describe(name: str, frame: Frame | None = None) -> Network:
     """The catalogue's entry: layers with kernels, map sizes, receptive fields and strides."""
-    architecture = ARCHITECTURES[name]
-    features = architecture.features()
-    image = torch.empty(1, 3, architecture.input_size, architecture.input_size, device="meta")
+    return catalogued(layers_of(name, frame))
+
+
+def catalogued(traced: Traced) -> Network:
+    """The same of a network that was traced."""
+    architecture, layers = traced.architecture, traced.layers.values()
+    height, width, channels = architecture.frame
     return Network(
-        name=name,
+        name=architecture.name,
         title=architecture.title,
-        input_size=architecture.input_size,
-        layers=[_layer(cut, cut.preactivation(features), image) for cut in cuts(name).values()],
+        input_size=height if height == width else (height, width),
+        channels=channels,
+        layers=[_layer(node) for node in layers if node.main],
+        nodes=[_layer(node) for node in layers if not node.main],
     )
 
 
-def _layer(cut: Cut, modules: nn.Sequential, image: Tensor) -> Layer:
-    _, kernels, height, width = modules(image).shape  # (1, C, h, w)
-    field, stride = receptive_field(modules)
+def _layer(node: Node) -> Layer:
     return Layer(
-        name=cut.name,
-        node=cut.node,
-        kernels=kernels,
-        height=height,
-        width=width,
-        receptive_field=field,
-        stride=stride,
+        name=node.name,
+        node=node.node,
+        kernels=node.kernels,
+        height=node.height,
+        width=node.width,
+        receptive_field=node.field.side,
+        stride=node.field.stride,
+        signed=node.signed,
+        without=dict(node.without),
+        block=node.block,
     )
-
-
-def receptive_field(modules: nn.Sequential) -> tuple[int, int]:
-    """Side of the square of input pixels that one position sees, and the pixels between neighbouring positions."""
-    field, stride = 1, 1
-    for widest in map(_widest, modules):
-        if isinstance(widest, nn.Conv2d | nn.MaxPool2d):
-            side, step = _first(widest.kernel_size), _first(widest.stride)
-            field, stride = field + (side - 1) * stride, stride * step
-    return field, stride
-
-
-def _widest(module: nn.Module) -> nn.Module:
-    """Of the parallel paths of a fire module the one that sees most; its squeeze sees one position."""
-    widest = {Fire: "expand3x3", Expand: "three"}.get(type(module), "")
-    return module.get_submodule(widest)  # "" is the module itself
-
-
-def _first(size: int | tuple[int, ...]) -> int:
-    return size if isinstance(size, int) else size[0]

@@ -9,20 +9,23 @@ from pydantic import TypeAdapter
 
 import shared
 from shared.catalogue import Network
-from worker.networks.architectures import ARCHITECTURES, describe
+from worker.networks.architectures import BUILT_IN, describe
 
 
 def catalogue() -> str:
     """The catalogue's text."""
-    networks = [describe(name) for name in ARCHITECTURES]
-    return TypeAdapter(list[Network]).dump_json(networks, indent=1, exclude_none=True).decode() + "\n"
+    networks = [describe(name) for name in BUILT_IN]
+    return (
+        TypeAdapter(list[Network]).dump_json(networks, indent=1, exclude_none=True, exclude_defaults=True).decode()
+        + "\n"
+    )
 
 
 def main() -> None:
     """Write it beside `shared/catalogue.py`."""
     file = Path(shared.__path__[0]) / "catalogue.json"
     file.write_text(catalogue())
-    sys.stderr.write(f"{file}: {len(ARCHITECTURES)} networks\n")
+    sys.stderr.write(f"{file}: {len(BUILT_IN)} networks\n")
 
 
 if __name__ == "__main__":

@@ -3,36 +3,46 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
-from itertools import chain, takewhile
+from functools import cache, lru_cache
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torchvision import models
 
 from shared.schemas import Preprocessing
-from worker.networks.architectures import ARCHITECTURES, cuts
+from worker.networks.architectures import ARCHITECTURES, BUILT_IN, DENSENETS_OLD, layers_of, of_channels
 from worker.networks.contents import Contents, Refused, contents_of, header, version
 
-Triple = tuple[float, float, float]
 SUFFIXES = (".safetensors", ".pth", ".pt")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGENET = Preprocessing(mean=IMAGENET_MEAN, std=IMAGENET_STD)
+SCALED_INSIDE = (
+    "googlenet",
+    "inception_v3",
+)  # torchvision's files are used with `transform_input`, which undoes ImageNet's
 WRAPPERS = re.compile(r"^(?:(?:module|model|net|network|backbone|encoder|_orig_mod)\.)+")  # before parameters' names
+
+
+class Meant(NamedTuple):
+    """What a file's parameters are to be of."""
+
+    architecture: str
+    channels: int = 3  # of the network's input
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The parameters of a network's convolutional part, or of the lower end of it."""
+    """The parameters that a network's maps depend on, or those of the lower end of it."""
 
-    tensors: dict[str, Tensor]  # `features.…` → parameter
-    preprocessing: Preprocessing  # as the file says; ImageNet's where it does not
-    layers: list[str]  # those that the tensors cover, from the input up without a gap
+    tensors: dict[str, Tensor]  # by torchvision's names
+    preprocessing: Preprocessing | None  # as the file says, else ImageNet's; None of grey
+    layers: list[str]  # those that the tensors cover, of those that one looks at first
 
 
 def weights_files(folder: Path) -> list[Path]:
@@ -49,51 +59,46 @@ def weights_files(folder: Path) -> list[Path]:
 
 
 def network_of(file: Path) -> str | None:
-    """The network whose name a file's name begins with: vgg16_bn for `vgg16_bn-mine.pth`, and for `vgg16_bn_x.pth`."""
-    return max((name for name in ARCHITECTURES if file.name.lower().startswith(name)), key=len, default=None)
+    """The network whose name a file's name begins with: vgg16_bn for `vgg16_bn-mine.pth`, and for `vgg16_bn_x.pth`.
+
+    Torchvision's own files, some of which have other names, are known.
+    """
+    return _named(file.name)
 
 
-def inspect(file: Path, architecture: str | None = None) -> Checkpoint:
+@lru_cache(maxsize=1024)
+def _named(file: str) -> str | None:
+    known = (name for name in ARCHITECTURES if file.lower().startswith(name))
+    return _torchvisions().get(file) or max(known, key=len, default=None)
+
+
+def inspect(file: Path, meant: Meant | None = None) -> Checkpoint:
     """A file's parameters on the meta device, without their numbers. A file that has not changed is not read again.
 
     Args:
-        architecture: that it is for; by its name where none is given.
+        meant: as its name says where nothing is given.
 
     Raises:
         Refused: for its name, or for the names and shapes of its parameters.
     """
-    name = architecture or _checked_name(file)
-    return _checked(file, name, header(file, *version(file)))
+    return _checked(file, meant or Meant(_checked_name(file)), header(file, *version(file)))
 
 
-def read(file: Path, architecture: str | None = None) -> Checkpoint:
+def read(file: Path, meant: Meant | None = None) -> Checkpoint:
     """A file's parameters.
 
     Raises:
         Refused: as `inspect` would, or for their numbers.
     """
-    name, before = architecture or _checked_name(file), version(file)
+    meant, before = meant or Meant(_checked_name(file)), version(file)
     contents = contents_of(file, "cpu")
     if version(file) != before:
         raise Refused("it was written to while it was read")
-    checkpoint = _checked(file, name, contents)
+    checkpoint = _checked(file, meant, contents)
     for key, tensor in checkpoint.tensors.items():
         if not tensor.float().isfinite().all():
             raise Refused(f"{key} holds NaN or infinity")
     return checkpoint
-
-
-def covered(name: str, keys: Collection[str]) -> list[str]:
-    """The layers whose every parameter, and every one below, is among the keys."""
-    needed = _needed(name)
-    return list(takewhile(lambda layer: needed[layer] <= set(keys), needed))
-
-
-@cache
-def _needed(name: str) -> dict[str, frozenset[str]]:
-    """The parameters that each layer needs, by layer, in order."""
-    features = ARCHITECTURES[name].features()
-    return {cut.name: frozenset(f"features.{key}" for key in cut.keys(features)) for cut in cuts(name).values()}
 
 
 def _checked_name(file: Path) -> str:
@@ -101,14 +106,21 @@ def _checked_name(file: Path) -> str:
     name = network_of(file)
     if name is None:
         raise Refused(f"no network has this name; it should begin with one of {', '.join(ARCHITECTURES)}, then - or .")
-    if name in models.list_models():
+    if name in BUILT_IN and name in models.list_models():
         for entry in models.get_model_weights(name):
             _check_inputs(file, name, entry)
-    if not file.name.startswith((f"{name}-", f"{name}.")):
+    if file.name not in _torchvisions() and not file.name.startswith((f"{name}-", f"{name}.")):
         rest = file.stem[len(name) :].strip(" _-")
         right = f"{name}-{rest}{file.suffix}" if rest else f"{name}{file.suffix}"
         raise Refused(f"no network has this name; name it {right} to use it as {name}")
     return name
+
+
+@cache
+def _torchvisions() -> dict[str, str]:
+    """The network of each of torchvision's own files, by the file's name."""
+    names = [name for name in ARCHITECTURES if name in models.list_models()]
+    return {entry.url.rpartition("/")[2]: name for name in names for entry in models.get_model_weights(name)}
 
 
 def _check_inputs(file: Path, name: str, entry: models.WeightsEnum) -> None:
@@ -123,14 +135,16 @@ def _check_inputs(file: Path, name: str, entry: models.WeightsEnum) -> None:
         )
 
 
-def _checked(file: Path, name: str, contents: Contents) -> Checkpoint:
+def _checked(file: Path, meant: Meant, contents: Contents) -> Checkpoint:
     """The parameters, if they are the network's."""
+    name = meant.architecture
     if contents.damage:
         raise Refused(contents.damage)
-    sets = {place: own for place, entries in contents.sets.items() if (own := _own(entries))}
+    sets = {place: own for place, entries in contents.sets.items() if (own := _own(name, entries))}
     if not sets:
         there = ", ".join(list(chain.from_iterable(contents.sets.values()))[:3]) or "nothing"
-        raise Refused(f"holds no parameters of {name} by torchvision's names, such as features.0.weight, but {there}")
+        first = layers_of(name).graph.parameters[0]
+        raise Refused(f"holds no parameters of {name} by torchvision's names, such as {first}, but {there}")
     if len(sets) > 1:
         places = " and ".join(f"`{place}`" if place else "by themselves" for place in sets)
         raise Refused(f"holds parameters of {name} more than once, {places}; save those that are meant alone")
@@ -138,35 +152,40 @@ def _checked(file: Path, name: str, contents: Contents) -> Checkpoint:
     for key, entry in tensors.items():
         if not isinstance(entry, Tensor) or entry.layout is not torch.strided or not entry.is_floating_point():
             raise Refused(f"{key} is no dense tensor of floating-point numbers")
-    _check_shapes(name, {key: tuple(tensor.shape) for key, tensor in tensors.items()})
-    layers = covered(name, tensors)
+    _check_shapes(meant, {key: tuple(tensor.shape) for key, tensor in tensors.items()})
+    traced = layers_of(name)
+    layers = traced.main(traced.reached(tensors))
     if not layers:
-        raise Refused(f"does not hold every parameter of {next(iter(cuts(name)))}, the first layer of {name}")
-    return Checkpoint(tensors, _preprocessing(contents.metadata, _published(file, name)), layers)
+        first = traced.main(traced.layers)[0]
+        raise Refused(f"does not hold every parameter of {first}, the first layer of {name}")
+    said = _preprocessing(contents.metadata, published(file, name)) if meant.channels == 3 else None
+    return Checkpoint(tensors, said, layers)
 
 
-def _own(entries: dict[str, Any]) -> dict[str, Any]:
+def _own(name: str, entries: dict[str, Any]) -> dict[str, Any]:
     """What a layer's feature maps depend on, by torchvision's names: without what wrappers put before them."""
-    names = {key: WRAPPERS.sub("", key) for key in entries}
-    keys = {name: key for key, name in names.items() if _matters(name)}
-    for key, name in names.items():
-        if _matters(name) and keys[name] != key:
-            raise Refused(f"holds {name} twice, as {key} and as {keys[name]}; save the one that is meant alone")
-    return {name: entries[key] for name, key in keys.items()}
+    names = {key: DENSENETS_OLD[0].sub(DENSENETS_OLD[1], WRAPPERS.sub("", key)) for key in entries}
+    matters = layers_of(name).matters
+    keys = {own: key for key, own in names.items() if matters(own)}
+    for key, own in names.items():
+        if matters(own) and keys[own] != key:
+            raise Refused(f"holds {own} twice, as {key} and as {keys[own]}; save the one that is meant alone")
+    return {own: entries[key] for own, key in keys.items()}
 
 
-def _matters(key: str) -> bool:
-    """Whether a layer's feature maps depend on this parameter."""
-    return key.startswith("features.") and not key.endswith("num_batches_tracked")
-
-
-def _check_shapes(name: str, shapes: dict[str, tuple[int, ...]]) -> None:
+def _check_shapes(meant: Meant, shapes: dict[str, tuple[int, ...]]) -> None:
     """Refuse parameters that the network does not have, or has in another shape; say which networks have them."""
-    own = _shapes(name)
+    name, own = meant.architecture, _shapes(*meant)
     strange = [key for key, shape in shapes.items() if own.get(key) != shape]
     if not strange:
         return
-    if owners := [other for other in ARCHITECTURES if shapes.items() <= _shapes(other).items()]:
+    for channels in (1, 3):
+        if shapes.items() <= _shapes(name, channels).items():
+            raise Refused(
+                f"its first convolution takes {channels} channel{'s' if channels > 1 else ''}, not {meant.channels}; "
+                f"register it with channels = {channels}"
+            )
+    if owners := [other for other in ARCHITECTURES if shapes.items() <= _shapes(other, meant.channels).items()]:
         whose = " or ".join(f"{owner}'s" for owner in owners)
         raise Refused(f"this file is {whose}, not {name}'s; name it, or register it, as {' or '.join(owners)}")
     key = strange[0]
@@ -176,31 +195,32 @@ def _check_shapes(name: str, shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 @cache
-def _shapes(name: str) -> dict[str, tuple[int, ...]]:
-    """The shapes of a network's parameters."""
-    return {f"features.{key}": tuple(meta.shape) for key, meta in ARCHITECTURES[name].features().state_dict().items()}
+def _shapes(name: str, channels: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of a network's parameters, where its input has so many channels."""
+    return {key: tuple(tensor.shape) for key, tensor in of_channels(name, channels).module().state_dict().items()}
 
 
-def _published(file: Path, name: str) -> Preprocessing | None:
+def published(file: Path, name: str) -> Preprocessing | None:
     """That of torchvision's own file of this network, known by the hash in its name."""
     for entry in models.get_model_weights(name) if name in models.list_models() else ():
         if file.name.endswith(entry.url.rsplit("-", 1)[-1]):
             preset = entry.transforms()
-            return Preprocessing(mean=tuple(preset.mean), std=tuple(preset.std))
+            known = ((0.5,) * 3, (0.5,) * 3) if name in SCALED_INSIDE else (preset.mean, preset.std)
+            return Preprocessing(mean=tuple(known[0]), std=tuple(known[1]))
     return None
 
 
 def _preprocessing(metadata: dict[str, str], known: Preprocessing | None) -> Preprocessing:
     """Of the inputs, for pixels from 0 to 1; where nothing is said what is known of the file, else ImageNet's."""
-    mean = _triple(metadata, "normalization_mean", (known or IMAGENET).mean)
-    std = _triple(metadata, "normalization_std", (known or IMAGENET).std)
+    mean = _triple(metadata, "normalization_mean", known.mean if known else IMAGENET_MEAN)
+    std = _triple(metadata, "normalization_std", known.std if known else IMAGENET_STD)
     if not (torch.tensor(std) > 0).all():  # in float32, as it is used
         raise Refused(f"normalization_std in its metadata is {metadata['normalization_std']}; it must be above zero")
     said = {"normalization_mean", "normalization_std"} <= metadata.keys()
     return Preprocessing(mean=mean, std=std, assumed=known is None and not said)
 
 
-def _triple(metadata: dict[str, str], key: str, default: Triple) -> Triple:
+def _triple(metadata: dict[str, str], key: str, default: tuple[float, ...]) -> tuple[float, ...]:
     if key not in metadata:
         return default
     try:

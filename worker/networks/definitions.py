@@ -7,6 +7,9 @@ mean = [0.5, 0.5, 0.5]      # what the network was trained with; as the weights 
 std = [0.25, 0.25, 0.25]    # and then every result says that this is assumed
 range = "0-1"               # of a pixel before mean and std: or "0-255"
 order = "rgb"               # of the channels, and of mean and std: or "bgr"
+channels = 3                # of the input: or 1, grey, of which mean and std must be said
+input_size = 224            # pixels a side, or [height, width]; the architecture's own where nothing is said
+resize = "squash"           # of an image of another shape than the input: or "crop", its middle
 title = "Birds, 2025"
 """
 
@@ -18,54 +21,68 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from shared.catalogue import Network
+from shared.catalogue import Network, Size, frame_of
 from shared.errors import brief
-from shared.schemas import Preprocessing
-from worker.networks.architectures import ARCHITECTURES, describe
+from shared.images import Frame
+from shared.schemas import Channels, Preprocessing
+from worker.networks.architectures import ARCHITECTURES, describe, layers_of
 
 FILE = "networks.toml"
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 LEAST_STD = 1e-6
+SMALLEST, LARGEST = 32, 1024  # pixels a side
 
-Channels = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+
+def _sides(value: Any) -> Any:
+    """Of `224`, `[96, 128]` and, as a command line has them, `"224"` and `"96x128"`."""
+    parts = value.split("x") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    sides = [_whole(part) for part in parts]
+    if len(sides) not in (1, 2) or not all(SMALLEST <= side <= LARGEST for side in sides):
+        raise ValueError(f"must be the pixels a side, or height and width, each from {SMALLEST} to {LARGEST}")
+    return sides[0] if len(set(sides)) == 1 else tuple(sides)
 
 
-class Definition(BaseModel):
-    """What a name stands for."""
+def _whole(value: Any) -> int:
+    """A number, if it is whole; else 0."""
+    text = str(value).removesuffix(".0")
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, int | float | str) else value
+
+
+Numbers = Annotated[Channels, BeforeValidator(_listed)]
+
+
+class Feeding(BaseModel):
+    """What a network is fed, and what it is called."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    arch: str
-    weights: str = Field(min_length=1)
-    mean: Channels | None = None
-    std: Channels | None = None
+    mean: Numbers | None = None
+    std: Numbers | None = None
     range: Literal["0-1", "0-255"] = "0-1"
     order: Literal["rgb", "bgr"] = "rgb"
+    channels: Literal[1, 3] = 3
+    input_size: Annotated[Size, BeforeValidator(_sides)] | None = None
+    resize: Literal["squash", "crop"] = "squash"
     title: str = Field("", max_length=200)
 
-    @field_validator("arch")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in ARCHITECTURES:
-            raise ValueError(f"there is no architecture {brief(value)}; there are {', '.join(ARCHITECTURES)}")
-        return value
-
-    @field_validator("weights")
-    @classmethod
-    def _inside(cls, value: str) -> str:
-        if Path(value).name != value or value in {".", ".."} or "\0" in value:
-            raise ValueError("give the name of a file in the weights folder")
-        return value
-
     @model_validator(mode="after")
-    def _whole(self) -> Self:
+    def _complete(self) -> Self:
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std belong together; give both, or neither")
+        for numbers in filter(None, (self.mean, self.std)):
+            if len(numbers) != self.channels:
+                raise ValueError(f"mean and std have a number for each channel: {self.channels}; see channels")
+        if self.channels == 1 and (self.mean is None or self.order != "rgb"):
+            raise ValueError("one channel has no order, and its mean and std are nothing that could be assumed")
         if self.std is not None and not all(LEAST_STD <= one <= 1e6 for one in self.std):
             raise ValueError(f"each number of std must be above zero, from {LEAST_STD:g} on")
         if self.mean is not None and self.range == "0-1" and not all(0 <= one <= 1 for one in self.mean):
@@ -76,16 +93,62 @@ class Definition(BaseModel):
             raise ValueError("a range or an order needs mean and std in its own terms; give them too")
         return self
 
-    def preprocessing(self, of_file: Preprocessing) -> Preprocessing:
-        """What is said here, else what the weights file says, else what is assumed."""
+    def preprocessing(self, otherwise: Preprocessing | None) -> Preprocessing:
+        """What is said here, else what the weights file says, else what is assumed.
+
+        Args:
+            otherwise: the last two; None of grey, of which it is said here.
+        """
         if self.mean is None or self.std is None:
-            return of_file
-        return Preprocessing(mean=self.mean, std=self.std, range=self.range, order=self.order)
+            assert otherwise
+            return otherwise.model_copy(update={"resize": self.resize})
+        order = self.order if self.channels == 3 else "grey"
+        return Preprocessing(mean=self.mean, std=self.std, range=self.range, order=order, resize=self.resize)
+
+    def frame(self, usual: Frame) -> Frame:
+        """Of its input.
+
+        Args:
+            usual: where no size is said.
+        """
+        return frame_of(self.input_size or usual[:2], self.channels)
+
+
+class Definition(Feeding):
+    """What a name stands for."""
+
+    arch: str
+    weights: str = Field(min_length=1)
+
+    @property
+    def input(self) -> Frame:
+        """What the network takes."""
+        return self.frame(ARCHITECTURES[self.arch].frame)
+
+    @field_validator("arch")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in ARCHITECTURES:
+            raise ValueError(f"there is no architecture {brief(value)}; there are {', '.join(ARCHITECTURES)}")
+        return value
+
+    @model_validator(mode="after")
+    def _large_enough(self) -> Self:
+        if self.input_size:
+            layers_of(self.arch, self.input)  # ValueError where it is too small
+        return self
+
+    @field_validator("weights")
+    @classmethod
+    def _inside(cls, value: str) -> str:
+        if Path(value).name != value or value in {".", ".."} or "\0" in value:
+            raise ValueError("give the name of a file in the weights folder")
+        return value
 
 
 def registered(name: str, definition: Definition) -> Network:
     """The catalogue's entry: that of the architecture under another name."""
-    found = describe(definition.arch)
+    found = describe(definition.arch, definition.input)
     title = definition.title or f"{name}: {found.title}"
     return found.model_copy(update={"name": name, "title": title, "architecture": definition.arch})
 
@@ -154,12 +217,18 @@ def checked(name: str, table: Any) -> Definition:
     try:
         return Definition.model_validate(dict(table))
     except ValidationError as error:
-        raise ValueError("; ".join(map(_told, error.errors()))) from None
+        raise ValueError(told(error, Definition)) from None
 
 
-def _told(error: Any) -> str:
+def told(error: ValidationError, entry: type[Feeding]) -> str:
+    """What is wrong with an entry of this kind, in words."""
+    names = [*(name for name in entry.model_fields if name not in Feeding.model_fields), *Feeding.model_fields]
+    return "; ".join(_told(one, names) for one in error.errors())
+
+
+def _told(error: Any, names: list[str]) -> str:
     where = ".".join(map(str, error["loc"]))
     text = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        text = f"is none of {', '.join(Definition.model_fields)}"
+        text = f"is none of {', '.join(names)}"
     return f"{where}: {text}" if where else text

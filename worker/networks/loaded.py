@@ -5,80 +5,36 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock, Thread
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from shared.catalogue import Network
-from shared.errors import LayerNotCovered, ModelUnavailable, StoreUnavailable
+from shared.errors import ModelUnavailable, StoreUnavailable
 from shared.schemas import WeightsUsed
 from shared.workers import NetworkState
 from worker.methods.suppression import PixelSpace
-from worker.networks.architectures import ARCHITECTURES, cuts
+from worker.networks.architectures import ARCHITECTURES, BUILT_IN, Traced, describe, layers_of
 from worker.networks.checkpoints import network_of
 from worker.networks.contents import Refused, sha256, version
 from worker.networks.definitions import Definition, definitions, registered
-from worker.networks.layer import Layer
+from worker.networks.layer import Layer, Layers, LoadedNetwork
+from worker.networks.own import OwnNetwork
 from worker.networks.preprocessing import fed
 from worker.networks.registry import Registry
-from worker.networks.weights import Weights, find, load, refused
+from worker.networks.weights import Found, Weights, find, load, network_names, refused
 
 log = logging.getLogger(__name__)
 
 AWAY_SECONDS = 10  # for which a store that is away is not asked for weights again
 RETRY_SECONDS = 300  # weights that could not be downloaded or read are not tried again sooner
-
-
-@dataclass(frozen=True)
-class LoadedNetwork:
-    """A network's convolutional part on a device: frozen, in eval mode, as far as its weights reach."""
-
-    name: str
-    space: PixelSpace
-    input_size: int
-    weights: WeightsUsed
-    reason: str
-    layers: dict[str, Layer]  # that the weights cover
-
-    @classmethod
-    def of(
-        cls, name: str, cuts: dict[str, nn.Sequential], space: PixelSpace, size: int, weights: WeightsUsed, reason: str
-    ) -> LoadedNetwork:
-        """From its cuts, each up to a layer but for its ReLU, which share their modules."""
-        architecture = weights.architecture or name
-        layers = {
-            layer: Layer(name, layer, cut, space, size, weights, tuple(_below(architecture, cut, cuts)))
-            for layer, cut in cuts.items()
-        }
-        return cls(name, space, size, weights, reason, layers)
-
-    def layer(self, name: str) -> Layer:
-        """One of its layers.
-
-        Raises:
-            LayerNotCovered: the weights end below the layer.
-        """
-        if name not in self.layers:
-            raise LayerNotCovered(
-                f"the weights of {self.name} ({self.weights.source}) do not cover {name}; "
-                f"they cover {', '.join(self.layers)}"
-            )
-        return self.layers[name]
-
-
-def _below(architecture: str, cut: nn.Sequential, others: dict[str, nn.Sequential]) -> Iterator[str]:
-    """The ReLU layers below a layer, in order: by the layers' names, or torchvision's where they have none."""
-    named = {str(len(other)): name for name, other in others.items()}
-    if architecture in ARCHITECTURES:
-        named |= {one.node.removeprefix("features."): name for name, one in cuts(architecture).items()}
-    for path, module in cut.named_modules():
-        if isinstance(module, nn.ReLU):
-            yield named.get(path, f"features.{path}")
 
 
 @dataclass(frozen=True)
@@ -102,11 +58,21 @@ class Networks:
         download: whether torchvision's weights may be fetched.
         device: where the networks live.
         registry: of networks in the object store.
+        own: of the operator's code.
     """
 
-    def __init__(self, folder: Path, device: torch.device, registry: Registry | None = None, *, download: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device,
+        registry: Registry | None = None,
+        own: Mapping[str, OwnNetwork] | None = None,
+        *,
+        download: bool,
+    ) -> None:
         self.folder = folder
         self.registry = registry
+        self.own = own or {}
         self.device = device
         self.download = download
         self._loaded: dict[str, LoadedNetwork] = {}
@@ -156,7 +122,12 @@ class Networks:
         for file, reason in sorted(files.items() - self._refused.items()):
             log.warning("%s is not used: %s", file, reason)
         self._refused = files
-        return {name: self._state(name) for name in (*ARCHITECTURES, *self._definitions())}
+        return {name: self._state(name) for name in (*BUILT_IN, *self._unasked(), *self._definitions(), *self.own)}
+
+    def state(self, name: str) -> NetworkState | None:
+        """Of one of them; None: there is none of this name. That of a loaded one costs little."""
+        known = name in ARCHITECTURES or name in self.own or name in self._definitions()
+        return self._state(name) if known else None
 
     def registered(self) -> list[Network]:
         """Networks of `networks.toml` and of the object store, and their layers, whether they can be run or not.
@@ -165,21 +136,29 @@ class Networks:
         """
         if self.registry:
             self.registry.look()
-        return [registered(name, definition) for name, definition in self._definitions().items()]
+        there = [describe(name) for name in self._unasked()]
+        there += [registered(name, definition) for name, definition in self._definitions().items()]
+        for own in self.own.values():
+            with suppress(ValueError):  # its state says why
+                there.append(own.network)
+        return there
+
+    def _unasked(self) -> list[str]:
+        """Torchvision's networks beside those that come with the program, of which weights are here."""
+        return sorted(network_names(self.folder) - BUILT_IN.keys())
 
     def _definitions(self) -> dict[str, Definition]:
         in_store: Mapping[str, Definition] = self.registry.entries() if self.registry else {}
         return {**in_store, **definitions(self.folder).networks}
 
-    def _definition(self, name: str) -> Definition | None:
-        return self._definitions().get(name)
-
     def _load(self, name: str) -> LoadedNetwork:
         if error := self._failure(name):
             raise ModelUnavailable(error.detail)
-        if self.registry and name not in ARCHITECTURES and self._definition(name) is None:
+        if name in self.own:
+            return self._of_own_code(self.own[name])
+        if self.registry and name not in ARCHITECTURES and self._definitions().get(name) is None:
             self.registry.look()  # it is newer than the last heartbeat
-        definition = self._definition(name)
+        definition = self._definitions().get(name)
         found = find(name, self.folder, self.registry, download=self.download)
         log.info("loading %s: %s", name, found.reason)
         try:
@@ -195,7 +174,7 @@ class Networks:
                 error = ModelUnavailable(f"no weights for {name}: {found.reason}: {error}")
             self._failed[name] = (time.monotonic(), definition, error)
             raise error from None
-        if self._definition(name) != definition or weights.file != found.file:
+        if self._definitions().get(name) != definition or weights.file != found.file:
             return self._load(name)  # it was registered anew meanwhile
         self._origins[name] = _Origin(definition, weights.file, weights.version, weights.sha256)
         return loaded
@@ -208,7 +187,7 @@ class Networks:
         return [name for name, origin in list(self._origins.items()) if self._changed(name, origin)]
 
     def _changed(self, name: str, origin: _Origin) -> bool:
-        definition = self._definition(name)
+        definition = self._definitions().get(name)
         try:
             found = find(name, self.folder, self.registry, download=self.download)
         except ModelUnavailable:
@@ -228,30 +207,53 @@ class Networks:
 
     def _failure(self, name: str) -> ModelUnavailable | None:
         """Why the network could not be loaded a short while ago."""
-        failed_at, definition, error = self._failed.get(name, (-math.inf, None, None))
-        recent = time.monotonic() - failed_at < RETRY_SECONDS
-        return error if recent and definition == self._definition(name) else None
+        at, definition, error = self._failed.get(name, (-math.inf, None, None))
+        return error if time.monotonic() < at + RETRY_SECONDS and definition == self._definitions().get(name) else None
 
     def _build(self, weights: Weights, name: str, definition: Definition | None, reason: str) -> LoadedNetwork:
         arch = definition.arch if definition else name
-        architecture, own = ARCHITECTURES[arch], cuts(arch)
-        features = architecture.features()[: own[weights.layers[-1]].depth]
-        tensors = {key.removeprefix("features."): tensor.float() for key, tensor in weights.tensors.items()}
-        space, tensors["0.weight"] = fed(weights.preprocessing, tensors["0.weight"])
-        absent = {key: torch.zeros(meta.shape) for key, meta in features.state_dict().items() if key not in tensors}
-        features.load_state_dict({**tensors, **absent}, strict=False, assign=True)
-        features = features.requires_grad_(False).eval().to(self.device).to(memory_format=torch.channels_last)
         used = WeightsUsed(
             source=weights.file.name, sha256=weights.sha256, architecture=arch, preprocessing=weights.preprocessing
         )
-        return LoadedNetwork.of(
-            name,
-            {layer: own[layer].preactivation(features) for layer in weights.layers},
-            PixelSpace.of(*space, self.device),
-            architecture.input_size,
-            used,
-            reason,
-        )
+        traced = layers_of(arch, definition.input if definition else None)
+        return self._cut_up(name, traced, weights.tensors, used, reason)
+
+    def _of_own_code(self, own: OwnNetwork) -> LoadedNetwork:
+        try:
+            used = WeightsUsed(
+                source=own.source,
+                sha256=own.sha256,
+                architecture=own.network.architecture,
+                preprocessing=own.preprocessing,
+            )
+            return self._cut_up(own.name, own.traced, own.tensors, used, own.reason)
+        except Exception as error:
+            log.exception("%s of %s could not be made", own.name, own.source)
+            unavailable = ModelUnavailable(f"{own.name} of {own.source}: {error}")
+            self._failed[own.name] = (time.monotonic(), None, unavailable)
+            raise unavailable from error
+
+    def _cut_up(
+        self, name: str, own: Traced, parameters: Mapping[str, Tensor], used: WeightsUsed, reason: str
+    ) -> LoadedNetwork:
+        """The network on the device, each layer of it cut when it is first asked for."""
+        tensors = {key: one.float() if one.is_floating_point() else one for key, one in parameters.items()}
+        assert used.preprocessing
+        numbers, changed = fed(used.preprocessing)
+        if changed:
+            tensors |= {key: changed(tensors[key]) for key in own.graph.first}
+        names = own.reached(tensors)
+        filled = own.filled(tensors, names).to(self.device).to(memory_format=torch.channels_last)
+        frame, space = own.architecture.frame, PixelSpace.of(*numbers, self.device)
+
+        def layer(one: str) -> Layer:
+            cut = own.cut(filled, one)
+            node = own.layers[one]
+            return Layer(name, one, cut, space, frame, used, own.below(cut), node.signed, node.without)
+
+        main = own.main(names)
+        rest = [one for one in names if not own.layers[one].main]
+        return LoadedNetwork(name, space, frame, used, reason, Layers(main, layer), Layers(rest, layer))
 
     def _state(self, name: str) -> NetworkState:
         state = self._availability(name)
@@ -260,6 +262,8 @@ class Networks:
 
     def _availability(self, name: str) -> NetworkState:
         if loaded := self._loaded.get(name):
+            arch = loaded.weights.architecture or name
+            known = self.own[name].traced if name in self.own else layers_of(arch, loaded.frame)
             return NetworkState(
                 available=True,
                 reason=loaded.reason,
@@ -267,9 +271,12 @@ class Networks:
                 sha256=loaded.weights.sha256,
                 preprocessing=loaded.weights.preprocessing,
                 layers=list(loaded.layers),
+                whole=list(loaded.layers) == known.main(known.layers),
             )
         if error := self._failure(name):
             return NetworkState(available=False, reason=error.detail)
+        if name in self.own:
+            return self.own[name].state
         try:
             found = find(name, self.folder, self.registry, download=self.download)
         except ModelUnavailable as unavailable:
@@ -279,5 +286,12 @@ class Networks:
             reason=found.reason,
             source=found.file.name,
             preprocessing=found.preprocessing,
-            layers=found.layers,
+            **self._covered(name, found),
         )
+
+    def _covered(self, name: str, found: Found) -> dict[str, Any]:
+        """What weights cover of a network at its own size, before they are read."""
+        definition = self._definitions().get(name)
+        own = layers_of(found.architecture, definition.input if definition else None)
+        layers = [layer for layer in found.layers if layer in own.layers]
+        return {"layers": layers, "whole": layers == own.main(own.layers)}

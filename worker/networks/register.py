@@ -13,13 +13,23 @@ from pathlib import Path
 from shared.errors import KernelscopeError
 from shared.settings import settings
 from shared.store import BlobStore
-from worker.networks.checkpoints import read
+from worker.networks.checkpoints import Meant, read
 from worker.networks.contents import Refused, sha256
 from worker.networks.definitions import FILE, Definition, checked, definitions
 from worker.networks.registry import Entry, Registry
 from worker.networks.weights import cached
 
-SAID = ("arch", "mean", "std", "range", "order", "title")  # options that a definition is made of
+SAID = (
+    "arch",
+    "mean",
+    "std",
+    "range",
+    "order",
+    "channels",
+    "input_size",
+    "resize",
+    "title",
+)  # options that a definition is made of
 
 
 def add(registry: Registry, options: argparse.Namespace) -> str:
@@ -63,7 +73,7 @@ def _taken(registry: Registry, name: str, *, replace: bool) -> str:
 def _entry(definition: Definition, file: Path) -> Entry:
     """What is registered, once every number of the file was looked at."""
     try:
-        checkpoint = read(file, definition.arch)
+        checkpoint = read(file, Meant(definition.arch, definition.channels))
         return Entry(
             **definition.model_dump(),
             sha256=sha256(file),
@@ -87,6 +97,9 @@ def main() -> int:
     adding.add_argument("--std", type=lambda text: text.split(","))
     adding.add_argument("--range")
     adding.add_argument("--order")
+    adding.add_argument("--channels", type=int)
+    adding.add_argument("--size", dest="input_size")
+    adding.add_argument("--resize")
     adding.add_argument("--title")
     adding.add_argument("--replace", action="store_true")
     commands.add_parser("remove").add_argument("name")

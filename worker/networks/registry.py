@@ -32,7 +32,7 @@ class Entry(Definition):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     size: int  # bytes
     layers: tuple[str, ...]  # that the weights cover
-    of_file: Preprocessing  # as the file says
+    of_file: Preprocessing | None  # as the file says; None of grey
 
 
 class Registry:
@@ -70,7 +70,7 @@ class Registry:
             StoreUnavailable.
         """
         self.store.put_file(_weights(entry), file)
-        self.store.note(_place(name), entry.model_dump_json())
+        self.store.note(_place(name), entry.model_dump_json(exclude_defaults=True))
         self._looked_at = float("-inf")
 
     def remove(self, name: str) -> bool:

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
-from urllib.parse import urlsplit
 
-import httpx
 import torch
-from rich.console import Console
-from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
-from torchvision.models import WeightsEnum, get_model_weights
+from torchvision.models import list_models
 
 from shared.errors import ModelUnavailable, StoreUnavailable
 from shared.schemas import Preprocessing
-from worker.networks.architectures import ARCHITECTURES, cuts
-from worker.networks.checkpoints import IMAGENET, Checkpoint, inspect, network_of, read, weights_files
+from worker.networks.architectures import ARCHITECTURES, layers_of
+from worker.networks.checkpoints import (
+    IMAGENET,
+    Checkpoint,
+    Meant,
+    inspect,
+    network_of,
+    published,
+    read,
+    weights_files,
+)
 from worker.networks.contents import Refused, sha256, version
 from worker.networks.definitions import FILE, Definition, definitions
+from worker.networks.download import cache_file, fetch, megabytes
 from worker.networks.registry import Entry, Registry
 from worker.networks.vgg_mini import WEIGHTS_FILE
 
 BUNDLED = Path(__file__).parent / "bundled"  # what the worker image's build argument WEIGHTS downloaded
-STALLED_SECONDS = 30  # without a byte: a network that drops packets must not hang the worker
+
+PUBLISHED = frozenset(list_models())  # torchvision's
 
 Source = Literal["folder", "store", "bundled", "cache", "download"]
 
@@ -37,6 +42,7 @@ Source = Literal["folder", "store", "bundled", "cache", "download"]
 class Weights(Checkpoint):
     """A network's weights, and where they are from."""
 
+    preprocessing: Preprocessing
     file: Path
     source: Source
     sha256: str
@@ -53,6 +59,11 @@ class Found:
     layers: list[str]  # that it covers, as far as is known before it is read
     preprocessing: Preprocessing
     megabytes: float = 0  # to download
+
+    @property
+    def meant(self) -> Meant:
+        """What its parameters are of."""
+        return Meant(self.architecture, len(self.preprocessing.mean))
 
     @property
     def reason(self) -> str:
@@ -90,8 +101,9 @@ def find(name: str, folder: Path, registry: Registry | None = None, *, download:
             f"no weights for {name}: none in {folder} (a file named {name}.pth or {name}-….pth, or the same with "
             ".safetensors), and downloading is turned off"
         )
-    megabytes = _published(name).meta["_file_size"] * 1.048576
-    return Found(_cache_file(name), "download", name, list(cuts(name)), IMAGENET, megabytes)
+    own = layers_of(name)
+    fed = published(cache_file(name), name) or IMAGENET
+    return Found(cache_file(name), "download", name, own.main(own.layers), fed, megabytes(name))
 
 
 def _in_store(name: str, entry: Entry, folder: Path, registry: Registry) -> Found:
@@ -138,13 +150,14 @@ def _in_folder(name: str, folder: Path) -> Found | None:
 
 def _found(file: Path, source: Source, name: str) -> Found:
     checkpoint = inspect(file)
+    assert checkpoint.preprocessing  # only what is registered may see grey
     return Found(file, source, name, checkpoint.layers, checkpoint.preprocessing)
 
 
 def _registered(name: str, definition: Definition, folder: Path) -> Found:
     file = folder / definition.weights
     try:
-        checkpoint = inspect(file, definition.arch)
+        checkpoint = inspect(file, Meant(definition.arch, definition.channels))
     except Refused as error:
         raise ModelUnavailable(f"no weights for {name}: {file}: {error}") from error
     fed = definition.preprocessing(checkpoint.preprocessing)
@@ -168,9 +181,10 @@ def refused(folder: Path) -> dict[Path, str]:
     return told
 
 
-def registered_for(file: Path) -> str | None:
-    """The architecture that a file of the weights folder is registered for."""
-    return next((one.arch for one in definitions(file.parent).networks.values() if one.weights == file.name), None)
+def registered_for(file: Path) -> Meant | None:
+    """What a file of the weights folder is registered for."""
+    known = definitions(file.parent).networks.values()
+    return next((Meant(one.arch, one.channels) for one in known if one.weights == file.name), None)
 
 
 def load(name: str, folder: Path, registry: Registry | None = None, *, download: bool) -> Weights:
@@ -195,11 +209,20 @@ def load(name: str, folder: Path, registry: Registry | None = None, *, download:
 
 def _read(found: Found) -> Weights:
     seen = version(found.file)
-    checkpoint = replace(read(found.file, found.architecture), preprocessing=found.preprocessing)
+    checkpoint = replace(read(found.file, found.meant), preprocessing=found.preprocessing)
     digest = sha256(found.file)
     if version(found.file) != seen:
         raise Refused("it was written to while it was read")
     return Weights(**vars(checkpoint), file=found.file, source=found.source, sha256=digest, version=seen)
+
+
+def network_names(folder: Path) -> set[str]:
+    """Networks by torchvision's names of which there are weights: in the folder, or downloaded before."""
+    names: set[str | None] = set()
+    with suppress(OSError):  # `find` tells it
+        taken = definitions(folder).files
+        names = {network_of(file) for file in weights_files(folder) if file.name not in taken}
+    return {name for name in names if name} | {name for name in ARCHITECTURES if any(_kept(name))}
 
 
 def cached() -> Path:
@@ -232,53 +255,5 @@ def _kept(name: str) -> Iterator[tuple[Path, Source]]:
     for file in (WEIGHTS_FILE, *weights_files(BUNDLED)):
         if network_of(file) == name:
             yield file, "bundled"
-    cached = _cache_file(name)
-    if cached.is_file():
-        yield cached, "cache"
-
-
-def fetch(name: str) -> Path:
-    """Download torchvision's weights into torch's cache, with a progress bar on stderr, and check their hash.
-
-    Raises:
-        ModelUnavailable: with the reason.
-    """
-    url, file = _published(name).url, _cache_file(name)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with TemporaryDirectory(dir=file.parent) as folder:
-            part = Path(folder) / file.name
-            digest = _receive(url, part)
-            if not digest.startswith(file.stem.rsplit("-", 1)[-1]):
-                raise ModelUnavailable(f"no weights for {name}: the downloaded file is damaged (SHA-256 {digest})")
-            part.replace(file)  # under its own name only when it is whole
-    except (httpx.HTTPError, OSError) as error:
-        host = urlsplit(url).netloc
-        raise ModelUnavailable(f"no weights for {name}: the download from {host} failed ({error})") from error
-    return file
-
-
-def _receive(url: str, part: Path) -> str:
-    """Write the body to the file, with a progress bar on stderr. Returns its SHA-256."""
-    digest = hashlib.sha256()
-    request = httpx.stream("GET", url, follow_redirects=True, timeout=STALLED_SECONDS)
-    with request as response, part.open("wb") as file:
-        response.raise_for_status()
-        total = int(response.headers.get("content-length", 0)) or None
-        columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task("downloading", total=total)
-            for chunk in response.iter_raw():
-                file.write(chunk)
-                digest.update(chunk)
-                bar.advance(task, len(chunk))
-    return digest.hexdigest()
-
-
-def _published(name: str) -> WeightsEnum:
-    return get_model_weights(name).DEFAULT
-
-
-def _cache_file(name: str) -> Path:
-    url: str = _published(name).url
-    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    if name in PUBLISHED and cache_file(name).is_file():
+        yield cache_file(name), "cache"

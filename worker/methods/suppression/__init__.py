@@ -4,7 +4,7 @@ Pure torch over a batch of independent problems: no Celery, no Redis, no files, 
 
     problems.py    what is to be solved: a batch of (image, kernel, α, β) with their targets
     objective.py   the loss L = L_p + α·L_s + β·L_r and its gradient, per problem
-    taps.py        what X̂ invents below the layer, L_e, and its pull
+    taps.py        what X̂ invents below the layer, L_e; pulls.py: how it is pulled down
     likeness.py    SSIM of feature maps
     fast.py        the default solver, a preconditioned primal-dual method, made of
       multiplier.py, gates.py    the dual variables y and u
@@ -18,12 +18,12 @@ Pure torch over a batch of independent problems: no Celery, no Redis, no files, 
 from worker.methods.suppression.fast import FastSolver
 from worker.methods.suppression.loop import Batch, Solution, Solver, after, solve
 from worker.methods.suppression.objective import Losses, losses
-from worker.methods.suppression.problems import PixelSpace, Problems
+from worker.methods.suppression.problems import PixelSpace, Problems, silent
 from worker.methods.suppression.reference import ReferenceSolver
 from worker.methods.suppression.schedule import EFFORTS, Schedule
 from worker.methods.suppression.taps import Bounds, Watched
 
-VERSION = 3  # of what the solvers find: to be raised whenever the same problem would get another X̂
+VERSION = 4  # of what the solvers find: to be raised whenever the same problem would get another X̂
 
 __all__ = [
     "EFFORTS",
@@ -41,5 +41,6 @@ __all__ = [
     "Watched",
     "after",
     "losses",
+    "silent",
     "solve",
 ]

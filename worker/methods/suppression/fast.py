@@ -15,6 +15,8 @@ r = (Ẑ_i − F_i) / ‖F_i‖ where F_i > 0 and Ẑ_i > −κ_t·F_i, and (F̂
 has died is pulled back, which the formula's own gradient cannot do, unless it is far gone. κ_t falls to 0, so that in
 the end the loss is the formula's own.
 
+Where a layer's maps have a sign (F = Z), −1 ≤ u ≤ 1 and r = (F̂_i − F_i) / ‖F_i‖ everywhere.
+
 Step lengths, κ and ω follow schedule.py, descent after descent (descents.py); what the network is shown is in
 rounding.py, bounds that are to be kept in bounds.py. Where γ·L_e is in the loss (taps.py) its subgradient is part of g.
 """
@@ -111,7 +113,7 @@ class FastSolver:
         priced = replace(problems, gamma=state.limits.price) if problems.watched else problems
         found = Evaluation.at(network, priced, seen, precision, weighed)
         chosen, moved = found.chosen, state.steps.moved
-        hoped = (problems.target > 0) & (chosen > -moment.hope[:, None, None] * problems.target)
+        hoped = self._hoped(problems, chosen, moment)
         residual = torch.where(hoped, chosen, chosen.clamp_min(0)) - problems.target
         residual = residual / problems.target_norm[:, None, None]
         limit = state.limits.preservation
@@ -126,6 +128,13 @@ class FastSolver:
         return found.now, FastState(
             x, multiplier, opened, walked, descents, state.limits.next(problems, found.now, moment), still
         )
+
+    @staticmethod
+    def _hoped(problems: Problems, chosen: Tensor, moment: Moment) -> Tensor:
+        """Where r is of Ẑ_i instead of F̂_i, (B, h, w) bool: everywhere where maps have a sign."""
+        if problems.signed:
+            return torch.ones_like(chosen, dtype=torch.bool)
+        return (problems.target > 0) & (chosen > -moment.hope[:, None, None] * problems.target)
 
     def converged(self, state: FastState) -> Tensor:
         """(B,) bool: X̂ and what pulls at it stand still, or a whole descent gained next to nothing."""

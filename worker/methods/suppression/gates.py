@@ -2,7 +2,9 @@
 
     u ← clip( u + σ·(2·Ẑ_t − Ẑ_{t−1}), 0, 1 )
 
-with σ = ω/ρ as for y (multiplier.py), ω growing in each descent. At the end most of the other kernels' responses stand
+Where maps have a sign, |F̂_j| is the maximum of u·F̂_j over −1 ≤ u ≤ 1, and u is clipped so.
+
+Here σ = ω/ρ as for y (multiplier.py), ω growing in each descent. At the end most of the other kernels' responses stand
 at 0, where a subgradient of F̂_j flickers between 0 and 1; u settles.
 """
 
@@ -32,7 +34,7 @@ def stiffness(share: float) -> float:
 class Gates(Rows):
     """Where they stand."""
 
-    u: Tensor  # (B, C, h, w); that of the selected kernel does not count
+    u: Tensor  # in [0, 1], or [−1, 1], (B, C, h, w); that of the selected kernel does not count
     before_relu: Tensor  # Ẑ_{t−1}, (B, C, h, w)
     curvature: Tensor  # ρ of Ẑ_j, j ≠ i, (B,)
 
@@ -51,5 +53,5 @@ class Gates(Rows):
         curvature = met_curvature(norms(change).to(kind).square(), moved, self.curvature, moment)
         sigma = torch.where(moment.begun > 0, moment.stiffness / (curvature * problems.unit), ENOUGH)
         ahead = change.add_(before_relu)  # 2·Ẑ_t − Ẑ_{t−1}
-        u = ahead.to(kind).mul_(columns(sigma)).add_(self.u).clamp_(0, 1)
+        u = ahead.to(kind).mul_(columns(sigma)).add_(self.u).clamp_(-1.0 if problems.signed else 0.0, 1)
         return type(self)(u, before_relu, curvature)

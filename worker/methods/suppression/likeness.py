@@ -36,6 +36,11 @@ def ssim(after: Tensor, before: Tensor, *, data_range: Tensor, window: int = WIN
     return mean
 
 
+def span(maps: Tensor) -> Tensor:
+    """The data range of maps (B, h, w): max F, or where they have a sign max F − min F."""
+    return maps.amax(dim=(1, 2)) - maps.amin(dim=(1, 2)).clamp_max(0)
+
+
 def window_for(height: int, width: int) -> int | None:
     """11, or the largest odd side that fits into the map; None on a map of one position or line."""
     side = min(height, width, WINDOW)

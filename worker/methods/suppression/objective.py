@@ -5,6 +5,8 @@
     L_r = mean |X̂|                                    keep only what is needed
     L   = L_p + α·L_s + β·L_r
 
+Where a layer's maps have a sign, ‖F_j‖₁ is Σ |F_j| and everything else the same.
+
 The factor 1/(W·H) that the paper prints in Formulas 1 and 2 cancels in its authors' experiments, and must: with it
 L_r outweighs the rest by 10⁵ and X̂ simply fades.
 
@@ -21,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from worker.methods.suppression.likeness import ssim, window_for
+from worker.methods.suppression.likeness import span, ssim, window_for
 from worker.methods.suppression.problems import Problems
 from worker.methods.suppression.taps import Watched
 
@@ -55,7 +57,7 @@ def losses(problems: Problems, features: Tensor, x: Tensor, invention: Tensor | 
 def _losses(problems: Problems, features: Tensor, selected: Tensor, x: Tensor, invention: Tensor | None) -> Losses:
     kind = problems.target.dtype
     preservation = norms(selected - problems.target) / problems.target_norm
-    each = features.sum(dim=(2, 3), dtype=kind)  # (B, C)
+    each = (features.abs() if problems.signed else features).sum(dim=(2, 3), dtype=kind)  # (B, C)
     each[problems.rows, problems.kernel] = 0
     suppression = each.sum(dim=1) / problems.others_sum
     regularization = x.abs().mean(dim=(1, 2, 3))
@@ -81,7 +83,7 @@ def _ssim(problems: Problems, selected: Tensor) -> Tensor:
     window = window_for(*selected.shape[1:])
     if window is None:
         return torch.ones_like(problems.target_norm)
-    return ssim(selected, problems.target, data_range=problems.target.amax(dim=(1, 2)), window=window)
+    return ssim(selected, problems.target, data_range=span(problems.target), window=window)
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,8 @@ class Evaluation:
         """Forth.
 
         Args:
-            network: up to the layer but for its ReLU: (B, 3, H, W) → Z (B, C, h, w), with F = max(Z, 0). Where a
-                problem asks for L_e it must be `Watched`.
+            network: up to the layer but for its ReLU: (B, 3, H, W) → Z (B, C, h, w), with F = max(Z, 0), or F = Z of
+                signed maps. Where a problem asks for L_e it must be `Watched`.
             x: (B, 3, H, W), normalised.
             precision: `torch.bfloat16` runs the network under autocast; anything else in the dtype of x. The losses are
                 summed in the dtype of x in either case.
@@ -114,7 +116,7 @@ class Evaluation:
             graph, invention = seen_below(network, problems, x)
         seen = graph.detach()
         chosen = seen[problems.rows, problems.kernel].to(x.dtype)
-        features, selected = seen.clamp_min(0), chosen.clamp_min(0)
+        features, selected = (seen, chosen) if problems.signed else (seen.clamp_min(0), chosen.clamp_min(0))
         now = _losses(problems, features, selected, x.detach() if weighed is None else weighed, invention)
         return cls(problems, now, seen, chosen, x, graph)
 
@@ -156,9 +158,14 @@ def seen_below(network: nn.Module, problems: Problems, x: Tensor) -> tuple[Tenso
 
 
 def subgradient(problems: Problems) -> Pull:
-    """The formulas' own: p = (F̂_i − F_i) / ‖F̂_i − F_i‖ and q = 1, where Ẑ > 0."""
+    """The formulas' own: p = (F̂_i − F_i) / ‖F̂_i − F_i‖ and q = 1, where Ẑ > 0.
+
+    Of signed maps q = sign Ẑ, and p holds everywhere.
+    """
 
     def pull(before_relu: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        if problems.signed:
+            return direction(chosen - problems.target), before_relu.sign()
         return direction(chosen.clamp_min(0) - problems.target) * (chosen > 0), before_relu > 0
 
     return pull

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from worker.methods.suppression.taps import Bounds
 
+SILENT = 1e-3  # of the layer's highest |F|, where maps have a sign
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -53,6 +55,7 @@ class Asks:
     ssim: bool = False
     removing: bool = False
     max_invention: bool = False
+    signed: bool = False  # maps may be negative: F = Z instead of F = max(Z, 0), and L_s is of |F_j|
 
     @property
     def constrained(self) -> bool:
@@ -65,7 +68,7 @@ class PixelSpace:
     """The network's normalised space: x = (pixel − mean) / std with pixels in [0, 1]. The mean colour is x = 0.
 
     Args:
-        mean, std: of shape (3, 1, 1).
+        mean, std: of shape (3, 1, 1), of grey (1, 1, 1).
     """
 
     mean: Tensor
@@ -73,11 +76,11 @@ class PixelSpace:
 
     @classmethod
     def of(cls, mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu") -> PixelSpace:
-        """From three numbers each."""
-        return cls(*(torch.tensor(tuple(values), device=device).view(3, 1, 1) for values in (mean, std)))
+        """From a number each for each channel."""
+        return cls(*(torch.tensor(tuple(values), device=device).view(-1, 1, 1) for values in (mean, std)))
 
     def from_bytes(self, pixels: Tensor) -> Tensor:
-        """(…, 3, H, W) uint8 → normalised float32."""
+        """(…, 3, H, W) of 0 to 255, uint8 or float → normalised float32."""
         return (pixels.to(self.mean.device).float() / 255 - self.mean) / self.std
 
     def to_bytes(self, x: Tensor) -> Tensor:
@@ -139,17 +142,29 @@ class Problems(Rows):
     asks: tuple[Asks, ...]
 
     @classmethod
-    def pose(cls, image: Tensor, features: Tensor, kernel: Tensor, alpha: Tensor, beta: Tensor) -> Problems:
-        """From images (B, 3, H, W) and their feature maps F (B, C, h, w), after the ReLU."""
-        target = features[torch.arange(len(kernel), device=features.device), kernel]
-        others = features.sum(dim=(1, 2, 3), dtype=torch.float64) - target.sum(dim=(1, 2), dtype=torch.float64)
+    def pose(
+        cls,
+        image: Tensor,
+        features: Tensor,
+        kernel: Tensor,
+        alpha: Tensor,
+        beta: Tensor,
+        signed: bool = False,  # noqa: FBT001, FBT002
+    ) -> Problems:
+        """From images (B, 3, H, W) and their feature maps F (B, C, h, w), after the ReLU unless they are signed."""
+        rows = torch.arange(len(kernel), device=features.device)
+        target = features[rows, kernel]
+        whole, own = (features.abs(), target.abs()) if signed else (features, target)
+        others = whole.sum(dim=(1, 2, 3), dtype=torch.float64) - own.sum(dim=(1, 2), dtype=torch.float64)
         norm = target.flatten(1).norm(dim=1)
+        if signed:
+            norm = torch.where(silent(features)[rows, kernel], 0, norm)
         count = torch.full_like(kernel, features.shape[1])
         most, least = torch.full_like(norm, torch.inf), torch.full_like(norm, -1)
         removing, rest = torch.zeros_like(norm, dtype=torch.bool), others.clamp_min(0).to(norm.dtype)
-        own = image, kernel, alpha, beta, target, norm, rest, count
-        nothing, asks = (None,) * len(kernel), (Asks(),) * len(kernel)
-        found = cls(*own, most, least, removing, torch.zeros_like(norm), most, torch.ones_like(norm), nothing, asks)
+        given = image, kernel, alpha, beta, target, norm, rest, count
+        nothing, asks = (None,) * len(kernel), (Asks(signed=signed),) * len(kernel)
+        found = cls(*given, most, least, removing, torch.zeros_like(norm), most, torch.ones_like(norm), nothing, asks)
         return found.weighing(alpha, beta)
 
     def weighing(self, alpha: Tensor, beta: Tensor) -> Problems:
@@ -182,6 +197,11 @@ class Problems(Rows):
     def any_asks(self, what: str) -> bool:
         """Whether any of them asks for it: the name of a field of `Asks`, or `constrained`."""
         return any(getattr(asks, what) for asks in self.asks)
+
+    @property
+    def signed(self) -> bool:
+        """Whether the layer's maps may be negative; it is the same for all."""
+        return self.any_asks("signed")
 
     @cached_property
     def rows(self) -> Tensor:
@@ -216,3 +236,17 @@ class Problems(Rows):
     def lone(self) -> Tensor:
         """(B,) bool: Σ‖F_j‖ = 0, so there is nothing to suppress where α > 0."""
         return self.others_sum == 0
+
+
+def silent(features: Tensor) -> Tensor:
+    """Which kernels have next to no map: none where F = 0, or where maps have a sign |F| ≤ 0.001·max |F| of the layer.
+
+    Args:
+        features: F, (…, C, h, w).
+
+    Returns:
+        (…, C) bool.
+    """
+    each = features.abs().amax(dim=(-2, -1))
+    negative = features.amin(dim=(-3, -2, -1)) < 0
+    return each <= torch.where(negative, SILENT * each.amax(dim=-1), 0)[..., None]

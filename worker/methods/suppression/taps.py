@@ -1,14 +1,21 @@
 """What is watched below a layer: activation that X̂ causes and X did not, and how it is pulled down.
 
-For the D ReLU layers below the chosen one, with their maps ĥ_d of X̂ and h_d of X and a bound b_d for each neuron:
+For the D layers below the chosen one that follow an activation, with their maps ĥ_d of X̂ and h_d of X and a bound b_d
+for each neuron:
 
     L_e = (1/D) · Σ_d  Σ max(ĥ_d − b_d, 0) / Σ h_d           "invention": 0 where X̂ excites nothing beyond the bounds
 
 What is reported has b_d = h_d(X). What is optimised has b_d = max(h_d(X), h_d(0)), with the blank picture 0: a neuron
 that answers to the mean colour itself is not invented where something is cleared away. A layer that X leaves silent
-(Σ h_d = 0) counts 0, and so does everything where there is no ReLU below (D = 0).
+(Σ h_d = 0) counts 0, and so does everything where nothing is watched below (D = 0).
 
-Of γ·L_e the subgradient at ĥ_d is γ / (D·Σ h_d) where ĥ_d > b_d: a comparison and an addition on the way back.
+Where maps have a sign, after another activation than ReLU or an addition that none follows, there is a bound on either
+side, b⁺ = max(h_d, 0) and b⁻ = min(h_d, 0), the wider of X's and the blank picture's where that counts:
+
+    Σ [ max(ĥ_d − b⁺_d, 0) + max(b⁻_d − ĥ_d, 0) ] / Σ |h_d|
+
+Of γ·L_e the subgradient at ĥ_d is γ / (D·Σ |h_d|) where ĥ_d > b_d, its negative where ĥ_d < b⁻_d: a comparison and an
+addition on the way back.
 """
 
 from __future__ import annotations
@@ -18,42 +25,64 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain, groupby
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Span = tuple[int, int]  # rows of a batch, from and to, that share their bounds
+from worker.methods.suppression.pulls import Hinge, Limit, Pull, Span
+
+
+class Sum(nn.Identity):
+    """Behind an addition that no activation follows: its maps are watched too."""
+
+
+class Last(nn.Module):
+    """An activation that is not watched: the layer itself, of which the others are below."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self._activation = (activation,)  # no child, which would be found
+
+    def forward(self, value: Tensor) -> Tensor:
+        """φ(Z)."""
+        maps: Tensor = self._activation[0](value)
+        return maps
+
+
+ACTIVATIONS = (
+    *(nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish),
+    *(nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.Mish, nn.Softplus),
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Bounds:
     """How active each neuron below the layer may be, for X̂ of one image. Problems of the image share it."""
 
-    limits: tuple[Tensor, ...]  # b_d, (1, C, h, w) each, in the order in which the layers run
-    sums: Tensor  # Σ b_d, (D,)
-    scale: Tensor  # 1 / (D·Σ h_d), (D,); 0 for a layer that X leaves silent
+    limits: tuple[Limit, ...]  # in the order in which the layers run
+    sums: Tensor  # Σ b⁺_d − Σ b⁻_d, (D,)
+    scale: Tensor  # 1 / (D·Σ |h_d|), (D,); 0 for a layer that X leaves silent
 
 
 class Watched(nn.Module):
-    """A network whose ReLUs can be watched. It shares the parameters of `network`, which is not changed.
+    """A network whose activations can be watched. It shares the parameters of `network`, which is not changed.
 
     Called as a module it is that network. It is one thread's.
 
     Args:
-        network: images (B, 3, H, W) → Z (B, C, h, w), its ReLUs modules.
+        network: images (B, 3, H, W) → Z (B, C, h, w), its activations modules.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         shared = {id(tensor): tensor for tensor in chain(network.parameters(), network.buffers())}
         self.network = deepcopy(network, shared)  # new modules around the same tensors
-        self._see: Callable[[Tensor], Tensor] | None = None
-        self._blank: dict[torch.dtype, list[Tensor]] = {}  # h_d(0), by the precision of the evaluations
+        self._see: Callable[[Tensor, nn.Module], Tensor] | None = None
+        self._blank: dict[torch.dtype, list[Limit]] = {}  # of h_d(0), by the precision of the evaluations
         for module in list(self.network.modules()):
             for name, child in module.named_children():
-                if isinstance(child, nn.ReLU):
-                    setattr(module, name, _Tap(self))
+                if isinstance(child, (*ACTIVATIONS, Sum)):
+                    setattr(module, name, _Tap(self, child))
 
     def forward(self, images: Tensor) -> Tensor:
         """Z of the images."""
@@ -65,14 +94,13 @@ class Watched(nn.Module):
         """max(h_d(X), h_d(0)) of one image X (1, 3, H, W), in the precision of the evaluations."""
         kind = image.dtype
         with torch.autocast(image.device.type, precision, enabled=precision is torch.bfloat16):
-            maps = self._maps(image)
+            own, sums = self._limits(image)
             if precision not in self._blank:
-                self._blank[precision] = self._maps(torch.zeros_like(image))
-            blank = self._blank[precision]
-        limits = tuple(torch.maximum(one, other) for one, other in zip(maps, blank, strict=True))
-        sums = image.new_tensor([float(_sum(one, kind)) for one in maps])
-        scale = torch.where(sums > 0, 1 / (len(maps) * sums), 0)
-        return Bounds(limits, image.new_tensor([float(_sum(limit, kind)) for limit in limits]), scale)
+                self._blank[precision], _ = self._limits(torch.zeros_like(image))
+            limits = tuple(_wider(one, other) for one, other in zip(own, self._blank[precision], strict=True))
+        known = image.new_tensor(sums)
+        scale = torch.where(known > 0, 1 / (len(limits) * known), 0)
+        return Bounds(limits, image.new_tensor([_span(limit, kind) for limit in limits]), scale)
 
     def watch(self, images: Tensor, bounds: Sequence[Bounds | None], strength: Tensor) -> tuple[Tensor, Tensor]:
         """Z of the images and L_e of each, (B,), against its bounds.
@@ -87,16 +115,20 @@ class Watched(nn.Module):
         excess = torch.zeros_like(strength)
         depth = iter(range(max((len(found.limits) for _, found in spans), default=0)))
 
-        def see(before_relu: Tensor) -> Tensor:
+        def see(value: Tensor, activation: nn.Module) -> Tensor:
             layer = next(depth)
             limits = [(span, found.limits[layer]) for span, found in spans]
             pull = torch.zeros_like(strength)
             for (start, end), found in spans:
                 pull[start:end] = strength[start:end] * found.scale[layer]
-            maps: Tensor = _Hinge.apply(before_relu, limits, pull)
+            relu = isinstance(activation, nn.ReLU)
+            maps: Tensor = Hinge.apply(value, limits, pull) if relu else Pull.apply(activation(value), limits, pull)
             for (start, end), found in spans:
-                most = torch.maximum(maps.detach()[start:end], found.limits[layer])
-                over = _sum(most, strength.dtype) - found.sums[layer]  # Σ max(ĥ, b) − Σ b
+                high, low = found.limits[layer]
+                own = maps.detach()[start:end]
+                over = _sum(torch.maximum(own, high), strength.dtype) - found.sums[layer]  # Σ max(ĥ, b) − Σ b
+                if low is not None:
+                    over = over - _sum(torch.minimum(own, low), strength.dtype)
                 excess[start:end] += over.clamp_min(0) * found.scale[layer]
             return maps
 
@@ -119,15 +151,15 @@ class Watched(nn.Module):
         count = 1 + len(originals)
         shares: list[Tensor] = []
 
-        def see(before_relu: Tensor) -> Tensor:
-            maps = before_relu.clamp_min(0)
-            blank, known, theirs = maps[0], maps[1:count], maps[count:]
-            whole = _sum(known, images.dtype)[list(of)]
+        def see(value: Tensor, activation: nn.Module) -> Tensor:
+            maps = _seen(value, activation)
+            blank, known, theirs = maps[:1], maps[1:count], maps[count:]
+            whole = _sum(known.abs(), images.dtype)[list(of)]
+            alone, empty = _limit(known, activation), _limit(blank, activation)
             found = []
-            for bounds in (known, torch.maximum(known, blank)):
-                pairs = zip(theirs, of, strict=True)
+            for limit in (alone, _wider(alone, empty)):
                 excess = torch.stack(
-                    [(one - bounds[number]).clamp_min_(0).sum(dtype=images.dtype) for one, number in pairs]
+                    [_beyond(one, limit, number, images.dtype) for one, number in zip(theirs, of, strict=True)]
                 )
                 found.append(torch.where(whole > 0, excess / whole, 0))
             shares.append(torch.stack(found))
@@ -142,75 +174,46 @@ class Watched(nn.Module):
         alone, beyond = torch.stack(shares, dim=2)
         return before_relu, alone, beyond
 
-    def _maps(self, images: Tensor) -> list[Tensor]:
-        maps: list[Tensor] = []
+    def _limits(self, image: Tensor) -> tuple[list[Limit], list[float]]:
+        """b_d of one image, and Σ |h_d|."""
+        limits: list[Limit] = []
+        sums: list[float] = []
 
-        def see(before_relu: Tensor) -> Tensor:
-            maps.append(before_relu.clamp_min(0))
-            return maps[-1]
+        def see(value: Tensor, activation: nn.Module) -> Tensor:
+            maps = _seen(value, activation)
+            limits.append(_limit(maps, activation))
+            sums.append(float(_sum(maps.abs(), image.dtype)))
+            return maps
 
         with self._seeing(see):
-            self.network(images)
-        return maps
+            self.network(image)
+        return limits, sums
 
     @contextmanager
-    def _seeing(self, see: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """Each ReLU is `see` meanwhile."""
+    def _seeing(self, see: Callable[[Tensor, nn.Module], Tensor]) -> Iterator[None]:
+        """Each activation is `see` meanwhile."""
         self._see = see
         try:
             yield
         finally:
             self._see = None
 
-    def relu(self, before_relu: Tensor) -> Tensor:
+    def passed(self, value: Tensor, activation: nn.Module) -> Tensor:
         """What a tap does."""
-        return torch.relu(before_relu) if self._see is None else self._see(before_relu)
+        maps: Tensor = activation(value) if self._see is None else self._see(value, activation)
+        return maps
 
 
 class _Tap(nn.Module):
-    """A ReLU of a watched network."""
+    """An activation of a watched network."""
 
-    def __init__(self, owner: Watched) -> None:
+    def __init__(self, owner: Watched, activation: nn.Module) -> None:
         super().__init__()
-        self._relu = owner.relu  # a bound method: the owner does not become a child
+        self.activation = activation
+        self._passed = owner.passed  # a bound method: the owner does not become a child
 
-    def forward(self, before_relu: Tensor) -> Tensor:
-        return self._relu(before_relu)
-
-
-class _Hinge(torch.autograd.Function):
-    """ReLU, and on the way back a pull wherever it is above its limit."""
-
-    @staticmethod
-    def forward(ctx: Any, before_relu: Tensor, limits: Sequence[tuple[Span, Tensor]], pull: Tensor) -> Tensor:
-        maps = torch.relu(before_relu)
-        ctx.save_for_backward(maps, pull, *(limit for _, limit in limits))
-        ctx.spans = [span for span, _ in limits]
-        return maps
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
-        maps, pull, *limits = ctx.saved_tensors
-        weights = pull.to(slope.dtype)[:, None, None, None]
-        if ctx.spans == [(0, len(maps))]:
-            return _gated(_pulled(slope, maps, limits[0], weights), maps), None, None
-        slope = slope.clone()
-        for (start, end), limit in zip(ctx.spans, limits, strict=True):
-            rows = slice(start, end)
-            slope[rows] = _pulled(slope[rows], maps[rows], limit, weights[rows])
-        return _gated(slope, maps), None, None
-
-
-def _pulled(slope: Tensor, maps: Tensor, limit: Tensor, weights: Tensor) -> Tensor:
-    """Weights are added where maps > limit. On the CPU a comparison into a tensor of bools takes six times as long."""
-    above = torch.gt(maps, limit, out=torch.empty_like(maps)).to(slope.dtype)
-    return torch.addcmul(slope, above, weights)
-
-
-def _gated(slope: Tensor, maps: Tensor) -> Tensor:
-    """The way back through the ReLU."""
-    gated: Tensor = torch.ops.aten.threshold_backward(slope, maps, 0)
-    return gated
+    def forward(self, value: Tensor) -> Tensor:
+        return self._passed(value, self.activation)
 
 
 def _spans(bounds: Sequence[Bounds | None]) -> Iterator[tuple[Span, Bounds]]:
@@ -223,7 +226,36 @@ def _spans(bounds: Sequence[Bounds | None]) -> Iterator[tuple[Span, Bounds]]:
         start += len(rows)
 
 
+def _seen(value: Tensor, activation: nn.Module) -> Tensor:
+    """Its maps, as an evaluation has them."""
+    maps: Tensor = value.clamp_min(0) if isinstance(activation, nn.ReLU) else activation(value)
+    return maps
+
+
+def _limit(maps: Tensor, activation: nn.Module) -> Limit:
+    """Their bounds by themselves."""
+    return (maps, None) if isinstance(activation, nn.ReLU) else (maps.clamp_min(0), maps.clamp_max(0))
+
+
+def _wider(one: Limit, other: Limit) -> Limit:
+    (high, low), (higher, lower) = one, other
+    return torch.maximum(high, higher), None if low is None or lower is None else torch.minimum(low, lower)
+
+
+def _span(limit: Limit, kind: torch.dtype) -> float:
+    """Σ b⁺ − Σ b⁻ of one image."""
+    high, low = limit
+    return float(_sum(high, kind)) - (0.0 if low is None else float(_sum(low, kind)))
+
+
+def _beyond(maps: Tensor, limit: Limit, row: int, kind: torch.dtype) -> Tensor:
+    """By how much one image's maps, (C, h, w), are outside the limits in that row, summed."""
+    high, low = limit
+    excess = (maps - high[row]).clamp_min_(0).sum(dtype=kind)
+    return excess if low is None else excess + (low[row] - maps).clamp_min_(0).sum(dtype=kind)
+
+
 def _sum(maps: Tensor, kind: torch.dtype) -> Tensor:
     """Of each row, (B,), in the dtype of the image."""
-    total: Tensor = maps.sum(dim=(1, 2, 3), dtype=kind)
+    total: Tensor = maps.sum(dim=tuple(range(1, maps.ndim)), dtype=kind)
     return total

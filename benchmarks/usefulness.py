@@ -1,0 +1,316 @@
+"""What does one learn of a kernel from its pictures? `python -m benchmarks.usefulness --weights-dir W --images-dir I`.
+
+The question that people are asked (Borowski et al., ICLR 2021), put to a program. Of a kernel one is shown nine
+pictures: X̂ of the crops that activate it most. Then two other crops: which of them activates the kernel more? Who
+answers is the description of the consistency score (api/pictures/consistency.py): the crop that is more like the nine,
+on average. So nothing is learned, and every method is asked in the same way:
+
+evidence, paper, guided_backprop, deconvnet, lrp    the nine pictures as the method makes them
+crops                                               the nine crops themselves
+
+Crops are squares of the layer's receptive field, cut at even steps from photographs whose shorter side is three crops
+long. Every other photograph is for the nine, the rest are for the pairs: of the tenth of the crops that activates the
+kernel most, each with one of chance out of the lower half. Of one photograph there are at most three. By chance 0.5 of
+the answers are right.
+
+Kernels are chosen at random among those that are active in both halves. Each row is kept in `--rows`: the same command
+goes on where it was interrupted. In `--pictures` each kernel has a sheet with its nine crops and, below, their X̂.
+`--quick`: three kernels a layer, fewer crops.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import math
+import random
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from api.pictures.consistency import WINDOW, Description, description, likeness
+from benchmarks.evidence.bench import METHODS, Row
+from benchmarks.figures import shown as shipped
+from benchmarks.readings import tensor
+from benchmarks.table1 import MAX_PIXELS, SUFFIXES, read
+from shared import images
+from shared.catalogue import network as described
+from worker.engine.device import TorchDevice
+from worker.engine.engine import Engine
+from worker.engine.memory import keep_memory
+from worker.engine.questions import Answer, Picture, Question
+from worker.networks.definitions import FILE
+from worker.networks.layer import Layer
+from worker.networks.loaded import Networks
+from worker.networks.weights import find
+
+MODEL = "vgg16"
+LAYERS = ("conv4_3", "conv5_3")
+ASKED = ("evidence", "paper", "guided_backprop", "deconvnet", "lrp")
+GRID = 16  # a crop's side is a multiple of it: no pooling leaves a remainder
+CROPS_LONG = 3  # the shorter side of a photograph, in crops
+NINE, PAIRS = 9, 20
+OF_ONE = 3  # photograph at most, where there are enough
+HIGH = 0.9  # the quantile above which a crop activates a kernel much
+BATCH = 16
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Of a half of the photographs, as a layer sees them."""
+
+    pictures: list[Picture]
+    of: NDArray[np.int64]  # which photograph each is of
+    peaks: NDArray[np.float32]  # the highest activation of each kernel in each, (N, C)
+
+    def best(self, kernel: int, count: int) -> list[int]:
+        """Those that activate a kernel most, the most first; at most three of one photograph, where that is enough."""
+        most = max(OF_ONE, math.ceil(count / len(set(self.of.tolist()))))
+        taken: Counter[int] = Counter()
+        found: list[int] = []
+        for number in np.argsort(-self.peaks[:, kernel], kind="stable").tolist():
+            one = int(self.of[number])
+            if taken[one] < most and len(found) < count:
+                taken[one] += 1
+                found.append(number)
+        return found
+
+    def pairs(self, kernel: int) -> list[tuple[int, int]]:
+        """(one of the upper tenth that activates it most, one of the lower half); fewer where there are no more."""
+        own = self.peaks[:, kernel]
+        middle, high = np.median(own), np.quantile(own, HIGH)
+        lower = np.flatnonzero(own <= middle).tolist()
+        chance = random.Random(f"{SEED}/{kernel}")  # noqa: S311 - not for secrets
+        upper = [number for number in self.best(kernel, PAIRS) if own[number] > middle and own[number] >= high]
+        return [(number, chance.choice(lower)) for number in upper]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A layer with its crops."""
+
+    engine: Engine
+    layer: Layer
+    learned: Crops  # of which the nine are
+    asked: Crops  # of which the pairs are
+    stride: int
+    settings: str
+
+    def kernels(self, count: int) -> list[int]:
+        """Of chance, among those that are active in nine crops of the one half and have all pairs in the other."""
+        enough = [
+            kernel
+            for kernel in range(self.learned.peaks.shape[1])
+            if (self.learned.peaks[self.learned.best(kernel, NINE), kernel] > 0).all()
+            and len(self.asked.pairs(kernel)) == PAIRS
+        ]
+        return sorted(random.Random(SEED).sample(enough, min(count, len(enough))))  # noqa: S311 - not for secrets
+
+    def rows(self, kernel: int, folder: Path) -> Iterator[Row]:
+        """One for each method, and one for the crops themselves."""
+        nine = [self.learned.pictures[number] for number in self.learned.best(kernel, NINE)]
+        sheet = [nine]
+        yield self.row(kernel, "crops", [self.described(picture) for picture in nine])
+        for method in ASKED:
+            own = partial(Question, self.layer.network, self.layer.name, effort="quick", **METHODS[method])
+            questions = [own(picture=picture, kernel=kernel, alpha=1.0, beta=1.0) for picture in nine]
+            answers = {number: one for number, one in self.engine.ask(questions) if isinstance(one, Answer)}
+            sheet.append([answers[number].picture for number in sorted(answers)])
+            yield self.row(kernel, method, [description(one.x, self.stride) for one in answers.values()])
+        folder.mkdir(parents=True, exist_ok=True)
+        _sheet(sheet).save(folder / f"{self.layer.name}-{kernel}.png")
+
+    def row(self, kernel: int, method: str, learned: Sequence[Description | None]) -> Row:
+        """How many pairs are answered rightly by what nine pictures show."""
+        known = [one for one in learned if one is not None]
+
+        def like(number: int) -> float:
+            own = self.described(self.asked.pictures[number])
+            return statistics.fmean(likeness(own, one) for one in known) if known and own is not None else 0.0
+
+        told = [(like(high), like(low)) for high, low in self.asked.pairs(kernel)]
+        right = statistics.fmean(0.5 if high == low else float(high > low) for high, low in told)
+        where = {"layer": self.layer.name, "kernel": kernel, "method": method, "settings": self.settings}
+        return {**where, "right": round(right, 4), "pictures": len(known)}
+
+    def described(self, picture: Picture) -> Description | None:
+        """Of a crop."""
+        return description(self.layer.space.from_bytes(tensor(picture))[0].numpy(), self.stride)
+
+
+def cut(photographs: Sequence[Image.Image], side: int, step: int) -> tuple[list[Picture], NDArray[np.int64]]:
+    """Crops at even steps, and which photograph each is of."""
+    found, of = [], []
+    for number, photograph in enumerate(photographs):
+        scale = CROPS_LONG * side / min(photograph.size)
+        size = (round(photograph.width * scale), round(photograph.height * scale))
+        whole = np.asarray(photograph.resize(size, Image.Resampling.LANCZOS))
+        for top in range(0, whole.shape[0] - side + 1, step):
+            for left in range(0, whole.shape[1] - side + 1, step):
+                found.append(whole[top : top + side, left : left + side].copy())
+                of.append(number)
+    return found, np.array(of)
+
+
+@torch.no_grad()
+def seen(layer: Layer, photographs: Sequence[Image.Image], step: int) -> Crops:
+    """The crops of these, and how active they make each kernel."""
+    pictures, of = cut(photographs, layer.frame.height, step)
+    peaks = [
+        layer.features(layer.space.from_bytes(tensor(*pictures[start : start + BATCH]))).amax(dim=(2, 3)).numpy()
+        for start in range(0, len(pictures), BATCH)
+    ]
+    return Crops(pictures, of, np.concatenate(peaks))
+
+
+def summary(rows: Sequence[Row]) -> list[Row]:
+    """Of each layer and method the mean over the kernels, with its standard error."""
+    found = []
+    for layer, method in dict.fromkeys((row["layer"], row["method"]) for row in rows):
+        own = [row["right"] for row in rows if (row["layer"], row["method"]) == (layer, method)]
+        error = statistics.stdev(own) / math.sqrt(len(own)) if len(own) > 1 else None
+        found.append(
+            {"layer": layer, "method": method, "kernels": len(own), "right": statistics.fmean(own), "error": error}
+        )
+    return found
+
+
+def markdown(found: Sequence[Row]) -> Iterator[str]:
+    """The table."""
+    layers = list(dict.fromkeys(row["layer"] for row in found))
+    yield f"| nine pictures by | {' | '.join(layers)} |"
+    yield f"|---|{'---|' * len(layers)}"
+    for method in dict.fromkeys(row["method"] for row in found):
+        own = {row["layer"]: row for row in found if row["method"] == method}
+        yield f"| {method} | {' | '.join(_told(own.get(layer)) for layer in layers)} |"
+
+
+def _told(row: Row | None) -> str:
+    if row is None:
+        return "–"
+    return f"{row['right']:.2f}" + (f" ± {row['error']:.2f}" if row["error"] is not None else "")
+
+
+def _sheet(rows: Sequence[Sequence[Picture]]) -> Image.Image:
+    """Pictures in a grid, the crops above, then evidence, the paper and the baselines."""
+    side = rows[0][0].shape[0]
+    sheet = Image.new("RGB", (side * max(map(len, rows)), side * len(rows)), "white")
+    for line, row in enumerate(rows):
+        for place, picture in enumerate(row):
+            sheet.paste(Image.fromarray(picture), (place * side, line * side))
+    return sheet
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the rows that are not there yet, then sum up."""
+    options = _options(arguments)
+    keep_memory()
+    logging.getLogger("worker").setLevel(logging.WARNING)
+    options.rows.parent.mkdir(parents=True, exist_ok=True)
+    photographs = _photographs(options.images_dir)
+    rows: list[Row] = []
+    try:
+        for layer in options.layers:
+            rows += _of_layer(layer, photographs, options)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\ninterrupted; the same command goes on from what is in {options.rows}\n")
+        return 130
+    found = summary(rows)
+    print(json.dumps({"rows": rows, "summary": found}, indent=1) if options.json else "\n".join(markdown(found)))
+    return 0
+
+
+def _of_layer(name: str, photographs: Sequence[Image.Image], options: argparse.Namespace) -> list[Row]:
+    """The rows of a layer, in a network whose input is as large as what a position of the layer sees."""
+    known = described(MODEL).layer(name)
+    side = GRID * math.ceil(known.receptive_field / GRID)
+    step = side // (2 if options.quick else 4)
+    with TemporaryDirectory() as folder:
+        own = _registered(options.weights_dir, Path(folder), side)
+        networks = Networks(Path(folder), torch.device("cpu"), download=False)
+        engine = Engine(TorchDevice(networks))
+        try:
+            layer = networks.get(own).layer(name)
+            look = partial(engine.call, seen, layer)  # on the engine's thread, which has the cores
+            learned, asked = look(photographs[::2], step), look(photographs[1::2], step)
+            sys.stderr.write(f"{name}: {len(learned.pictures)} and {len(asked.pictures)} crops of {side}×{side}\n")
+            settings = (
+                f"{engine.device.version}, {layer.weights.sha256[:8]}, {len(photographs)} photographs, step {step}"
+            )
+            trial = Trial(engine, layer, learned, asked, known.stride, settings)
+            kernels = trial.kernels(3 if options.quick else options.kernels)
+            return [row for kernel in kernels for row in _kept(trial, kernel, options)]
+        finally:
+            engine.close()
+
+
+def _kept(trial: Trial, kernel: int, options: argparse.Namespace) -> list[Row]:
+    """A kernel's rows: those of an earlier run, else new ones."""
+    asked = {"layer": trial.layer.name, "kernel": kernel, "settings": trial.settings}
+    kept = {row["method"]: row for row in read(options.rows) if asked.items() <= row.items()}
+    rows = list(kept.values())
+    if kept.keys() != {"crops", *ASKED}:
+        rows = list(trial.rows(kernel, options.pictures))
+        with options.rows.open("a") as lines:
+            lines.writelines(json.dumps(row) + "\n" for row in rows)
+    told = ", ".join(f"{row['method']} {row['right']:.2f}" for row in rows)
+    sys.stderr.write(f"{trial.layer.name} kernel {kernel}: {told}\n")
+    return rows
+
+
+def _digest(*halves: Crops) -> str:
+    """Of every pixel that is asked about, and of how."""
+    found = hashlib.sha256(repr((NINE, PAIRS, OF_ONE, HIGH, SEED, WINDOW)).encode())
+    for half in halves:
+        for picture in half.pictures:
+            found.update(picture.tobytes())
+    return found.hexdigest()[:8]
+
+
+def _registered(weights: Path, folder: Path, side: int) -> str:
+    """A folder with the weights under another name, of a network with this input; that name."""
+    file = find(MODEL, weights, download=False).file
+    (folder / file.name).symlink_to(file.absolute())
+    name = f"{MODEL}-crops"
+    (folder / FILE).write_text(f'["{name}"]\narch = "{MODEL}"\nweights = "{file.name}"\ninput_size = {side}\n')
+    return name
+
+
+def _photographs(folder: Path | None) -> list[Image.Image]:
+    """Of the folder, or those that scikit-image ships."""
+    if folder is None:
+        return [images.decode(data, MAX_PIXELS) for data in shipped(None)]
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    if len(files) < 2:
+        raise SystemExit(f"{folder} has {len(files)} images ({', '.join(SUFFIXES)}); two are needed, better are twenty")
+    return [images.decode(file.read_bytes(), MAX_PIXELS) for file in files]
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights-dir", type=Path, required=True, help="the complete VGG-16")
+    parser.add_argument("--images-dir", type=Path, help="photographs; four that scikit-image ships unless given")
+    parser.add_argument("--layers", nargs="+", default=LAYERS, help="default: %(default)s")
+    parser.add_argument("--kernels", type=int, default=10, metavar="N", help="of a layer")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--rows", type=Path, default=Path("docs/evidence/usefulness.jsonl"))
+    parser.add_argument("--pictures", type=Path, default=Path("evidence/kernels"))
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,307 @@
+"""Networks of the operator's own code, and what a definition may say of an input's size."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shared.drawings import scene
+from shared.errors import ModelUnavailable
+from shared.images import Frame, resized
+from worker.engine.device import TorchDevice
+from worker.engine.engine import Engine
+from worker.engine.questions import Answer, Question
+from worker.methods.baselines import private
+from worker.networks.definitions import checked
+from worker.networks.loaded import Networks
+from worker.networks.own import Own, OwnNetwork, own_networks
+
+CODE = """
+import torch
+from torch import nn
+from tests.unit.test_own_networks import Branches, Bends
+
+def networks():
+    torch.manual_seed(0)
+    return {"branches": {"network": Branches(), "mean": [0.5] * 3, "std": [0.25] * 3, "input_size": 64,
+                         "title": "Two branches"}, "plain": Branches(), "bends": Bends()}
+
+def turned():
+    network = networks()["plain"]
+    mean, std = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
+    scaled = Branches()
+    scaled.load_state_dict(network.state_dict())
+    for conv in (scaled.stem, scaled.beside):
+        conv.weight = nn.Parameter(conv.weight.flip(1))
+    return {"one": {"network": network, "mean": mean, "std": std, "input_size": 64},
+            "other": {"network": scaled, "mean": [255 * one for one in mean[::-1]], "order": "bgr", "range": "0-255",
+                      "std": [255 * one for one in std[::-1]], "input_size": 64}}
+
+def fails():
+    raise RuntimeError("no weights")
+
+def nothing():
+    return [1]
+
+def wrong():
+    return {"vgg16": Branches()}
+
+def strange():
+    return {"mine": {"network": Branches(), "sizes": 3}}
+"""
+
+
+class Branches(nn.Module):
+    """Two convolutions see the pixels; one ReLU is called twice and in place, one is a function, one is added to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.beside = nn.Conv2d(3, 8, 1)
+        self.act = nn.ReLU(inplace=True)
+        self.last = nn.Conv2d(8, 8, 3, stride=2, padding=1)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        x = self.act(self.stem(x)) + functional.relu(self.beside(x), inplace=True)
+        x += 1
+        logits: Tensor = self.head(self.act(self.last(x)).mean(dim=(2, 3)))
+        return logits
+
+
+class Bends(nn.Module):
+    """What it does depends on the numbers that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps."""
+        maps: Tensor = self.conv(x)
+        return maps if maps.sum() > 0 else -maps
+
+
+class Small(nn.Module):
+    """Parts that the networks below are made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.second = nn.Conv2d(4, 4, 3, padding=1)
+        self.one, self.other = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.relu = nn.ReLU(inplace=True)
+        self.prelu = nn.PReLU()
+        self.register_buffer("scale", torch.tensor([1.0, 2.0, 3.0, 4.0]).view(4, 1, 1), persistent=False)
+
+
+class InPlace(Small):
+    """What changes a value is a statement."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps."""
+        x = self.first(x)
+        x.mul_(3.0)
+        self.relu(x)
+        y = self.second(x)
+        functional.relu(y, inplace=True)
+        maps: Tensor = y * self.scale
+        return maps
+
+
+class Twice(Small):
+    """A convolution with two batch normalisations behind it, a PReLU called twice, and additions of all kinds."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps."""
+        x = self.first(x)
+        x = self.prelu(self.one(self.second(x)))
+        x = self.prelu(self.other(self.second(x)))
+        maps: Tensor = torch.add(x, x, alpha=3) + 1.5
+        return maps
+
+
+class Standardised(Small):
+    """The weights are computed; and so is a number from the size of the image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps."""
+        x = functional.pad(x, (0, x.shape[-1] + 1 - x.shape[-1], 0, 1))
+        weight = self.first.weight
+        weight = (weight - weight.mean()) / (weight.std() + 1e-5)
+        maps: Tensor = functional.silu(functional.conv2d(x, weight))
+        return maps
+
+
+def made(module: nn.Module) -> tuple[Networks, OwnNetwork]:
+    """A network by the name `mine`."""
+    own = OwnNetwork("mine", Own(network=module.eval(), input_size=64), "tests")
+    return Networks(Path("/nonexistent"), torch.device("cpu"), None, {"mine": own}, download=False), own
+
+
+@pytest.mark.parametrize("kind", [InPlace, Twice, Standardised])
+def test_the_last_node_is_what_the_module_gives(kind: type[Small]) -> None:
+    """Also where values are changed in place, modules are shared, and weights are computed."""
+    networks, own = made(kind())
+    loaded = networks.get("mine")
+    image = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    last = list(own.traced.layers)[-1]
+    layer = loaded.layer(last)
+    with torch.no_grad():
+        expected = own.own.network(image.clone())
+        torch.testing.assert_close(layer.features(image), expected, rtol=1e-5, atol=1e-5)
+    assert set(own.traced.layers) == {*loaded.layers, *loaded.nodes}
+    assert last not in layer.below
+    layer.watched.invention(image[:1], image, [0, 0])
+    for method in {"guided_backprop", "deconvnet", "lrp"} - set(layer.without):
+        maps = private(layer.cut, method, signed=layer.signed)(image)
+        torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_identity_is_of_what_a_network_does() -> None:
+    """The same numbers with another way through them are another network."""
+
+    class Other(InPlace):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 5
+
+    assert made(InPlace())[1].sha256 == made(InPlace())[1].sha256
+    assert made(InPlace())[1].sha256 != made(Other())[1].sha256
+
+
+def test_a_layer_s_own_name_comes_before_the_papers() -> None:
+    """`relu1` is a layer here, and not conv1 by another name."""
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.relu1, self.conv2 = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            maps: Tensor = self.conv2(self.relu1(self.conv1(x)))
+            return maps
+
+    network = made(Named())[1].network
+    assert network.layer("relu1").name == "relu1"
+    assert network.layer("conv1").name == "conv1"
+
+
+@pytest.fixture(autouse=True)
+def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator's file, where Python finds it."""
+    (tmp_path / "mine.py").write_text(CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+
+
+def device(source: str) -> TorchDevice:
+    """With these networks alone."""
+    own = own_networks(source)
+    return TorchDevice(Networks(Path("/nonexistent"), torch.device("cpu"), None, own, download=False))
+
+
+def test_a_network_of_own_code_is_explained() -> None:
+    """It is told of with its layers and what it is fed, and its maps are those of the module itself."""
+    found = device("mine:networks")
+    states = found.states()
+    assert states["branches"].available
+    assert states["branches"].source == "mine:networks"
+    assert not states["branches"].preprocessing.assumed  # type: ignore[union-attr]
+    assert states["plain"].preprocessing.assumed  # type: ignore[union-attr]
+    told = {network.name: network for network in found.registered()}
+    assert told["branches"].title == "Two branches"
+    assert (told["branches"].input_size, told["plain"].input_size) == (64, 224)
+    assert told["branches"].architecture == "tests.unit.test_own_networks.Branches"
+    names = [layer.name for layer in (*told["branches"].layers, *told["branches"].nodes)]
+    assert {"stem", "act", "beside", "last", "act_1"} <= set(names)
+    network = found.networks.get("branches")
+    module = found.networks.own["branches"].own.network
+    pixels = torch.from_numpy(np.array(scene(3, 64).image)).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        x = network.space.from_bytes(pixels)
+        stem, beside = functional.relu(module.stem(x)), functional.relu(module.beside(x))  # type: ignore[operator]
+        last = functional.relu(module.last(stem + beside + 1))  # type: ignore[operator]
+        for layer, expected in (("act", stem), ("act_1", last)):
+            torch.testing.assert_close(network.layer(layer).features(x), expected, rtol=1e-5, atol=1e-6)
+    engine = Engine(found)
+    picture = np.array(scene(3, 64).image)
+    kernel = engine.call(found.ranking, "branches", "act_1", picture)[0]
+    answer = dict(engine.ask([Question("branches", "act_1", picture, kernel, 1.0, 1.0, effort="quick")]))[0]
+    engine.close()
+    assert isinstance(answer, Answer)
+    assert answer.losses.total < min(answer.loss_start, answer.loss_blank)
+    assert answer.weights.sha256 == found.networks.own["branches"].sha256
+
+
+def test_range_and_order_reach_every_convolution_that_sees_the_pixels() -> None:
+    """A twin for (x·255, BGR) has the same maps."""
+    found = device("mine:turned").networks
+    pixels = torch.from_numpy(np.array(scene(3, 64).image)).permute(2, 0, 1)[None]
+    one, other = (found.get(name).layer("act_1") for name in ("one", "other"))
+    maps = [layer.features(layer.space.from_bytes(pixels)) for layer in (one, other)]
+    torch.testing.assert_close(*maps, rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_traced_says_so() -> None:
+    """In its state, in the catalogue, which leaves it out, and to a job; the others are there."""
+    found = device("mine:networks")
+    state = found.states()["bends"]
+    assert not state.available
+    assert "torch.fx cannot trace it" in state.reason
+    assert "bends" not in [network.name for network in found.registered()]
+    with pytest.raises(ModelUnavailable, match="cannot trace"):
+        found.networks.get("bends")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("none_there:networks", "none_there"),
+        ("mine:nobody", "nobody"),
+        ("mine", "mine"),
+        ("mine:fails", "RuntimeError: no weights"),
+        ("mine:nothing", "gives list; it must give networks by name"),
+        ("mine:wrong", "is no architecture's"),
+        ("mine:strange", "sizes"),
+    ],
+)
+def test_code_that_gives_no_networks_is_an_error(source: str, words: str) -> None:
+    """Which names the setting and what is wrong."""
+    with pytest.raises(ValueError, match=words) as error:
+        own_networks(source)
+    assert f"KERNELSCOPE_MODELS={source}" in str(error.value)
+    assert own_networks("") == {}
+
+
+def test_a_definition_may_give_the_input_s_size() -> None:
+    """Its layers are described for that; one that is too small, or no size, is refused by name."""
+    table = {"arch": "squeezenet1_1", "weights": "a.pth"}
+    assert checked("mine", {**table, "input_size": 96, "resize": "crop"}).input_size == 96
+    for size, words in (
+        (8, "32"),
+        (5000, "1024"),
+        ("large", "height and width"),
+        ([96, 97, 98], "height and width"),
+        (True, "height and width"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            checked("mine", {**table, "input_size": size})
+    with pytest.raises(ValueError, match="cannot take images of 40 × 40"):
+        checked("mine", {**table, "arch": "inception_v3", "input_size": 40})
+
+
+def test_an_image_is_squashed_or_its_middle_is_taken() -> None:
+    """Of a wide picture with a white middle."""
+    image = Image.new("RGB", (300, 100), "black")
+    image.paste("white", (100, 0, 200, 100))
+    assert np.asarray(resized(image, Frame(30, 30), "crop")).min() == 255
+    assert np.asarray(resized(image, Frame(30, 30))).min() == 0

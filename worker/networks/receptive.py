@@ -1,0 +1,80 @@
+"""What one position of a map sees of the image, node by node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx, nn
+from torch.nn import functional
+
+WINDOWS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+POOLS = (functional.max_pool2d, functional.avg_pool2d, torch.max_pool2d)
+EVERYTHING = (functional.adaptive_avg_pool2d, functional.adaptive_max_pool2d, torch.mean, "mean", torch.flatten)
+
+
+class Field(NamedTuple):
+    """The rectangle of input pixels that one position sees, and the pixels between neighbouring positions."""
+
+    height: int = 1
+    width: int = 1
+    down: int = 1
+    across: int = 1
+
+    @property
+    def side(self) -> int:
+        """Of the square."""
+        return max(self.height, self.width)
+
+    @property
+    def stride(self) -> int:
+        """The longer."""
+        return max(self.down, self.across)
+
+    def through(self, sides: tuple[int, int], steps: tuple[int, int]) -> Field:
+        """Behind a window of these sides that goes on by these steps."""
+        return Field(
+            self.height + (sides[0] - 1) * self.down,
+            self.width + (sides[1] - 1) * self.across,
+            self.down * steps[0],
+            self.across * steps[1],
+        )
+
+
+def field_of(
+    module: nn.Module | None, node: fx.Node, inputs: Sequence[Field], shapes: Mapping[fx.Node, tuple[int, ...]]
+) -> Field:
+    """Of a node with these inputs: of parallel paths the one that sees most.
+
+    What a gate takes from an average of the whole map is left out: by that everything sees everything.
+    """
+    averages = isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d) or node.target in EVERYTHING
+    if averages and set(shapes.get(node, ())[2:]) <= {1}:
+        return Field()
+    before = Field(*(max(numbers) for numbers in zip(*inputs, strict=True))) if inputs else Field()
+    if isinstance(module, WINDOWS):
+        sides, dilation = _pair(module.kernel_size), _pair(getattr(module, "dilation", 1))
+        return before.through(_spread(sides, dilation), _pair(module.stride or module.kernel_size))
+    if node.target in POOLS:
+        sides = _pair(_argument(node, 1, "kernel_size"))
+        return before.through(sides, _pair(_argument(node, 2, "stride") or sides))
+    if node.target is torch.conv2d:
+        strides, dilation = (
+            _pair(_argument(node, place, name) or 1) for place, name in ((3, "stride"), (5, "dilation"))
+        )
+        height, width = shapes[node.all_input_nodes[1]][2:]
+        return before.through(_spread((height, width), dilation), strides)
+    return before
+
+
+def _argument(node: fx.Node, place: int, name: str) -> Any:
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name)
+
+
+def _spread(sides: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int]:
+    return 1 + (sides[0] - 1) * dilation[0], 1 + (sides[1] - 1) * dilation[1]
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[-1])
