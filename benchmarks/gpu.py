@@ -47,8 +47,9 @@ def tests(options: argparse.Namespace) -> Report:
 
 def throughput(options: argparse.Namespace) -> Report:
     """`benchmarks.throughput`."""
-    layers = [word for layer in options.layer or () for word in ("--layer", layer)]
-    return _json("benchmarks.throughput", "--device", options.device, *layers, *_quick(options))
+    words = [word for layer in options.layer or () for word in ("--layer", layer)]
+    words += ["--evals", str(options.evals), "--most", str(options.most), *_quick(options)]
+    return _json("benchmarks.throughput", "--device", options.device, *words)
 
 
 def solver(options: argparse.Namespace) -> Report:
@@ -141,6 +142,8 @@ def main() -> int:
     parser.add_argument("--device", default="cuda", help="`cuda:1`; `cpu` only tries the command")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--layer", action="append", help="of the throughput, `vgg16/conv3_3`; may be repeated")
+    parser.add_argument("--evals", type=int, default=100, help="of an explanation of the throughput")
+    parser.add_argument("--most", type=int, default=256, help="the throughput's largest batch")
     parser.add_argument("--quick", action="store_true", help="fewer evaluations and rounds")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--json", action="store_true", help="print everything that was measured")

@@ -1,9 +1,12 @@
 """What does one learn of a kernel from its pictures? `python -m benchmarks.usefulness --weights-dir W --images-dir I`.
 
 The question that people are asked (Borowski et al., ICLR 2021), put to a program. Of a kernel one is shown nine
-pictures: X̂ of the crops that activate it most. Then two other crops: which of them activates the kernel more? Who
-answers is the description of the consistency score (api/pictures/consistency.py): the crop that is more like the nine,
-on average. So nothing is learned, and every method is asked in the same way:
+pictures: X̂ of the crops that activate it most. Then two other crops: which of them activates the kernel more? The
+answer is the crop that is more like the nine, on average, by one of two descriptions. So nothing is learned, and every
+method is asked in the same way:
+
+description    that of the consistency score (api/pictures/consistency.py): colours and patterns at the layer's stride
+SqueezeNet     what another network, which nothing is optimised for, makes of a picture (`--other-weights-dir`)
 
 evidence, paper, guided_backprop, deconvnet, lrp    the nine pictures as the method makes them
 crops                                               the nine crops themselves
@@ -29,7 +32,7 @@ import random
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,14 +46,16 @@ from PIL import Image
 from api.pictures.consistency import WINDOW, Description, description, likeness
 from benchmarks.evidence.bench import METHODS, Row
 from benchmarks.figures import shown as shipped
-from benchmarks.readings import tensor
-from benchmarks.table1 import MAX_PIXELS, SUFFIXES, read
+from benchmarks.readings import OtherEye, tensor
+from benchmarks.table1 import FIRES, MAX_PIXELS, SUFFIXES, read
 from shared import images
 from shared.catalogue import network as described
+from worker.engine.accelerator import choose
 from worker.engine.device import TorchDevice
 from worker.engine.engine import Engine
 from worker.engine.memory import keep_memory
 from worker.engine.questions import Answer, Picture, Question
+from worker.methods.suppression import PixelSpace
 from worker.networks.definitions import FILE
 from worker.networks.layer import Layer
 from worker.networks.loaded import Networks
@@ -66,6 +71,10 @@ OF_ONE = 3  # photograph at most, where there are enough
 HIGH = 0.9  # the quantile above which a crop activates a kernel much
 BATCH = 16
 SEED = 0
+WHAT = ("layer", "eye", "method")
+
+Seen = Description | None
+Eye = Callable[[Sequence[Picture]], list[Seen]]  # describes pictures
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,7 @@ class Trial:
     layer: Layer
     learned: Crops  # of which the nine are
     asked: Crops  # of which the pairs are
-    stride: int
+    eyes: Mapping[str, Eye]
     settings: str
 
     def kernels(self, count: int) -> list[int]:
@@ -120,35 +129,53 @@ class Trial:
         return sorted(random.Random(SEED).sample(enough, min(count, len(enough))))  # noqa: S311 - not for secrets
 
     def rows(self, kernel: int, folder: Path) -> Iterator[Row]:
-        """One for each method, and one for the crops themselves."""
+        """One for each method and one for the crops themselves, by each eye."""
         nine = [self.learned.pictures[number] for number in self.learned.best(kernel, NINE)]
-        sheet = [nine]
-        yield self.row(kernel, "crops", [self.described(picture) for picture in nine])
+        shown = {"crops": nine}
         for method in ASKED:
             own = partial(Question, self.layer.network, self.layer.name, effort="quick", **METHODS[method])
             questions = [own(picture=picture, kernel=kernel, alpha=1.0, beta=1.0) for picture in nine]
             answers = {number: one for number, one in self.engine.ask(questions) if isinstance(one, Answer)}
-            sheet.append([answers[number].picture for number in sorted(answers)])
-            yield self.row(kernel, method, [description(one.x, self.stride) for one in answers.values()])
+            shown[method] = [answers[number].picture for number in sorted(answers)]
         folder.mkdir(parents=True, exist_ok=True)
-        _sheet(sheet).save(folder / f"{self.layer.name}-{kernel}.png")
+        _sheet(list(shown.values())).save(folder / f"{self.layer.name}-{kernel}.png")
+        pairs = self.asked.pairs(kernel)
+        high, low = ([self.asked.pictures[number] for number in side] for side in zip(*pairs, strict=True))
+        for eye, see in self.eyes.items():
+            more, less = see(high), see(low)
+            for method, pictures in shown.items():
+                right = answered(see(pictures), more, less)
+                where = {"layer": self.layer.name, "kernel": kernel, "eye": eye, "method": method}
+                yield {**where, "settings": self.settings, "right": round(right, 4), "pictures": len(pictures)}
 
-    def row(self, kernel: int, method: str, learned: Sequence[Description | None]) -> Row:
-        """How many pairs are answered rightly by what nine pictures show."""
-        known = [one for one in learned if one is not None]
 
-        def like(number: int) -> float:
-            own = self.described(self.asked.pictures[number])
-            return statistics.fmean(likeness(own, one) for one in known) if known and own is not None else 0.0
+def answered(nine: Sequence[Seen], more: Sequence[Seen], less: Sequence[Seen]) -> float:
+    """The share of pairs of which the crop that activates the kernel more is more like the nine."""
+    known = [one for one in nine if one is not None]
 
-        told = [(like(high), like(low)) for high, low in self.asked.pairs(kernel)]
-        right = statistics.fmean(0.5 if high == low else float(high > low) for high, low in told)
-        where = {"layer": self.layer.name, "kernel": kernel, "method": method, "settings": self.settings}
-        return {**where, "right": round(right, 4), "pictures": len(known)}
+    def like(crop: Seen) -> float:
+        return statistics.fmean(likeness(crop, one) for one in known) if known and crop is not None else 0.0
 
-    def described(self, picture: Picture) -> Description | None:
-        """Of a crop."""
-        return description(self.layer.space.from_bytes(tensor(picture))[0].numpy(), self.stride)
+    told = [(like(one), like(other)) for one, other in zip(more, less, strict=True)]
+    return statistics.fmean(0.5 if one == other else float(one > other) for one, other in told)
+
+
+def plain(space: PixelSpace, stride: int, pictures: Sequence[Picture]) -> list[Seen]:
+    """By the description of the consistency score."""
+    return [description(space.from_bytes(tensor(one))[0].cpu().numpy(), stride) for one in pictures]
+
+
+@torch.no_grad()
+def squeezenet(eye: OtherEye, pictures: Sequence[Picture]) -> list[Seen]:
+    """By the highest activations of four layers, beyond those of a blank picture; each layer counts as much."""
+    network = eye.network
+    images = network.space.from_bytes(tensor(*pictures))
+    blank = network.space.weighed(network.space.mean_bytes.expand(1, *images.shape[1:]))
+    found = []
+    for name in FIRES:
+        peaks = (network.layer(name).features(images) - network.layer(name).features(blank)).amax(dim=(2, 3))
+        found.append(torch.nn.functional.normalize(peaks, dim=1) / len(FIRES) ** 0.5)
+    return list(torch.cat(found, dim=1).double().numpy())
 
 
 def cut(photographs: Sequence[Image.Image], side: int, step: int) -> tuple[list[Picture], NDArray[np.int64]]:
@@ -170,32 +197,31 @@ def seen(layer: Layer, photographs: Sequence[Image.Image], step: int) -> Crops:
     """The crops of these, and how active they make each kernel."""
     pictures, of = cut(photographs, layer.frame.height, step)
     peaks = [
-        layer.features(layer.space.from_bytes(tensor(*pictures[start : start + BATCH]))).amax(dim=(2, 3)).numpy()
+        layer.features(layer.space.from_bytes(tensor(*pictures[start : start + BATCH]))).amax(dim=(2, 3)).cpu().numpy()
         for start in range(0, len(pictures), BATCH)
     ]
     return Crops(pictures, of, np.concatenate(peaks))
 
 
 def summary(rows: Sequence[Row]) -> list[Row]:
-    """Of each layer and method the mean over the kernels, with its standard error."""
+    """Of each layer, eye and method the mean over the kernels, with its standard error."""
     found = []
-    for layer, method in dict.fromkeys((row["layer"], row["method"]) for row in rows):
-        own = [row["right"] for row in rows if (row["layer"], row["method"]) == (layer, method)]
+    for what in dict.fromkeys(tuple(row[name] for name in WHAT) for row in rows):
+        own = [row["right"] for row in rows if tuple(row[name] for name in WHAT) == what]
         error = statistics.stdev(own) / math.sqrt(len(own)) if len(own) > 1 else None
-        found.append(
-            {"layer": layer, "method": method, "kernels": len(own), "right": statistics.fmean(own), "error": error}
-        )
+        where = dict(zip(WHAT, what, strict=True))
+        found.append({**where, "kernels": len(own), "right": statistics.fmean(own), "error": error})
     return found
 
 
 def markdown(found: Sequence[Row]) -> Iterator[str]:
     """The table."""
-    layers = list(dict.fromkeys(row["layer"] for row in found))
-    yield f"| nine pictures by | {' | '.join(layers)} |"
-    yield f"|---|{'---|' * len(layers)}"
+    columns = list(dict.fromkeys((row["layer"], row["eye"]) for row in found))
+    yield f"| nine pictures by | {' | '.join(', '.join(column) for column in columns)} |"
+    yield f"|---|{'---|' * len(columns)}"
     for method in dict.fromkeys(row["method"] for row in found):
-        own = {row["layer"]: row for row in found if row["method"] == method}
-        yield f"| {method} | {' | '.join(_told(own.get(layer)) for layer in layers)} |"
+        own = {(row["layer"], row["eye"]): row for row in found if row["method"] == method}
+        yield f"| {method} | {' | '.join(_told(own.get(column)) for column in columns)} |"
 
 
 def _told(row: Row | None) -> str:
@@ -240,17 +266,19 @@ def _of_layer(name: str, photographs: Sequence[Image.Image], options: argparse.N
     step = side // (2 if options.quick else 4)
     with TemporaryDirectory() as folder:
         own = _registered(options.weights_dir, Path(folder), side)
-        networks = Networks(Path(folder), torch.device("cpu"), download=False)
+        networks = Networks(Path(folder), choose(options.device), download=False)
         engine = Engine(TorchDevice(networks))
         try:
             layer = networks.get(own).layer(name)
             look = partial(engine.call, seen, layer)  # on the engine's thread, which has the cores
             learned, asked = look(photographs[::2], step), look(photographs[1::2], step)
             sys.stderr.write(f"{name}: {len(learned.pictures)} and {len(asked.pictures)} crops of {side}×{side}\n")
-            settings = (
-                f"{engine.device.version}, {layer.weights.sha256[:8]}, {len(photographs)} photographs, step {step}"
-            )
-            trial = Trial(engine, layer, learned, asked, known.stride, settings)
+            what = f"{len(photographs)} photographs {_digest(learned, asked)}"
+            settings = f"{engine.device.version}, {layer.weights.sha256[:8]}, {what}"
+            eyes: dict[str, Eye] = {"description": partial(plain, layer.space, known.stride)}
+            if options.other_weights_dir:
+                eyes["SqueezeNet"] = partial(squeezenet, OtherEye(options.other_weights_dir))
+            trial = Trial(engine, layer, learned, asked, eyes, settings)
             kernels = trial.kernels(3 if options.quick else options.kernels)
             return [row for kernel in kernels for row in _kept(trial, kernel, options)]
         finally:
@@ -260,13 +288,13 @@ def _of_layer(name: str, photographs: Sequence[Image.Image], options: argparse.N
 def _kept(trial: Trial, kernel: int, options: argparse.Namespace) -> list[Row]:
     """A kernel's rows: those of an earlier run, else new ones."""
     asked = {"layer": trial.layer.name, "kernel": kernel, "settings": trial.settings}
-    kept = {row["method"]: row for row in read(options.rows) if asked.items() <= row.items()}
-    rows = list(kept.values())
-    if kept.keys() != {"crops", *ASKED}:
+    kept = {(row["eye"], row["method"]): row for row in read(options.rows) if asked.items() <= row.items()}
+    rows = [row for (eye, _), row in kept.items() if eye in trial.eyes]
+    if len(rows) < len(trial.eyes) * len(("crops", *ASKED)):
         rows = list(trial.rows(kernel, options.pictures))
         with options.rows.open("a") as lines:
             lines.writelines(json.dumps(row) + "\n" for row in rows)
-    told = ", ".join(f"{row['method']} {row['right']:.2f}" for row in rows)
+    told = ", ".join(f"{row['eye']} {row['method']} {row['right']:.2f}" for row in rows)
     sys.stderr.write(f"{trial.layer.name} kernel {kernel}: {told}\n")
     return rows
 
@@ -303,8 +331,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights-dir", type=Path, required=True, help="the complete VGG-16")
     parser.add_argument("--images-dir", type=Path, help="photographs; four that scikit-image ships unless given")
+    parser.add_argument("--other-weights-dir", type=Path, help="SqueezeNet 1.1, for a second description")
     parser.add_argument("--layers", nargs="+", default=LAYERS, help="default: %(default)s")
     parser.add_argument("--kernels", type=int, default=10, metavar="N", help="of a layer")
+    parser.add_argument("--device", default="auto", help="`cpu`, `cuda`; default: a card where there is one")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rows", type=Path, default=Path("docs/evidence/usefulness.jsonl"))
     parser.add_argument("--pictures", type=Path, default=Path("evidence/kernels"))

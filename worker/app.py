@@ -30,6 +30,7 @@ celery.conf.broker_transport_options.update(
     queue_order_strategy="worker.jobs.admission:Turns", polling_interval=POLL_SECONDS
 )
 process: WorkerProcess | None = None
+failure = 0  # the exit code of a consumer that ended by an error of its own
 
 
 @signals.worker_ready.connect
@@ -47,8 +48,11 @@ def _stop(**_: Any) -> None:
 
 
 @signals.worker_shutdown.connect
-def _gone(**_: Any) -> None:
+def _gone(sender: Any, **_: Any) -> None:
+    global failure  # noqa: PLW0603 - Celery tells its exit code nowhere else
     if process:
+        if not process.stopping.is_set():
+            failure = sender.exitcode or 0
         process.gone()
     telemetry.stop()
 
@@ -74,3 +78,4 @@ def main() -> None:
     arguments += ["--without-gossip", "--without-mingle", f"--loglevel={settings().log_level}"]
     celery.worker_main(arguments)
     process.close()
+    sys.exit(failure)

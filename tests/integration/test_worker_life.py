@@ -42,6 +42,15 @@ def services(settings: Settings, redis: Redis) -> Iterator[Services]:
 @contextmanager
 def worker(services: Services, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """A worker process with the dummy engine, once it says that it is ready."""
+    with started(services, [sys.executable, "-m", "worker"], **environment) as process:
+        name = str(process.pid)
+        until(lambda: any(w.ready and w.id.endswith(name) for w in workers.living(services.redis)), 60)
+        yield process
+
+
+@contextmanager
+def started(services: Services, command: list[str], **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process with a worker's settings; killed in the end."""
     own = {
         "KERNELSCOPE_REDIS_URL": services.settings.redis_url.get_secret_value(),
         "KERNELSCOPE_STORE_URL": services.settings.store,
@@ -50,15 +59,12 @@ def worker(services: Services, **environment: str) -> Iterator[subprocess.Popen[
         "KERNELSCOPE_PRELOAD": "",
     }
     log = services.settings.data_dir / f"worker-{time.monotonic()}.log"
-    command = [sys.executable, "-m", "worker"]
     environment = {**os.environ, **own, **environment}
     with (
         log.open("wb") as output,
         subprocess.Popen(command, env=environment, cwd=ROOT, stdout=output, stderr=output) as process,
     ):
         try:
-            name = str(process.pid)
-            until(lambda: any(w.ready and w.id.endswith(name) for w in workers.living(services.redis)), 60)
             yield process
         finally:
             process.kill()
@@ -259,3 +265,13 @@ def test_a_worker_survives_a_redis_that_refuses_writes(services: Services) -> No
         until(finished(services, job_id, housekeep=True))
         assert job(services, job_id).status is Status.SUCCEEDED
         assert process.poll() is None
+
+
+def test_an_error_of_the_consumer_is_no_orderly_end(services: Services) -> None:
+    """Who started the worker sees it from the exit code, and counts it."""
+    broken = "def start(*_): raise RuntimeError('a bug')\n"
+    program = (
+        f"from worker.consumer import Consumer\n{broken}Consumer.start = start\nfrom worker.app import main\nmain()"
+    )
+    with started(services, [sys.executable, "-c", program]) as process:
+        assert process.wait(60) == 1

@@ -48,8 +48,8 @@ def test_a_pair_is_of_one_that_activates_it_much_and_one_of_the_lower_half() -> 
 
 def test_the_table_has_the_mean_and_its_standard_error() -> None:
     """Over kernels; none of a single one."""
-    rows = [{"layer": "conv4_3", "method": "lrp", "right": right} for right in (0.5, 0.7, 0.9)]
-    rows.append({"layer": "conv5_3", "method": "lrp", "right": 1.0})
+    rows = [{"layer": "conv4_3", "eye": "description", "method": "lrp", "right": right} for right in (0.5, 0.7, 0.9)]
+    rows.append({"layer": "conv5_3", "eye": "description", "method": "lrp", "right": 1.0})
     found = summary(rows)
     assert found[0]["right"] == pytest.approx(0.7)
     assert found[0]["error"] == pytest.approx(0.2 / 3**0.5)
