@@ -267,10 +267,11 @@ def operations(cut: nn.Module, frame: images.Frame) -> float:
         assert isinstance(module, nn.Conv2d)
         total += 2 * 2 * module.weight[0].numel() * output.numel()
 
+    device = next(cut.parameters()).device
     hooks = [module.register_forward_hook(count) for module in cut.modules() if isinstance(module, nn.Conv2d)]
     try:
         with torch.no_grad():
-            cut(torch.zeros(1, frame.channels, frame.height, frame.width))
+            cut(torch.zeros(1, frame.channels, frame.height, frame.width, device=device))
     finally:
         for hook in hooks:
             hook.remove()

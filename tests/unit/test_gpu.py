@@ -27,6 +27,7 @@ def question(kernel: int, **changes: Any) -> Question:
     return Question("vgg_mini", "conv3_1", PICTURE, kernel, 1.0, 1.0, "fast", "quick", 100, **changes)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_nothing_waits_for_the_device_between_two_read_outs() -> None:
     """Torch itself says so, bounded problems included."""
     network = Networks(Path("/nonexistent"), torch.device("cuda"), download=False).get("vgg_mini")
