@@ -23,8 +23,8 @@ from tests.contract.conftest import Plant, alive
 
 pytestmark = pytest.mark.contract
 
-EXAMPLES = 600 if FULL else 100  # of each operation and phase
-CASES = 5_000 if FULL else 2_000  # that there must be at least
+EXAMPLES = 600 if FULL else 60  # of each operation and phase
+CASES = 5_000 if FULL else 1_200  # that there must be at least
 SECONDS = 1_500 if FULL else 600  # of a slow machine
 SEED = 2021
 JOBS = 24  # that have ended before it begins

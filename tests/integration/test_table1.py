@@ -86,7 +86,7 @@ def test_the_table_of_real_weights_is_too(tmp_path: Path) -> None:
     """VGG16 on photographs; suppression keeps the map better than the others do."""
     weights, photographs = folder("KERNELSCOPE_TEST_WEIGHTS"), folder("KERNELSCOPE_TEST_IMAGES")
     folders = ("--weights-dir", str(weights), "--images-dir", str(photographs))
-    size = ["--quick"] if FULL else ["--kernels", "1", "--images", "2", "--effort", "quick"]
+    size = ["--quick"] if FULL else ["--kernels", "1", "--images", "2", "--effort", "quick", "--blocks", "1"]
     report, cells = run(tmp_path, "--networks", "vgg16", *size, *folders)
     file = next(weights.glob("vgg16*"))
 

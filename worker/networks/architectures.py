@@ -93,6 +93,13 @@ class Traced:
         """
         return self.graph.cut(filled, self.layers[layer].node)
 
+    def each(
+        self, filled: fx.GraphModule, layers: Iterable[str], images: Tensor, see: Callable[[str, Tensor], None]
+    ) -> None:
+        """One pass of images through the network, in which `see(layer, F)` is called as each layer's maps are made."""
+        names = {self.layers[name].node: name for name in layers}
+        self.graph.each(filled, names, images, lambda node, maps: see(names[node], maps))
+
     def below(self, cut: fx.GraphModule) -> tuple[str, ...]:
         """The names of what is watched in a cut, in order."""
         return tuple(self._names.get(name, name) for name in watched(cut))

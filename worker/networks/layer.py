@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -13,6 +13,8 @@ from shared.errors import LayerNotCovered
 from shared.images import Frame
 from shared.schemas import WeightsUsed
 from worker.methods.suppression import PixelSpace, Watched
+
+Each = Callable[[Collection[str], Tensor, Callable[[str, Tensor], None]], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +109,7 @@ class LoadedNetwork:
     reason: str
     layers: Mapping[str, Layer]  # that the weights cover, those that one looks at first
     nodes: Mapping[str, Layer] = field(default_factory=dict)  # and the others
+    together: Each | None = None  # several layers in one pass
 
     @classmethod
     def of(
@@ -141,3 +144,16 @@ class LoadedNetwork:
             f"the weights of {self.name} ({self.weights.source}) do not cover {name}; "
             f"they cover {', '.join(self.layers)}"
         )
+
+    @torch.no_grad()
+    def each(self, layers: Collection[str], images: Tensor, see: Callable[[str, Tensor], None]) -> None:
+        """`see(layer, F)` of each layer, F of shape (B, C, h, w); in one pass where the network can do that.
+
+        Args:
+            images: (B, 3, H, W), of grey (B, 1, H, W), normalised.
+        """
+        if self.together:
+            self.together(layers, images, see)
+        else:
+            for name in layers:
+                see(name, self.layer(name).features(images))

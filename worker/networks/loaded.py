@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
@@ -253,7 +254,8 @@ class Networks:
 
         main = own.main(names)
         rest = [one for one in names if not own.layers[one].main]
-        return LoadedNetwork(name, space, frame, used, reason, Layers(main, layer), Layers(rest, layer))
+        together = partial(own.each, filled)
+        return LoadedNetwork(name, space, frame, used, reason, Layers(main, layer), Layers(rest, layer), together)
 
     def _state(self, name: str) -> NetworkState:
         state = self._availability(name)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 from torchvision.ops import stochastic_depth
 
@@ -211,6 +212,25 @@ class Graph:
             found = graph.call_method("permute", (found, *FIRST))
         graph.output(found)
         return fx.GraphModule(filled, graph).eval()
+
+    def each(
+        self, filled: fx.GraphModule, names: Collection[str], images: Tensor, see: Callable[[str, Tensor], None]
+    ) -> None:
+        """One pass of images (B, 3, H, W), in which `see(name, F)` is called as each node's maps are made.
+
+        Args:
+            filled: a copy of `below`, with numbers.
+        """
+        last = {node.meta["name"] for node in self._last}
+
+        class Reader(fx.Interpreter):
+            def run_node(self, node: fx.Node) -> Any:
+                value = super().run_node(node)
+                if (name := node.meta.get("name", "")) in names:
+                    see(name, value.permute(FIRST) if name in last else value)
+                return value
+
+        Reader(filled).run(images)
 
 
 def watched(cut: fx.GraphModule) -> Iterator[str]:

@@ -1,0 +1,144 @@
+"""What a survey knows of each kernel of a layer after some images: how active it is, and which make it most active.
+
+Tallies of disjoint parts of a data set are joined (`joined`) into one of all of them. Of the same parts in the same
+order the result is the same to the last bit, so a part that was lost may be made again.
+
+Of maps with a sign |F| stands for F.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import reduce
+from io import BytesIO
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+TOP = 16  # images that are kept of each kernel
+QUARTERS = 40  # of an octave, of the histogram, to each side of 1
+EDGES = 2.0 ** (np.arange(1 - QUARTERS, QUARTERS) / 4)  # between its bins; the first is of silent kernels
+BINS = len(EDGES) + 2
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Number = TypeVar("Number", bound=np.generic)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Of C kernels, over N images.
+
+    Args:
+        images: N.
+        positions: of one map.
+        mean: the sum over the images of the mean activation, (C,).
+        active: positions at which each is active, of all images, (C,).
+        active_images: with such a position, (C,).
+        histogram: how many images have their highest activation in each bin, (C, BINS).
+        peaks: the TOP highest activations, highest first, one of an image, (C, TOP); -inf where there are fewer.
+        top: the numbers of their images, (C, TOP); -1 where there are fewer. Of equal ones the image that comes first.
+        places: the positions there, row by row, (C, TOP).
+    """
+
+    images: int
+    positions: int
+    mean: Floats
+    active: Ints
+    active_images: Ints
+    histogram: Ints
+    peaks: NDArray[np.float32]
+    top: Ints
+    places: Ints
+
+    @classmethod
+    def of(
+        cls,
+        numbers: Sequence[int],
+        positions: int,
+        peaks: NDArray[np.float32],
+        means: NDArray[np.float32],
+        active: Ints,
+        places: Ints,
+    ) -> Tally:
+        """Of some images.
+
+        Args:
+            numbers: theirs in the data set, (N,).
+            peaks, means, active: of each map the highest and the mean activation, and at how many positions the kernel
+                is active, (N, C).
+            places: of the peaks, (N, C).
+        """
+        kernels = peaks.shape[1]
+        own = np.tile(np.asarray(numbers, np.int64), (kernels, 1))
+        order = _order(peaks.T, own)
+        histogram = np.zeros((kernels, BINS), np.int64)
+        np.add.at(histogram, (np.arange(kernels)[:, None], bins_of(peaks.T)), 1)
+        return cls(
+            images=len(numbers),
+            positions=positions,
+            mean=means.sum(axis=0, dtype=np.float64),
+            active=active.sum(axis=0),
+            active_images=(active > 0).sum(axis=0),
+            histogram=histogram,
+            peaks=_first(peaks.T, order, -np.inf),
+            top=_first(own, order, -1),
+            places=_first(places.T, order, 0),
+        )
+
+    def __add__(self, other: Tally) -> Tally:
+        """Of both."""
+        peaks = np.concatenate([self.peaks, other.peaks], axis=1)
+        top = np.concatenate([self.top, other.top], axis=1)
+        places = np.concatenate([self.places, other.places], axis=1)
+        order = _order(peaks, top)
+        return Tally(
+            images=self.images + other.images,
+            positions=self.positions,
+            mean=self.mean + other.mean,
+            active=self.active + other.active,
+            active_images=self.active_images + other.active_images,
+            histogram=self.histogram + other.histogram,
+            peaks=_first(peaks, order, -np.inf),
+            top=_first(top, order, -1),
+            places=_first(places, order, 0),
+        )
+
+    def to_bytes(self) -> bytes:
+        """A file of it."""
+        file = BytesIO()
+        values = {one.name: np.asarray(getattr(self, one.name)) for one in fields(self)}
+        np.savez_compressed(file, allow_pickle=False, **values)
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Tally:
+        """Of such a file."""
+        with np.load(BytesIO(data), allow_pickle=False) as file:
+            known = {one.name: file[one.name] for one in fields(cls)}
+        return cls(**{**known, "images": int(known["images"]), "positions": int(known["positions"])})
+
+
+def joined(parts: Sequence[Tally]) -> Tally:
+    """Of all of them, in this order."""
+    return reduce(Tally.__add__, parts)
+
+
+def bins_of(peaks: NDArray[np.float32]) -> Ints:
+    """The histogram's bin of each highest activation."""
+    found: Ints = np.where(peaks > 0, np.searchsorted(EDGES, peaks, side="right") + 1, 0)
+    return found
+
+
+def _order(peaks: NDArray[np.float32], numbers: Ints) -> Ints:
+    """Of each kernel's images, (C, N): the highest first; of equal ones that of the lowest number."""
+    found: Ints = np.lexsort((numbers, -peaks), axis=1)
+    return found[:, :TOP]
+
+
+def _first(values: NDArray[Number], order: Ints, empty: float) -> NDArray[Number]:
+    """In this order, filled up to TOP."""
+    taken = np.take_along_axis(values, order, axis=1)
+    return np.pad(taken, ((0, 0), (0, TOP - taken.shape[1])), constant_values=empty)
