@@ -1,7 +1,7 @@
 """Everything that only a GPU can show, in one run: `make bench-gpu`, or `python -m benchmarks.gpu [--quick] [--json]`.
 
-Runs the tests that need a card (`pytest -m gpu`), the engine's throughput with the memory that it takes, the solvers,
-and the service around them, and writes what they found into docs/performance-gpu.md, with card, driver and date. A part
+Runs the tests that need a card (`pytest -m gpu`), the engine's throughput with the memory that it takes, and the
+service around it, and writes what they found into docs/performance-gpu.md, with card, driver and date. A part
 that fails is told there and does not end the others; the exit code is 1 then, and 2 where there is no such device.
 """
 
@@ -52,11 +52,6 @@ def throughput(options: argparse.Namespace) -> Report:
     return _json("benchmarks.throughput", "--device", options.device, *words)
 
 
-def solver(options: argparse.Namespace) -> Report:
-    """`benchmarks.solver`."""
-    return _json("benchmarks.solver", *_quick(options))
-
-
 def service(options: argparse.Namespace) -> Report:
     """`benchmarks.service`."""
     return _json("benchmarks.service", *_quick(options))
@@ -65,7 +60,6 @@ def service(options: argparse.Namespace) -> Report:
 PARTS: dict[str, Callable[[argparse.Namespace], Report]] = {
     "tests": tests,
     "throughput": throughput,
-    "solver": solver,
     "service": service,
 }
 
@@ -90,9 +84,9 @@ def machine(device: torch.device) -> dict[str, str]:
 
 def document(report: Report) -> str:
     """docs/performance-gpu.md."""
-    lines = ["# How fast it is on a GPU", "", "Written by `make bench-gpu`; do not edit.", ""]
+    lines = ["# How fast it is on a GPU", "", f"Written by `{report['command']}`; do not edit.", ""]
     lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in report["machine"].items()), ""]
-    for name, draw in (("tests", _tests), ("throughput", _throughput), ("solver", _solver), ("service", _service)):
+    for name, draw in (("tests", _tests), ("throughput", _throughput), ("service", _service)):
         part = report["parts"].get(name)
         if part is None:
             continue
@@ -124,10 +118,6 @@ def _throughput(part: Report) -> list[str]:
     return lines
 
 
-def _solver(part: Report) -> list[str]:
-    return _as_json({name: value for name, value in part.items() if name != "problems"})
-
-
 def _service(part: Report) -> list[str]:
     return _as_json(part)
 
@@ -153,7 +143,8 @@ def main() -> int:
     except NoSuchDevice as error:
         print(f"there is nothing to measure here: {error}".replace("KERNELSCOPE_DEVICE", "--device"), file=sys.stderr)
         return 2
-    report: Report = {"machine": machine(device), "parts": {}, "seconds": {}}
+    command = " ".join(["python -m benchmarks.gpu", *sys.argv[1:]])
+    report: Report = {"command": command, "machine": machine(device), "parts": {}, "seconds": {}}
     for name in options.parts:
         print(f"{name} …", file=sys.stderr, flush=True)
         begin = time.monotonic()

@@ -116,7 +116,7 @@ class Trial:
     learned: Crops  # of which the nine are
     asked: Crops  # of which the pairs are
     eyes: Mapping[str, Eye]
-    settings: str
+    settings: Mapping[str, str]  # by the eye
 
     def kernels(self, count: int) -> list[int]:
         """Of chance, among those that are active in nine crops of the one half and have all pairs in the other."""
@@ -146,7 +146,7 @@ class Trial:
             for method, pictures in shown.items():
                 right = answered(see(pictures), more, less)
                 where = {"layer": self.layer.name, "kernel": kernel, "eye": eye, "method": method}
-                yield {**where, "settings": self.settings, "right": round(right, 4), "pictures": len(pictures)}
+                yield {**where, "settings": self.settings[eye], "right": round(right, 4), "pictures": len(pictures)}
 
 
 def answered(nine: Sequence[Seen], more: Sequence[Seen], less: Sequence[Seen]) -> float:
@@ -168,6 +168,8 @@ def plain(space: PixelSpace, stride: int, pictures: Sequence[Picture]) -> list[S
 @torch.no_grad()
 def squeezenet(eye: OtherEye, pictures: Sequence[Picture]) -> list[Seen]:
     """By the highest activations of four layers, beyond those of a blank picture; each layer counts as much."""
+    if not pictures:
+        return []
     network = eye.network
     images = network.space.from_bytes(tensor(*pictures))
     blank = network.space.weighed(network.space.mean_bytes.expand(1, *images.shape[1:]))
@@ -276,9 +278,12 @@ def _of_layer(name: str, photographs: Sequence[Image.Image], options: argparse.N
             what = f"{len(photographs)} photographs {_digest(learned, asked)}"
             settings = f"{engine.device.version}, {layer.weights.sha256[:8]}, {what}"
             eyes: dict[str, Eye] = {"description": partial(plain, layer.space, known.stride)}
+            told = {"description": settings}
             if options.other_weights_dir:
-                eyes["SqueezeNet"] = partial(squeezenet, OtherEye(options.other_weights_dir))
-            trial = Trial(engine, layer, learned, asked, eyes, settings)
+                other = OtherEye(options.other_weights_dir)
+                eyes["SqueezeNet"] = partial(squeezenet, other)
+                told["SqueezeNet"] = f"{settings}, {other.network.weights.sha256[:8]} {' '.join(FIRES)}"
+            trial = Trial(engine, layer, learned, asked, eyes, told)
             kernels = trial.kernels(3 if options.quick else options.kernels)
             return [row for kernel in kernels for row in _kept(trial, kernel, options)]
         finally:
@@ -287,9 +292,10 @@ def _of_layer(name: str, photographs: Sequence[Image.Image], options: argparse.N
 
 def _kept(trial: Trial, kernel: int, options: argparse.Namespace) -> list[Row]:
     """A kernel's rows: those of an earlier run, else new ones."""
-    asked = {"layer": trial.layer.name, "kernel": kernel, "settings": trial.settings}
-    kept = {(row["eye"], row["method"]): row for row in read(options.rows) if asked.items() <= row.items()}
-    rows = [row for (eye, _), row in kept.items() if eye in trial.eyes]
+    asked = {"layer": trial.layer.name, "kernel": kernel}
+    known = [row for row in read(options.rows) if asked.items() <= row.items()]
+    kept = {(row["eye"], row["method"]): row for row in known if row["settings"] == trial.settings.get(row["eye"])}
+    rows = list(kept.values())
     if len(rows) < len(trial.eyes) * len(("crops", *ASKED)):
         rows = list(trial.rows(kernel, options.pictures))
         with options.rows.open("a") as lines:

@@ -3,7 +3,8 @@
 Tallies of disjoint parts of a data set are joined (`joined`) into one of all of them. Of the same parts in the same
 order the result is the same to the last bit, so a part that was lost may be made again.
 
-Of maps with a sign |F| stands for F.
+Of maps with a sign |F| stands for F. A kernel is active at a position where F is above 0, or |F| above a thousandth of
+the image's highest of the layer; an image in which it is nowhere active is none of those that activate it.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Tally:
         active_images: with such a position, (C,).
         histogram: how many images have their highest activation in each bin, (C, BINS).
         peaks: the TOP highest activations, highest first, one of an image, (C, TOP); -inf where there are fewer.
-        top: the numbers of their images, (C, TOP); -1 where there are fewer. Of equal ones the image that comes first.
+        top: the numbers of their images, (C, TOP); -1 where fewer activate it. Of equal ones the one that comes first.
         places: the positions there, row by row, (C, TOP).
     """
 
@@ -70,12 +71,19 @@ class Tally:
             peaks, means, active: of each map the highest and the mean activation, and at how many positions the kernel
                 is active, (N, C).
             places: of the peaks, (N, C).
+
+        Raises:
+            ValueError: an activation is not finite.
         """
+        if not (np.isfinite(peaks).all() and np.isfinite(means).all()):
+            raise ValueError("activations are not finite numbers")
         kernels = peaks.shape[1]
-        own = np.tile(np.asarray(numbers, np.int64), (kernels, 1))
-        order = _order(peaks.T, own)
+        silent = active.T == 0
+        highest = np.where(silent, -np.inf, peaks.T).astype(np.float32)
+        own = np.where(silent, -1, np.asarray(numbers, np.int64))
+        order = _order(highest, own)
         histogram = np.zeros((kernels, BINS), np.int64)
-        np.add.at(histogram, (np.arange(kernels)[:, None], bins_of(peaks.T)), 1)
+        np.add.at(histogram, (np.arange(kernels)[:, None], bins_of(highest)), 1)
         return cls(
             images=len(numbers),
             positions=positions,
@@ -83,13 +91,19 @@ class Tally:
             active=active.sum(axis=0),
             active_images=(active > 0).sum(axis=0),
             histogram=histogram,
-            peaks=_first(peaks.T, order, -np.inf),
+            peaks=_first(highest, order, -np.inf),
             top=_first(own, order, -1),
-            places=_first(places.T, order, 0),
+            places=_first(np.where(silent, 0, places.T), order, 0),
         )
 
     def __add__(self, other: Tally) -> Tally:
-        """Of both."""
+        """Of both.
+
+        Raises:
+            ValueError: they are of different layers.
+        """
+        if (self.positions, len(self.mean)) != (other.positions, len(other.mean)):
+            raise ValueError("tallies of maps of different shapes cannot be joined")
         peaks = np.concatenate([self.peaks, other.peaks], axis=1)
         top = np.concatenate([self.top, other.top], axis=1)
         places = np.concatenate([self.places, other.places], axis=1)
@@ -122,7 +136,7 @@ class Tally:
 
 
 def joined(parts: Sequence[Tally]) -> Tally:
-    """Of all of them, in this order."""
+    """Of all of them, one at least, in this order."""
     return reduce(Tally.__add__, parts)
 
 

@@ -30,7 +30,6 @@ celery.conf.broker_transport_options.update(
     queue_order_strategy="worker.jobs.admission:Turns", polling_interval=POLL_SECONDS
 )
 process: WorkerProcess | None = None
-failure = 0  # the exit code of a consumer that ended by an error of its own
 
 
 @signals.worker_ready.connect
@@ -49,10 +48,9 @@ def _stop(**_: Any) -> None:
 
 @signals.worker_shutdown.connect
 def _gone(sender: Any, **_: Any) -> None:
-    global failure  # noqa: PLW0603 - Celery tells its exit code nowhere else
     if process:
-        if not process.stopping.is_set():
-            failure = sender.exitcode or 0
+        if not process.stopping.is_set():  # the consumer's own error
+            process.exit_code = sender.exitcode or 0
         process.gone()
     telemetry.stop()
 
@@ -78,4 +76,4 @@ def main() -> None:
     arguments += ["--without-gossip", "--without-mingle", f"--loglevel={settings().log_level}"]
     celery.worker_main(arguments)
     process.close()
-    sys.exit(failure)
+    sys.exit(process.exit_code)

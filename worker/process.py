@@ -49,6 +49,7 @@ class WorkerProcess:
         self.stopping = Event()
         self.ready = Event()
         self.started_at = time.time()
+        self.exit_code = 0
         self.id = f"{socket.gethostname()}-{os.getpid()}"
         self.store = BlobStore(settings.store)
         self._identity: str | None = None
@@ -140,7 +141,7 @@ class WorkerProcess:
         last = Thread(target=self._abandon, name="farewell", daemon=True)
         last.start()
         last.join(LAST_SECONDS)
-        _end(0)
+        _end(self.exit_code)
 
     def _abandon(self) -> None:
         self.runner.abandon()

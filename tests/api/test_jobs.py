@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from collections import Counter
 
 from httpx import Client
 from redis import Redis
@@ -93,3 +95,20 @@ def test_many_readers_at_once_are_all_answered(client: Client, settings: Setting
         return {job.id for job in found}
 
     assert asyncio.run(read()) == {job_id}
+
+
+def test_a_poll_leaves_nothing_to_the_garbage_collector(client: Client) -> None:
+    """A cycle in each request has it pause all the others, for 15 ms a second at 1,000 polls a second."""
+    path = post(client).headers["location"]
+    client.get(path)
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for _ in range(20):
+            client.get(path).raise_for_status()
+        gc.collect()
+        left = Counter(type(one).__name__ for one in gc.garbage)
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+    assert left["Visitor"] == left["AsyncExitStack"] == 0, left

@@ -275,3 +275,5 @@ def test_an_error_of_the_consumer_is_no_orderly_end(services: Services) -> None:
     )
     with started(services, [sys.executable, "-c", program]) as process:
         assert process.wait(60) == 1
+    (log,) = services.settings.data_dir.glob("worker-*.log")
+    assert "Unrecoverable error: RuntimeError('a bug')" in log.read_text()

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from benchmarks.readings import tensor
 from shared.drawings import scene
-from shared.tally import BINS, EDGES, TOP, Tally, joined
+from shared.tally import BINS, TOP, Tally, bins_of, joined
 from tests.unit.test_networks import networks, whole
 from worker.engine.survey import SILENT, survey, tallied
 from worker.networks.layer import LoadedNetwork
@@ -49,26 +49,40 @@ def _check(tally: Tally, kernel: int, maps: np.ndarray) -> None:
     assert tally.mean[kernel] == pytest.approx(maps.mean(axis=(1, 2)).sum(), rel=1e-4, abs=1e-6)
     assert abs(tally.active[kernel] - (maps > 0).sum()) <= 1e-4 * maps.size  # a sum of nearly 0 may be either
     assert tally.active_images[kernel] == (peaks > 0).sum()
-    highest = np.sort(peaks)[::-1][:TOP]
-    assert tally.peaks[kernel] == pytest.approx(highest, rel=1e-4, abs=1e-5)
-    assert len(set(tally.top[kernel].tolist())) == TOP
-    for peak, image, place in zip(tally.peaks[kernel], tally.top[kernel], tally.places[kernel], strict=True):
+    highest = np.sort(peaks[peaks > 0])[::-1][:TOP]
+    there = len(highest)
+    assert tally.peaks[kernel, :there] == pytest.approx(highest, rel=1e-4, abs=1e-5)
+    assert len(set(tally.top[kernel, :there].tolist())) == there
+    assert (tally.top[kernel, there:] == -1).all()
+    for peak, image, place in zip(highest, tally.top[kernel, :there], tally.places[kernel, :there], strict=True):
         assert maps[image].flat[place] == pytest.approx(peak, rel=1e-4, abs=1e-5)
-    assert tally.histogram[kernel].sum() == COUNT
+    assert tally.histogram[kernel].sum() == tally.images
     assert tally.histogram[kernel, 0] == (peaks <= 0).sum()
-    strong = sum(np.histogram(peaks, [2.0, 4.0])[0])
-    inner = tally.histogram[kernel, 2 + int(np.searchsorted(EDGES, 2.0)) : 2 + int(np.searchsorted(EDGES, 4.0))]
-    assert abs(inner.sum() - strong) <= 1
 
 
-def test_of_equal_images_the_first_comes_first(mini: LoadedNetwork, pixels: torch.Tensor) -> None:
-    """The first and the last are the same picture."""
-    tally = survey(mini, ["conv2_2"], pixels)["conv2_2"]
-    order = {(kernel, image): place for kernel, row in enumerate(tally.top.tolist()) for place, image in enumerate(row)}
-    both = [kernel for kernel in range(len(tally.top)) if {(kernel, 0), (kernel, COUNT - 1)} <= order.keys()]
-    assert both
-    assert all(order[kernel, 0] < order[kernel, COUNT - 1] for kernel in both)
-    assert all(high >= low for row in tally.peaks.tolist() for high, low in pairwise(row))
+def test_the_histogram_is_in_quarter_octaves() -> None:
+    """Silence has a bin of its own; what is beyond the others is in the outer ones."""
+    peaks = np.array([0.0, 1e-9, 0.99, 1.0, 1.18, 1.19, 1e9], np.float32)
+    assert [*np.diff(bins_of(peaks))[2:5]] == [1, 0, 1]
+    assert [bins_of(peaks)[at] for at in (0, 1, 6)] == [0, 1, BINS - 1]
+
+
+def test_of_equal_peaks_the_image_that_comes_first_is_named_first() -> None:
+    """Within a part, and across parts; a kernel that is silent on an image is not made active by it."""
+    maps = torch.ones(3, 1, 2, 2)
+    maps[1] = 0
+    part, later = tallied(maps, [4, 5, 6]), tallied(maps, [7, 8, 9])
+    assert part.top[0, :3].tolist() == [4, 6, -1]
+    assert joined([part, later]).top[0, :5].tolist() == [4, 6, 7, 9, -1]
+    assert (part.active_images[0], part.histogram[0, 0]) == (2, 1)
+
+
+def test_what_is_no_number_or_of_another_layer_is_refused() -> None:
+    """Nothing is summed up then."""
+    with pytest.raises(ValueError, match="finite"):
+        tallied(torch.full((1, 1, 2, 2), float("nan")), [0])
+    with pytest.raises(ValueError, match="shapes"):
+        joined([tallied(torch.ones(1, 1, size, size), [0]) for size in (2, 3)])
 
 
 def test_parts_joined_are_the_whole(mini: LoadedNetwork, pixels: torch.Tensor) -> None:
@@ -106,7 +120,8 @@ def test_one_pass_gives_every_node_the_maps_of_its_own_cut(name: str, tmp_path: 
     save_file(whole(name), tmp_path / f"{name}.safetensors")
     network = networks(tmp_path).get(name)
     names = [*network.layers, *network.nodes][::7]
-    images = network.space.from_bytes(tensor(np.asarray(scene(3, network.frame.width).image)))
+    pixels = tensor(*[np.asarray(scene(seed, network.frame.width).image) for seed in range(3)])
+    images = network.space.from_bytes(pixels)
     found: dict[str, torch.Tensor] = {}
     network.each(names, images, found.__setitem__)
     assert found.keys() == set(names)
@@ -115,3 +130,24 @@ def test_one_pass_gives_every_node_the_maps_of_its_own_cut(name: str, tmp_path: 
             alone = network.layer(one).features(images)
         assert found[one].shape == alone.shape, one
         torch.testing.assert_close(found[one], alone, rtol=1e-4, atol=1e-4 * float(alone.abs().max()) + 1e-6)
+        assert (one in network.signed) == network.layer(one).signed
+    signed = next((one for one in names if one in network.signed), names[0])
+    tally, maps = survey(network, [signed], pixels)[signed], found[signed].abs()
+    assert tally.mean == pytest.approx(maps.double().mean(dim=(2, 3)).sum(dim=0).numpy(), rel=1e-3)
+
+
+def test_what_is_above_the_last_layer_is_not_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A survey of a low layer costs what that layer costs."""
+    save_file(whole("resnet18"), tmp_path / "resnet18.safetensors")
+    network = networks(tmp_path).get("resnet18")
+    ran: list[torch.Size] = []
+    run = torch.nn.Conv2d.forward
+
+    def counted(own: torch.nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
+        ran.append(images.shape)
+        return run(own, images)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", counted)
+    pixels = tensor(np.asarray(scene(1, network.frame.width).image))
+    survey(network, ["layer1.0.relu_1"], pixels)
+    assert len(ran) == 3

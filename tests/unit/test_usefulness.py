@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.usefulness import Crops, cut, markdown, summary
+from benchmarks.usefulness import Crops, answered, cut, markdown, summary
 from shared.drawings import scene
 
 
@@ -54,3 +54,12 @@ def test_the_table_has_the_mean_and_its_standard_error() -> None:
     assert found[0]["right"] == pytest.approx(0.7)
     assert found[0]["error"] == pytest.approx(0.2 / 3**0.5)
     assert list(markdown(found))[2] == "| lrp | 0.70 ± 0.12 | 1.00 |"
+
+
+def test_the_crop_that_is_more_like_the_nine_is_the_answer() -> None:
+    """Ties count half; where nothing is known of the nine, everything is a tie."""
+    one, other = np.array([1.0, 0.0]), np.array([0.0, 1.0])
+    assert answered([one, one], [one, other, one], [other, one, one]) == pytest.approx((1 + 0 + 0.5) / 3)
+    assert answered([one, other, one], [one], [other]) == 1
+    assert answered([None], [one], [other]) == answered([], [one], [other]) == 0.5
+    assert answered([one], [None], [one]) == 0

@@ -20,13 +20,15 @@ def survey(network: LoadedNetwork, layers: Sequence[str], pixels: Tensor, first:
     The same images give the same tally to the last bit, on one machine with as many threads.
 
     Args:
-        pixels: the network's inputs, (N, 3, H, W), of grey (N, 1, H, W), uint8.
+        pixels: the network's inputs, (N, 3, H, W), of grey (N, 1, H, W), uint8; one image at least.
+
+    Raises:
+        ValueError: an activation is not finite.
     """
-    signed = {name: network.layer(name).signed for name in layers}
     found: dict[str, Tally] = {}
 
     def see(name: str, maps: Tensor) -> None:
-        tally = tallied(maps, numbers, signed=signed[name])
+        tally = tallied(maps, numbers, signed=name in network.signed)
         found[name] = joined([found[name], tally]) if name in found else tally
 
     for start in range(0, len(pixels), BATCH):

@@ -110,6 +110,7 @@ class LoadedNetwork:
     layers: Mapping[str, Layer]  # that the weights cover, those that one looks at first
     nodes: Mapping[str, Layer] = field(default_factory=dict)  # and the others
     together: Each | None = None  # several layers in one pass
+    signed: Collection[str] = ()  # layers whose maps may be negative
 
     @classmethod
     def of(

@@ -254,8 +254,9 @@ class Networks:
 
         main = own.main(names)
         rest = [one for one in names if not own.layers[one].main]
-        together = partial(own.each, filled)
-        return LoadedNetwork(name, space, frame, used, reason, Layers(main, layer), Layers(rest, layer), together)
+        layers, nodes = Layers(main, layer), Layers(rest, layer)
+        signed = {one for one in names if own.layers[one].signed}
+        return LoadedNetwork(name, space, frame, used, reason, layers, nodes, partial(own.each, filled), signed)
 
     def _state(self, name: str) -> NetworkState:
         state = self._availability(name)

@@ -216,18 +216,15 @@ class Graph:
     def each(
         self, filled: fx.GraphModule, names: Collection[str], images: Tensor, see: Callable[[str, Tensor], None]
     ) -> None:
-        """One pass of images (B, 3, H, W), in which `see(name, F)` is called as each node's maps are made.
-
-        Args:
-            filled: a copy of `below`, with numbers.
-        """
-        last = {node.meta["name"] for node in self._last}
+        """One pass of images (B, 3, H, W) through `filled`, up to the last of the nodes: `see(name, F)` of each."""
+        last, left = {node.meta["name"] for node in self._last}, set(names)
 
         class Reader(fx.Interpreter):
             def run_node(self, node: fx.Node) -> Any:
-                value = super().run_node(node)
-                if (name := node.meta.get("name", "")) in names:
+                value: Any = super().run_node(node) if left else None
+                if (name := node.meta.get("name", "")) in left:
                     see(name, value.permute(FIRST) if name in last else value)
+                    left.remove(name)
                 return value
 
         Reader(filled).run(images)
