@@ -24,6 +24,7 @@ from api.routes import (
     activations,
     artifacts,
     comparisons,
+    datasets,
     explain,
     health,
     jobs,
@@ -42,7 +43,20 @@ UNTRACED = ("/healthz", "/readyz", "/metrics")
 EXPOSED = ("Location", "Link", "Retry-After", "X-Request-ID", "RateLimit", "RateLimit-Policy", "ETag", "Content-Range")
 
 
-ROUTES = (explain, activations, jobs, artifacts, comparisons, models, webhooks, health, session, problems, page)
+ROUTES = (
+    explain,
+    activations,
+    jobs,
+    artifacts,
+    comparisons,
+    datasets,
+    models,
+    webhooks,
+    health,
+    session,
+    problems,
+    page,
+)
 
 
 def create_app(configuration: Settings | None = None) -> FastAPI:

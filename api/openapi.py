@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -22,6 +24,7 @@ from shared.schemas import (
     Job,
     Losses,
     Metrics,
+    NewDataSet,
     Progress,
     Status,
     Thumbnails,
@@ -38,6 +41,7 @@ server. Where keys are needed, send `Authorization: Bearer <key>`.
 TAGS = [
     {"name": "explain", "description": "Make jobs."},
     {"name": "jobs", "description": "Follow, fetch, cancel and delete them."},
+    {"name": "datasets", "description": "Many images under one name."},
     {"name": "models", "description": "What can be explained."},
     {"name": "webhooks", "description": "What they are signed with."},
     {"name": "session", "description": "A cookie in place of a key, for pages."},
@@ -94,6 +98,26 @@ ERRORS: dict[str, tuple[type[KernelscopeError], ...]] = {
     ),
     "get /jobs/{job_id}/consistency": (*GONE, errors.ArtifactNotFound, errors.DrawingQueueFull),
     "get /jobs/{job_id}/contact_sheet.png": (*GONE, errors.ArtifactNotFound, errors.DrawingQueueFull),
+    "post /datasets": (
+        errors.DataSetFull,
+        errors.MalformedBody,
+        errors.UnsupportedContentType,
+        errors.BodyTooLarge,
+        errors.RequestTimeout,
+        errors.ServerBusy,
+    ),
+    "get /datasets/{dataset_id}": (errors.DataSetNotFound,),
+    "delete /datasets/{dataset_id}": (errors.DataSetNotFound,),
+    "get /datasets/{dataset_id}/images": (errors.DataSetNotFound,),
+    "post /datasets/{dataset_id}/images": (
+        errors.DataSetNotFound,
+        errors.DataSetFull,
+        errors.MalformedBody,
+        errors.UnsupportedContentType,
+        errors.BodyTooLarge,
+        errors.RequestTimeout,
+        errors.ServerBusy,
+    ),
     "get /models/{name}": (errors.ModelNotFound,),
     "get /metrics": (errors.NoSuchPath,),
     "get /problems/{slug}": (errors.NoSuchPath,),
@@ -218,7 +242,24 @@ def _examples() -> dict[str, dict[int, Any]]:
     delivered = {"state": "delivered", "attempts": [attempt], "next_at": None}
     agreement = {"kernel": 18, "method": "suppression", "alpha": 1.0, "beta": 1.0, "images": 4, "consistency": 0.81}
     agreements = {"series": [{**agreement, "discrimination": 0.92}], "originals": 0.44, "left_out": ""}
+    here = f"/datasets/{JOB}"
+    odd = [{"name": "birds/readme.txt", "reason": "this is no PNG, JPEG or WebP; PNG, JPEG and WebP are taken"}]
+    facts = {"name": "birds", "created_at": WHEN.isoformat(), "public": False, "mine": True}
+    birds = {
+        "id": JOB,
+        **facts,
+        "images": 1,
+        "refused": 1,
+        "odd": odd,
+        "links": {"self": here, "images": f"{here}/images"},
+    }
+    bird = {"name": "birds/brambling.jpg", "sha256": IMAGE}
     return {
+        "post /datasets": {201: {**birds, "images": 0, "refused": 0, "odd": []}},
+        "get /datasets": {200: [birds]},
+        "get /datasets/{dataset_id}": {200: birds},
+        "get /datasets/{dataset_id}/images": {200: {"images": [bird], "next_cursor": None}},
+        "post /datasets/{dataset_id}/images": {200: {"added": [bird], "odd": odd, "dataset": birds}},
         "post /explain": {202: queued, 200: done},
         "post /activations": {202: queued, 200: _ended(Status.SUCCEEDED, request=looked, results=[_ranked()])},
         "get /jobs": {200: {"jobs": [done.model_dump(mode="json", exclude={"results", "error"})], "next_cursor": None}},
@@ -271,6 +312,30 @@ def _body(model: type[ExplainBody | ActivationsBody]) -> dict[str, Any]:
             },
         },
     }
+
+
+def _new_dataset() -> dict[str, Any]:
+    content = {"schema": {"$ref": "#/components/schemas/NewDataSet"}, "example": {"name": "birds"}}
+    return {"required": True, "content": {"application/json": content}}
+
+
+def _files() -> dict[str, Any]:
+    file = {"type": "string", "contentMediaType": "application/octet-stream"}
+    form = {
+        "type": "object",
+        "required": ["image"],
+        "properties": {"image": {"type": "array", "minItems": 1, "items": file}},
+        "additionalProperties": False,
+    }
+    return {"required": True, "content": {"multipart/form-data": {"schema": form}}}
+
+
+BODIES: dict[str, Callable[[], dict[str, Any]]] = {
+    "post /explain": partial(_body, ExplainBody),
+    "post /activations": partial(_body, ActivationsBody),
+    "post /datasets": _new_dataset,
+    "post /datasets/{dataset_id}/images": _files,
+}
 
 
 def _image_source(properties: dict[str, Any]) -> dict[str, Any]:
@@ -334,7 +399,7 @@ def document(app: FastAPI) -> dict[str, Any]:
         title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
     )
     schemas = found["components"]["schemas"]
-    for model in (ExplainBody, ActivationsBody, Problem):
+    for model in (ExplainBody, ActivationsBody, NewDataSet, Problem):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema
@@ -356,8 +421,8 @@ def document(app: FastAPI) -> dict[str, Any]:
         for method, operation in operations.items():
             name = f"{method} {path}"
             _operation(name, operation, examples.get(name, {}))
-            if name in ("post /explain", "post /activations"):
-                operation["requestBody"] = _body(ExplainBody if name == "post /explain" else ActivationsBody)
+            if name in BODIES:
+                operation["requestBody"] = BODIES[name]()
     found["components"]["schemas"] = dict(sorted(schemas.items()))
     return found
 

@@ -17,6 +17,7 @@ from api.jobs.feeds import Feeds
 from api.jobs.news import News
 from api.pictures.service import Pictures
 from shared import housekeeping, redis_state, workers
+from shared.datasets import DataSets
 from shared.jobs import Polling, Records, Retention, Transitions, connect
 from shared.queue import make_celery
 from shared.settings import Settings
@@ -59,6 +60,7 @@ class Services:
     transitions: Transitions
     retention: Retention
     store: BlobStore
+    datasets: DataSets
     queue: Celery
     access: Access
     news: News
@@ -88,6 +90,7 @@ class Services:
             transitions=transitions,
             retention=retention,
             store=store,
+            datasets=DataSets(store, settings.max_dataset_images),
             queue=make_celery(url),
             access=Access(settings, polling.redis),
             news=news,

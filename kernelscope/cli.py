@@ -16,6 +16,7 @@ from rich.text import Text
 from kernelscope import demo as demonstration
 from kernelscope.asking import cancel, jobs, retry
 from kernelscope.client import ClientError
+from kernelscope.datasets import datasets
 from kernelscope.doctor import doctor
 from kernelscope.explain import activations, explain
 from kernelscope.keys import keys
@@ -81,6 +82,7 @@ for command in (explain, activations, jobs, cancel, retry, doctor):
     app.command()(command)
 app.add_typer(keys, name="keys")
 app.add_typer(models, name="models")
+app.add_typer(datasets, name="datasets")
 
 
 def main() -> None:

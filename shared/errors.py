@@ -352,6 +352,20 @@ class ModelNotFound(KernelscopeError):
     title = "Model not found"
 
 
+class DataSetNotFound(KernelscopeError):
+    """No data set has this id."""
+
+    status = 404
+    title = "Data set not found"
+
+
+class DataSetFull(KernelscopeError):
+    """The data set, or its owner, would have more than this server keeps. Delete what is not needed."""
+
+    status = 409
+    title = "Data set full"
+
+
 class StoreUnavailable(KernelscopeError):
     """Redis or the object store does not answer. Nothing was accepted; try again after `Retry-After` seconds."""
 

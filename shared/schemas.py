@@ -535,6 +535,61 @@ class WholeJob(Job):
     results: list[ItemResult]
 
 
+class NewDataSet(BaseModel):
+    """What a data set is to be."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: ImageName = Field(description="for people")
+
+
+class OddFile(BaseModel):
+    """A file that was not taken, and why."""
+
+    name: str
+    reason: str
+
+
+class DataSetImage(BaseModel):
+    """An image of a data set."""
+
+    name: str = Field(description="its path in the folder or archive that it came in")
+    sha256: str
+
+
+class DataSet(BaseModel):
+    """Many images under one name."""
+
+    id: str
+    name: str
+    created_at: datetime
+    public: bool = Field(description="everybody may use it")
+    mine: bool = Field(description="yours, to add to and to delete")
+    images: int = Field(description="different ones")
+    refused: int = Field(description="files that were not taken")
+    odd: list[OddFile] = Field(description="these, the first hundred of them")
+    links: dict[str, str]
+
+    def under(self, root: str) -> Self:
+        """The same with URLs under this path."""
+        return self.model_copy(update={"links": {name: root + path for name, path in self.links.items()}})
+
+
+class AddedImages(BaseModel):
+    """What became of an upload."""
+
+    added: list[DataSetImage]
+    odd: list[OddFile] = Field(description="files that were not taken")
+    dataset: DataSet
+
+
+class DataSetImages(BaseModel):
+    """Images of a data set, in the order in which they came."""
+
+    images: list[DataSetImage]
+    next_cursor: str | None = Field(description="for the next page; null: these were the last")
+
+
 def plan(request: ExplainRequest, max_items: int) -> list[list[Item]]:
     """One item for every image × kernel × method × α × β, cut into slices of at most 16.
 

@@ -168,6 +168,7 @@ class Settings(BaseSettings):
     worker_metrics_bind: str = Field("", description="`127.0.0.1:9101`: an address for a worker's metrics; empty: none")
     max_body_mb: int = Field(32, ge=1, description="largest request body, in megabytes (10⁶ bytes)")
     max_megapixels: float = Field(50.0, gt=0, description="largest image, in megapixels")
+    max_dataset_images: int = Field(100_000, ge=1, description="most images of one data set")
     max_items: int = Field(2048, ge=1, description="most items (image × kernel × method × α × β) in one job")
     retention_days: float = Field(30.0, gt=0, description="days after which a job and its pictures are removed")
     lease_seconds: float = Field(

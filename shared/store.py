@@ -123,7 +123,10 @@ class BlobStore:
         Args:
             names: some that it has, which is all that can be removed where the store may not be listed.
         """
-        folder = _path(job_id, "")
+        self.remove_folder(_path(job_id, ""), names)
+
+    def remove_folder(self, folder: str, names: Iterable[str] = ()) -> None:
+        """Remove everything in a folder; its path ends with a slash. The names are as for `remove`."""
         with self._doing("remove", "removed nothing"):
             if self._folder:
                 shutil.rmtree(self._folder / folder, ignore_errors=True)
@@ -155,6 +158,14 @@ class BlobStore:
         except BaseError as error:
             if not isinstance(error, PermissionDeniedError) and "403 Forbidden" not in str(error):
                 raise
+
+    def put_at(self, place: str, data: bytes) -> None:
+        """Store bytes that are no job's."""
+        self._write(place, data)
+
+    def get_at(self, place: str) -> bytes | None:
+        """What `put_at` has stored there, or None."""
+        return self._read(place)
 
     def note(self, place: str, text: str) -> None:
         """Write down a line that is no job's."""

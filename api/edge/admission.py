@@ -16,6 +16,7 @@ from typing import ParamSpec, TypeVar
 
 from fastapi import Request
 
+from shared import images
 from shared.errors import ServerBusy
 
 ArgumentsT = ParamSpec("ArgumentsT")
@@ -27,6 +28,7 @@ CHECK_SECONDS = 15.0  # that an image waits to be checked
 RETRY_SECONDS = 5
 SPARE_PIXELS = 12_500_000  # a telephone's photograph is checked beside the largest image
 LEAST_PIXELS = 1_000_000  # that the smallest image counts for
+LARGE_PIXELS = 4_000_000  # above which an image is decoded and not looked at as viewers show it
 CHECKERS = 3
 
 
@@ -149,6 +151,20 @@ class Admission:
     def close(self) -> None:
         """End the threads."""
         self._checkers.shutdown(wait=False, cancel_futures=True)
+
+
+async def verified(admission: Admission, caller: str, data: bytes, most: int) -> None:
+    """Refuse bytes that are no whole image.
+
+    Args:
+        most: pixels.
+
+    Raises:
+        UnsupportedImage, UnusableImage, ServerBusy.
+    """
+    pixels = await admission.checked(images.pixels, data, most)
+    async with admission.pixels.taken(caller, max(pixels, LEAST_PIXELS)):
+        await admission.checked(images.decode if pixels <= LARGE_PIXELS else images.verify, data, most)
 
 
 def caller_of(request: Request) -> str:

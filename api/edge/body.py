@@ -51,6 +51,7 @@ DRAIN_SECONDS, DRAINED_BYTES = 2.0, 64 * 10**6
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
 BodyT = TypeVar("BodyT", ExplainBody, ActivationsBody)
+ObjectT = TypeVar("ObjectT", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -136,26 +137,78 @@ async def received(request: Request, form: Form[OptionsT, BodyT], admission: Adm
     Raises:
         UnsupportedContentType, MalformedBody, InvalidRequest, BodyTooLarge, ServerBusy.
     """
-    if (coding := request.headers.get("content-encoding", "identity").lower()) not in ("", "identity"):
-        raise UnsupportedContentType(
-            f"Content-Encoding is {brief(coding)}; send the body as it is: images are compressed already",
-            headers={"Accept-Encoding": "identity"},
-        )
-    content_type = request.headers.get("content-type", "")
-    media_type = content_type.partition(";")[0].strip().lower()
+    media_type = _media_type(request)
     async with AsyncExitStack() as room:
         if media_type == "application/json":
             data = bytearray()
             await _stream(request, data.extend, admission, room)
             yield await run_in_threadpool(_from_json, data, form)
         elif media_type == "multipart/form-data":
-            parts = Parts(content_type)
+            parts = Parts(request.headers["content-type"])
             await _stream(request, parts.write, admission, room)
             yield await run_in_threadpool(_from_form, parts.close(), form)
         else:
             raise UnsupportedContentType(
                 f"Content-Type is {brief(media_type) or 'missing'}; send application/json or multipart/form-data"
             )
+
+
+async def received_object(request: Request, model: type[ObjectT], admission: Admission) -> ObjectT:
+    """A request's body, a JSON object without images.
+
+    Raises:
+        UnsupportedContentType, MalformedBody, InvalidRequest, BodyTooLarge, ServerBusy.
+    """
+    media_type = _media_type(request)
+    if media_type != "application/json":
+        raise UnsupportedContentType(f"Content-Type is {brief(media_type) or 'missing'}; send application/json")
+    data = bytearray()
+    async with AsyncExitStack() as room:
+        await _stream(request, data.extend, admission, room)
+        return await run_in_threadpool(lambda: _object(parsed(data), model))
+
+
+@asynccontextmanager
+async def received_files(request: Request, admission: Admission) -> AsyncIterator[list[tuple[str, bytes]]]:
+    """The files of a multipart form by name, in its order.
+
+    Raises:
+        UnsupportedContentType, MalformedBody, InvalidRequest, BodyTooLarge, ServerBusy.
+    """
+    media_type = _media_type(request)
+    if media_type != "multipart/form-data":
+        raise UnsupportedContentType(f"Content-Type is {brief(media_type) or 'missing'}; send multipart/form-data")
+    parts = Parts(request.headers["content-type"])
+    async with AsyncExitStack() as room:
+        await _stream(request, parts.write, admission, room)
+        yield await run_in_threadpool(_files_of, parts.close())
+
+
+def _files_of(parts: list[Part]) -> list[tuple[str, bytes]]:
+    files = []
+    for part in parts:
+        if _name(part.name) != IMAGE or part.filename is None:
+            raise InvalidRequest(f"field {brief(part.name)!r} is not known; {FILE_WANTED}")
+        if part.data or part.filename:
+            files.append((part.filename, bytes(part.data)))
+            part.data.clear()
+    if not files:
+        raise InvalidRequest("image: the form has no file; send one or more as 'image' (curl -F image=@cat.jpg)")
+    return files
+
+
+def _media_type(request: Request) -> str:
+    """Of a body that comes as it is.
+
+    Raises:
+        UnsupportedContentType: it is compressed as a whole.
+    """
+    if (coding := request.headers.get("content-encoding", "identity").lower()) not in ("", "identity"):
+        raise UnsupportedContentType(
+            f"Content-Encoding is {brief(coding)}; send the body as it is: images are compressed already",
+            headers={"Accept-Encoding": "identity"},
+        )
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def _stream(request: Request, take: Callable[[bytes], None], admission: Admission, room: AsyncExitStack) -> None:
@@ -233,13 +286,18 @@ def _number(text: str) -> object:
         return text.strip()
 
 
-def _validated(fields: object, model: type[BodyT]) -> BodyT:
+def _object(fields: object, model: type[ObjectT]) -> ObjectT:
     if not isinstance(fields, dict):
-        raise InvalidRequest('the body is JSON but not an object; send {"images": […], "layer": …}')
+        wanted = ", ".join(f'"{name}": …' for name, one in model.model_fields.items() if one.is_required())
+        raise InvalidRequest(f"the body is JSON but not an object; send {{{wanted}}}")
     try:
-        body = model.model_validate(fields)
+        return model.model_validate(fields)
     except ValidationError as error:
         raise invalid(error.errors(), list(model.model_fields)) from None
+
+
+def _validated(fields: object, model: type[BodyT]) -> BodyT:
+    body = _object(fields, model)
     for index, image in enumerate(body.images):
         if (image.data is None) == (image.sha256 is None):
             raise InvalidRequest(f"images.{index}: give either data (base64) or sha256")

@@ -14,13 +14,13 @@ from fastapi import Depends, Header, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from api.edge.access import Visitor
-from api.edge.admission import LEAST_PIXELS, Admission, caller_of
+from api.edge.admission import caller_of, verified
 from api.edge.body import BodyT, Form, received
 from api.jobs.feeds import KEEPALIVE_SECONDS
 from api.jobs.news import LOOK_SECONDS
 from api.jobs.outbound import check_target
 from api.services import Services
-from shared import catalogue, images, workers
+from shared import catalogue, workers
 from shared.errors import (
     IdempotencyConflict,
     JobExpired,
@@ -38,7 +38,6 @@ from shared.schemas import ActivationsBody, ExplainBody, ExplainRequest, ImageSo
 
 log = logging.getLogger(__name__)
 
-LARGE_PIXELS = 4_000_000
 LONGEST_WAIT = 60  # seconds that a request may ask to be kept waiting
 WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)
 
@@ -126,15 +125,8 @@ async def _taken(
         return known, True
     for source in body.images:
         if source.data is not None:
-            await _verified(services.admission, caller_of(request), source.data, services.max_pixels)
+            await verified(services.admission, caller_of(request), source.data, services.max_pixels)
     return await run_in_threadpool(_accept, services, caller, body, wanted, idempotency_key)
-
-
-async def _verified(admission: Admission, caller: str, data: bytes, most: int) -> None:
-    """Refuse bytes that are no whole image."""
-    pixels = await admission.checked(images.pixels, data, most)
-    async with admission.pixels.taken(caller, max(pixels, LEAST_PIXELS)):
-        await admission.checked(images.decode if pixels <= LARGE_PIXELS else images.verify, data, most)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -233,6 +233,31 @@ class AsyncClient:
     async def model(self, name: str) -> ModelInfo:
         """One network. Raises NotFound."""
         return await self._run(self._do.model(name))
+
+    async def datasets(self) -> list[schemas.DataSet]:
+        """Your data sets and those that are everybody's, newest first."""
+        return await self._run(self._do.datasets())
+
+    async def create_dataset(self, name: str) -> schemas.DataSet:
+        """An empty data set."""
+        return await self._run(self._do.create_dataset(name))
+
+    async def dataset_images(self, dataset_id: str) -> list[schemas.DataSetImage]:
+        """The images of a data set by name and digest, in the order in which they came. Raises NotFound."""
+        return await self._run(self._do.dataset_images(dataset_id))
+
+    async def add_images(self, dataset_id: str, files: Mapping[str, bytes]) -> schemas.AddedImages:
+        """Add images to a data set of yours.
+
+        Args:
+            files: their bytes by name; all of them together no larger than a body may be (32 MB, unless the server's
+                operator has said otherwise).
+        """
+        return await self._run(self._do.add_images(dataset_id, files))
+
+    async def delete_dataset(self, dataset_id: str) -> None:
+        """Delete a data set of yours, with its images. Raises NotFound."""
+        await self._run(self._do.delete_dataset(dataset_id))
 
     async def file(self, path: str) -> bytes:
         """A file by the URL path that a result or a job's `links` name."""

@@ -36,6 +36,7 @@ Kernels = int | np.integer[Any] | Iterable[int] | str
 
 LONG_POLL_SECONDS = 20
 LOOK_SECONDS = 0.25  # between two looks at a job whose progress is watched
+UPLOAD_SECONDS = 300.0  # that a server may take to check a body of images
 PAGE_RESULTS = 100  # that are read at once
 RESTART_SECONDS = 60.0  # that a server may be away while its jobs are waited for
 PASSING = (429, 502, 503, 504)  # statuses that are worth another try
@@ -284,6 +285,38 @@ class Operations(Generic[JobT]):
         """`GET /models/{name}`."""
         answer = yield from self.call("GET", f"/models/{name}")
         return self.read(ModelInfo, answer)
+
+    def datasets(self) -> Flow[list[schemas.DataSet]]:
+        """`GET /datasets`."""
+        answer = yield from self.call("GET", "/datasets")
+        return self.read(list[schemas.DataSet], answer)
+
+    def create_dataset(self, name: str) -> Flow[schemas.DataSet]:
+        """`POST /datasets`, sent once: it would make another one."""
+        answer = yield from self.call("POST", "/datasets", seconds=0, json={"name": name})
+        return self.read(schemas.DataSet, answer)
+
+    def dataset_images(self, dataset_id: str) -> Flow[list[schemas.DataSetImage]]:
+        """`GET /datasets/{id}/images`, page after page."""
+        found: list[schemas.DataSetImage] = []
+        asked: dict[str, Any] = {"limit": 1000}
+        while True:
+            answer = yield from self.call("GET", f"/datasets/{dataset_id}/images", params=asked)
+            page = self.read(schemas.DataSetImages, answer)
+            found += page.images
+            if page.next_cursor is None:
+                return found
+            asked["cursor"] = page.next_cursor
+
+    def add_images(self, dataset_id: str, files: Mapping[str, bytes]) -> Flow[schemas.AddedImages]:
+        """`POST /datasets/{id}/images`, with files by name."""
+        sent_as = [("image", one) for one in files.items()]
+        answer = yield from self.call("POST", f"/datasets/{dataset_id}/images", files=sent_as, timeout=UPLOAD_SECONDS)
+        return self.read(schemas.AddedImages, answer)
+
+    def delete_dataset(self, dataset_id: str) -> Flow[None]:
+        """`DELETE /datasets/{id}`."""
+        yield from self.call("DELETE", f"/datasets/{dataset_id}")
 
     def cancel(self, job_id: str) -> Flow[JobT]:
         """`POST /jobs/{id}/cancel`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -263,6 +263,31 @@ class Client:
     def model(self, name: str) -> ModelInfo:
         """One network. Raises NotFound."""
         return self._run(self._do.model(name))
+
+    def datasets(self) -> list[schemas.DataSet]:
+        """Your data sets and those that are everybody's, newest first."""
+        return self._run(self._do.datasets())
+
+    def create_dataset(self, name: str) -> schemas.DataSet:
+        """An empty data set."""
+        return self._run(self._do.create_dataset(name))
+
+    def dataset_images(self, dataset_id: str) -> list[schemas.DataSetImage]:
+        """The images of a data set by name and digest, in the order in which they came. Raises NotFound."""
+        return self._run(self._do.dataset_images(dataset_id))
+
+    def add_images(self, dataset_id: str, files: Mapping[str, bytes]) -> schemas.AddedImages:
+        """Add images to a data set of yours.
+
+        Args:
+            files: their bytes by name; all of them together no larger than a body may be (32 MB, unless the server's
+                operator has said otherwise).
+        """
+        return self._run(self._do.add_images(dataset_id, files))
+
+    def delete_dataset(self, dataset_id: str) -> None:
+        """Delete a data set of yours, with its images. Raises NotFound."""
+        self._run(self._do.delete_dataset(dataset_id))
 
     def file(self, path: str) -> bytes:
         """A file by the URL path that a result or a job's `links` name."""

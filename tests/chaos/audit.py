@@ -13,6 +13,7 @@ from shared.store import SHARDS, BlobStore
 
 OF_A_JOB = re.compile(r"ks:(?:job|slice|watched|preview):([^:]+)")
 QUEUES = ("interactive", "bulk")
+WITHOUT_RECORD = "has files and no record"
 
 
 def faults(redis: Redis, store: BlobStore) -> list[str]:
@@ -67,7 +68,8 @@ def _lists(redis: Redis, store: BlobStore) -> Iterator[str]:
                 yield f"{job_id} is listed as archived, and has no record"
     if live - seen:
         yield f"jobs that no list has: {sorted(live - seen)}"
-    ended = {job_id for job_id in live if Status(redis.hget(f"ks:job:{job_id}", "status")).terminal}
+    states = {job_id: redis.hget(f"ks:job:{job_id}", "status") for job_id in live}  # one may be archived meanwhile
+    ended = {job_id for job_id, status in states.items() if status and Status(status).terminal}
     if ended != set(redis.zrange("ks:finished", 0, -1)):
         yield f"what waits to be archived is not what has ended: {ended ^ set(redis.zrange('ks:finished', 0, -1))}"
 
@@ -78,4 +80,4 @@ def _files(redis: Redis, store: BlobStore) -> Iterator[str]:
     for shard in SHARDS:
         for job_id, names in store.jobs(shard):
             if job_id not in known:
-                yield f"{job_id} has files and no record: {names}"
+                yield f"{job_id} {WITHOUT_RECORD}: {names}"

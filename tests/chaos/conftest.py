@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
+from unittest.mock import patch
 
 import httpx
 import numpy as np
@@ -23,15 +24,16 @@ from kernelscope.client import Client
 from kernelscope.stack import free_port, redis_server
 from shared import workers
 from shared.drawings import scene
-from shared.jobs import Records, connect
+from shared.jobs import Records, Retention, Transitions, connect, retention
 from shared.schemas import Status, WholeJob
-from shared.store import BlobStore
-from tests.chaos.audit import faults
+from shared.store import SHARDS, BlobStore
+from tests.chaos.audit import WITHOUT_RECORD, faults
 from tests.conftest import noise, png
 
 ROOT = Path(__file__).parents[2]
 PASSWORD = "private-to-the-tests"
 AUDIT_SECONDS = 30.0  # that a plant has to bring to its end what it was doing
+WALK_AFTER = 5.0  # when nothing else is being done any more
 
 
 class Plant:
@@ -153,10 +155,21 @@ class Plant:
         if not store.startswith("file:") or not self.redis_answers():
             return
         with connect(self.redis_url, persistent=True) as redis:
-            end = time.monotonic() + AUDIT_SECONDS
+            begin = time.monotonic()
             while found := faults(redis, BlobStore(store)):
-                assert time.monotonic() < end, found
+                assert time.monotonic() < begin + AUDIT_SECONDS, found
+                if time.monotonic() > begin + WALK_AFTER and all(WITHOUT_RECORD in one for one in found):
+                    self._walk(redis)
                 time.sleep(0.5)
+
+    def _walk(self, redis: Redis) -> None:
+        """The walk through the store, as if a day had passed: it finds what was stored for a job that never was.
+
+        A process leaves such files that was killed over a submission, or could not tell Redis that they are late.
+        """
+        with patch.object(retention, "ORPHAN_AFTER", 0.0):
+            for shard in SHARDS:
+                Retention(Transitions(redis), self.records(redis)).walk(shard)
 
     def close(self) -> None:
         """Kill everything."""

@@ -38,6 +38,8 @@ REFUSALS = {
     "GET /jobs": [422],
     "GET /jobs/{job_id}/events": [410, 422],
     "GET /jobs/{job_id}/artifacts/{item}/{name}": [410, 416],
+    "POST /datasets": [422],
+    "POST /datasets/{dataset_id}/images": [422],
 }
 DELETED = (
     "GET /jobs/{job_id}",
@@ -51,7 +53,11 @@ DELETED = (
     "GET /jobs/{job_id}/previews/{item}",
     "POST /jobs/{job_id}/retry",
 )
-RARE = DELETED[-4:]  # of jobs on several images, that are being watched or have failed: no good answer is asked for
+RARE = (  # no good answer is asked for
+    *DELETED[-4:],  # of jobs on several images, that are being watched or have failed
+    "POST /datasets/{dataset_id}/images",  # files that are made up are no images
+)
+TOLERANT = {"POST /datasets/{dataset_id}/images": [200]}  # a file that is no image is listed, and no error
 ACCEPTED = ["2xx", "3xx", 401, 403, 404, 409, 429]
 REJECTED = [400, 401, 403, 404, 405, 406, 409, 410, 415, 422, 428, 429]  # 410: the job is gone, whatever was asked
 EVERY = (
@@ -66,6 +72,11 @@ EVERY = (
     "GET /jobs/{job_id}/webhook",
     "GET /jobs/{job_id}/artifacts/{item}/{name}",
     "GET /jobs/{job_id}/bundle.zip",
+    "POST /datasets",
+    "GET /datasets",
+    "GET /datasets/{dataset_id}",
+    "DELETE /datasets/{dataset_id}",
+    "GET /datasets/{dataset_id}/images",
     "GET /models",
     "GET /models/{name}",
     "GET /webhook-secret",
@@ -165,6 +176,8 @@ def _configuration(plant: Plant) -> dict[str, Any]:
         "busy": [plant.submit("3", iterations="100000", deadline_s=str(SECONDS)) for _ in range(2)] + jobs[:2],
         "item": [0, 1],
         "artifact": list(ARTIFACTS),
+        "dataset": _datasets(plant, 2),
+        "doomed_dataset": _datasets(plant, JOBS),
         "model": ["vgg_mini"],
         "layer": ["conv2_1"],
         "kernels": ["top:2"],
@@ -196,6 +209,18 @@ def _jobs(plant: Plant, count: int) -> tuple[list[str], bytes]:
             assert answer.status_code == 200, answer.text
             ids.append(answer.json()["id"])
     return ids, sent
+
+
+def _datasets(plant: Plant, count: int) -> list[str]:
+    """Data sets, each with an image."""
+    ids = []
+    with httpx.Client(base_url=plant.url, timeout=60) as client:
+        for number in range(count):
+            made = client.post("/datasets", json={"name": f"set {number}"}).raise_for_status().json()
+            files = {"image": ("a.png", picture())}
+            client.post(made["links"]["images"], files=files).raise_for_status()
+            ids.append(made["id"])
+    return ids
 
 
 def _cursors(plant: Plant) -> list[str]:
@@ -230,6 +255,10 @@ BOUND: dict[str, dict[str, str]] = {
         "header.if-range": "etag",
     },
     "DELETE /jobs/{job_id}": {"path.job_id": "doomed"},
+    "GET /datasets/{dataset_id}": {"path.dataset_id": "dataset"},
+    "GET /datasets/{dataset_id}/images": {"path.dataset_id": "dataset"},
+    "POST /datasets/{dataset_id}/images": {"path.dataset_id": "dataset"},
+    "DELETE /datasets/{dataset_id}": {"path.dataset_id": "doomed_dataset"},
     "GET /models/{name}": {"path.name": "model"},
     "GET /problems/{slug}": {"path.slug": "slug"},
     **{name: {"path.job_id": "job"} for name in DELETED if not name.startswith("DELETE")},
@@ -240,7 +269,10 @@ BOUND: dict[str, dict[str, str]] = {
 def _operation(name: str) -> dict[str, Any]:
     refusals = [*REFUSALS.get(name, []), *([410] if name in DELETED else [])]
     bound = {where: {"dictionary": what, "probability": 0.7} for where, what in BOUND.get(name, {}).items()}
-    checks = {"positive_data_acceptance": {"expected-statuses": [*ACCEPTED, *refusals]}}
+    checks = {
+        "positive_data_acceptance": {"expected-statuses": [*ACCEPTED, *refusals]},
+        "negative_data_rejection": {"expected-statuses": [*REJECTED, *TOLERANT.get(name, [])]},
+    }
     return {"include-name": name, "checks": checks, **({"parameters": bound} if bound else {})}
 
 
@@ -251,9 +283,8 @@ def _toml(configuration: dict[str, Any]) -> str:
         lines += [f"[dictionaries.{name}]", f"values = {json.dumps(dictionary['values'])}"]
     for operation in configuration["operations"]:
         lines += ["[[operations]]", f"include-name = {json.dumps(operation['include-name'])}"]
-        statuses = operation["checks"]["positive_data_acceptance"]["expected-statuses"]
-        lines.append(f"checks.positive_data_acceptance.expected-statuses = {json.dumps(statuses)}")
-        lines.append(f"checks.negative_data_rejection.expected-statuses = {json.dumps(REJECTED)}")
+        for name, check in operation["checks"].items():
+            lines.append(f"checks.{name}.expected-statuses = {json.dumps(check['expected-statuses'])}")
         for where, what in operation.get("parameters", {}).items():
             binding = f'{{ dictionary = "{what["dictionary"]}", probability = {what["probability"]} }}'
             lines.append(f'parameters."{where}" = {binding}')

@@ -20,9 +20,12 @@ import typer
 from PIL import Image
 
 from kernelscope.cli import app
-from kernelscope.client import Client
+from kernelscope.client import Client, ServerError
+from kernelscope.datasets import _added
 from kernelscope.stack import Stack, free_port
 from shared.drawings import scene
+from shared.errors import Problem
+from shared.schemas import OddFile
 from tests.conftest import png
 from worker.networks.vgg_mini import WEIGHTS_FILE
 
@@ -33,7 +36,7 @@ OWN_PROCESS = ("up", "demo")  # whose examples start a stack of their own, and t
 def examples() -> Iterator[str]:
     """Every example of every command's help."""
     group = typer.main.get_group(app)
-    groups = ("keys", "models")
+    groups = ("keys", "models", "datasets")
     inner = [command for name in groups for command in group.commands[name].commands.values()]  # type: ignore[attr-defined]
     for command in [*group.commands.values(), *inner]:
         found = re.findall(r"Example: (kernelscope .*)", command.callback.__doc__ or "") if command.callback else []
@@ -45,6 +48,8 @@ def examples() -> Iterator[str]:
 def folder(tmp_path: Path) -> Path:
     """A folder with a photo.jpg."""
     scene(11, 96).image.save(tmp_path / "photo.jpg")
+    (tmp_path / "photos").mkdir()
+    shutil.copy(tmp_path / "photo.jpg", tmp_path / "photos")
     return tmp_path
 
 
@@ -83,6 +88,7 @@ def test_every_example_of_the_help_runs(folder: Path, stack: Stack, example: str
             example = example.replace("0123456789abcdef0123456789abcdef", job.id)
         if "keys revoke" in example or "keys secret" in example:
             assert run(folder, "keys", "add", "lab").returncode == 0
+        example = of_a_data_set(client, stack, example)
         if "birds" in example:
             shutil.copy(WEIGHTS_FILE, folder / "birds.safetensors")
         if "models remove" in example:
@@ -99,6 +105,52 @@ def test_every_example_of_the_help_runs(folder: Path, stack: Stack, example: str
             assert client.job(job.id).status == "cancelled"
     if "explain" in arguments:
         assert list(folder.rglob("*-panel.png"))
+
+
+def test_a_folder_becomes_a_data_set_however_often_it_is_sent(folder: Path, stack: Stack) -> None:
+    """What is odd is named; archives are unpacked; a second run sends what is new, and nothing twice."""
+    photos = folder / "photos"
+    for seed in range(3):
+        scene(seed, 64).image.save(photos / f"{seed}.png")
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff and no more")
+    (photos / "notes.txt").write_text("no image")
+    shutil.make_archive(str(photos / "more"), "zip", photos, "0.png")
+    sent = run(folder, "datasets", "add", "photos", "--name", "once", KERNELSCOPE_URL=stack.url)
+    assert sent.returncode == 0, sent.stderr
+    assert "has 4 images" in sent.stdout
+    assert "photos/broken.jpg" in sent.stderr
+    scene(7, 64).image.save(photos / "new.png")
+    again = run(folder, "datasets", "add", "photos", "--name", "once", "--json", KERNELSCOPE_URL=stack.url)
+    told = json.loads(again.stdout)
+    assert (told["images"], [one["name"] for one in told["odd"]]) == (5, ["photos/broken.jpg"])
+    with Client(stack.url) as client:
+        assert [one.name for one in client.dataset_images(told["id"])][-1] == "photos/new.png"
+        client.delete_dataset(told["id"])
+
+
+def test_a_server_that_takes_little_at_a_time_is_given_little() -> None:
+    """Batches are halved until they fit; an image that does not fit is named."""
+    taken: list[list[str]] = []
+
+    class Small:
+        def add_images(self, _: str, files: dict[str, bytes]) -> str:
+            if sum(map(len, files.values())) > 10:
+                raise ServerError(Problem(type="", title="Body too large", status=413, detail="over 10 B"))
+            taken.append(list(files))
+            return "added"
+
+    odd: list[OddFile] = []
+    batch = {"a": b"1" * 6, "b": b"2" * 4, "c": b"3" * 11, "d": b"4" * 9}
+    assert list(_added(Small(), "id", batch, odd)) == ["added", "added"]  # type: ignore[arg-type,comparison-overlap]
+    assert taken == [["a", "b"], ["d"]]
+    assert [(one.name, one.reason) for one in odd] == [("c", "over 10 B")]
+
+
+def of_a_data_set(client: Client, stack: Stack, example: str) -> str:
+    """With the id of one, and the server's folder for whoever must be its operator."""
+    if "datasets delete" in example or "datasets publish" in example:
+        example = example.replace("0123456789abcdef0123456789abcdef", client.create_dataset("photos").id)
+    return f"{example} --data-dir {shlex.quote(str(stack.settings.data_dir))}" if "publish" in example else example
 
 
 @pytest.mark.slow
@@ -135,7 +187,7 @@ def test_with_nothing_running_it_explains_and_leaves_nothing(folder: Path) -> No
     with Image.open(pictures[0]) as picture:
         picture.verify()
     left = {entry.name for entry in folder.iterdir() if not entry.name.startswith("torchinductor_")}  # torch's own
-    assert left - {"data"} == {"photo-conv2_2", "photo.jpg"}
+    assert left - {"data"} == {"photo-conv2_2", "photo.jpg", "photos"}
     assert not [one for one in psutil.process_iter() if str(folder) in " ".join(_command(one))]
 
 
