@@ -38,8 +38,8 @@ def png(picture: Image.Image) -> bytes:
 
 
 def check(out: Path, report: dict[str, Any], cells: list[dict[str, Any]], networks: Any, originals: Any) -> None:
-    """Twenty random cells by plain means, and each block's means and deviations from its cells."""
-    for cell in random.Random(5).sample(cells, SAMPLE):
+    """Twenty random cells (or all) by plain means, and each block's means and deviations from its cells."""
+    for cell in random.Random(5).sample(cells, min(SAMPLE, len(cells))):
         network, size = networks(cell)
         delivered = (out / "pictures" / f"{cell['fingerprint']}.png").read_bytes()
         again = numbers(network, originals(cell["image"]), delivered, size, cell["kernel"])
