@@ -58,12 +58,16 @@ WHEN = datetime(2026, 11, 25, 9, 30, tzinfo=UTC)
 PROBLEM = "application/problem+json"
 OPEN = {"/healthz", "/readyz", "/", "/problems/{slug}"}
 GONE = (errors.JobNotFound, errors.JobExpired)
-BODY = (
+RECEIVED = (
     errors.MalformedBody,
     errors.UnsupportedContentType,
-    errors.UnsupportedImage,
     errors.BodyTooLarge,
     errors.RequestTimeout,
+    errors.ServerBusy,
+)
+BODY = (
+    *RECEIVED,
+    errors.UnsupportedImage,
     errors.UnusableImage,
     errors.UnknownImage,
     errors.UnknownModel,
@@ -75,7 +79,6 @@ BODY = (
     errors.WebhookRefused,
     errors.QuotaExceeded,
     errors.QueueFull,
-    errors.ServerBusy,
 )
 ERRORS: dict[str, tuple[type[KernelscopeError], ...]] = {
     "post /explain": BODY,
@@ -98,26 +101,11 @@ ERRORS: dict[str, tuple[type[KernelscopeError], ...]] = {
     ),
     "get /jobs/{job_id}/consistency": (*GONE, errors.ArtifactNotFound, errors.DrawingQueueFull),
     "get /jobs/{job_id}/contact_sheet.png": (*GONE, errors.ArtifactNotFound, errors.DrawingQueueFull),
-    "post /datasets": (
-        errors.DataSetFull,
-        errors.MalformedBody,
-        errors.UnsupportedContentType,
-        errors.BodyTooLarge,
-        errors.RequestTimeout,
-        errors.ServerBusy,
-    ),
+    "post /datasets": (errors.DataSetFull, *RECEIVED),
     "get /datasets/{dataset_id}": (errors.DataSetNotFound,),
     "delete /datasets/{dataset_id}": (errors.DataSetNotFound,),
     "get /datasets/{dataset_id}/images": (errors.DataSetNotFound,),
-    "post /datasets/{dataset_id}/images": (
-        errors.DataSetNotFound,
-        errors.DataSetFull,
-        errors.MalformedBody,
-        errors.UnsupportedContentType,
-        errors.BodyTooLarge,
-        errors.RequestTimeout,
-        errors.ServerBusy,
-    ),
+    "post /datasets/{dataset_id}/images": (errors.DataSetNotFound, errors.DataSetFull, *RECEIVED),
     "get /models/{name}": (errors.ModelNotFound,),
     "get /metrics": (errors.NoSuchPath,),
     "get /problems/{slug}": (errors.NoSuchPath,),

@@ -61,9 +61,7 @@ def add(
         dataset = mine[0] if mine else client.create_dataset(name)
         dataset, odd = _sent(client, dataset, files)
     if as_json:
-        typer.echo(
-            json.dumps({**json.loads(dataset.model_dump_json()), "odd": [one.model_dump() for one in odd]}, indent=1)
-        )
+        typer.echo(dataset.model_copy(update={"odd": odd}).model_dump_json(indent=1))
         return
     for one in odd[:MOST_SHOWN]:
         err.print(f"not taken: {escape(one.name)}: {escape(one.reason)}", soft_wrap=True)

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import IO
+from typing import IO, Self
 
 from shared.errors import UnsupportedImage
 
@@ -109,10 +109,24 @@ def _of_zip(file: IO[bytes], most_bytes: int) -> Iterator[Member | Odd]:
                     yield Odd(name, f"damaged in the archive: {_said(error)}")
 
 
+class _Whole(tarfile.TarInfo):
+    """An entry of an archive that ends where it says so: by itself tarfile takes a damaged header for the end."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        """The next one."""
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.HeaderError as error:
+            if isinstance(error, tarfile.EOFHeaderError):  # type: ignore[attr-defined]  # its types lack it
+                raise
+            raise tarfile.ReadError(str(error)) from error
+
+
 def _of_tar(file: IO[bytes], most_bytes: int) -> Iterator[Member | Odd]:
     name = ""
     try:
-        with tarfile.open(fileobj=file, mode="r|*") as archive:
+        with tarfile.open(fileobj=file, mode="r|*", tarinfo=_Whole) as archive:
             for entry in archive:
                 name = shown(entry.name)
                 if entry.isdir() or _litter(name):

@@ -124,12 +124,22 @@ def test_a_damaged_file_is_odd_and_the_others_are_taken() -> None:
     assert found["1.png"].startswith("damaged in the archive")
 
 
-def test_a_tar_that_is_cut_off_gives_what_it_has() -> None:
-    """And says where it ends."""
+@pytest.mark.parametrize("cut", [1536, 1636, 2600])
+def test_a_tar_that_is_cut_off_gives_what_it_has(cut: int) -> None:
+    """And says where it ends: between two files, in a header, in a file."""
     whole = tarred(*((info(f"{number}.png"), b"1" * 600) for number in range(3))).getvalue()
-    found = told(BytesIO(whole[:2600]))
-    assert found["0.png"] == "taken"
-    assert any(reason.startswith("the archive is damaged or cut off here") for reason in found.values())
+    found = list(members(BytesIO(whole[:cut]), 1000))
+    assert found[0] == Member("0.png", b"1" * 600)
+    assert isinstance(found[-1], Odd)
+    assert found[-1].reason.startswith("the archive is damaged or cut off here")
+
+
+def test_a_damaged_header_is_no_end() -> None:
+    """What comes behind it is not left out without a word."""
+    data = bytearray(tarred(*((info(f"{number}.png"), b"1" * 600) for number in range(3))).getvalue())
+    data[1536 + 10] ^= 1
+    *_, last = members(BytesIO(bytes(data)), 1000)
+    assert isinstance(last, Odd)
 
 
 def test_names_in_any_coding_can_be_shown() -> None:
