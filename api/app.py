@@ -28,10 +28,12 @@ from api.routes import (
     explain,
     health,
     jobs,
+    kernels,
     models,
     page,
     problems,
     session,
+    surveys,
     webhooks,
 )
 from api.services import Services
@@ -50,6 +52,8 @@ ROUTES = (
     artifacts,
     comparisons,
     datasets,
+    surveys,
+    kernels,
     models,
     webhooks,
     health,

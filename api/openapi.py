@@ -12,7 +12,9 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 
+from api.surveys import reference
 from shared import errors
 from shared.errors import KernelscopeError, Problem
 from shared.schemas import (
@@ -42,6 +44,7 @@ TAGS = [
     {"name": "explain", "description": "Make jobs."},
     {"name": "jobs", "description": "Follow, fetch, cancel and delete them."},
     {"name": "datasets", "description": "Many images under one name."},
+    {"name": "surveys", "description": "What kernels respond to in a data set."},
     {"name": "models", "description": "What can be explained."},
     {"name": "webhooks", "description": "What they are signed with."},
     {"name": "session", "description": "A cookie in place of a key, for pages."},
@@ -106,6 +109,7 @@ ERRORS: dict[str, tuple[type[KernelscopeError], ...]] = {
     "delete /datasets/{dataset_id}": (errors.DataSetNotFound,),
     "get /datasets/{dataset_id}/images": (errors.DataSetNotFound,),
     "post /datasets/{dataset_id}/images": (errors.DataSetNotFound, errors.DataSetFull, *RECEIVED),
+    **reference.ERRORS,
     "get /models/{name}": (errors.ModelNotFound,),
     "get /metrics": (errors.NoSuchPath,),
     "get /problems/{slug}": (errors.NoSuchPath,),
@@ -243,6 +247,7 @@ def _examples() -> dict[str, dict[int, Any]]:
     }
     bird = {"name": "birds/brambling.jpg", "sha256": IMAGE}
     return {
+        **reference.examples(queued),
         "post /datasets": {201: {**birds, "images": 0, "refused": 0, "odd": []}},
         "get /datasets": {200: [birds]},
         "get /datasets/{dataset_id}": {200: birds},
@@ -302,8 +307,8 @@ def _body(model: type[ExplainBody | ActivationsBody]) -> dict[str, Any]:
     }
 
 
-def _new_dataset() -> dict[str, Any]:
-    content = {"schema": {"$ref": "#/components/schemas/NewDataSet"}, "example": {"name": "birds"}}
+def _object(model: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
+    content = {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}, "example": example}
     return {"required": True, "content": {"application/json": content}}
 
 
@@ -321,7 +326,11 @@ def _files() -> dict[str, Any]:
 BODIES: dict[str, Callable[[], dict[str, Any]]] = {
     "post /explain": partial(_body, ExplainBody),
     "post /activations": partial(_body, ActivationsBody),
-    "post /datasets": _new_dataset,
+    "post /datasets": partial(_object, NewDataSet, {"name": "birds"}),
+    **{
+        name: partial(_object, model, example)
+        for model, (name, example) in zip(reference.BODIES, reference.BODY_EXAMPLES.items(), strict=True)
+    },
     "post /datasets/{dataset_id}/images": _files,
 }
 
@@ -387,7 +396,8 @@ def document(app: FastAPI) -> dict[str, Any]:
         title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
     )
     schemas = found["components"]["schemas"]
-    for model in (ExplainBody, ActivationsBody, NewDataSet, Problem):
+    models: tuple[type[BaseModel], ...] = (ExplainBody, ActivationsBody, NewDataSet, *reference.BODIES, Problem)
+    for model in models:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema

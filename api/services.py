@@ -22,6 +22,7 @@ from shared.jobs import Polling, Records, Retention, Transitions, connect
 from shared.queue import make_celery
 from shared.settings import Settings
 from shared.store import BlobStore
+from shared.surveys.store import Surveys
 from shared.webhooks import Webhooks
 from shared.workers import WorkerState
 
@@ -61,6 +62,7 @@ class Services:
     retention: Retention
     store: BlobStore
     datasets: DataSets
+    surveys: Surveys
     queue: Celery
     access: Access
     news: News
@@ -82,6 +84,7 @@ class Services:
         retention = Retention(transitions, records)
         news = News(polling)
         pixels = int(settings.max_megapixels * 1e6)
+        datasets = DataSets(store, settings.max_dataset_images)
         return cls(
             settings=settings,
             redis=redis,
@@ -90,7 +93,8 @@ class Services:
             transitions=transitions,
             retention=retention,
             store=store,
-            datasets=DataSets(store, settings.max_dataset_images),
+            datasets=datasets,
+            surveys=Surveys(store, datasets),
             queue=make_celery(url),
             access=Access(settings, polling.redis),
             news=news,

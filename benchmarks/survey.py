@@ -28,7 +28,8 @@ from worker.engine.accelerator import choose
 from worker.engine.device import TorchDevice
 from worker.engine.engine import Engine
 from worker.engine.memory import keep_memory
-from worker.engine.survey import BATCH, survey
+from worker.engine.questions import SURVEYED
+from worker.engine.survey import survey
 from worker.networks.layer import LoadedNetwork
 from worker.networks.loaded import Networks
 
@@ -40,7 +41,7 @@ PART = 256  # images at once, as in a slice of a survey
 def measured(network: LoadedNetwork, pixels: Tensor, rounds: int, run: Callable[..., Any]) -> dict[str, Any]:
     """Seconds for all images, and the ratio."""
     layers = list(network.layers)
-    run(survey, network, layers, pixels[:BATCH])  # warm
+    run(survey, network, layers, pixels[:SURVEYED])  # warm
     bare, surveyed = [], []
     for _ in range(rounds):
         bare.append(_seconds(run, _bare, network, layers[-1], pixels))
@@ -56,8 +57,8 @@ def measured(network: LoadedNetwork, pixels: Tensor, rounds: int, run: Callable[
 
 @torch.no_grad()
 def _bare(network: LoadedNetwork, layer: str, pixels: Tensor) -> None:
-    for start in range(0, len(pixels), BATCH):
-        images = network.space.from_bytes(pixels[start : start + BATCH])
+    for start in range(0, len(pixels), SURVEYED):
+        images = network.space.from_bytes(pixels[start : start + SURVEYED])
         network.layer(layer).features(images.contiguous(memory_format=torch.channels_last)).sum().item()
 
 

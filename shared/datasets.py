@@ -1,9 +1,7 @@
-"""Data sets: many images under one name, in the object store alone.
+"""Data sets: many images under one name, in the object store alone (shared/shelves.py).
 
-    datasets/ID/set.json             its name, its owner, when it was made, whether everybody may use it
     datasets/ID/images/SHA-256       each image once, as it came
     datasets/ID/parts/ID.json        what one upload brought: images by name and digest, and what was refused
-    datasets/of/OWNER/ID             which data sets an owner has; datasets/public/ID: which are everybody's
 
 A part is written when all of its images are there, and never changed. So an upload that breaks off leaves a data set
 without its last part, the same upload again brings the same images, and who works through the parts that there are now
@@ -12,38 +10,30 @@ is not disturbed by those that come.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
-from shared.errors import DataSetFull, DataSetNotFound, StoreUnavailable
-from shared.jobs.ids import JOB_ID, new_id
+from shared import shelves
+from shared.errors import DataSetFull, DataSetNotFound
+from shared.jobs.ids import new_id
 from shared.schemas import DataSet, OddFile
+from shared.shelves import READERS, Shelf
 from shared.store import BlobStore
 
-READERS = 8  # of parts at once
 MOST_SETS = 100  # of one owner
 MOST_TOLD = 100  # refused files that are listed with a data set
 MOST_ODD = 10_000  # refused files that are remembered; an upload's own are always told
 PART = re.compile(r"[0-9a-f]{32}\.json")
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What set.json says."""
+@dataclass(frozen=True, kw_only=True)
+class Facts(shelves.Facts):
+    """What is said of a data set."""
 
     name: str
-    owner: str
-    public: bool
-    created_at: str
-
-    def to_json(self) -> bytes:
-        """As it is stored."""
-        return json.dumps(vars(self)).encode()
 
 
 @dataclass
@@ -104,19 +94,19 @@ class Upload:
             DataSetNotFound: it was deleted meanwhile.
         """
         try:
-            self.sets.facts(self.set_id, self.facts.owner)
+            self.sets.shelf.facts(self.set_id, self.facts.owner)
             if any(self._new.values()):
                 place = f"datasets/{self.set_id}/parts/{new_id()}.json"
                 self.sets.store.put_at(place, json.dumps(self._new).encode())
-                self.sets.facts(self.set_id, self.facts.owner)
+                self.sets.shelf.facts(self.set_id, self.facts.owner)
         except DataSetNotFound:  # nothing of it stays
-            self.sets.store.remove_folder(f"datasets/{self.set_id}/")
+            self.sets.shelf.sweep(self.set_id)
             raise
         return _described(self.set_id, self.facts, self.contents, self.facts.owner)
 
 
 class DataSets:
-    """Those of a store. What is another owner's, and not everybody's, does not exist.
+    """Those of a store.
 
     Args:
         most_images: of one data set.
@@ -125,35 +115,18 @@ class DataSets:
     def __init__(self, store: BlobStore, most_images: int) -> None:
         self.store = store
         self.most_images = most_images
+        self.shelf = Shelf(store, "datasets", Facts, DataSetNotFound, "data set", MOST_SETS)
 
     def create(self, owner: str, name: str) -> DataSet:
-        """An empty one.
-
-        Raises:
-            DataSetFull: the owner has too many.
-            StoreUnavailable: also of a store that may not be listed, in which a data set would look empty.
-        """
-        known = f"datasets/of/{_folder_of(owner)}"
-        if len(self.store.names(known)) >= MOST_SETS:
-            raise DataSetFull(f"you have {MOST_SETS} data sets, the most that one may have; delete one")
+        """An empty one. Raises as `Shelf.put`."""
         set_id = new_id()
-        facts = Facts(name, owner, public=False, created_at=datetime.now(UTC).isoformat())
-        self.store.put_at(f"datasets/{set_id}/set.json", facts.to_json())
-        self.store.note(f"{known}/{set_id}", "")
-        if set_id not in self.store.names(known):
-            raise StoreUnavailable("the object store may not be listed, which data sets need (s3:ListBucket)")
+        facts = Facts(owner=owner, created_at=shelves.now(), name=name)
+        self.shelf.put(set_id, facts)
         return _described(set_id, facts, Contents(), owner)
 
     def publish(self, set_id: str) -> None:
-        """Everybody may use it from now on. Its owner alone may change it.
-
-        Raises:
-            DataSetNotFound.
-        """
-        facts = self.facts(set_id, None)
-        published = Facts(facts.name, facts.owner, public=True, created_at=facts.created_at)
-        self.store.put_at(f"datasets/{set_id}/set.json", published.to_json())
-        self.store.note(f"datasets/public/{set_id}", "")
+        """As `Shelf.publish`. Raises DataSetNotFound."""
+        self.shelf.publish(set_id)
 
     def get(self, set_id: str, owner: str) -> DataSet:
         """A data set with its counts.
@@ -161,7 +134,7 @@ class DataSets:
         Raises:
             DataSetNotFound.
         """
-        return _described(set_id, self.facts(set_id, owner), self._contents(set_id), owner)
+        return _described(set_id, self.shelf.facts(set_id, owner), self._contents(set_id), owner)
 
     def images(self, set_id: str, owner: str) -> list[tuple[str, str]]:
         """Digest and name of each image, in the order in which they came; of one that came twice the first name.
@@ -169,14 +142,26 @@ class DataSets:
         Raises:
             DataSetNotFound.
         """
-        self.facts(set_id, owner)
+        self.shelf.facts(set_id, owner)
         return list(self._contents(set_id).images.items())
+
+    def image(self, set_id: str, digest: str, owner: str | None) -> bytes:
+        """The bytes of one of them, for an owner, or for whoever may see all (None).
+
+        Raises:
+            DataSetNotFound: also where the image is gone: only a data set that is being deleted loses one.
+        """
+        self.shelf.facts(set_id, owner)
+        data = self.store.get_at(f"datasets/{set_id}/images/{digest}")
+        if data is None:
+            raise DataSetNotFound(f"data set {set_id} has no image {digest}")
+        return data
 
     def all(self, owner: str) -> list[DataSet]:
         """An owner's, and everybody's; the newest first."""
-        ids = {*self.store.names(f"datasets/of/{_folder_of(owner)}"), *self.store.names("datasets/public")}
-        there = (self._there(set_id, owner) for set_id in sorted(ids, reverse=True) if JOB_ID.fullmatch(set_id))
-        return [one for one in there if one]
+        return [
+            _described(set_id, facts, self._contents(set_id), owner) for set_id, facts in self.shelf.all(owner).items()
+        ]
 
     def open(self, set_id: str, owner: str) -> Upload:
         """For its owner, to add images.
@@ -184,41 +169,11 @@ class DataSets:
         Raises:
             DataSetNotFound.
         """
-        facts = self.facts(set_id, owner)
-        if facts.owner != owner:
-            raise DataSetNotFound(f"data set {set_id} is not yours to change")
-        return Upload(self, set_id, facts, self._contents(set_id))
+        return Upload(self, set_id, self.shelf.own(set_id, owner, "change"), self._contents(set_id))
 
     def remove(self, set_id: str, owner: str) -> None:
-        """Remove all of it; first what makes it known, so that one that is removed by half is gone.
-
-        Raises:
-            DataSetNotFound.
-        """
-        if self.facts(set_id, owner).owner != owner:
-            raise DataSetNotFound(f"data set {set_id} is not yours to delete")
-        self.store.forget_note(f"datasets/of/{_folder_of(owner)}/{set_id}")
-        self.store.forget_note(f"datasets/public/{set_id}")
-        self.store.forget_note(f"datasets/{set_id}/set.json")
-        self.store.remove_folder(f"datasets/{set_id}/")
-
-    def facts(self, set_id: str, owner: str | None) -> Facts:
-        """What set.json says; for an owner, or for whoever may see all (None).
-
-        Raises:
-            DataSetNotFound.
-        """
-        text = self.store.get_at(f"datasets/{set_id}/set.json") if JOB_ID.fullmatch(set_id) else None
-        facts = Facts(**json.loads(text)) if text else None
-        if facts is None or not (facts.public or owner in (facts.owner, None)):
-            raise DataSetNotFound(f"there is no data set {set_id[:64]}")
-        return facts
-
-    def _there(self, set_id: str, owner: str) -> DataSet | None:
-        try:
-            return self.get(set_id, owner)
-        except DataSetNotFound:  # it is being deleted
-            return None
+        """Remove all of it. Raises DataSetNotFound."""
+        self.shelf.remove(set_id, owner)
 
     def _contents(self, set_id: str) -> Contents:
         found = Contents()
@@ -241,7 +196,7 @@ def _described(set_id: str, facts: Facts, contents: Contents, owner: str) -> Dat
     return DataSet(
         id=set_id,
         name=facts.name,
-        created_at=datetime.fromisoformat(facts.created_at),
+        created_at=facts.made,
         public=facts.public,
         mine=facts.owner == owner,
         images=len(contents.images),
@@ -249,8 +204,3 @@ def _described(set_id: str, facts: Facts, contents: Contents, owner: str) -> Dat
         odd=[OddFile(name=name, reason=reason) for name, reason in odd[:MOST_TOLD]],
         links={"self": here, "images": f"{here}/images"},
     )
-
-
-def _folder_of(owner: str) -> str:
-    """An owner's name may have letters that paths have not."""
-    return hashlib.sha256(owner.encode()).hexdigest()[:32]

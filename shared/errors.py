@@ -366,6 +366,20 @@ class DataSetFull(KernelscopeError):
     title = "Data set full"
 
 
+class SurveyNotFound(KernelscopeError):
+    """No survey has this id, or none that you may read has this layer. `POST /surveys` makes one of a data set."""
+
+    status = 404
+    title = "Survey not found"
+
+
+class NetworkChanged(KernelscopeError):
+    """The network's weights were replaced while a survey ran; its parts would not be of one network. Begin another."""
+
+    status = 409
+    title = "Network changed"
+
+
 class StoreUnavailable(KernelscopeError):
     """Redis or the object store does not answer. Nothing was accepted; try again after `Retry-After` seconds."""
 

@@ -278,23 +278,36 @@ class ExplainRequest(ExplainOptions):
 
     model_config = ConfigDict(extra="ignore")  # a later version's jobs can be read
 
-    kernels: AskedKernels = Field(description='as they were asked for; empty where `methods` is `["activations"]`')
-    methods: list[Method | Literal["activations"]] = Field(["suppression"])  # type: ignore[assignment]
-    images: list[Sha256] = Field(min_length=1, max_length=MAX_IMAGES)
+    kernels: AskedKernels = Field(description="as they were asked for; empty where none is explained")
+    methods: list[Method | Literal["activations", "survey"]] = Field(["suppression"])  # type: ignore[assignment]
+    images: list[Sha256] = Field(min_length=1, description="of a survey its parts, each by the list of its images")
+    layers: list[str] = Field(
+        [], exclude_if=lambda layers: not layers, description="of a survey alone; `layer` is the last of them"
+    )
     names: list[str | None] = Field([], description="of the images, in their order; empty where none was given")
 
     def name_of(self, image: int) -> str | None:
         """Of the image of that number, where it has a name."""
         return self.names[image] if self.names else None
 
+    @property
+    def explains(self) -> bool:
+        """Whether X̂ are asked for; else kernels are ranked, or surveyed."""
+        return self.methods not in (["activations"], ["survey"])
+
+    @property
+    def surveys(self) -> bool:
+        """Whether it is of a survey."""
+        return self.methods == ["survey"]
+
     def image_of(self, index: int) -> int:
         """The number of the image that the item of that index is about."""
-        choices = 1 if self.methods == ["activations"] else len(_choices(self.kernels))
+        choices = len(_choices(self.kernels)) if self.explains else 1
         return index // (choices * len(variants(self)))
 
 
 class Item(BaseModel):
-    """One X̂ to make, or one image whose kernels are to be ranked.
+    """One X̂ to make, one image whose kernels are to be ranked, or one part of a survey.
 
     Of an X̂'s `kernel` and `rank` one is set: rank r is the (r+1)-th most active kernel on the image.
     """
@@ -328,6 +341,11 @@ class Metrics(BaseModel):
     mse_selected: float = Field(description="mean of (F̂_i − F_i)²")
     leakage: float = Field(description="Σ_{j≠i}‖F̂_j‖₁ / Σ_{j≠i}‖F_j‖₁")
     sparsity: float = Field(description="share of pixels equal to the mean colour in 8 bits")
+    ssim_grey: float | None = Field(
+        None,
+        description="SSIM of the selected kernel's map of X̂ made grey against F_i: how much of what it sees is shape; "
+        "null on a 1×1 map, of a network of grey, and in results of before it was measured",
+    )
     invention: float | None = Field(
         None,
         description="activation below the layer that X̂ causes beyond the image's: the mean over the ReLU layers below "
@@ -599,7 +617,7 @@ def plan(request: ExplainRequest, max_items: int) -> list[list[Item]]:
     Raises:
         InvalidRequest: more than `max_items` items.
     """
-    choices = [(None, None)] if request.methods == ["activations"] else _choices(request.kernels)
+    choices = _choices(request.kernels) if request.explains else [(None, None)]
     axes = (range(len(request.images)), choices, variants(request))
     count = prod(map(len, axes))
     if count > max_items:

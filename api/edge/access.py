@@ -33,8 +33,9 @@ from shared.settings import Settings
 if TYPE_CHECKING:
     from redis.asyncio import Redis as AsyncRedis
 
-OPEN = ("/", "/healthz", "/readyz", "/docs", "/openapi.json")
+OPEN = ("/", "/healthz", "/readyz", "/docs", "/openapi.json", "/llms.txt")
 OPEN_FOLDERS = ("/web/", "/problems/")  # the page's own files, and what an error means
+PAGES = "/kernels/"  # addresses of pages, of which programs are told what they show
 SESSION_SECONDS = 12 * 3600
 GLANCE_SECONDS = 1.0  # between two looks at whether there are keys at all
 BEARER = re.compile(r"bearer +([!-~]{1,200})", re.IGNORECASE)
@@ -44,6 +45,11 @@ def bearer(connection: HTTPConnection) -> str | None:
     """The key that a request came with; None where its `Authorization` is missing, or is another server's."""
     match = BEARER.fullmatch(connection.headers.get("authorization", "").strip())
     return match[1] if match else None
+
+
+def page_wanted(connection: HTTPConnection, path: str) -> bool:
+    """Whether a browser asks for a page, which has no secrets; what it shows it asks for itself."""
+    return path.startswith(PAGES) and "text/html" in connection.headers.get("accept", "")
 
 
 def session(connection: HTTPConnection) -> str | None:
@@ -208,7 +214,7 @@ class Gate:
         path = route(scope)
         check_proxy(scope, access.settings)
         check_origin(scope, access.settings)
-        if path in OPEN or path.startswith(OPEN_FOLDERS):
+        if path in OPEN or path.startswith(OPEN_FOLDERS) or page_wanted(HTTPConnection(scope), path):
             return None, {}
         if not await access.needs_key():
             check_host(scope, access.settings)

@@ -76,6 +76,13 @@ async def submitted(
     async with received(request, form, services.admission) as body:
         job, replayed = await _taken(services, request, body, wishes.idempotency_key)
     del body  # it may be large, and the wait long
+    return await told(services, caller, job, wishes, response, replayed=replayed)
+
+
+async def told(
+    services: Services, caller: Visitor, job: Job, wishes: Wishes, response: Response, *, replayed: bool
+) -> Job:
+    """The job after the wait that was asked for, and the response's status and headers."""
     job = await answered(services, caller, job, wishes.prefer, response)
     response.headers["Location"] = job.links["self"]
     if replayed:
@@ -129,13 +136,21 @@ async def _taken(
     return await run_in_threadpool(_accept, services, caller, body, wanted, idempotency_key)
 
 
+def explained(services: Services, caller: Caller, body: ExplainBody, idempotency_key: str) -> tuple[Job, bool]:
+    """The same for images that this server has checked before."""
+    wanted, known = _foreseen(services, caller, body, idempotency_key)
+    return (known, True) if known else _accept(services, caller, body, wanted, idempotency_key)
+
+
 @dataclass(frozen=True)
-class _Wanted:
+class Wanted:
+    """A job that is not made yet."""
+
     request: ExplainRequest
     slices: list[list[Item]]
 
 
-def _wanted(services: Services, body: ExplainBody | ActivationsBody) -> _Wanted:
+def _wanted(services: Services, body: ExplainBody | ActivationsBody) -> Wanted:
     """What is to be done, by the catalogue alone."""
     layer = workers.network(services.redis, body.model).layer(body.layer)
     if isinstance(body, ExplainBody) and isinstance(body.kernels, list):
@@ -143,47 +158,64 @@ def _wanted(services: Services, body: ExplainBody | ActivationsBody) -> _Wanted:
     catalogue.check_methods(layer, getattr(body, "methods", []))
     digests = [source.sha256 or services.store.digest(source.data or b"") for source in body.images]
     request = _request(body, layer.name, digests)
-    return _Wanted(request, plan(request, services.settings.max_items))
+    return Wanted(request, plan(request, services.settings.max_items))
 
 
 def _foreseen(
     services: Services, caller: Caller, body: ExplainBody | ActivationsBody, idempotency_key: str | None
-) -> tuple[_Wanted, Job | None]:
+) -> tuple[Wanted, Job | None]:
     """The job that the key made before. Where there is none, refuses what can be refused without the images."""
     wanted = _wanted(services, body)
-    if job_id := services.transitions.foresee(wanted.request, len(wanted.slices), idempotency_key, caller):
-        try:
-            return wanted, services.records.job(job_id)
-        except (JobNotFound, JobExpired):  # Redis lost it: the key may make another
-            services.transitions.free(idempotency_key or "", job_id, caller)
-    if body.webhook_url is not None:
-        check_target(body.webhook_url, private=services.settings.webhook_private)
-    _check_available(services, body.model, wanted.request.layer)
+    if known := foreseen(services, caller, wanted, idempotency_key):
+        return wanted, known
     for source in body.images:
         if source.sha256 and services.records.image(source.sha256, caller.owner) is None:
             raise _unknown(source.sha256)
     return wanted, None
 
 
+def foreseen(services: Services, caller: Caller, wanted: Wanted, idempotency_key: str | None) -> Job | None:
+    """The job that the key made before. Where there is none, refuses what is refused whatever the images are."""
+    request = wanted.request
+    if job_id := services.transitions.foresee(request, len(wanted.slices), idempotency_key, caller):
+        try:
+            return services.records.job(job_id)
+        except (JobNotFound, JobExpired):  # Redis lost it: the key may make another
+            services.transitions.free(idempotency_key or "", job_id, caller)
+    if request.webhook_url is not None:
+        check_target(request.webhook_url, private=services.settings.webhook_private)
+    for layer in request.layers or [request.layer]:
+        _check_available(services, request.model, layer)
+    return None
+
+
 def _accept(
     services: Services,
     caller: Caller,
     body: ExplainBody | ActivationsBody,
-    wanted: _Wanted,
+    wanted: Wanted,
     idempotency_key: str | None,
 ) -> tuple[Job, bool]:
-    request, job_id = wanted.request, new_id()
-    lifetime = services.settings.retention_days * 86400
+    job_id = new_id()
     try:
-        for source, digest in zip(body.images, request.images, strict=True):
+        for source, digest in zip(body.images, wanted.request.images, strict=True):
             _put(services, caller, job_id, source, digest)
-        submitted = services.transitions.submit(job_id, request, wanted.slices, lifetime, idempotency_key, caller)
+        found, replayed = queued(services, caller, job_id, wanted, idempotency_key)
     except (StoreUnavailable, UnknownImage, QuotaExceeded, QueueFull, IdempotencyConflict):
         with suppress(StoreUnavailable):  # else it is found by the walk through the store
             services.records.late(job_id)
         raise
-    if submitted.job_id != job_id:  # the same request came twice at this moment
+    if found.id != job_id:  # the same request came twice at this moment
         services.records.late(job_id)
+    return found, replayed
+
+
+def queued(
+    services: Services, caller: Caller, job_id: str, wanted: Wanted, idempotency_key: str | None
+) -> tuple[Job, bool]:
+    """The job of this id in the queue; or another one, that the same request has made at this moment."""
+    lifetime = services.settings.retention_days * 86400
+    submitted = services.transitions.submit(job_id, wanted.request, wanted.slices, lifetime, idempotency_key, caller)
     announced(services, submitted.slices)
     return services.records.job(submitted.job_id), submitted.replayed
 

@@ -55,7 +55,7 @@ Rows = Mapping[Key, Mapping[int, Found]]  # what is compared, by the image's num
 
 def comparable(request: ExplainRequest) -> bool:
     """Whether it explains kernels on several images."""
-    return len(request.images) > 1 and request.methods != ["activations"]
+    return len(request.images) > 1 and request.explains
 
 
 @dataclass(frozen=True)

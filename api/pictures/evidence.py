@@ -151,6 +151,11 @@ class Files:
             frame = self.network(head.request.model).frame
             return self._original(head.job_id, digest, frame, fed.resize if fed else "squash")
 
+    def fitted(self, data: bytes, frame: images.Frame, how: Literal["squash", "crop"]) -> Image.Image:
+        """An image at a network's input size, RGB. One is decoded at a time, here too."""
+        with self._decoding:
+            return self._fitted(data, frame, how)
+
     def description(self, head: Head, found: Found) -> Description | None:
         """Of X̂, as `consistency` compares it."""
         stride = self.stride(head, found)
@@ -186,6 +191,9 @@ class Files:
         data = self.store.get(job_id, digest)
         if data is None:
             raise ArtifactNotFound(f"the original image {digest} is gone, so its pictures cannot be drawn")
+        return self._fitted(data, frame, how)
+
+    def _fitted(self, data: bytes, frame: images.Frame, how: Literal["squash", "crop"]) -> Image.Image:
         return images.resized(images.decode(data, self.max_pixels), frame, how).convert("RGB")
 
     def _described(self, job_id: str, digest: str, stride: int) -> Description | None:

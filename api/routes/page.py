@@ -20,6 +20,7 @@ router = APIRouter(include_in_schema=False)
 
 MEDIA_TYPES = {
     "html": "text/html",
+    "txt": "text/plain",
     "js": "text/javascript",
     "css": "text/css",
     "svg": "image/svg+xml",
@@ -28,7 +29,7 @@ MEDIA_TYPES = {
 }
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "connect-src 'self'; form-action 'self'; base-uri 'self'; frame-ancestors 'none'",
     "Cache-Control": "no-cache",  # asked for again each time, and answered 304
 }
 SAMPLE_SIDE = 224
@@ -50,6 +51,19 @@ def index(if_none_match: IfNoneMatch = "") -> Response:
 def reference(if_none_match: IfNoneMatch = "") -> Response:
     """The HTTP API, described and to be tried."""
     return _file("docs.html", if_none_match)
+
+
+@router.get("/llms.txt")
+def for_agents(if_none_match: IfNoneMatch = "") -> Response:
+    """What a language model should know to use the service."""
+    return _file("llms.txt", if_none_match)
+
+
+def page(name: str, if_none_match: str) -> Response:
+    """A page at an address that a program reads too."""
+    found = _file(name, if_none_match)
+    found.headers["Vary"] = "Accept"
+    return found
 
 
 @router.get("/web/{name}")

@@ -216,8 +216,8 @@ class Archive:
         return Dump(record, texts, log, webhook)
 
     def _note_images(self, job_id: str, record: Record) -> None:
-        owner = record.get("owner", "")
-        for digest in dict.fromkeys(ExplainRequest.model_validate_json(record["request"]).images):
+        owner, request = record.get("owner", ""), ExplainRequest.model_validate_json(record["request"])
+        for digest in () if request.surveys else dict.fromkeys(request.images):
             self.store.note(_place(owner, digest), job_id)
 
 

@@ -27,4 +27,4 @@ MEDIA_TYPES = {
 
 def drawn_artifacts(method: str) -> tuple[str, ...]:
     """The pictures of a result that are drawn when they are first asked for."""
-    return SHEETS if method == "activations" else DRAWN_ARTIFACTS
+    return {"activations": SHEETS, "survey": ()}.get(method, DRAWN_ARTIFACTS)

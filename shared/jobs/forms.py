@@ -54,8 +54,9 @@ def summary_of(job_id: str, stored: Stored) -> JobSummary:
     """Without any result."""
     record, rank = stored.record, stored.rank
     here, request = f"/jobs/{job_id}", ExplainRequest.model_validate_json(record["request"])
-    several = len(request.images) > 1 and request.methods != ["activations"]
-    links = LINKS | (LINKS_OF_SEVERAL if several else {})
+    links = LINKS | (LINKS_OF_SEVERAL if len(request.images) > 1 and request.explains else {})
+    links = {name: f"{here}/{path}" for name, path in links.items()} | {"self": here}
+    links |= {"survey": f"/surveys/{job_id}"} if request.surveys else {}
     status = Status(record["status"])
     return JobSummary(
         id=job_id,
@@ -71,7 +72,7 @@ def summary_of(job_id: str, stored: Stored) -> JobSummary:
         request=request,
         progress=_progress(record, status),
         failed_items=int(record["failed"]),
-        links={"self": here, **{name: f"{here}/{path}" for name, path in links.items()}},
+        links=links,
     )
 
 

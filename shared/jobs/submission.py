@@ -53,7 +53,8 @@ class Submission(Scripts):
             QuotaExceeded: the caller has too much open.
             QueueFull: everybody together has.
         """
-        queue: Queue = "interactive" if sum(map(len, slices)) <= SLICE_ITEMS else "bulk"
+        small = sum(map(len, slices)) <= SLICE_ITEMS and not request.surveys
+        queue: Queue = "interactive" if small else "bulk"
         text = request.model_dump_json()
         known = _known(caller, idempotency_key) if idempotency_key is not None else ""
         whole = {"v": FORM, "owner": caller.owner, "queue": queue, "traceparent": telemetry.traceparent()}

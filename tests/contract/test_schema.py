@@ -38,6 +38,12 @@ REFUSALS = {
     "GET /jobs": [422],
     "GET /jobs/{job_id}/events": [410, 422],
     "GET /jobs/{job_id}/artifacts/{item}/{name}": [410, 416],
+    "POST /surveys": [422],
+    "POST /surveys/{survey_id}/explanations": [422],
+    "GET /surveys/{survey_id}/layers/{layer}/crops/{image}/{row}/{column}": [422],
+    "GET /surveys/{survey_id}/layers/{layer}/pictures/{job}/{item}/{row}/{column}": [410, 422],
+    "GET /kernels/{network}/{layer}": [422],
+    "GET /kernels/{network}/{layer}/{kernel}": [422],
     "POST /datasets": [422],
     "POST /datasets/{dataset_id}/images": [422],
 }
@@ -56,6 +62,7 @@ DELETED = (
 RARE = (  # no good answer is asked for
     *DELETED[-4:],  # of jobs on several images, that are being watched or have failed
     "POST /datasets/{dataset_id}/images",  # files that are made up are no images
+    "GET /surveys/{survey_id}/layers/{layer}/pictures/{job}/{item}/{row}/{column}",  # few jobs have an X̂ there
 )
 TOLERANT = {"POST /datasets/{dataset_id}/images": [200]}  # a file that is no image is listed, and no error
 ACCEPTED = ["2xx", "3xx", 401, 403, 404, 409, 429]
@@ -77,6 +84,15 @@ EVERY = (
     "GET /datasets/{dataset_id}",
     "DELETE /datasets/{dataset_id}",
     "GET /datasets/{dataset_id}/images",
+    "POST /surveys",
+    "GET /surveys",
+    "GET /surveys/{survey_id}",
+    "DELETE /surveys/{survey_id}",
+    "GET /surveys/{survey_id}/kernels.csv",
+    "POST /surveys/{survey_id}/explanations",
+    "GET /surveys/{survey_id}/layers/{layer}/crops/{image}/{row}/{column}",
+    "GET /kernels/{network}/{layer}",
+    "GET /kernels/{network}/{layer}/{kernel}",
     "GET /models",
     "GET /models/{name}",
     "GET /webhook-secret",
@@ -178,6 +194,10 @@ def _configuration(plant: Plant) -> dict[str, Any]:
         "artifact": list(ARTIFACTS),
         "dataset": _datasets(plant, 2),
         "doomed_dataset": _datasets(plant, JOBS),
+        "survey": _surveys(plant, 1),
+        "doomed_survey": _surveys(plant, JOBS),
+        "kernel": [0, 1, 2],
+        "place": [0, 1, 2],
         "model": ["vgg_mini"],
         "layer": ["conv2_1"],
         "kernels": ["top:2"],
@@ -223,6 +243,16 @@ def _datasets(plant: Plant, count: int) -> list[str]:
     return ids
 
 
+def _surveys(plant: Plant, count: int) -> list[str]:
+    """Surveys of one image, which have ended."""
+    (dataset,) = _datasets(plant, 1)
+    body = {"dataset": dataset, "model": "vgg_mini", "layers": ["conv2_1"]}
+    with httpx.Client(base_url=plant.url, timeout=60) as client:
+        answers = [client.post("/surveys", json=body, headers={"Prefer": "wait=30"}) for _ in range(count)]
+    assert {answer.json()["status"] for answer in answers} == {"succeeded"}
+    return [answer.json()["id"] for answer in answers]
+
+
 def _cursors(plant: Plant) -> list[str]:
     """One that was given, and some that were not."""
     given = httpx.get(f"{plant.url}/jobs", params={"limit": 2}).json()["next_cursor"]
@@ -259,6 +289,37 @@ BOUND: dict[str, dict[str, str]] = {
     "GET /datasets/{dataset_id}/images": {"path.dataset_id": "dataset"},
     "POST /datasets/{dataset_id}/images": {"path.dataset_id": "dataset"},
     "DELETE /datasets/{dataset_id}": {"path.dataset_id": "doomed_dataset"},
+    "POST /surveys": {"body.dataset": "dataset", "body.model": "model", "body.layers[*]": "layer"},
+    "GET /surveys/{survey_id}": {"path.survey_id": "survey"},
+    "DELETE /surveys/{survey_id}": {"path.survey_id": "doomed_survey"},
+    "GET /surveys/{survey_id}/kernels.csv": {"path.survey_id": "survey"},
+    "POST /surveys/{survey_id}/explanations": {
+        "path.survey_id": "survey",
+        "body.layer": "layer",
+        "body.kernels[*]": "kernel",
+    },
+    "GET /surveys/{survey_id}/layers/{layer}/crops/{image}/{row}/{column}": {
+        "path.survey_id": "survey",
+        "path.layer": "layer",
+        "path.image": "place",
+        "path.row": "place",
+        "path.column": "place",
+    },
+    "GET /surveys/{survey_id}/layers/{layer}/pictures/{job}/{item}/{row}/{column}": {
+        "path.survey_id": "survey",
+        "path.layer": "layer",
+        "path.job": "job",
+        "path.item": "item",
+        "path.row": "place",
+        "path.column": "place",
+    },
+    "GET /kernels/{network}/{layer}": {"path.network": "model", "path.layer": "layer", "query.survey": "survey"},
+    "GET /kernels/{network}/{layer}/{kernel}": {
+        "path.network": "model",
+        "path.layer": "layer",
+        "path.kernel": "kernel",
+        "query.survey": "survey",
+    },
     "GET /models/{name}": {"path.name": "model"},
     "GET /problems/{slug}": {"path.slug": "slug"},
     **{name: {"path.job_id": "job"} for name in DELETED if not name.startswith("DELETE")},

@@ -55,12 +55,13 @@ def test_every_answer_has_an_example_that_fits_its_schema(name: str, operation: 
 def test_every_request_body_has_an_example_that_fits() -> None:
     """Of the JSON form; archives and files have none."""
     bodies = {name: operation["requestBody"]["content"] for name, operation in OPERATIONS if "requestBody" in operation}
-    assert bodies.keys() == {f"post {path}" for path in ("/explain", "/activations", "/datasets", FILES)}
+    surveys = ("/surveys", "/surveys/{survey_id}/explanations")
+    assert bodies.keys() == {f"post {path}" for path in ("/explain", "/activations", "/datasets", FILES, *surveys)}
     for name, content in bodies.items():
         if name != f"post {FILES}":
             json_body = content["application/json"]
             validator_for({**json_body["schema"], "components": DOCUMENT["components"]}).validate(json_body["example"])
-        assert ("multipart/form-data" in content) == (name != "post /datasets")
+        assert ("multipart/form-data" in content) == (name in ("post /explain", "post /activations", f"post {FILES}"))
 
 
 @pytest.mark.parametrize(("name", "operation"), OPERATIONS, ids=[name for name, _ in OPERATIONS])

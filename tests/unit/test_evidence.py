@@ -17,6 +17,7 @@ from shared.images import Frame
 from tests.recompute import VGG_BLOCKS, PlainVgg, numbers
 from worker.engine.device import TorchDevice
 from worker.engine.engine import Engine
+from worker.engine.metrics import likeness
 from worker.engine.pace import pace
 from worker.engine.questions import Answer, NoMemory, Picture, Question, Ticket
 from worker.engine.torch_batch import TorchBatch
@@ -75,6 +76,22 @@ def test_every_method_s_invention_is_that_of_the_formula(answers: list[Answer]) 
         assert by_layer is not None
         assert list(by_layer) == ["conv1_1", "conv1_2", "conv2_1", "conv2_2"]
         assert answer.metrics.invention == pytest.approx(np.mean(list(by_layer.values())), rel=1e-6)
+
+
+def test_what_is_left_of_the_map_without_colour(answers: list[Answer], device: TorchDevice) -> None:
+    """Against the layer's own maps of X̂ made grey about the mean colour, pixel by pixel."""
+    layer = device.networks.get("vgg_mini").layer(LAYER)
+    mean = np.array(VggMini.MEAN)
+    for answer, options in zip(answers, METHODS, strict=True):
+        away = (answer.picture / 255 - mean) @ np.array([0.299, 0.587, 0.114])
+        grey = (np.clip(mean + away[:, :, None], 0, 1) - mean) / np.array(VggMini.STD)
+        with torch.no_grad():
+            maps = layer.features(torch.from_numpy(grey.transpose(2, 0, 1)[None]).float())[0]
+        kernel = device.ranking("vgg_mini", LAYER, PICTURE)[0]
+        expected = likeness(maps[kernel], torch.from_numpy(answer.maps["before"]))
+        assert answer.metrics.ssim_grey == pytest.approx(expected, abs=1e-4), options
+        assert answer.metrics.ssim is not None
+        assert (answer.metrics.ssim_grey or 0) < answer.metrics.ssim
 
 
 def test_evidence_keeps_its_bound_and_takes_only_away(answers: list[Answer]) -> None:

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from benchmarks.readings import tensor
 from shared.drawings import scene
-from shared.tally import BINS, TOP, Tally, bins_of, joined
+from shared.surveys.parts import Part, Whole, join, packed
+from shared.surveys.tally import BINS, TOP, Tally, bins_of
 from tests.unit.test_networks import networks, whole
 from worker.engine.survey import SILENT, survey, tallied
 from worker.networks.layer import LoadedNetwork
@@ -36,7 +37,8 @@ def test_a_survey_is_what_a_plain_loop_finds(mini: LoadedNetwork, pixels: torch.
     """Every number of every kernel of every layer."""
     found = survey(mini, list(mini.layers), pixels)
     assert list(found) == list(mini.layers)
-    for name, tally in found.items():
+    for name, part in found.items():
+        tally = part.tally
         with torch.no_grad():
             maps = torch.cat([mini.layer(name).features(mini.space.from_bytes(one[None])) for one in pixels])
         assert (tally.images, tally.positions) == (COUNT, maps[0, 0].numel())
@@ -72,9 +74,9 @@ def test_of_equal_peaks_the_image_that_comes_first_is_named_first() -> None:
     maps = torch.ones(3, 1, 2, 2)
     maps[1] = 0
     part, later = tallied(maps, [4, 5, 6]), tallied(maps, [7, 8, 9])
-    assert part.top[0, :3].tolist() == [4, 6, -1]
-    assert joined([part, later]).top[0, :5].tolist() == [4, 6, 7, 9, -1]
-    assert (part.active_images[0], part.histogram[0, 0]) == (2, 1)
+    assert part.tally.top[0, :3].tolist() == [4, 6, -1]
+    assert Part.of([part, later]).tally.top[0, :5].tolist() == [4, 6, 7, 9, -1]
+    assert (part.tally.active_images[0], part.tally.histogram[0, 0]) == (2, 1)
 
 
 def test_what_is_no_number_or_of_another_layer_is_refused() -> None:
@@ -82,22 +84,41 @@ def test_what_is_no_number_or_of_another_layer_is_refused() -> None:
     with pytest.raises(ValueError, match="finite"):
         tallied(torch.full((1, 1, 2, 2), float("nan")), [0])
     with pytest.raises(ValueError, match="shapes"):
-        joined([tallied(torch.ones(1, 1, size, size), [0]) for size in (2, 3)])
+        Part.of([tallied(torch.ones(1, 1, size, size), [0]) for size in (2, 3)])
 
 
 def test_parts_joined_are_the_whole(mini: LoadedNetwork, pixels: torch.Tensor) -> None:
-    """To the last bit, from files of them, and a part that is made again is the same part."""
-    layer, cuts = "conv3_1", (0, 16, 32, COUNT)
-    parts = [survey(mini, [layer], pixels[start:end], start)[layer] for start, end in pairwise(cuts)]
-    again = survey(mini, [layer], pixels[16:32], 16)[layer]
-    assert again.to_bytes() == parts[1].to_bytes()
-    one = joined([Tally.from_bytes(part.to_bytes()) for part in parts])
-    assert one.to_bytes() == survey(mini, [layer], pixels)[layer].to_bytes()
+    """From files of them; a part that is made again is the same to the last bit."""
+    layers, cuts = ["conv3_1", "conv1_1"], (0, 16, 32, COUNT)
+    files = [packed(survey(mini, layers, pixels[start:end], start)) for start, end in pairwise(cuts)]
+    assert packed(survey(mini, layers, pixels[16:32], 16)) == files[1]
+    joined, at_once = join(files), survey(mini, layers, pixels)
+    for layer in layers:
+        found, expected = joined[layer].tally.arrays(), at_once[layer].tally.arrays()
+        assert found.keys() == expected.keys()
+        for name, array in found.items():
+            np.testing.assert_allclose(array, expected[name], rtol=1e-12, err_msg=name)
+        again = Whole.from_bytes(joined[layer].to_bytes())
+        np.testing.assert_array_equal(again.alike, joined[layer].alike)
+        _check_alike(again, at_once[layer].peaks)
+
+
+def _check_alike(found: Whole, peaks: np.ndarray) -> None:
+    """Pearson's correlation, as numpy has it; none with a kernel that never changes, nor with itself."""
+    changes = peaks.std(axis=0) > 0
+    for kernel, (others, values) in enumerate(zip(found.alike, found.correlations, strict=True)):
+        expected = [
+            np.corrcoef(peaks[:, kernel], peaks[:, other])[0, 1] if changes[kernel] and changes[other] else -np.inf
+            for other in others
+        ]
+        assert values == pytest.approx(expected, abs=0.005)  # of peaks in half precision
+        assert kernel not in others[np.isfinite(values)]
+        assert (np.diff(values[np.isfinite(values)]) <= 0).all()
 
 
 def test_fewer_images_than_are_kept(mini: LoadedNetwork, pixels: torch.Tensor) -> None:
     """The places that are left are empty."""
-    tally = survey(mini, ["conv1_1"], pixels[:3], 5)["conv1_1"]
+    tally = survey(mini, ["conv1_1"], pixels[:3], 5)["conv1_1"].tally
     assert {*tally.top[:, :3].flat} == {5, 6, 7}
     assert (tally.top[:, 3:] == -1).all()
     assert np.isneginf(tally.peaks[:, 3:]).all()
@@ -108,7 +129,7 @@ def test_of_maps_with_a_sign_the_absolute_value_counts() -> None:
     """And what is below a thousandth of the image's highest is silence."""
     maps = torch.zeros(1, 2, 2, 2)
     maps[0, 0] = torch.tensor([[-4.0, 1.0], [0.5 * SILENT * 4, 0.0]])
-    tally = tallied(maps, [9], signed=True)
+    tally = tallied(maps, [9], signed=True).tally
     assert (tally.peaks[0, 0], tally.top[0, 0], tally.places[0, 0]) == (4.0, 9, 0)
     assert tally.active.tolist() == [2, 0]
     assert tally.mean[0] == pytest.approx((4 + 1 + 2 * SILENT) / 4)
@@ -132,7 +153,7 @@ def test_one_pass_gives_every_node_the_maps_of_its_own_cut(name: str, tmp_path: 
         torch.testing.assert_close(found[one], alone, rtol=1e-4, atol=1e-4 * float(alone.abs().max()) + 1e-6)
         assert (one in network.signed) == network.layer(one).signed
     signed = next((one for one in names if one in network.signed), names[0])
-    tally, maps = survey(network, [signed], pixels)[signed], found[signed].abs()
+    tally, maps = survey(network, [signed], pixels)[signed].tally, found[signed].abs()
     assert tally.mean == pytest.approx(maps.double().mean(dim=(2, 3)).sum(dim=0).numpy(), rel=1e-3)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from shared.errors import KernelscopeError, LoneKernel, NotANumber, SilentKernel
 from shared.schemas import OPTIMIZED, Losses, Metrics
 from worker.engine.accelerator import broken, out_of_memory
-from worker.engine.metrics import as_records, metrics, png_regularization
+from worker.engine.metrics import as_records, likenesses, metrics, png_regularization
 from worker.engine.questions import Answer, Answered, NoMemory, Picture, Question, Ticket, internal
 from worker.methods.suppression import Losses as BatchLosses
 from worker.methods.suppression import Problems, Solution, losses
@@ -149,6 +149,8 @@ def _measured(layer: Layer, solved: Sequence[tuple[Question, Posed, Solution]]) 
         _invention(layer, metrics(before, maps, problems.kernel, picture, space), invented[rows], beyond[rows])
         for maps, rows in ((after, slice(count)), (after_float, slice(count, None)))
     )
+    for one, shape in zip(found, _shape(layer, problems.kernel, before, shown), strict=True):
+        one.ssim_grey = shape
     delivered = picture.permute(0, 2, 3, 1).cpu().numpy()
     return [
         _answer(
@@ -221,6 +223,15 @@ def _invention(layer: Layer, found: Sequence[Metrics], shares: Tensor, beyond_bl
         }
         complete.append(one.model_copy(update=told))
     return complete
+
+
+def _shape(layer: Layer, kernel: Tensor, before: Tensor, shown: Tensor) -> list[float | None]:
+    """SSIM of the selected map of each X̂ without its colour; there is none to take from a picture of grey."""
+    if layer.frame.channels == 1:
+        return [None] * len(shown)
+    rows = torch.arange(len(kernel), device=before.device)
+    after = layer.features(layer.space.without_colour(shown).contiguous(memory_format=torch.channels_last))
+    return likenesses(after[rows, kernel], before[rows, kernel])
 
 
 def _gamma(question: Question, depth: int) -> float | None:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor
 
 from shared.catalogue import Network
+from shared.errors import DeviceOutOfMemory
 from shared.images import Frame
 from shared.schemas import OPTIMIZED, WeightsUsed
+from shared.surveys.parts import Part
 from shared.workers import NetworkState
-from worker.engine.accelerator import broken
+from worker.engine.accelerator import broken, out_of_memory
 from worker.engine.answers import pictures
 from worker.engine.baseline_batch import BaselineBatch
 from worker.engine.questions import Batch, Device, Maps, Picture, Question
+from worker.engine.survey import survey
 from worker.engine.threads import Threads
 from worker.engine.torch_batch import TorchBatch
 from worker.methods.suppression import VERSION, silent
@@ -92,6 +97,26 @@ class TorchDevice(Device):
     def _features(self, model: str, layer: str, picture: Picture) -> Tensor:
         chosen = self.networks.get(model).layer(layer)
         return chosen.features(pictures([picture], chosen))[0]
+
+    def survey(self, model: str, layers: Sequence[str], pictures: Sequence[Picture], first: int) -> dict[str, Part]:
+        """What is to be known of these layers on pictures, in halves where there is no memory for all at once."""
+        network = self.networks.get(model)
+        for layer in layers:
+            network.layer(layer)  # it is covered
+        pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).to(self.networks.device)
+        try:
+            return survey(network, layers, pixels, first)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            if len(pictures) == 1:
+                raise DeviceOutOfMemory(f"an image of {model} does not fit into {self.name}") from error
+        middle = len(pictures) // 2
+        halves = [
+            self.survey(model, layers, pictures[:middle], first),
+            self.survey(model, layers, pictures[middle:], first + middle),
+        ]
+        return {layer: Part.of([half[layer] for half in halves]) for layer in halves[0]}
 
     def batch(self, question: Question) -> Batch:
         """An empty batch for a layer."""

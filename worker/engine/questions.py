@@ -18,11 +18,13 @@ from shared.catalogue import Network
 from shared.errors import KernelscopeError
 from shared.images import Frame
 from shared.schemas import Losses, Metrics, Stop, WeightsUsed
+from shared.surveys.parts import Part
 from shared.workers import NetworkState
 
 # γ/D, the weight of what one ReLU layer below has that the image does not cause. No fingerprint knows it: a change
 # of it raises the solvers' VERSION.
 PER_LAYER = 0.35
+SURVEYED = 8  # pictures of a survey that the engine looks at between two steps of its batches
 MOST_LAYERS = 16  # VGG-19 has 15 below its last; 5.6 holds X̂ in a network of any depth, and 20 leaves it at X
 
 Picture = NDArray[Any]  # (H, W, 3), of grey (H, W, 1): of 0 to 255 in uint8 or, of deep grey, float32
@@ -234,6 +236,13 @@ class Device(Protocol):
 
     def feature_maps(self, model: str, layer: str, picture: Picture) -> Maps:
         """The layer's feature maps F of a picture, (C, h, w). On the engine's thread only. Raises LayerNotCovered."""
+        ...
+
+    def survey(self, model: str, layers: Sequence[str], pictures: Sequence[Picture], first: int) -> dict[str, Part]:
+        """What is to be known of these layers on pictures that have the numbers from `first` on.
+
+        On the engine's thread only. Raises LayerNotCovered, DeviceOutOfMemory.
+        """
         ...
 
     def batch(self, question: Question) -> Batch:

@@ -1,4 +1,4 @@
-"""How active every kernel of some layers is on many images: one pass an image for all of them (shared/tally.py)."""
+"""How active every kernel of some layers is on many images: one pass an image for all of them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from shared.tally import Tally, joined
+from shared.surveys.parts import Part
+from shared.surveys.tally import Tally
+from worker.engine.questions import SURVEYED
 from worker.networks.layer import LoadedNetwork
 
-BATCH = 16
 SILENT = 1e-3  # of the highest |F| of an image, below which a kernel of a layer with a sign is silent there
 
 
-def survey(network: LoadedNetwork, layers: Sequence[str], pixels: Tensor, first: int = 0) -> dict[str, Tally]:
-    """Each layer's tally of some images, with a number each from `first` on.
+def survey(network: LoadedNetwork, layers: Sequence[str], pixels: Tensor, first: int = 0) -> dict[str, Part]:
+    """What is to be known of each layer on some images, with a number each from `first` on.
 
-    The same images give the same tally to the last bit, on one machine with as many threads.
+    The same images give the same to the last bit, on one machine with as many threads.
 
     Args:
         pixels: the network's inputs, (N, 3, H, W), of grey (N, 1, H, W), uint8; one image at least.
@@ -25,20 +26,21 @@ def survey(network: LoadedNetwork, layers: Sequence[str], pixels: Tensor, first:
     Raises:
         ValueError: an activation is not finite.
     """
-    found: dict[str, Tally] = {}
+    found: dict[str, list[Part]] = {}
 
     def see(name: str, maps: Tensor) -> None:
-        tally = tallied(maps, numbers, signed=name in network.signed)
-        found[name] = joined([found[name], tally]) if name in found else tally
+        found.setdefault(name, []).append(tallied(maps, numbers, signed=name in network.signed))
 
-    for start in range(0, len(pixels), BATCH):
-        images = network.space.from_bytes(pixels[start : start + BATCH]).contiguous(memory_format=torch.channels_last)
+    for start in range(0, len(pixels), SURVEYED):
+        images = network.space.from_bytes(pixels[start : start + SURVEYED]).contiguous(
+            memory_format=torch.channels_last
+        )
         numbers = range(first + start, first + start + len(images))
         network.each(layers, images, see)
-    return found
+    return {name: Part.of(parts) for name, parts in found.items()}
 
 
-def tallied(maps: Tensor, numbers: Sequence[int], *, signed: bool = False) -> Tally:
+def tallied(maps: Tensor, numbers: Sequence[int], *, signed: bool = False) -> Part:
     """Of a layer's maps F, (N, C, h, w).
 
     Args:
@@ -55,4 +57,5 @@ def tallied(maps: Tensor, numbers: Sequence[int], *, signed: bool = False) -> Ta
     silent = SILENT * peaks.amax(dim=1)[:, None, None, None] if signed else None
     active = (rows if silent is None else (rows - silent).relu()).sign().sum(dim=(1, 2))  # faster than to count
     values = (peaks, rows.mean(dim=(1, 2)), active.long(), row * width + column)
-    return Tally.of(numbers, height * width, *(value.cpu().numpy() for value in values))
+    highest, *others = (value.cpu().numpy() for value in values)
+    return Part(Tally.of(numbers, height * width, highest, *others), highest)

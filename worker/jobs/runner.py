@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,10 +12,12 @@ from functools import partial
 from threading import Lock, Timer
 
 from shared import logs, telemetry
+from shared.datasets import DataSets
 from shared.errors import StoreUnavailable
 from shared.jobs import Claim, LostLease, Next, Records, Transitions
 from shared.jobs.claims import QUEUES, Queue
 from shared.store import BlobStore
+from shared.surveys.store import Surveys
 from worker.engine.engine import Engine
 from worker.jobs.admission import Admission
 from worker.jobs.inputs import Decoder
@@ -56,7 +59,9 @@ class Runner:
             self.telemetry.registry.register(collector)
         self.admission = Admission(self.engine.device.state)
         able = self.admission.able
-        self.hands = Hands(self.engine, self.records, self.transitions, self.store, decoder, self.telemetry, able)
+        surveys = Surveys(self.store, DataSets(self.store, sys.maxsize))
+        books = (self.records, self.transitions, self.store, surveys)
+        self.hands = Hands(self.engine, *books, decoder, self.telemetry, able)
 
     def run(self, queue: Queue, announced: str = "") -> None:
         """Claim the slice of this queue whose turn it is, and bring it to its end; there may be none.

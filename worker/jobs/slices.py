@@ -14,6 +14,7 @@ from shared.errors import DeadlinePassed, KernelscopeError, LayerNotCovered, Mod
 from shared.jobs import Claim, LostLease, Records, Sign, Transitions
 from shared.schemas import Item, ItemResult
 from shared.store import BlobStore
+from shared.surveys.store import Surveys
 from worker.engine.engine import Engine
 from worker.engine.questions import Answer, Question, Step, Ticket, internal
 from worker.engine.turns import Account, Asked
@@ -21,6 +22,7 @@ from worker.jobs import activations
 from worker.jobs.artifacts import artifacts, facts, note
 from worker.jobs.inputs import Decoder, Inputs
 from worker.jobs.previews import Previews
+from worker.jobs.surveying import Surveying
 from worker.jobs.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ class Hands:
     records: Records
     transitions: Transitions
     store: BlobStore
+    surveys: Surveys
     decoder: Decoder
     telemetry: Telemetry
     able: Callable[[str, str], bool]  # whether the worker has a network and a layer now
@@ -65,6 +68,8 @@ class SliceRun:
         self.account = Account(urgent=self.claim.queue == "interactive")
         read = partial(self._patiently, self.hands.store.get, self.claim.job_id)
         self.inputs = Inputs(self.claim, self.hands.engine, self.account, read, self.hands.decoder)
+        more = (self.hands.engine, self.account, self.hands.surveys, self.hands.decoder, self._patiently)
+        self.surveying = Surveying(self.claim, *more, lambda: not self.ended)
 
     def to_the_end(self) -> bool:
         """Bring it to its end. False where it was told to stop before: somebody else is to go on.
@@ -74,8 +79,8 @@ class SliceRun:
         """
         try:
             self._check_deadline()
-            ranks = self.claim.request.methods == ["activations"]
-            done = self._rank() if ranks else self._answer(self._questions())
+            request = self.claim.request
+            done = self._answer(self._questions()) if request.explains else self._each()
             if done and not self.lost:
                 self.hands.transitions.finish(self.claim)
         except (LostLease, StoreUnavailable):
@@ -104,7 +109,7 @@ class SliceRun:
         running = self._in_work()
         previews = self.previews.new(running, wanted=self.watched)
         steps = {index: ticket.step for index, ticket in running.items() if ticket.step}
-        return Sign(self.claim, self._progress(steps), previews)
+        return Sign(self.claim, self._progress(steps) or self.surveying.progress(), previews)
 
     def lose(self) -> None:
         """It is another worker's, or its job was cancelled."""
@@ -171,16 +176,28 @@ class SliceRun:
         self.asked = None
         return not left
 
-    def _rank(self) -> bool:
-        """Of each image, how active the layer's kernels are. Whether all were."""
+    def _each(self) -> bool:
+        """One item after the other. Whether all were done."""
         for item in self.claim.items:
             if self.ended:
                 return False
             self._check_deadline()
-            self._rank_one(item)
+            if not (self._survey(item) if self.claim.request.surveys else self._rank(item)):
+                return False
         return True
 
-    def _rank_one(self, item: Item) -> None:
+    def _survey(self, item: Item) -> bool:
+        """What all kernels respond to in one part of a data set. Whether all of it was looked at."""
+        request, device, begin = self.claim.request, self.hands.engine.device, time.monotonic()
+        with telemetry.span("survey", model=request.model, part=item.image):
+            if not self.surveying.part(item):
+                return False
+        own = {"weights": device.weights(request.model), "device": device.name, "seconds": time.monotonic() - begin}
+        self._committed(ItemResult.of(item, request, None).model_copy(update=own), {})
+        return True
+
+    def _rank(self, item: Item) -> bool:
+        """How active the layer's kernels are on one image."""
         request, engine = self.claim.request, self.hands.engine
         picture = self.inputs.picture(item.image)
         with telemetry.span("rank", model=request.model, layer=request.layer):
@@ -189,6 +206,7 @@ class SliceRun:
         own = {"weights": engine.device.weights(request.model), "device": engine.device.name, "note": self._note(item)}
         result = ItemResult.of(item, request, None).model_copy(update={**found, **own})
         self._committed(result, self._stored(files))
+        return True
 
     def _note(self, item: Item, other: str | None = None) -> str | None:
         """What was ignored of the image's file, after another note where there is one."""

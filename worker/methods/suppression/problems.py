@@ -63,6 +63,9 @@ class Asks:
         return self.bound or self.max_invention
 
 
+LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
+
+
 @dataclass(frozen=True)
 class PixelSpace:
     """The network's normalised space: x = (pixel − mean) / std with pixels in [0, 1]. The mean colour is x = 0.
@@ -90,6 +93,12 @@ class PixelSpace:
     def weighed(self, pixels: Tensor) -> Tensor:
         """(…, 3, H, W) uint8 → normalised for L_r, in which a byte equal to the rounded mean colour is 0."""
         return torch.where(pixels == self.mean_bytes, 0, self.from_bytes(pixels))
+
+    def without_colour(self, x: Tensor) -> Tensor:
+        """(…, 3, H, W) normalised → the same with every channel as far from the mean colour as the luminance is."""
+        weights = torch.tensor(LUMINANCE, device=x.device).view(3, 1, 1)
+        away = (weights * x * self.std).sum(dim=-3, keepdim=True)  # of 1
+        return (away / self.std).clamp(self.low, self.high)
 
     def box(self, kind: torch.dtype) -> tuple[Tensor, Tensor]:
         """What can be displayed: the values of a black and of a white pixel, (3, 1, 1) each."""

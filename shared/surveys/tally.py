@@ -9,11 +9,10 @@ the image's highest of the layer; an image in which it is nowhere active is none
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import reduce
-from io import BytesIO
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +25,23 @@ BINS = len(EDGES) + 2
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Number = TypeVar("Number", bound=np.generic)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What a tally says of one kernel.
+
+    Args:
+        mean, max: of its activation.
+        active, active_images: the share of positions, and of images.
+        top: number, peak and position of the images that activate it most, highest first.
+    """
+
+    mean: float
+    max: float
+    active: float
+    active_images: float
+    top: list[tuple[int, float, int]]
 
 
 @dataclass(frozen=True)
@@ -120,18 +136,32 @@ class Tally:
             places=_first(places, order, 0),
         )
 
-    def to_bytes(self) -> bytes:
-        """A file of it."""
-        file = BytesIO()
-        values = {one.name: np.asarray(getattr(self, one.name)) for one in fields(self)}
-        np.savez_compressed(file, allow_pickle=False, **values)
-        return file.getvalue()
+    def kernel(self, kernel: int) -> Kernel:
+        """What it says of one kernel."""
+        there = self.top[kernel] >= 0
+        found = zip(
+            self.top[kernel][there].tolist(),
+            self.peaks[kernel][there].tolist(),
+            self.places[kernel][there].tolist(),
+            strict=True,
+        )
+        top = list(found)
+        return Kernel(
+            mean=float(self.mean[kernel]) / self.images,
+            max=top[0][1] if top else 0.0,
+            active=int(self.active[kernel]) / (self.images * self.positions),
+            active_images=int(self.active_images[kernel]) / self.images,
+            top=top,
+        )
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """As it is stored."""
+        return {one.name: np.asarray(getattr(self, one.name)) for one in fields(self)}
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Tally:
-        """Of such a file."""
-        with np.load(BytesIO(data), allow_pickle=False) as file:
-            known = {one.name: file[one.name] for one in fields(cls)}
+    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Tally:
+        """The same, read."""
+        known: dict[str, Any] = {one.name: arrays[one.name] for one in fields(cls)}
         return cls(**{**known, "images": int(known["images"]), "positions": int(known["positions"])})
 
 

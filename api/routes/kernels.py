@@ -1,0 +1,70 @@
+"""`/kernels/{network}/{layer}/{kernel}`: a page for each kernel and each layer, and the same as JSON."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+from api.edge.access import Asking, page_wanted
+from api.edge.site import route
+from api.routes.page import page
+from api.services import Opened
+from api.surveys.kernels import View
+from shared.surveys.forms import KernelPage, LayerKernels
+
+router = APIRouter(prefix="/kernels", tags=["surveys"])
+
+Chosen = Annotated[
+    str | None,
+    Query(
+        max_length=64,
+        description="which survey; unless given the newest that has looked at all its images, of those that you may "
+        "read and that have the layer",
+    ),
+]
+HTML: dict[int | str, dict[str, Any]] = {200: {"content": {"text/html": {"schema": {"type": "string"}}}}}
+IfNoneMatch = Annotated[str, Header()]
+HEADERS = {"Cache-Control": "no-store", "Vary": "Accept"}
+
+
+@router.get("/{network}/{layer}", response_model=LayerKernels, responses=HTML)
+async def get_layer_kernels(  # noqa: PLR0913, PLR0917 - its headers
+    network: str,
+    layer: str,
+    request: Request,
+    services: Opened,
+    caller: Asking,
+    survey: Chosen = None,
+    if_none_match: IfNoneMatch = "",
+) -> Response:
+    """All kernels of a layer: how active each is, and the first thing that it sees."""
+    if page_wanted(request, route(request.scope)):
+        return page("layer.html", if_none_match)
+    view = await run_in_threadpool(View, services, caller.owner, network, layer, survey)
+    found = await run_in_threadpool(view.kernels)
+    return _json(found.under(services.settings.root))
+
+
+@router.get("/{network}/{layer}/{kernel}", response_model=KernelPage, responses=HTML)
+async def get_kernel(  # noqa: PLR0913, PLR0917 - its headers
+    network: str,
+    layer: str,
+    kernel: int,
+    request: Request,
+    services: Opened,
+    caller: Asking,
+    survey: Chosen = None,
+    if_none_match: IfNoneMatch = "",
+) -> Response:
+    """What is known of a kernel: the images that activate it most, the X̂ that were made of them, and its numbers."""
+    if page_wanted(request, route(request.scope)):
+        return page("kernel.html", if_none_match)
+    view = await run_in_threadpool(View, services, caller.owner, network, layer, survey)
+    found = await run_in_threadpool(view.kernel, kernel)
+    return _json(found.under(services.settings.root))
+
+
+def _json(found: KernelPage | LayerKernels) -> Response:
+    return Response(found.model_dump_json(), media_type="application/json", headers=HEADERS)

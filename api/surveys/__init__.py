@@ -1,0 +1,1 @@
+"""Surveys of data sets, and what they know of a kernel."""

@@ -1,0 +1,244 @@
+"""X̂ of the images that activate a kernel most: asked for as jobs like any other, and what they say together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import sqrt
+from statistics import fmean
+from typing import Any
+
+from api.jobs.accept import explained
+from api.pictures.consistency import Description, consistency, discrimination
+from api.services import Services
+from shared import catalogue, workers
+from shared.errors import InvalidRequest, JobExpired, JobNotFound, SilentKernel
+from shared.jobs import Caller
+from shared.schemas import ExplainBody, ImageSource, ItemResult, Job, Status, WholeJob
+from shared.surveys.forms import ExplainKernels, Explanation, Score
+from shared.surveys.store import Facts
+
+METHOD = "evidence"
+EFFORTS = ("quick", "standard", "thorough")
+RIVALS = "top:2"  # one of the two at least is another kernel
+COMPARED = 4  # images on which rivals are explained too
+
+
+@dataclass
+class Note:
+    """What is remembered of a kernel's explanation, for one caller.
+
+    Args:
+        images: numbers of the images in the survey.
+        scores: once all jobs have ended: of `Explanation`.
+        made: the places in `images` of those that there is an X̂ of, then.
+    """
+
+    job: str
+    effort: str
+    images: list[int]
+    rivals: str | None = None
+    scores: dict[str, Any] | None = None
+    made: list[int] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, text: bytes) -> Note:
+        """As it was stored."""
+        return cls(**json.loads(text))
+
+    def to_json(self) -> bytes:
+        """To be stored."""
+        return json.dumps(vars(self)).encode()
+
+
+def explanations(services: Services, caller: Caller, survey_id: str, body: ExplainKernels) -> list[Job]:
+    """The jobs that explain these kernels, those that there were and new ones; of silent kernels there are none.
+
+    Raises:
+        SurveyNotFound, DataSetNotFound, UnknownLayer, UnknownKernel, InvalidRequest, SilentKernel, QuotaExceeded,
+        QueueFull, StoreUnavailable, and what `POST /explain` refuses.
+    """
+    facts = services.surveys.shelf.facts(survey_id, caller.owner)
+    layer = workers.network(services.redis, facts.model).layer(body.layer)
+    catalogue.check_kernels(layer, body.kernels)
+    whole = services.surveys.layer(survey_id, layer.name)
+    if whole is None:
+        known = f"it has {', '.join(facts.layers)}" if layer.name not in facts.layers else "it has seen no image yet"
+        raise InvalidRequest(f"layer: survey {survey_id} knows nothing of {layer.name}: {known}")
+    jobs: list[Job] = []
+    for kernel in body.kernels:
+        if top := [number for number, _, _ in whole.tally.kernel(kernel).top[: body.images]]:
+            jobs += _Explaining(services, caller, survey_id, facts, layer.name, kernel).jobs(top, body)
+    if not jobs:
+        raise SilentKernel(f"no image of the survey activates kernel {', '.join(map(str, body.kernels))}")
+    return jobs
+
+
+@dataclass(frozen=True)
+class _Explaining:
+    """Of one kernel."""
+
+    services: Services
+    caller: Caller
+    survey_id: str
+    facts: Facts
+    layer: str
+    kernel: int
+
+    def jobs(self, numbers: list[int], body: ExplainKernels) -> list[Job]:
+        surveys, place = self.services.surveys, (self.survey_id, self.caller.owner, self.layer, self.kernel)
+        text = surveys.explained(*place)
+        note = Note.read(text) if text else None
+        found = self._known(note, numbers, body.effort)
+        if note is None or found is None:
+            found = self._made(numbers, [self.kernel], body.effort, note.job if note else "")
+            note = Note(found.id, body.effort, numbers)
+            surveys.note_explained(*place, note.to_json())
+        if not body.rivals:
+            return [found]
+        rivals = self._there(note.rivals)
+        if rivals is None:
+            rivals = self._made(numbers[:COMPARED], RIVALS, note.effort, note.rivals or note.job)
+            note.rivals, note.scores = rivals.id, None
+            surveys.note_explained(*place, note.to_json())
+        return [found, rivals]
+
+    def _known(self, note: Note | None, numbers: list[int], effort: str) -> Job | None:
+        """The job of before, if it is of these images and as good."""
+        if note is None or EFFORTS.index(note.effort) < EFFORTS.index(effort) or note.images != numbers:
+            return None
+        return self._there(note.job)
+
+    def _there(self, job_id: str | None) -> Job | None:
+        try:
+            job = self.services.records.job(job_id, self.caller.owner) if job_id else None
+        except (JobNotFound, JobExpired):
+            return None
+        return None if job and job.status is Status.CANCELLED else job
+
+    def _made(self, numbers: Sequence[int], kernels: list[int] | str, effort: str, former: str) -> Job:
+        what = json.dumps([self.survey_id, self.layer, self.kernel, effort, list(numbers), kernels, former])
+        named = [self.services.surveys.image(self.survey_id, number) for number in numbers]
+        body = ExplainBody(
+            model=self.facts.model,
+            layer=self.layer,
+            kernels=kernels,
+            methods=[METHOD],
+            effort=effort,
+            images=[self._source(digest, name) for digest, name in named],
+        )
+        return explained(self.services, self.caller, body, hashlib.sha256(what.encode()).hexdigest())[0]
+
+    def _source(self, digest: str, name: str) -> ImageSource:
+        data = self.services.datasets.image(self.facts.dataset, digest, self.caller.owner)
+        return ImageSource.model_construct(data=data, sha256=None, name=name.rsplit("/", 1)[-1] or None)
+
+
+@dataclass(frozen=True)
+class Explained:
+    """An explanation, and its results by the numbers of their images."""
+
+    explanation: Explanation
+    results: dict[int, ItemResult]
+
+
+def explanation_of(services: Services, owner: str, place: tuple[str, str, int], note: Note) -> Explained | None:
+    """What there is of it now; None where its job is gone.
+
+    Args:
+        place: survey, layer, kernel.
+    """
+    survey_id, layer, kernel = place
+    try:
+        job = services.records.whole(note.job, owner)
+    except (JobNotFound, JobExpired):
+        return None
+    rivals = _rivals(services, owner, note)
+    if note.scores is None:
+        found = _scores(services, job, rivals, kernel)
+        if job.status.terminal and (rivals is None or rivals.status.terminal):
+            note.scores = {name: one.model_dump() if one else None for name, one in found.items()}
+            note.made = [one.index for one in job.results if one.status == "succeeded"]
+            services.surveys.note_explained(survey_id, owner, layer, kernel, note.to_json())
+    else:
+        found = {name: Score.model_validate(one) if one else None for name, one in note.scores.items()}
+    here = f"/jobs/{note.job}"
+    explanation = Explanation(
+        job=note.job,
+        status=job.status,
+        method=METHOD,
+        effort=note.effort,
+        made=sum(one.status == "succeeded" for one in job.results),
+        of=len(note.images),
+        rivals=note.rivals if rivals else None,
+        **found,
+        links={"self": here, "events": f"{here}/events", "retry": f"{here}/retry"},
+    )
+    return Explained(explanation, {note.images[one.index]: one for one in job.results})
+
+
+def _rivals(services: Services, owner: str, note: Note) -> WholeJob | None:
+    try:
+        return services.records.whole(note.rivals, owner) if note.rivals else None
+    except (JobNotFound, JobExpired):
+        return None
+
+
+def _scores(services: Services, job: WholeJob, rivals: WholeJob | None, kernel: int) -> dict[str, Score | None]:
+    """Of the X̂ that there are."""
+    own = _descriptions(services, job, lambda one: one.index)
+    others: list[dict[int, Description]] = []
+    if rivals:
+        seen = _descriptions(services, rivals, lambda one: one.index)
+        others += [
+            {rivals.request.image_of(one.index): seen[one.index]}
+            for one in rivals.results
+            if one.kernel != kernel and one.index in seen
+        ]
+    kept = [
+        one.metrics.ssim_grey
+        for one in job.results
+        if one.status == "succeeded" and one.metrics and one.metrics.ssim_grey is not None
+    ]
+    return {
+        "consistency": _score(consistency, own),
+        "discrimination": _score(lambda pictures: discrimination(pictures, others), own) if others else None,
+        "colour": _mean([1 - one for one in kept]),
+    }
+
+
+def _descriptions(services: Services, job: WholeJob, key: Callable[[ItemResult], int]) -> dict[int, Description]:
+    made = [one.index for one in job.results if one.status == "succeeded"]
+    if not made:
+        return {}
+    head = services.records.head(job.id)
+    found = {}
+    for result, blobs in services.records.results(job.id, made):
+        described = services.pictures.files.description(head, (result, blobs))
+        if described is not None:
+            found[key(result)] = described
+    return found
+
+
+def _score(statistic: Callable[[Mapping[int, Description]], float | None], own: dict[int, Description]) -> Score | None:
+    """With its standard error by the jackknife: each image left out once."""
+    value = statistic(own)
+    if value is None:
+        return None
+    without = [statistic({key: it for key, it in own.items() if key != left}) for left in own]
+    known = [one for one in without if one is not None]
+    if len(known) < len(own):
+        return Score(value=value, error=None)
+    middle, count = fmean(known), len(known)
+    return Score(value=value, error=sqrt((count - 1) / count * sum((one - middle) ** 2 for one in known)))
+
+
+def _mean(values: Sequence[float]) -> Score | None:
+    if not values:
+        return None
+    middle, count = fmean(values), len(values)
+    if count == 1:
+        return Score(value=middle, error=None)
+    return Score(value=middle, error=sqrt(sum((one - middle) ** 2 for one in values) / (count - 1) / count))

@@ -1,0 +1,202 @@
+"""What is known of a layer's kernels: out of a survey, with the X̂ that the caller has had made."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from api.services import Services
+from api.surveys.crops import box_of
+from api.surveys.explanations import Explained, Note, explanation_of
+from api.surveys.start import described
+from shared import catalogue, workers
+from shared.catalogue import Layer, Network
+from shared.errors import SurveyNotFound
+from shared.images import Frame
+from shared.shelves import READERS
+from shared.surveys.forms import Bin, KernelPage, KernelSummary, LayerKernels, Similar, Survey, TopImage
+from shared.surveys.parts import Whole
+from shared.surveys.store import Facts
+from shared.surveys.tally import EDGES, Kernel
+
+MOST_ASKED = 32  # jobs that are asked for how they have ended, for one layer's page
+
+
+class View:
+    """A layer in one survey, as a caller sees it.
+
+    Raises:
+        UnknownModel, UnknownLayer.
+        SurveyNotFound: the caller may read none that has this layer.
+    """
+
+    def __init__(self, services: Services, owner: str, network: str, layer: str, survey_id: str | None) -> None:
+        self.services, self.owner = services, owner
+        self.network: Network = workers.network(services.redis, network)
+        self.layer: Layer = self.network.layer(layer)
+        self.known = self._surveys()
+        if survey_id is not None and survey_id not in self.known:
+            services.surveys.shelf.facts(survey_id, owner)
+            raise SurveyNotFound(f"survey {survey_id} is not of {self.layer.name} of {network}")
+        if not self.known:
+            raise SurveyNotFound(
+                f"no survey that you may read has {self.layer.name} of {network}: "
+                "`kernelscope datasets add FOLDER` sends images, `kernelscope surveys make NAME` has them looked at"
+            )
+        self.surveys = {one: described(services, one, facts, owner) for one, facts in self.known.items()}
+        self.survey_id = survey_id or self._newest()
+        self.whole: Whole | None = services.surveys.layer(self.survey_id, self.layer.name)
+
+    @property
+    def frame(self) -> Frame:
+        """Of the network's input."""
+        return self.network.frame
+
+    @property
+    def survey(self) -> Survey:
+        """The one that is looked at."""
+        return self.surveys[self.survey_id]
+
+    def kernels(self) -> LayerKernels:
+        """All of them."""
+        notes = self._notes()
+        kernels = [self._summary(kernel, notes.get(kernel)) for kernel in range(self.layer.kernels)]
+        return LayerKernels(survey=self.survey, surveys=list(self.surveys.values()), layer=self.layer, kernels=kernels)
+
+    def kernel(self, kernel: int) -> KernelPage:
+        """One of them. Raises UnknownKernel."""
+        catalogue.check_kernels(self.layer, [kernel])
+        one, made = self._of(kernel), self._explained(kernel)
+        return KernelPage(
+            network=self.network.name,
+            layer=self.layer,
+            kernel=kernel,
+            survey=self.survey,
+            surveys=list(self.surveys.values()),
+            mean=one.mean,
+            max=one.max,
+            active=one.active,
+            active_images=one.active_images,
+            histogram=self._histogram(kernel),
+            top=self._top(one, made),
+            similar=self._similar(kernel),
+            explanation=made.explanation if made else None,
+        )
+
+    def _surveys(self) -> dict[str, Facts]:
+        every = self.services.surveys.shelf.all(self.owner).items()
+        return {one: it for one, it in every if it.model == self.network.name and self.layer.name in it.layers}
+
+    def _newest(self) -> str:
+        """That has been looked at wholly; else of those that have been begun; else any."""
+        order = sorted(self.surveys.values(), key=lambda one: (one.surveyed < one.images, not one.surveyed))
+        return order[0].id
+
+    def _of(self, kernel: int) -> Kernel:
+        return self.whole.tally.kernel(kernel) if self.whole else Kernel(0.0, 0.0, 0.0, 0.0, [])
+
+    def _notes(self) -> dict[int, Note]:
+        """Of the layer's kernels that were explained; what has ended meanwhile is looked at."""
+        texts = self.services.surveys.all_explained(self.survey_id, self.owner, self.layer.name)
+        notes = {kernel: Note.read(text) for kernel, text in texts.items()}
+        open_ = [kernel for kernel, note in notes.items() if note.scores is None][:MOST_ASKED]
+        with ThreadPoolExecutor(READERS) as readers:
+            list(readers.map(lambda kernel: self._explanation(kernel, notes[kernel]), open_))
+        return notes
+
+    def _explained(self, kernel: int) -> Explained | None:
+        text = self.services.surveys.explained(self.survey_id, self.owner, self.layer.name, kernel)
+        found = self._explanation(kernel, Note.read(text)) if text else None
+        if found and (used := next((one.weights for one in found.results.values() if one.weights), None)):
+            surveyed = self.survey.weights
+            if surveyed and surveyed.sha256 != used.sha256:
+                found.explanation.note = (
+                    f"The pictures were made with the weights {used.source}, the survey with {surveyed.source}: "
+                    "the network has changed in between."
+                )
+        return found
+
+    def _explanation(self, kernel: int, note: Note) -> Explained | None:
+        return explanation_of(self.services, self.owner, (self.survey_id, self.layer.name, kernel), note)
+
+    def _summary(self, kernel: int, note: Note | None) -> KernelSummary:
+        one, scores = self._of(kernel), (note.scores if note else None) or {}
+        picture = None
+        if one.top and note and 0 in note.made:
+            number, _, place = one.top[0]
+            picture = self._picture(note.job, 0, place) if note.images[0] == number else None
+        return KernelSummary(
+            kernel=kernel,
+            mean=one.mean,
+            max=one.max,
+            active=one.active,
+            active_images=one.active_images,
+            crop=self._first(one),
+            picture=picture,
+            consistency=(scores.get("consistency") or {}).get("value"),
+            colour=(scores.get("colour") or {}).get("value"),
+        )
+
+    def _top(self, one: Kernel, made: Explained | None) -> list[TopImage]:
+        found = []
+        for rank, (number, peak, place) in enumerate(one.top):
+            digest, name = self.services.surveys.image(self.survey_id, number)
+            result = made.results.get(number) if made else None
+            there = made is not None and result is not None and result.status == "succeeded"
+            row, column = divmod(place, self.layer.width)
+            found.append(
+                TopImage(
+                    rank=rank,
+                    image=digest,
+                    name=name,
+                    activation=peak,
+                    row=row,
+                    column=column,
+                    box=box_of(self.layer, self.frame, (row, column)),
+                    crop=self._crop(number, place),
+                    picture=self._picture(made.explanation.job, result.index, place)
+                    if made and result and there
+                    else None,
+                    whole=result.artifacts.get("panel.png") if result and there else None,
+                    ssim=result.metrics.ssim if result and result.metrics else None,
+                    error=result.error.detail if result and result.error else None,
+                )
+            )
+        return found
+
+    def _histogram(self, kernel: int) -> list[Bin]:
+        """From the first bin that has an image to the last; before them that of silence."""
+        if self.whole is None:
+            return []
+        counts = self.whole.tally.histogram[kernel].tolist()
+        starts = [0.0, 0.0, *EDGES.tolist()]
+        ends: list[float | None] = [0.0, *EDGES.tolist(), None]
+        bins = [
+            Bin(start=start, end=end, images=images) for start, end, images in zip(starts, ends, counts, strict=True)
+        ]
+        filled = [number for number, one in enumerate(bins) if number and one.images]
+        return [bins[0], *(bins[filled[0] : filled[-1] + 1] if filled else [])]
+
+    def _similar(self, kernel: int) -> list[Similar]:
+        if self.whole is None:
+            return []
+        pairs = zip(self.whole.alike[kernel].tolist(), self.whole.correlations[kernel].tolist(), strict=True)
+        return [
+            Similar(kernel=other, correlation=correlation, crop=self._first(self._of(other)))
+            for other, correlation in pairs
+            if correlation > 0
+        ]
+
+    def _first(self, one: Kernel) -> str | None:
+        return self._crop(one.top[0][0], one.top[0][2]) if one.top else None
+
+    def _crop(self, number: int, place: int) -> str:
+        row, column = divmod(place, self.layer.width)
+        return f"{self._here}/crops/{number}/{row}/{column}"
+
+    def _picture(self, job_id: str, index: int, place: int) -> str:
+        row, column = divmod(place, self.layer.width)
+        return f"{self._here}/pictures/{job_id}/{index}/{row}/{column}"
+
+    @property
+    def _here(self) -> str:
+        return f"/surveys/{self.survey_id}/layers/{self.layer.name}"

@@ -1,0 +1,132 @@
+"""From a data set to a queued survey, and how far surveys are."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from api.jobs.accept import Wanted, foreseen, queued
+from api.services import Services
+from shared import shelves, workers
+from shared.catalogue import Layer
+from shared.errors import InvalidRequest, JobExpired, JobNotFound, KernelscopeError
+from shared.jobs import Caller, new_id
+from shared.schemas import ExplainRequest, Job, Status, plan
+from shared.surveys.forms import NewSurvey, Survey
+from shared.surveys.store import Facts, cut, listed
+
+
+def started(services: Services, caller: Caller, body: NewSurvey, idempotency_key: str | None) -> tuple[Job, bool]:
+    """The job of a survey, and whether it was there before.
+
+    Raises:
+        DataSetNotFound, UnknownModel, UnknownLayer, InvalidRequest, ModelUnavailable, LayerNotCovered, QuotaExceeded,
+        QueueFull, IdempotencyConflict, DataSetFull, StoreUnavailable.
+    """
+    images = services.datasets.images(body.dataset, caller.owner)
+    if not images:
+        raise InvalidRequest(
+            f"dataset: {body.dataset} has no image; add some with POST /datasets/{body.dataset}/images"
+        )
+    parts, layers = cut(images), _layers(services, body)
+    request = ExplainRequest(
+        model=body.model,
+        layer=layers[-1],
+        layers=layers,
+        kernels=[],
+        methods=["survey"],
+        images=[services.store.digest(listed(part)) for part in parts],
+        webhook_url=body.webhook_url,
+    )
+    wanted = Wanted(request, plan(request, services.settings.max_items))
+    if known := foreseen(services, caller, wanted, idempotency_key):
+        return known, True
+    facts = Facts(
+        owner=caller.owner,
+        created_at=shelves.now(),
+        dataset=body.dataset,
+        dataset_name=services.datasets.shelf.facts(body.dataset, caller.owner).name,
+        model=body.model,
+        layers=layers,
+        images=len(images),
+    )
+    survey_id = new_id()
+    try:
+        services.surveys.create(survey_id, facts, parts)
+        job, replayed = queued(services, caller, survey_id, wanted, idempotency_key)
+    except KernelscopeError:
+        _forget(services, survey_id, caller.owner)
+        raise
+    if job.id != survey_id:  # the same request came twice at this moment
+        _forget(services, survey_id, caller.owner)
+    return job, replayed
+
+
+def surveys_of(services: Services, owner: str) -> list[Survey]:
+    """Those that an owner may read, the newest first."""
+    return [described(services, one, facts, owner) for one, facts in services.surveys.shelf.all(owner).items()]
+
+
+def described(services: Services, survey_id: str, facts: Facts, owner: str) -> Survey:
+    """A survey as it stands."""
+    parts, here = services.surveys.parts(survey_id), f"/surveys/{survey_id}"
+    return Survey(
+        id=survey_id,
+        dataset=facts.dataset,
+        dataset_name=facts.dataset_name,
+        model=facts.model,
+        layers=facts.layers,
+        images=facts.images,
+        surveyed=services.surveys.surveyed(facts, parts),
+        status=_status(services, survey_id, facts, len(parts)),
+        created_at=facts.made,
+        public=facts.public,
+        mine=facts.owner == owner,
+        weights=services.surveys.weights(survey_id),
+        links={
+            "self": here,
+            "csv": f"{here}/kernels.csv",
+            **({"job": f"/jobs/{survey_id}"} if facts.owner == owner else {}),
+        },
+    )
+
+
+def removed(services: Services, survey_id: str, owner: str) -> None:
+    """Delete a survey; where it still runs it is cancelled.
+
+    Raises:
+        SurveyNotFound.
+    """
+    services.surveys.shelf.own(survey_id, owner, "delete")
+    with suppress(JobNotFound, JobExpired):
+        if not services.records.job(survey_id, owner).status.terminal:
+            services.transitions.cancel(survey_id)
+    services.surveys.shelf.remove(survey_id, owner)
+
+
+def _status(services: Services, survey_id: str, facts: Facts, parts: int) -> Status:
+    """Its job's, but that it has succeeded once it is complete, and not before."""
+    if parts == facts.parts:
+        return Status.SUCCEEDED
+    try:
+        status = services.records.job(survey_id).status
+    except (JobNotFound, JobExpired):
+        return Status.CANCELLED
+    return Status.FAILED if status is Status.SUCCEEDED else status
+
+
+def _layers(services: Services, body: NewSurvey) -> list[str]:
+    """Their names, in the order of the network."""
+    network = workers.network(services.redis, body.model)
+    if body.layers is None:
+        states = [one.networks[body.model] for one in workers.living(services.redis) if body.model in one.networks]
+        usable = [state for state in states if state.available]
+        known = [one.name for one in network.layers]
+        return [name for name in known if not usable or any(state.covers(name) for state in usable)] or known
+    wanted = {network.layer(name).name for name in body.layers}
+    every: list[Layer] = [*network.layers, *network.nodes]
+    return [one.name for one in every if one.name in wanted]
+
+
+def _forget(services: Services, survey_id: str, owner: str) -> None:
+    with suppress(KernelscopeError):  # what stays is small, and in the owner's list
+        services.surveys.shelf.remove(survey_id, owner)

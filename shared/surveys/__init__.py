@@ -1,0 +1,1 @@
+"""Surveys: what every kernel of a network responds to in the images of a data set."""

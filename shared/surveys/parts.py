@@ -1,0 +1,123 @@
+"""What a survey knows of one layer after some images, how that is stored, and how parts become the whole.
+
+Part files have all layers, each with the tally of the part's images and the highest activation of every kernel on every
+one of them, rounded to half precision: of two kernels that the same images activate these correlate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.surveys.tally import Floats, Ints, Tally, joined
+
+ALIKE = 8  # most similar kernels that are kept of each
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of one layer with C kernels, over N images.
+
+    Args:
+        peaks: highest activation of each kernel on each image, (N, C).
+    """
+
+    tally: Tally
+    peaks: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, parts: Sequence[Part]) -> Part:
+        """All of these, one at least, in this order."""
+        return cls(joined([part.tally for part in parts]), np.concatenate([part.peaks for part in parts]))
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Of one layer with C kernels, over all images.
+
+    Args:
+        alike: for each kernel those of the layer whose peaks correlate most with its own, highest first, (C, n).
+        correlations: Pearson's, (C, n); -inf beside a kernel that is none: fewer have any.
+    """
+
+    tally: Tally
+    alike: Ints
+    correlations: Floats
+
+    def to_bytes(self) -> bytes:
+        """A file of it."""
+        return _file({**self.tally.arrays(), "alike": self.alike, "correlations": self.correlations})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Whole:
+        """Of such a file."""
+        with np.load(BytesIO(data), allow_pickle=False) as file:
+            return cls(Tally.of_arrays(file), file["alike"], file["correlations"])
+
+
+def packed(layers: Mapping[str, Part]) -> bytes:
+    """A part's file."""
+    arrays: dict[str, NDArray[Any]] = {"layers": np.array(list(layers))}
+    for number, part in enumerate(layers.values()):
+        arrays |= {f"{number}.{name}": array for name, array in part.tally.arrays().items()}
+        scale = np.float32(2.0 ** np.ceil(np.log2(max(float(part.peaks.max()), 1e-30))))  # float16 ends at 65,504
+        arrays |= {f"{number}.every": (part.peaks / scale).astype(np.float16), f"{number}.scale": np.array(scale)}
+    return _file(arrays)
+
+
+def unpacked(data: bytes) -> dict[str, Part]:
+    """The same, read."""
+    with np.load(BytesIO(data), allow_pickle=False) as file:
+        found = {}
+        for number, layer in enumerate(file["layers"].tolist()):
+            own = {name.removeprefix(f"{number}."): file[name] for name in file if name.startswith(f"{number}.")}
+            found[layer] = Part(Tally.of_arrays(own), own["every"].astype(np.float32) * own["scale"])
+    return found
+
+
+def join(parts: Iterable[bytes]) -> dict[str, Whole]:
+    """All layers, of part files in this order. They are read one after the other, and none is kept."""
+    tallies: dict[str, Tally] = {}
+    sums: dict[str, _Sums] = {}
+    for data in parts:
+        for layer, part in unpacked(data).items():
+            tallies[layer] = tallies[layer] + part.tally if layer in tallies else part.tally
+            sums.setdefault(layer, _Sums(part.peaks.shape[1])).add(part.peaks)
+    return {layer: Whole(tally, *sums[layer].alike()) for layer, tally in tallies.items()}
+
+
+class _Sums:
+    """That correlations are made of."""
+
+    def __init__(self, kernels: int) -> None:
+        self.count = 0
+        self.sum = np.zeros(kernels)
+        self.products = np.zeros((kernels, kernels))
+
+    def add(self, peaks: NDArray[np.float32]) -> None:
+        exact = peaks.astype(np.float64)
+        self.count += len(exact)
+        self.sum += exact.sum(axis=0)
+        self.products += exact.T @ exact
+
+    def alike(self) -> tuple[Ints, Floats]:
+        """The kernels that correlate most with each, and how much."""
+        covariance = self.products - np.outer(self.sum, self.sum) / self.count
+        spread = np.sqrt(np.maximum(np.diag(covariance), 0))
+        varies = spread > 1e-6 * np.sqrt(np.diag(self.products))  # below that it is rounding
+        known = varies[:, None] & varies & ~np.eye(len(spread), dtype=bool)
+        scale = np.where(known, np.outer(spread, spread), 1)
+        correlation = np.where(known, np.clip(covariance / scale, -1, 1), -np.inf)
+        order = np.argsort(-correlation, axis=1, kind="stable")[:, :ALIKE]
+        return order, np.take_along_axis(correlation, order, axis=1)
+
+
+def _file(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    file = BytesIO()
+    np.savez_compressed(file, allow_pickle=False, **arrays)
+    return file.getvalue()

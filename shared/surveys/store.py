@@ -1,0 +1,211 @@
+"""Surveys, in the object store alone (shared/shelves.py); only how far one is is told by its job.
+
+    surveys/ID/facts.json              of which data set, network and layers, and how many images
+    surveys/ID/images/N.json           the images of part N: digest and name of each
+    surveys/ID/weights.json            which network looked at them
+    surveys/ID/parts/N.npz             what it saw in them (shared/surveys/parts.py)
+    surveys/ID/layers/N/LAYER.npz      what is known of a layer after N parts
+    surveys/ID/explained/OWNER/…       which jobs explain which kernels, for each caller
+    datasets/ID/crops/…                parts of images, which go with them
+
+The same images in the same order make the same part, whoever makes it and however often.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from threading import Lock
+
+from shared import shelves
+from shared.datasets import DataSets
+from shared.errors import InvalidRequest, NetworkChanged, SurveyNotFound
+from shared.schemas import WeightsUsed
+from shared.shelves import READERS, Shelf
+from shared.store import BlobStore
+from shared.surveys.parts import Part, Whole, join, packed
+
+PART_IMAGES = 256
+MOST_SURVEYS = 200  # of one owner
+NUMBER = re.compile(r"(\d+)\.npz")
+KEPT_LAYERS = 32  # that were read last
+
+Images = list[tuple[str, str]]  # digest and name of each
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts(shelves.Facts):
+    """What is said of a survey."""
+
+    dataset: str
+    dataset_name: str
+    model: str
+    layers: list[str]
+    images: int
+
+    @property
+    def parts(self) -> int:
+        """In which the images are looked at."""
+        return -(-self.images // PART_IMAGES)
+
+
+class Surveys:
+    """Those of a store. A survey has the id of its job."""
+
+    def __init__(self, store: BlobStore, datasets: DataSets) -> None:
+        self.store = store
+        self.datasets = datasets
+        self.shelf = Shelf(store, "surveys", Facts, SurveyNotFound, "survey", MOST_SURVEYS)
+        self._layer = lru_cache(KEPT_LAYERS)(self._read_layer)
+        self._joining = Lock()
+
+    def create(self, survey_id: str, facts: Facts, parts: Sequence[Images]) -> None:
+        """A survey of these images. Raises as `Shelf.put`."""
+        with ThreadPoolExecutor(READERS) as writers:
+            list(writers.map(lambda one: self._put_images(survey_id, *one), enumerate(parts)))
+        self.shelf.put(survey_id, facts)
+
+    def publish(self, survey_id: str) -> None:
+        """Everybody may read it from now on.
+
+        Raises:
+            SurveyNotFound, DataSetNotFound.
+            InvalidRequest: its images are not everybody's.
+        """
+        dataset = self.shelf.facts(survey_id, None).dataset
+        if not self.datasets.shelf.facts(dataset, None).public:
+            raise InvalidRequest(f"its images are not public: `kernelscope datasets publish {dataset}` comes first")
+        self.shelf.publish(survey_id)
+
+    def images(self, survey_id: str, number: int) -> Images:
+        """Of a part.
+
+        Raises:
+            SurveyNotFound: it was deleted.
+        """
+        text = self.store.get_at(self.shelf.place(survey_id, "images", f"{number}.json"))
+        if text is None:
+            raise SurveyNotFound(f"survey {survey_id} was deleted")
+        return [(digest, name) for digest, name in json.loads(text)]
+
+    def image(self, survey_id: str, number: int) -> tuple[str, str]:
+        """Digest and name of an image by its number. Raises SurveyNotFound, IndexError."""
+        return self.images(survey_id, number // PART_IMAGES)[number % PART_IMAGES]
+
+    def weights(self, survey_id: str) -> WeightsUsed | None:
+        """Which network looks; None before any has."""
+        text = self.store.get_at(self.shelf.place(survey_id, "weights.json"))
+        return WeightsUsed.model_validate_json(text) if text else None
+
+    def begin(self, survey_id: str, weights: WeightsUsed) -> None:
+        """A network looks at a part: the first one's weights are those of all.
+
+        Raises:
+            SurveyNotFound: it was deleted.
+            NetworkChanged: the first part was looked at by others.
+        """
+        self.shelf.facts(survey_id, None)
+        if self.weights(survey_id) is None:
+            self.store.put_at(self.shelf.place(survey_id, "weights.json"), weights.model_dump_json().encode())
+        known = self.weights(survey_id)
+        if known is not None and known.sha256 != weights.sha256:
+            raise NetworkChanged(
+                f"the survey was begun with the weights {known.source} ({known.sha256[:12]}…), and the network has "
+                f"{weights.source} ({weights.sha256[:12]}…) now; make a new survey"
+            )
+
+    def put_part(self, survey_id: str, number: int, layers: dict[str, Part]) -> None:
+        """What was seen in a part.
+
+        Raises:
+            SurveyNotFound: it was deleted meanwhile; nothing of it stays.
+        """
+        self.store.put_at(self.shelf.place(survey_id, "parts", f"{number}.npz"), packed(layers))
+        try:
+            facts = self.shelf.facts(survey_id, None)
+        except SurveyNotFound:
+            self.shelf.sweep(survey_id)
+            raise
+        if len(self.parts(survey_id)) == facts.parts:
+            self.join(survey_id)
+
+    def parts(self, survey_id: str) -> list[int]:
+        """The numbers of those that there are."""
+        names = map(NUMBER.fullmatch, self.store.names(self.shelf.place(survey_id, "parts")))
+        return sorted(int(name[1]) for name in names if name)
+
+    def surveyed(self, facts: Facts, parts: Sequence[int]) -> int:
+        """How many images these parts have."""
+        last = facts.images - (facts.parts - 1) * PART_IMAGES
+        return sum(last if number == facts.parts - 1 else PART_IMAGES for number in parts)
+
+    def layer(self, survey_id: str, layer: str) -> Whole | None:
+        """What is known of a layer after the parts that there are; None where there is none, or it is no such layer."""
+        parts = self.parts(survey_id)
+        return self._layer(survey_id, layer, len(parts)) if parts else None
+
+    def _read_layer(self, survey_id: str, layer: str, parts: int) -> Whole | None:
+        place = self._place(survey_id, parts, layer)
+        data = self.store.get_at(place)
+        if data is None:
+            with self._joining:
+                data = self.store.get_at(place)
+                if data is None:
+                    self.join(survey_id)
+                    data = self.store.get_at(place)
+        return Whole.from_bytes(data) if data else None
+
+    def join(self, survey_id: str) -> None:
+        """Put the parts that there are together. Whoever does it, the result is the same."""
+        parts = self.parts(survey_id)
+        for layer, found in join(self._read_parts(survey_id, parts)).items():
+            self.store.put_at(self._place(survey_id, len(parts), layer), found.to_bytes())
+
+    def _read_parts(self, survey_id: str, parts: Sequence[int]) -> Iterator[bytes]:
+        for number in parts:
+            if data := self.store.get_at(self.shelf.place(survey_id, "parts", f"{number}.npz")):
+                yield data
+
+    def explained(self, survey_id: str, owner: str, layer: str, kernel: int) -> bytes | None:
+        """What was noted of the jobs that explain a kernel for this owner."""
+        return self.store.get_at(self._explained(survey_id, owner, layer, kernel))
+
+    def note_explained(self, survey_id: str, owner: str, layer: str, kernel: int, text: bytes) -> None:
+        """Note it."""
+        self.store.put_at(self._explained(survey_id, owner, layer, kernel), text)
+
+    def all_explained(self, survey_id: str, owner: str, layer: str) -> dict[int, bytes]:
+        """The same of all kernels of a layer."""
+        folder = self.shelf.place(survey_id, "explained", shelves.folder_of(owner), layer)
+        kernels = [int(name.removesuffix(".json")) for name in self.store.names(folder)]
+        with ThreadPoolExecutor(READERS) as readers:
+            texts = readers.map(lambda kernel: self.explained(survey_id, owner, layer, kernel), kernels)
+            return {kernel: text for kernel, text in zip(kernels, texts, strict=True) if text}
+
+    def _explained(self, survey_id: str, owner: str, layer: str, kernel: int) -> str:
+        return self.shelf.place(survey_id, "explained", shelves.folder_of(owner), layer, f"{kernel}.json")
+
+    def _place(self, survey_id: str, parts: int, layer: str) -> str:
+        return self.shelf.place(survey_id, "layers", str(parts), f"{layer}.npz")
+
+    def _put_images(self, survey_id: str, number: int, images: Images) -> None:
+        self.store.put_at(self.shelf.place(survey_id, "images", f"{number}.json"), listed(images))
+
+
+def first_of(part: int) -> int:
+    """The number of its first image."""
+    return part * PART_IMAGES
+
+
+def cut(images: Images) -> list[Images]:
+    """Into parts."""
+    return [images[start : start + PART_IMAGES] for start in range(0, len(images), PART_IMAGES)]
+
+
+def listed(images: Images) -> bytes:
+    """The images of a part as they are stored."""
+    return json.dumps(images).encode()
