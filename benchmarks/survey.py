@@ -1,8 +1,9 @@
 """What a survey costs: `python -m benchmarks.survey [--weights-dir W] [--images-dir I] [--json] [--quick]`.
 
-Every layer of VGG-16 on many images, on the engine's thread as in a worker, against the bare forward passes up to the
-last layer, in turns: `ratio` is the median over the rounds. Images are photographs, each at several shifts, or drawn
-scenes without a folder; without weights they are random: the arithmetic is the same.
+Every layer of VGG-16 on many image files, as a worker does it: read from the store, decoded, looked at, counted,
+written and joined; against the bare forward passes of the decoded images up to the last layer, in turns:
+`ratio` is the median over the rounds. Images are photographs, each at several shifts, or drawn scenes without a folder;
+without weights they are random: the arithmetic is the same.
 """
 
 from __future__ import annotations
@@ -13,41 +14,58 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from benchmarks.random_weights import vgg16_file
 from benchmarks.readings import tensor
-from benchmarks.table1 import pictures
+from shared import images, shelves
+from shared.datasets import DataSets
+from shared.drawings import scene
+from shared.jobs import Claim, new_id
+from shared.schemas import ExplainRequest, plan
+from shared.store import BlobStore
+from shared.surveys.store import Facts, Surveys, cut
 from worker.engine.accelerator import choose
 from worker.engine.device import TorchDevice
 from worker.engine.engine import Engine
 from worker.engine.memory import keep_memory
 from worker.engine.questions import SURVEYED
-from worker.engine.survey import survey
+from worker.engine.turns import Account
+from worker.jobs.inputs import Decoder
+from worker.jobs.surveying import Surveying
 from worker.networks.layer import LoadedNetwork
 from worker.networks.loaded import Networks
 
 MODEL = "vgg16"
 PHOTOGRAPHS = 20
-PART = 256  # images at once, as in a slice of a survey
+MAX_PIXELS = 10**8
 
 
-def measured(network: LoadedNetwork, pixels: Tensor, rounds: int, run: Callable[..., Any]) -> dict[str, Any]:
+def measured(engine: Engine, network: LoadedNetwork, files: list[bytes], rounds: int, folder: Path) -> dict[str, Any]:
     """Seconds for all images, and the ratio."""
-    layers = list(network.layers)
-    run(survey, network, layers, pixels[:SURVEYED])  # warm
+    layers, pixels = list(network.layers), _pixels(network, files)
+    store = BlobStore(folder.as_uri())
+    datasets = DataSets(store, len(files))
+    dataset = datasets.create("", "photographs").id
+    upload = datasets.open(dataset, "")
+    for number, data in enumerate(files):
+        upload.take(str(number), data)
+    upload.close()
+    _survey(engine, layers[:1], datasets, dataset)  # warm
     bare, surveyed = [], []
     for _ in range(rounds):
-        bare.append(_seconds(run, _bare, network, layers[-1], pixels))
-        surveyed.append(_seconds(run, _survey, network, layers, pixels))
+        bare.append(_seconds(engine.call, _bare, network, layers[-1], pixels))
+        surveyed.append(_seconds(_survey, engine, layers, datasets, dataset))
     return {
-        "images": len(pixels),
+        "images": len(files),
         "layers": len(layers),
         "bare_s": round(statistics.median(bare), 2),
         "survey_s": round(statistics.median(surveyed), 2),
@@ -58,13 +76,35 @@ def measured(network: LoadedNetwork, pixels: Tensor, rounds: int, run: Callable[
 @torch.no_grad()
 def _bare(network: LoadedNetwork, layer: str, pixels: Tensor) -> None:
     for start in range(0, len(pixels), SURVEYED):
-        images = network.space.from_bytes(pixels[start : start + SURVEYED])
-        network.layer(layer).features(images.contiguous(memory_format=torch.channels_last)).sum().item()
+        shown = network.space.from_bytes(pixels[start : start + SURVEYED])
+        network.layer(layer).features(shown.contiguous(memory_format=torch.channels_last)).sum().item()
 
 
-def _survey(network: LoadedNetwork, layers: list[str], pixels: Tensor) -> None:
-    for start in range(0, len(pixels), PART):
-        survey(network, layers, pixels[start : start + PART], start)
+def _survey(engine: Engine, layers: list[str], datasets: DataSets, dataset: str) -> None:
+    surveys, survey_id = Surveys(datasets.store, datasets), new_id()
+    parts = cut(datasets.images(dataset, ""))
+    facts = Facts(
+        owner="",
+        created_at=shelves.now(),
+        dataset=dataset,
+        dataset_name="photographs",
+        model=MODEL,
+        layers=layers,
+        images=sum(map(len, parts)),
+    )
+    surveys.create(survey_id, facts, parts)
+    request = ExplainRequest(
+        model=MODEL, layer=layers[-1], layers=layers, kernels=[], methods=["survey"], images=["0" * 64] * len(parts)
+    )
+    items = [item for part in plan(request, len(parts)) for item in part]
+    claim = Claim(f"{survey_id}:0", survey_id, "", 1, items, request, 0.0, "bulk", "")
+    run = Surveying(claim, engine, Account(urgent=False), surveys, Decoder(MAX_PIXELS), _at_once, lambda: True)
+    for item in items:
+        run.part(item)
+
+
+def _at_once(action: Callable[..., Any], *arguments: Any) -> Any:
+    return action(*arguments)
 
 
 def _seconds(run: Callable[..., Any], *what: Any) -> float:
@@ -73,10 +113,25 @@ def _seconds(run: Callable[..., Any], *what: Any) -> float:
     return time.perf_counter() - begin
 
 
-def _pixels(network: LoadedNetwork, folder: Path | None, count: int) -> Tensor:
-    """Photographs at several shifts, (N, 3, H, W)."""
-    found = list(pictures(folder, PHOTOGRAPHS, network.frame).values())
-    return tensor(*[np.roll(found[number % len(found)], number // len(found), axis=1) for number in range(count)])
+def _pixels(network: LoadedNetwork, files: list[bytes]) -> Tensor:
+    decoded = (images.resized(images.decode(data, MAX_PIXELS), network.frame) for data in files)
+    return tensor(*map(np.asarray, decoded))
+
+
+def _files(folder: Path | None, count: int) -> list[bytes]:
+    """JPEG files of photographs, or of drawn scenes, at several shifts."""
+    found = (
+        sorted(file for file in folder.iterdir() if file.suffix.lower() in (".jpeg", ".jpg", ".png")) if folder else []
+    )
+    shown = [images.decode(file.read_bytes(), MAX_PIXELS) for file in found[:PHOTOGRAPHS]]
+    shown = shown or [scene(seed, 400).image for seed in range(PHOTOGRAPHS)]
+    files = []
+    for number in range(count):
+        file = BytesIO()
+        pixels = np.asarray(shown[number % len(shown)].convert("RGB"))
+        Image.fromarray(np.roll(pixels, number // len(shown), axis=1)).save(file, "JPEG", quality=90)
+        files.append(file.getvalue())
+    return files
 
 
 def main() -> int:
@@ -98,9 +153,8 @@ def main() -> int:
         networks = Networks(weights, choose(options.device), download=False)
         engine = Engine(TorchDevice(networks))
         try:
-            network = networks.get(MODEL)
-            pixels = _pixels(network, options.images_dir, options.images)
-            report = measured(network, pixels, options.rounds, engine.call)
+            files = _files(options.images_dir, options.images)
+            report = measured(engine, networks.get(MODEL), files, options.rounds, Path(folder) / "store")
         finally:
             engine.close()
     print(json.dumps(report, indent=1) if options.json else "\n".join(f"{name}: {it}" for name, it in report.items()))

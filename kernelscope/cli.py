@@ -19,10 +19,12 @@ from kernelscope.client import ClientError
 from kernelscope.datasets import datasets
 from kernelscope.doctor import doctor
 from kernelscope.explain import activations, explain
+from kernelscope.export import export
 from kernelscope.keys import keys
 from kernelscope.models import models
 from kernelscope.serving import Key, Url, WeightsDir
 from kernelscope.stack import Stack, StackError
+from kernelscope.surveys import surveys
 from shared.errors import KernelscopeError
 from shared.settings import Settings
 
@@ -78,11 +80,30 @@ def demo(
     demonstration.run(_settings(weights_dir=weights_dir), out, console, url, key)
 
 
-for command in (explain, activations, jobs, cancel, retry, doctor):
+@app.command()
+def mcp(url: Url = None, key: Key = None) -> None:
+    """Give a server's tools to language models, by the Model Context Protocol on stdin and stdout.
+
+    For the settings of an assistant that starts such programs; needs the extra `mcp`.
+
+    Example: kernelscope mcp --url http://127.0.0.1:8000
+    """
+    try:
+        from kernelscope.agents import serve
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] not in {"mcp", "mcp_types"}:
+            raise
+        _complain("this needs the extra `mcp`, which is not installed here: pip install 'kernelscope[mcp]'")
+        raise typer.Exit(1) from error
+    serve(url, key)
+
+
+for command in (explain, activations, export, jobs, cancel, retry, doctor):
     app.command()(command)
 app.add_typer(keys, name="keys")
 app.add_typer(models, name="models")
 app.add_typer(datasets, name="datasets")
+app.add_typer(surveys, name="surveys")
 
 
 def main() -> None:

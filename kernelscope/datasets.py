@@ -53,13 +53,13 @@ def add(
     """
     first = paths[0].resolve()
     name = name or (first.name if first.is_dir() else first.stem)
-    files = list(_files(paths))
+    files = list(files_in(paths))
     if not files:
         raise typer.BadParameter(f"there is no image in {', '.join(map(str, paths))} ({', '.join(SUFFIXES)})")
     with Client(url, key, patience=PATIENCE) as client:
         mine = [one for one in client.datasets() if one.mine and one.name == name]
         dataset = mine[0] if mine else client.create_dataset(name)
-        dataset, odd = _sent(client, dataset, files)
+        dataset, odd = sent(client, dataset, files)
     if as_json:
         typer.echo(dataset.model_copy(update={"odd": odd}).model_dump_json(indent=1))
         return
@@ -70,7 +70,7 @@ def add(
     out.print(f"{escape(dataset.name)} ({dataset.id}) has {dataset.images:,} images", soft_wrap=True)
 
 
-def _sent(client: Client, dataset: DataSet, files: Sequence[tuple[str, Path]]) -> tuple[DataSet, list[OddFile]]:
+def sent(client: Client, dataset: DataSet, files: Sequence[tuple[str, Path]]) -> tuple[DataSet, list[OddFile]]:
     """The data set as it is then, and what was not taken now."""
     known = {one.sha256 for one in client.dataset_images(dataset.id)} if dataset.images else set()
     odd: list[OddFile] = []
@@ -146,7 +146,7 @@ def _batches(images: Iterable[tuple[str, bytes]]) -> Iterator[dict[str, bytes]]:
         yield batch
 
 
-def _files(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+def files_in(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:
     """Name and place of each file; in folders those that may be images or archives, in the order of their names."""
     for path in paths:
         if path.is_dir():

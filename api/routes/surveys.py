@@ -80,8 +80,7 @@ async def explain_kernels(survey_id: str, request: Request, services: Opened, ca
     the queue has no room for all: what was begun goes on, and the same request later adds the rest.
     """
     body = await received_object(request, ExplainKernels, services.admission)
-    jobs = await run_in_threadpool(explanations, services, caller, survey_id, body)
-    return [job.under(services.settings.root) for job in jobs]
+    return await run_in_threadpool(explanations, services, caller, survey_id, body)
 
 
 @router.get("/{survey_id}/layers/{layer}/crops/{image}/{row}/{column}", response_class=Response, responses=WEBP)

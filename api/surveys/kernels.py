@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from api.services import Services
 from api.surveys.crops import box_of
 from api.surveys.explanations import Explained, Note, explanation_of
-from api.surveys.start import described
+from api.surveys.start import all_described
 from shared import catalogue, workers
 from shared.catalogue import Layer, Network
 from shared.errors import SurveyNotFound
@@ -18,6 +19,7 @@ from shared.surveys.parts import Whole
 from shared.surveys.store import Facts
 from shared.surveys.tally import EDGES, Kernel
 
+MOST_TOLD = 20  # surveys that one may choose among
 MOST_ASKED = 32  # jobs that are asked for how they have ended, for one layer's page
 
 
@@ -33,16 +35,18 @@ class View:
         self.services, self.owner = services, owner
         self.network: Network = workers.network(services.redis, network)
         self.layer: Layer = self.network.layer(layer)
-        self.known = self._surveys()
-        if survey_id is not None and survey_id not in self.known:
+        known = self._surveys()
+        if survey_id is not None and survey_id not in known:
             services.surveys.shelf.facts(survey_id, owner)
             raise SurveyNotFound(f"survey {survey_id} is not of {self.layer.name} of {network}")
-        if not self.known:
+        if not known:
             raise SurveyNotFound(
                 f"no survey that you may read has {self.layer.name} of {network}: "
                 "`kernelscope datasets add FOLDER` sends images, `kernelscope surveys make NAME` has them looked at"
             )
-        self.surveys = {one: described(services, one, facts, owner) for one, facts in self.known.items()}
+        told = list(known)[:MOST_TOLD]
+        shown = {one: known[one] for one in dict.fromkeys([*told, *([survey_id] if survey_id else [])])}
+        self.surveys = {one.id: one for one in all_described(services, shown, owner)}
         self.survey_id = survey_id or self._newest()
         self.whole: Whole | None = services.surveys.layer(self.survey_id, self.layer.name)
 
@@ -140,8 +144,6 @@ class View:
         found = []
         for rank, (number, peak, place) in enumerate(one.top):
             digest, name = self.services.surveys.image(self.survey_id, number)
-            result = made.results.get(number) if made else None
-            there = made is not None and result is not None and result.status == "succeeded"
             row, column = divmod(place, self.layer.width)
             found.append(
                 TopImage(
@@ -153,15 +155,24 @@ class View:
                     column=column,
                     box=box_of(self.layer, self.frame, (row, column)),
                     crop=self._crop(number, place),
-                    picture=self._picture(made.explanation.job, result.index, place)
-                    if made and result and there
-                    else None,
-                    whole=result.artifacts.get("panel.png") if result and there else None,
-                    ssim=result.metrics.ssim if result and result.metrics else None,
-                    error=result.error.detail if result and result.error else None,
+                    **self._made(made, number, place),
                 )
             )
         return found
+
+    def _made(self, made: Explained | None, number: int, place: int) -> dict[str, Any]:
+        """What there is of X̂ of an image."""
+        result = made.results.get(number) if made else None
+        if made is None or result is None:
+            return {}
+        if result.status != "succeeded":
+            return {"error": result.error.detail if result.error else f"it was {result.status}"}
+        job_id = made.explanation.job
+        return {
+            "picture": self._picture(job_id, result.index, place),
+            "whole": f"/jobs/{job_id}/artifacts/{result.index}/panel.png",
+            "ssim": result.metrics.ssim if result.metrics else None,
+        }
 
     def _histogram(self, kernel: int) -> list[Bin]:
         """From the first bin that has an image to the last; before them that of silence."""

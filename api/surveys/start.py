@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from api.jobs.accept import Wanted, foreseen, queued
@@ -11,6 +13,7 @@ from shared.catalogue import Layer
 from shared.errors import InvalidRequest, JobExpired, JobNotFound, KernelscopeError
 from shared.jobs import Caller, new_id
 from shared.schemas import ExplainRequest, Job, Status, plan
+from shared.shelves import READERS
 from shared.surveys.forms import NewSurvey, Survey
 from shared.surveys.store import Facts, cut, listed
 
@@ -63,7 +66,13 @@ def started(services: Services, caller: Caller, body: NewSurvey, idempotency_key
 
 def surveys_of(services: Services, owner: str) -> list[Survey]:
     """Those that an owner may read, the newest first."""
-    return [described(services, one, facts, owner) for one, facts in services.surveys.shelf.all(owner).items()]
+    return all_described(services, services.surveys.shelf.all(owner), owner)
+
+
+def all_described(services: Services, surveys: Mapping[str, Facts], owner: str) -> list[Survey]:
+    """These, as they stand."""
+    with ThreadPoolExecutor(READERS) as readers:
+        return list(readers.map(lambda one: described(services, one[0], one[1], owner), surveys.items()))
 
 
 def described(services: Services, survey_id: str, facts: Facts, owner: str) -> Survey:

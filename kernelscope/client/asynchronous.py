@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -39,6 +39,7 @@ from kernelscope.client.pictures import Picture
 from kernelscope.client.sync import EVENTS_TIMEOUT
 from shared import schemas
 from shared.catalogue import ModelInfo
+from shared.surveys.forms import SHOWN, KernelPage, LayerKernels, Survey
 
 T = TypeVar("T")
 
@@ -258,6 +259,85 @@ class AsyncClient:
     async def delete_dataset(self, dataset_id: str) -> None:
         """Delete a data set of yours, with its images. Raises NotFound."""
         await self._run(self._do.delete_dataset(dataset_id))
+
+    async def survey(
+        self,
+        dataset: str,
+        *,
+        model: str = "vgg16",
+        layers: Sequence[str] | None = None,
+        idempotency_key: str | None = None,
+        **options: Any,
+    ) -> AsyncJob:
+        """`POST /surveys`: what every kernel of some layers responds to in the images of a data set.
+
+        Args:
+            dataset: its id.
+            layers: all that the weights reach, unless given.
+            idempotency_key: the same for what shall be one survey; one of its own unless given.
+            options: what the API takes beside (`webhook_url`).
+
+        Returns:
+            At once, its job; the job's id is the survey's too.
+        """
+        fields = {"dataset": dataset, "model": model, "layers": list(layers) if layers else None, **options}
+        return self._own(await self._run(self._do.survey(idempotency_key, fields)))
+
+    async def surveys(self) -> list[Survey]:
+        """Your surveys and those that are everybody's, newest first."""
+        return await self._run(self._do.surveys())
+
+    async def get_survey(self, survey_id: str) -> Survey:
+        """One survey, as far as it is. Raises NotFound."""
+        return await self._run(self._do.get_survey(survey_id))
+
+    async def delete_survey(self, survey_id: str) -> None:
+        """Delete a survey of yours. Raises NotFound."""
+        await self._run(self._do.delete_survey(survey_id))
+
+    async def survey_csv(self, survey_id: str) -> str:
+        """A table of all kernels of all its layers. Raises NotFound."""
+        return await self._run(self._do.survey_csv(survey_id))
+
+    async def layer_kernels(self, network: str, layer: str, survey: str | None = None) -> LayerKernels:
+        """All kernels of a layer, in their order, as a survey knows them. Raises NotFound.
+
+        Args:
+            survey: its id; the newest one that has the layer unless given.
+        """
+        return await self._run(self._do.layer_kernels(network, layer, survey))
+
+    async def kernel(self, network: str, layer: str, kernel: int, survey: str | None = None) -> KernelPage:
+        """What is known of one kernel, with the URLs of its crops and X̂ for `file`; `survey` as of `layer_kernels`."""
+        return await self._run(self._do.kernel(network, layer, kernel, survey))
+
+    async def explain_kernels(
+        self,
+        survey_id: str,
+        layer: str,
+        kernels: Iterable[int],
+        images: int = SHOWN,
+        effort: str = "quick",
+        *,
+        rivals: bool = False,
+    ) -> list[AsyncJob]:
+        """`POST /surveys/{id}/explanations`: X̂ of each kernel's top images; the same again is the same jobs.
+
+        Args:
+            images: how many of the top images.
+            rivals: also explain the two most active other kernels of these images, for `discrimination`.
+
+        Returns:
+            A job for each kernel; with rivals two.
+        """
+        fields = {
+            "layer": layer,
+            "kernels": list(map(int, kernels)),
+            "images": images,
+            "effort": effort,
+            "rivals": rivals,
+        }
+        return [self._own(job) for job in await self._run(self._do.explain_kernels(survey_id, fields))]
 
     async def file(self, path: str) -> bytes:
         """A file by the URL path that a result or a job's `links` name."""

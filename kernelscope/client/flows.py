@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar
-from urllib.parse import urljoin
+from urllib.parse import quote, urljoin
 from uuid import uuid4
 
 import httpx
@@ -29,6 +29,7 @@ from kernelscope.client.jobs import BaseJob, ResultsOf, ResultT
 from kernelscope.client.pictures import Picture, file_of
 from shared import schemas
 from shared.catalogue import ModelInfo
+from shared.surveys.forms import KernelPage, LayerKernels, Survey
 
 T = TypeVar("T")
 JobT = TypeVar("JobT", bound=BaseJob[Any])
@@ -42,6 +43,7 @@ RESTART_SECONDS = 60.0  # that a server may be away while its jobs are waited fo
 PASSING = (429, 502, 503, 504)  # statuses that are worth another try
 # Between this machine and itself there is no proxy, whatever HTTP_PROXY says.
 DIRECT: dict[str, httpx.BaseTransport | None] = dict.fromkeys(("all://localhost", "all://127.0.0.1", "all://[::1]"))
+JSON = {"Accept": "application/json"}  # where a browser is given a page
 SAVED = ("panel.png", "optimized.png", "contrast.png", "maps.npz")
 
 
@@ -118,6 +120,11 @@ def posting(path: str, images: Picture | Sequence[Picture], key: str | None, fie
 
 def _listed(images: Picture | Sequence[Picture]) -> Sequence[Picture]:
     return [images] if isinstance(images, str | bytes | Path | Image.Image | np.ndarray) else images
+
+
+def quoted(name: str) -> str:
+    """As one part of a path."""
+    return quote(name, safe="")
 
 
 def _as_field(value: Any) -> str:
@@ -317,6 +324,53 @@ class Operations(Generic[JobT]):
     def delete_dataset(self, dataset_id: str) -> Flow[None]:
         """`DELETE /datasets/{id}`."""
         yield from self.call("DELETE", f"/datasets/{dataset_id}")
+
+    def survey(self, key: str | None, fields: Mapping[str, Any]) -> Flow[JobT]:
+        """`POST /surveys`: one job however often it is sent."""
+        asked = {name: value for name, value in fields.items() if value is not None}
+        own = {"Idempotency-Key": key or uuid4().hex}
+        answer = yield from self.call("POST", "/surveys", json=asked, headers=own)
+        return self.read(self.job_type, answer)
+
+    def surveys(self) -> Flow[list[Survey]]:
+        """`GET /surveys`."""
+        answer = yield from self.call("GET", "/surveys")
+        return self.read(list[Survey], answer)
+
+    def get_survey(self, survey_id: str) -> Flow[Survey]:
+        """`GET /surveys/{id}`."""
+        answer = yield from self.call("GET", f"/surveys/{quoted(survey_id)}")
+        return self.read(Survey, answer)
+
+    def delete_survey(self, survey_id: str) -> Flow[None]:
+        """`DELETE /surveys/{id}`."""
+        yield from self.call("DELETE", f"/surveys/{quoted(survey_id)}")
+
+    def survey_csv(self, survey_id: str) -> Flow[str]:
+        """`GET /surveys/{id}/kernels.csv`."""
+        answer = yield from self.call("GET", f"/surveys/{quoted(survey_id)}/kernels.csv")
+        return answer.content.decode()
+
+    def layer_kernels(self, network: str, layer: str, survey: str | None) -> Flow[LayerKernels]:
+        """`GET /kernels/{network}/{layer}`."""
+        answer = yield from self._of_kernels((network, layer), survey)
+        return self.read(LayerKernels, answer)
+
+    def kernel(self, network: str, layer: str, kernel: int, survey: str | None) -> Flow[KernelPage]:
+        """`GET /kernels/{network}/{layer}/{kernel}`."""
+        answer = yield from self._of_kernels((network, layer, str(kernel)), survey)
+        return self.read(KernelPage, answer)
+
+    def _of_kernels(self, place: Iterable[str], survey: str | None) -> Flow[httpx.Response]:
+        path = "/".join(map(quoted, place))
+        asked = {"survey": survey} if survey else {}
+        answer = yield from self.call("GET", f"/kernels/{path}", params=asked, headers=JSON)
+        return answer
+
+    def explain_kernels(self, survey_id: str, fields: Mapping[str, Any]) -> Flow[list[JobT]]:
+        """`POST /surveys/{id}/explanations`; the same again is the same jobs."""
+        answer = yield from self.call("POST", f"/surveys/{quoted(survey_id)}/explanations", json=fields)
+        return self.read(list[self.job_type], answer)  # type: ignore[name-defined]
 
     def cancel(self, job_id: str) -> Flow[JobT]:
         """`POST /jobs/{id}/cancel`."""

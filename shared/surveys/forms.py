@@ -21,15 +21,19 @@ Index = Annotated[int, Field(ge=0)]
 Kernels = Annotated[list[Index], AfterValidator(lambda kernels: list(dict.fromkeys(kernels)))]
 
 
-def under(value: Any, root: str) -> Any:
-    """The same with the URLs in it, which begin with a slash, under this path."""
+URLS = ("crop", "picture", "whole", "links")  # fields that have some
+
+
+def under(value: Any, root: str, *, url: bool = False) -> Any:
+    """The same with the URLs in it under this path."""
     if isinstance(value, BaseModel):
-        return value.model_copy(update={name: under(getattr(value, name), root) for name in type(value).model_fields})
+        fields = {name: under(getattr(value, name), root, url=name in URLS) for name in type(value).model_fields}
+        return value.model_copy(update=fields)
     if isinstance(value, list):
         return [under(one, root) for one in value]
     if isinstance(value, dict):
-        return {name: under(one, root) for name, one in value.items()}
-    return root + value if isinstance(value, str) and value.startswith("/") else value
+        return {name: under(one, root, url=url) for name, one in value.items()}
+    return root + value if url and isinstance(value, str) else value
 
 
 class NewSurvey(BaseModel):

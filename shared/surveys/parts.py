@@ -6,7 +6,7 @@ one of them, rounded to half precision: of two kernels that the same images acti
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -70,22 +70,30 @@ def packed(layers: Mapping[str, Part]) -> bytes:
     return _file(arrays)
 
 
-def unpacked(data: bytes) -> dict[str, Part]:
-    """The same, read."""
+def kernels_of(data: bytes) -> dict[str, int]:
+    """How many each layer of a part has."""
+    with np.load(BytesIO(data), allow_pickle=False) as file:
+        return {layer: len(file[f"{number}.mean"]) for number, layer in enumerate(file["layers"].tolist())}
+
+
+def unpacked(data: bytes, layers: Collection[str]) -> dict[str, Part]:
+    """Some layers of a part."""
     with np.load(BytesIO(data), allow_pickle=False) as file:
         found = {}
         for number, layer in enumerate(file["layers"].tolist()):
+            if layer not in layers:
+                continue
             own = {name.removeprefix(f"{number}."): file[name] for name in file if name.startswith(f"{number}.")}
             found[layer] = Part(Tally.of_arrays(own), own["every"].astype(np.float32) * own["scale"])
     return found
 
 
-def join(parts: Iterable[bytes]) -> dict[str, Whole]:
-    """All layers, of part files in this order. They are read one after the other, and none is kept."""
+def join(parts: Iterable[bytes], layers: Collection[str]) -> dict[str, Whole]:
+    """These layers, of part files in this order. They are read one after the other, and none is kept."""
     tallies: dict[str, Tally] = {}
     sums: dict[str, _Sums] = {}
     for data in parts:
-        for layer, part in unpacked(data).items():
+        for layer, part in unpacked(data, layers).items():
             tallies[layer] = tallies[layer] + part.tally if layer in tallies else part.tally
             sums.setdefault(layer, _Sums(part.peaks.shape[1])).add(part.peaks)
     return {layer: Whole(tally, *sums[layer].alike()) for layer, tally in tallies.items()}

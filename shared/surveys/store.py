@@ -27,12 +27,14 @@ from shared.errors import InvalidRequest, NetworkChanged, SurveyNotFound
 from shared.schemas import WeightsUsed
 from shared.shelves import READERS, Shelf
 from shared.store import BlobStore
-from shared.surveys.parts import Part, Whole, join, packed
+from shared.surveys.parts import Part, Whole, join, kernels_of, packed
 
 PART_IMAGES = 256
 MOST_SURVEYS = 200  # of one owner
+MOST_PRODUCTS = 2**25  # of two kernels each, that are summed up at once: 256 MB
 NUMBER = re.compile(r"(\d+)\.npz")
-KEPT_LAYERS = 32  # that were read last
+KEPT_LISTS = 64  # of parts' images, that were read last
+KEPT_LAYERS = 32  # the same of layers
 
 Images = list[tuple[str, str]]  # digest and name of each
 
@@ -61,6 +63,7 @@ class Surveys:
         self.datasets = datasets
         self.shelf = Shelf(store, "surveys", Facts, SurveyNotFound, "survey", MOST_SURVEYS)
         self._layer = lru_cache(KEPT_LAYERS)(self._read_layer)
+        self._images = lru_cache(KEPT_LISTS)(self._read_images)
         self._joining = Lock()
 
     def create(self, survey_id: str, facts: Facts, parts: Sequence[Images]) -> None:
@@ -87,6 +90,9 @@ class Surveys:
         Raises:
             SurveyNotFound: it was deleted.
         """
+        return self._images(survey_id, number)
+
+    def _read_images(self, survey_id: str, number: int) -> Images:
         text = self.store.get_at(self.shelf.place(survey_id, "images", f"{number}.json"))
         if text is None:
             raise SurveyNotFound(f"survey {survey_id} was deleted")
@@ -162,8 +168,9 @@ class Surveys:
     def join(self, survey_id: str) -> None:
         """Put the parts that there are together. Whoever does it, the result is the same."""
         parts = self.parts(survey_id)
-        for layer, found in join(self._read_parts(survey_id, parts)).items():
-            self.store.put_at(self._place(survey_id, len(parts), layer), found.to_bytes())
+        for group in _groups(next(self._read_parts(survey_id, parts[:1]), None)):
+            for layer, found in join(self._read_parts(survey_id, parts), group).items():
+                self.store.put_at(self._place(survey_id, len(parts), layer), found.to_bytes())
 
     def _read_parts(self, survey_id: str, parts: Sequence[int]) -> Iterator[bytes]:
         for number in parts:
@@ -194,6 +201,20 @@ class Surveys:
 
     def _put_images(self, survey_id: str, number: int, images: Images) -> None:
         self.store.put_at(self.shelf.place(survey_id, "images", f"{number}.json"), listed(images))
+
+
+def _groups(part: bytes | None) -> Iterator[list[str]]:
+    """Layers that are joined together, however many kernels the network has: their products fit into memory."""
+    group: list[str] = []
+    size = 0
+    for layer, kernels in kernels_of(part).items() if part else ():
+        size += kernels**2
+        if group and size > MOST_PRODUCTS:
+            yield group
+            group, size = [], kernels**2
+        group.append(layer)
+    if group:
+        yield group
 
 
 def first_of(part: int) -> int:

@@ -31,12 +31,13 @@ from worker.networks.vgg_mini import WEIGHTS_FILE
 
 COMMAND = [sys.executable, "-m", "kernelscope"]
 OWN_PROCESS = ("up", "demo")  # whose examples start a stack of their own, and take a while
+AGENTS = "mcp"  # whose example talks to a program: tests/integration/test_mcp.py
 
 
 def examples() -> Iterator[str]:
     """Every example of every command's help."""
     group = typer.main.get_group(app)
-    groups = ("keys", "models", "datasets")
+    groups = ("keys", "models", "datasets", "surveys")
     inner = [command for name in groups for command in group.commands[name].commands.values()]  # type: ignore[attr-defined]
     for command in [*group.commands.values(), *inner]:
         found = re.findall(r"Example: (kernelscope .*)", command.callback.__doc__ or "") if command.callback else []
@@ -73,7 +74,7 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
     )
 
 
-@pytest.mark.parametrize("example", [line for line in examples() if line.split()[1] not in OWN_PROCESS])
+@pytest.mark.parametrize("example", [line for line in examples() if line.split()[1] not in (*OWN_PROCESS, AGENTS)])
 def test_every_example_of_the_help_runs(folder: Path, stack: Stack, example: str) -> None:
     """Against a server that the environment names; a job's id is that of a job that runs."""
     with Client(stack.url) as client:
@@ -88,7 +89,7 @@ def test_every_example_of_the_help_runs(folder: Path, stack: Stack, example: str
             example = example.replace("0123456789abcdef0123456789abcdef", job.id)
         if "keys revoke" in example or "keys secret" in example:
             assert run(folder, "keys", "add", "lab").returncode == 0
-        example = of_a_data_set(client, stack, example)
+        example = of_a_data_set(client, stack, of_a_survey(client, folder, example))
         if "birds" in example:
             shutil.copy(WEIGHTS_FILE, folder / "birds.safetensors")
         if "models remove" in example:
@@ -151,6 +152,16 @@ def of_a_data_set(client: Client, stack: Stack, example: str) -> str:
     if "datasets delete" in example or "datasets publish" in example:
         example = example.replace("0123456789abcdef0123456789abcdef", client.create_dataset("photos").id)
     return f"{example} --data-dir {shlex.quote(str(stack.settings.data_dir))}" if "publish" in example else example
+
+
+def of_a_survey(client: Client, folder: Path, example: str) -> str:
+    """With a survey of the data set that it names, and its id."""
+    if example.split()[1] not in ("surveys", "export"):
+        return example
+    birds = next((one for one in client.datasets() if one.name == "birds"), None) or client.create_dataset("birds")
+    client.add_images(birds.id, {"photo.jpg": (folder / "photo.jpg").read_bytes()})
+    job = client.survey(birds.id, model="vgg_mini", layers=["conv2_2"]).wait().check()
+    return example.replace("0123456789abcdef0123456789abcdef", job.id)
 
 
 @pytest.mark.slow

@@ -92,7 +92,7 @@ def test_parts_joined_are_the_whole(mini: LoadedNetwork, pixels: torch.Tensor) -
     layers, cuts = ["conv3_1", "conv1_1"], (0, 16, 32, COUNT)
     files = [packed(survey(mini, layers, pixels[start:end], start)) for start, end in pairwise(cuts)]
     assert packed(survey(mini, layers, pixels[16:32], 16)) == files[1]
-    joined, at_once = join(files), survey(mini, layers, pixels)
+    joined, at_once = join(files, layers), survey(mini, layers, pixels)
     for layer in layers:
         found, expected = joined[layer].tally.arrays(), at_once[layer].tally.arrays()
         assert found.keys() == expected.keys()

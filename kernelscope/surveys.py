@@ -1,0 +1,267 @@
+"""`kernelscope surveys`: what every kernel of a network responds to in the images of a data set, on a server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from kernelscope.client import Client, ClientError, Job
+from kernelscope.datasets import PATIENCE, DataDir
+from kernelscope.serving import AsJson, Key, Url
+from kernelscope.terminal import err, out, progress, state, table
+from shared.datasets import DataSets
+from shared.schemas import DataSet, Status
+from shared.settings import Settings
+from shared.store import BlobStore
+from shared.surveys.forms import Explanation, KernelPage, Survey
+from shared.surveys.store import Surveys
+
+MOST_SIMILAR = 4  # kernels that a sentence names
+
+SurveyId = Annotated[str, typer.Argument(metavar="ID", help="As `kernelscope surveys list` has it.")]
+OfSurvey = Annotated[
+    str | None,
+    typer.Option("--survey", metavar="ID", help="The newest one that has the layer unless given.", show_default=False),
+]
+
+
+class UnknownDataSet(ClientError):
+    """No data set has this name, or several have."""
+
+
+surveys = typer.Typer(no_args_is_help=True, help="Find out what every kernel of a network responds to in many images.")
+
+
+@surveys.command()
+def make(  # noqa: PLR0913 - the options of a command
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Name of a data set of yours, or its id.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="The network.")] = "vgg16",
+    layer: Annotated[
+        list[str] | None,
+        typer.Option("--layer", "-l", help="As conv3_3; several by commas, or repeated. All of them unless given."),
+    ] = None,
+    url: Url = None,
+    key: Key = None,
+    *,
+    detach: Annotated[bool, typer.Option("--detach", help="Begin it, and do not wait for it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Survey the kernels of a network on a data set. Ctrl-C stops the waiting, not the survey.
+
+    Example: kernelscope surveys make birds --model vgg_mini --layer conv2_1,conv2_2
+    """
+    layers = [name.strip() for some in layer or [] for name in some.split(",") if name.strip()]
+    with Client(url, key, patience=PATIENCE) as client:
+        job = client.survey(named(client.datasets(), dataset).id, model=model, layers=layers)
+        if not detach:
+            _follow(job)
+        _told(client.get_survey(job.id), as_json=as_json)
+
+
+@surveys.command()
+def follow(survey_id: SurveyId, url: Url = None, key: Key = None, *, as_json: AsJson = False) -> None:
+    """Wait for a survey that was begun. Ctrl-C stops the waiting, not the survey.
+
+    Example: kernelscope surveys follow 0123456789abcdef0123456789abcdef
+    """
+    with Client(url, key, patience=PATIENCE) as client:
+        if not client.get_survey(survey_id).status.terminal:
+            _follow(client.job(survey_id))
+        _told(client.get_survey(survey_id), as_json=as_json)
+
+
+@surveys.command("list")
+def listed(url: Url = None, key: Key = None, *, as_json: AsJson = False) -> None:
+    """List your surveys, and those that are everybody's.
+
+    Example: kernelscope surveys list
+    """
+    with Client(url, key, patience=PATIENCE) as client:
+        found = client.surveys()
+    if as_json:
+        typer.echo(json.dumps([json.loads(one.model_dump_json()) for one in found], indent=1))
+    elif not found:
+        out.print("no surveys; `kernelscope surveys make DATASET` makes one")
+    else:
+        made = table("", "survey", "data set", "network", "layers", "images", "made", "", right=("layers",))
+        made.columns[0].min_width = 32  # an id is copied
+        for one in found:
+            images = f"{one.surveyed:,}" if one.surveyed == one.images else f"{one.surveyed:,} of {one.images:,}"
+            images += "" if one.status is Status.SUCCEEDED else f", {one.status}"
+            row = (one.id, escape(one.dataset_name), one.model, str(len(one.layers)), images)
+            made.add_row(*row, f"{one.created_at:%F}", "" if one.mine else "everybody's")
+        out.print(made)
+
+
+@surveys.command()
+def delete(
+    ids: Annotated[list[str], typer.Argument(metavar="ID…", help="As `kernelscope surveys list` has them.")],
+    url: Url = None,
+    key: Key = None,
+) -> None:
+    """Delete surveys of yours.
+
+    Example: kernelscope surveys delete 0123456789abcdef0123456789abcdef
+    """
+    with Client(url, key, patience=PATIENCE) as client:
+        for one in ids:
+            client.delete_survey(one)
+            out.print(f"{one} is deleted")
+
+
+@surveys.command()
+def csv(
+    survey_id: SurveyId,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", dir_okay=False, help="File; stdout unless given.")
+    ] = None,
+    url: Url = None,
+    key: Key = None,
+) -> None:
+    """Write a table of all kernels of a survey's layers, one a line.
+
+    Example: kernelscope surveys csv 0123456789abcdef0123456789abcdef -o kernels.csv
+    """
+    with Client(url, key, patience=PATIENCE) as client:
+        text = client.survey_csv(survey_id)
+    if output:
+        output.write_text(text, encoding="utf-8", newline="")
+        out.print(f"{text.count(chr(10)) - 1:,} kernels are in {output}", soft_wrap=True)
+    else:
+        typer.echo(text, nl=False)
+
+
+@surveys.command()
+def kernel(  # noqa: PLR0913 - the options of a command
+    network: Annotated[str, typer.Argument(help="As vgg16.")],
+    layer: Annotated[str, typer.Argument(help="As conv3_3.")],
+    kernel: Annotated[int, typer.Argument(min=0, help="Its number, from 0.")],
+    survey: OfSurvey = None,
+    url: Url = None,
+    key: Key = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a survey knows of one kernel.
+
+    Example: kernelscope surveys kernel vgg_mini conv2_2 3
+    """
+    with Client(url, key, patience=PATIENCE) as client:
+        page = client.kernel(network, layer, kernel, survey)
+    if as_json:
+        typer.echo(page.model_dump_json(indent=1))
+        return
+    out.print(escape(in_words(page)))
+    if page.top:
+        out.print(_top(page))
+
+
+@surveys.command()
+def publish(survey_id: SurveyId, data_dir: DataDir = None) -> None:
+    """Let everybody read a survey, with the rights of an operator: the settings of the object store.
+
+    Example: kernelscope surveys publish 0123456789abcdef0123456789abcdef
+    """
+    settings = Settings(data_dir=data_dir) if data_dir else Settings()
+    store = BlobStore(settings.store)
+    Surveys(store, DataSets(store, settings.max_dataset_images)).publish(survey_id)
+    out.print(f"{survey_id} is everybody's now")
+
+
+def named(known: list[DataSet], name: str) -> DataSet:
+    """The data set of this id or name: a caller's own before everybody's.
+
+    Raises:
+        UnknownDataSet.
+    """
+    for found in (
+        [one for one in known if one.id == name],
+        [one for one in known if one.name == name and one.mine],
+        [one for one in known if one.name == name],
+    ):
+        if len(found) > 1:
+            ids = ", ".join(one.id for one in found)
+            raise UnknownDataSet(f"{len(found)} data sets have the name {name!r}; give the id of one: {ids}")
+        if found:
+            return found[0]
+    there = ", ".join(one.name for one in known) or "none"
+    raise UnknownDataSet(
+        f"no data set has the name or id {name!r}; there are: {there}; `kernelscope datasets add FOLDER` makes one"
+    )
+
+
+def in_words(page: KernelPage) -> str:
+    """What a survey knows of a kernel, in a few sentences."""
+    survey, who = page.survey, f"Kernel {page.kernel} of {page.layer.name} of {page.network}"
+    so_far = "" if survey.surveyed == survey.images else " that were looked at so far"
+    over = f"the {survey.surveyed:,} images of {survey.dataset_name!r}{so_far}"
+    if not page.top:
+        return f"{who} is active in none of {over}."
+    most = page.top[0]
+    said = [
+        f"{who} is active in {page.active_images:.1%} of {over}, at {page.active:.2%} of all positions; its mean "
+        f"activation is {page.mean:.3g}.",
+        f"It is most active in {most.name!r}: {most.activation:.3g}.",
+    ]
+    if page.similar:
+        named = ", ".join(f"{one.kernel} ({one.correlation:.2f})" for one in page.similar[:MOST_SIMILAR])
+        said.append(f"Kernels that the same images activate, with their correlations: {named}.")
+    if page.explanation:
+        said.append(_explained(page.explanation))
+    return " ".join(said)
+
+
+def _explained(found: Explanation) -> str:
+    """How far X̂ are made, and what they say."""
+    scores = {name: getattr(found, name) for name in ("consistency", "discrimination", "colour")}
+    told = "; ".join(
+        f"{name} {score.value:.2f}" + ("" if score.error is None else f" ± {score.error:.2f}")
+        for name, score in scores.items()
+        if score
+    )
+    return f"X̂ of {found.made} of {found.of} of its top images are made" + (f": {told}." if told else ".")
+
+
+def _top(page: KernelPage) -> Table:
+    numbers = ("activation", "row", "column", "SSIM")
+    made = table("the images that activate it most", "", "image", *numbers, "sees", "X̂", right=numbers)
+    for one in page.top:
+        ssim = "–" if one.ssim is None else f"{one.ssim:.3f}"
+        sees = f"{one.box[0]}–{one.box[2]}, {one.box[1]}–{one.box[3]}"
+        place = (f"{one.activation:.3g}", str(one.row), str(one.column))
+        x = escape(one.error) if one.error else "made" if one.picture else ""
+        made.add_row(str(one.rank + 1), escape(one.name), *place, ssim, sees, x)
+    made.caption = "sees: pixels of the network's input from left to right, from top to bottom."
+    return made
+
+
+def _follow(job: Job) -> None:
+    """A bar until the survey has ended; Ctrl-C leaves it running."""
+    try:
+        with progress() as bar:
+            task = bar.add_task(state(job), total=1.0)
+            job.wait(on_change=lambda seen: bar.update(task, description=state(seen), completed=seen.progress.fraction))
+            bar.update(task, description=state(job), completed=job.progress.fraction)
+    except KeyboardInterrupt:
+        err.print(
+            f"the survey goes on; `kernelscope surveys follow {job.id}` waits for it, `kernelscope cancel {job.id}` "
+            "ends it",
+            soft_wrap=True,
+        )
+        raise
+    job.check()
+
+
+def _told(survey: Survey, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(survey.model_dump_json(indent=1))
+        return
+    looked = f"{survey.surveyed:,} of {survey.images:,} images"
+    out.print(f"survey {survey.id} of {escape(survey.dataset_name)}: {survey.status}, {looked}", soft_wrap=True)
+    first = survey.layers[0]
+    out.print(f"`kernelscope surveys kernel {survey.model} {first} 0` shows a kernel of it", soft_wrap=True)
