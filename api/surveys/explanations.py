@@ -32,8 +32,9 @@ class Note:
 
     Args:
         images: numbers of the images in the survey.
-        scores: once all jobs have ended: of `Explanation`.
+        scores: of `Explanation`, as they were when the jobs had ended that there were then.
         made: the places in `images` of those that there is an X̂ of, then.
+        settled: whether that is all there will be.
     """
 
     job: str
@@ -42,6 +43,7 @@ class Note:
     rivals: str | None = None
     scores: dict[str, Any] | None = None
     made: list[int] = field(default_factory=list)
+    settled: bool = False
 
     @classmethod
     def read(cls, text: bytes) -> Note:
@@ -101,7 +103,7 @@ class _Explaining:
         rivals = self._there(note.rivals)
         if rivals is None:
             rivals = self._made(numbers[:COMPARED], RIVALS, note.effort, note.rivals or note.job)
-            note.rivals, note.scores = rivals.id, None
+            note.rivals, note.settled = rivals.id, False
             surveys.note_explained(*place, note.to_json())
         return [found, rivals]
 
@@ -156,11 +158,11 @@ def explanation_of(services: Services, owner: str, place: tuple[str, str, int], 
     except (JobNotFound, JobExpired):
         return None
     rivals = _rivals(services, owner, note)
-    if note.scores is None:
+    if note.scores is None or not note.settled:
         found = _scores(services, job, rivals, kernel)
         if job.status.terminal and (rivals is None or rivals.status.terminal):
             note.scores = {name: one.model_dump() if one else None for name, one in found.items()}
-            note.made = [one.index for one in job.results if one.status == "succeeded"]
+            note.settled, note.made = True, [one.index for one in job.results if one.status == "succeeded"]
             services.surveys.note_explained(survey_id, owner, layer, kernel, note.to_json())
     else:
         found = {name: Score.model_validate(one) if one else None for name, one in note.scores.items()}

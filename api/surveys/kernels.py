@@ -102,7 +102,7 @@ class View:
         """Of the layer's kernels that were explained; what has ended meanwhile is looked at."""
         texts = self.services.surveys.all_explained(self.survey_id, self.owner, self.layer.name)
         notes = {kernel: Note.read(text) for kernel, text in texts.items()}
-        open_ = [kernel for kernel, note in notes.items() if note.scores is None][:MOST_ASKED]
+        open_ = [kernel for kernel, note in notes.items() if not note.settled][:MOST_ASKED]
         with ThreadPoolExecutor(READERS) as readers:
             list(readers.map(lambda kernel: self._explanation(kernel, notes[kernel]), open_))
         return notes

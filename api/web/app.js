@@ -246,14 +246,16 @@ const olderJobs = guard(async () => {
 });
 
 function row(each) {
-  const { kernels, layer, model, images, methods } = each.request;
+  const { kernels, layer, model, images, methods, layers } = each.request;
+  const survey = methods[0] === "survey";
   const named = Array.isArray(kernels) && `${kernels.slice(0, MOST_KERNELS).join(", ")}${kernels.length > MOST_KERNELS ? `, … (${kernels.length})` : ""}`;
-  const called = named ? `kernel${kernels.length > 1 ? "s" : ""} ${named}` : `the ${kernels.replace(":", " ")} kernels`;
-  const several = images.length > 1 ? `, ${images.length} images` : "";
+  const called = survey ? "a survey" : named ? `kernel${kernels.length > 1 ? "s" : ""} ${named}` : `the ${kernels.replace(":", " ")} kernels`;
+  const several = !survey && images.length > 1 ? `, ${images.length} images` : "";
   const how = methods.length > 1 ? `, ${methods.length} methods` : "";
   const line = make("p", {},
     make("span", { className: `state ${each.status}` }, each.status), " ",
-    link(`${called} of ${layer} (${model})${several}${how}`, `#job=${each.id}`, { onclick: () => $("history").close() }), " ",
+    survey ? link(`${called} of ${layers.length === 1 ? layer : `${layers.length} layers`} (${model})`, surveyed(each))
+      : link(`${called} of ${layer} (${model})${several}${how}`, `#job=${each.id}`, { onclick: () => $("history").close() }), " ",
     make("time", { className: "faint", dateTime: each.created_at }, new Date(each.created_at).toLocaleString()), " ",
     button("Delete", guard(async () => {
       if (!confirm("Delete this job and its pictures for good?")) return;
@@ -262,6 +264,9 @@ function row(each) {
     }), { ariaLabel: `Delete the job on ${called} of ${layer}` }));
   return line;
 }
+
+// The page of a survey's last layer, from which the others are found.
+const surveyed = ({ id, request }) => `kernels/${encodeURIComponent(request.model)}/${encodeURIComponent(request.layer)}?survey=${id}`;
 
 // What the address says
 
@@ -273,6 +278,7 @@ const goTo = guard(async () => {
   leave();
   const found = await ask(`jobs/${encodeURIComponent(id)}`);
   if (id !== asked()) return; // somebody was faster
+  if (found.request.methods[0] === "survey") return location.assign(surveyed(found));
   if (found.request.methods[0] === "activations") throw new Error("This job ranks the kernels of a layer; it explains none.");
   open(found);
 });

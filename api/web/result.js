@@ -100,6 +100,7 @@ function numbers(job, result) {
     ["Others left", percent(metrics.leakage), "of the other kernels' activation; at 0 % no other kernel sees anything in X̂."],
     ["Their mean square", percent(ratio), `of what it was (${metrics.mse_others.toPrecision(3)} of ${metrics.mse_others_before.toPrecision(3)}): the paper's MSE.`],
     ...(typeof metrics.invention === "number" ? [["Invented", percent(metrics.invention), invented(job, metrics)]] : []),
+    ...(typeof metrics.ssim_grey === "number" ? [["Without colour", shown(metrics.ssim_grey), "SSIM of the map when X̂ is made grey: how much of what the kernel sees is shape."]] : []),
     ["Grey", percent(metrics.sparsity), "of the pixels are the mean colour: the kernel does not need them."],
     ["Loss", shown(losses.total), loss(result)],
     ["Time", `${shown(result.seconds, 1)} s`, `${evaluations}on ${result.device}. ${STOPPED[result.stopped] ?? ""}${result.reused ? " The same work had been done before: this is its result." : ""}`],
@@ -173,7 +174,8 @@ function files(job, result) {
   return make("div", {},
     make("h3", {}, "Files"),
     make("ul", { className: "files" }, ...Object.entries(names).map(([name, says]) =>
-      make("li", {}, link(`${says} (${name.split(".").pop().toUpperCase()})`, result.artifacts[name], { download: `kernel${result.kernel}-${name}` })))));
+      make("li", {}, link(`${says} (${name.split(".").pop().toUpperCase()})`, result.artifacts[name], { download: `kernel${result.kernel}-${name}` })))),
+    make("p", {}, link(`Kernel ${result.kernel} of ${job.request.layer} in many images`, `kernels/${encodeURIComponent(job.request.model)}/${encodeURIComponent(job.request.layer)}/${result.kernel}`)));
 }
 
 // What the job as a whole has: comparisons, everything as one file, how to get it again.

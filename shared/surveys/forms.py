@@ -117,7 +117,9 @@ class TopImage(BaseModel):
     )
     crop: str = Field(description="URL of this part of the image, a WebP file")
     picture: str | None = Field(None, description="URL of the same part of X̂; null before it is made")
-    whole: str | None = Field(None, description="URL of the whole X̂")
+    whole: str | None = Field(
+        None, description="URL of a figure: all of X and X̂, the maps before and after, the numbers"
+    )
     ssim: float | None = Field(None, description="of the kernel's map on X̂")
     error: str | None = Field(None, description="why there is no X̂")
 

@@ -1,0 +1,247 @@
+"""What an API answers about kernels, made up for a browser that is to show it."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from functools import cache
+from io import BytesIO
+from itertools import pairwise
+
+from playwright.sync_api import Page, Request, Route
+from pydantic import BaseModel
+
+from shared.catalogue import Layer
+from shared.drawings import scene
+from shared.surveys.forms import (
+    Bin,
+    Explanation,
+    KernelPage,
+    KernelSummary,
+    LayerKernels,
+    Score,
+    Similar,
+    Survey,
+    TopImage,
+)
+from shared.surveys.tally import EDGES, TOP
+from tests.web.conftest import Visitor
+
+JOB, OTHER_JOB, SURVEY, OTHER = "e" * 32, "d" * 32, "5" * 32, "6" * 32
+AT = "/kernels/vgg16/conv5_3"
+LAYER = Layer(name="conv5_3", node="features.29", kernels=512, height=14, width=14, receptive_field=196, stride=16)
+STREAMS = """
+window.streams = [];
+window.EventSource = class extends EventTarget {
+  static CLOSED = 2;
+  readyState = 1;
+  constructor() { super(); window.streams.push(this); }
+  close() { this.readyState = 2; }
+};
+window.tell = (kind, data) => {
+  for (const stream of window.streams.filter((one) => one.readyState === 1)) {
+    stream.dispatchEvent(new MessageEvent(kind, { data: JSON.stringify(data) }));
+  }
+};
+"""
+FITS = "document.scrollingElement.scrollWidth <= innerWidth"
+
+
+@cache
+def webp(seed: int) -> bytes:
+    """A picture as the API has them."""
+    file = BytesIO()
+    scene(seed, LAYER.receptive_field).image.save(file, "WEBP", quality=90)
+    return file.getvalue()
+
+
+def survey(survey_id: str = SURVEY, **changes: object) -> Survey:
+    """One that has looked at 5,000 images."""
+    links = {"self": f"/surveys/{survey_id}", "csv": f"/surveys/{survey_id}/kernels.csv"}
+    own = {
+        "id": survey_id,
+        "dataset": "a" * 32,
+        "dataset_name": "birds and cats",
+        "model": "vgg16",
+        "layers": ["conv5_3"],
+    }
+    counted = {"images": 5000, "surveyed": 5000, "status": "succeeded", "created_at": datetime(2026, 5, 3, tzinfo=UTC)}
+    return Survey.model_validate(
+        {**own, **counted, "public": True, "mine": True, "weights": None, "links": links, **changes}
+    )
+
+
+def crop(kernel: int, rank: int = 0) -> str:
+    """Its URL."""
+    return f"/surveys/{SURVEY}/layers/conv5_3/crops/{16 * kernel + rank}/4/{rank % 14}"
+
+
+def picture(kernel: int, rank: int = 0) -> str:
+    """Its URL."""
+    return f"/surveys/{SURVEY}/layers/conv5_3/pictures/{kernel:032x}/{rank}/4/{rank % 14}"
+
+
+def top(kernel: int, rank: int, *, made: bool, error: str | None = None) -> TopImage:
+    """A top image with its X̂, or without."""
+    one = TopImage(
+        rank=rank,
+        image="b" * 64,
+        name=f"n0153{rank}/a photograph of a bird {rank}.jpg",
+        activation=40 / (rank + 1),
+        row=4,
+        column=rank % 14,
+        box=(0, 0, 196, 170),
+        crop=crop(kernel, rank),
+        error=error,
+    )
+    if not made:
+        return one
+    made_of = {
+        "picture": picture(kernel, rank),
+        "whole": f"/jobs/{JOB}/artifacts/{rank}/panel.png",
+    }
+    return one.model_copy(update={**made_of, "ssim": 0.97})
+
+
+def explanation(made: int, status: str = "succeeded", **changes: object) -> Explanation:
+    """Of nine X̂."""
+    score = Score(value=0.91, error=0.02) if made > 1 else None
+    own = {"job": JOB, "status": status, "method": "evidence", "effort": "quick", "made": made, "of": 9}
+    return Explanation.model_validate(
+        {
+            **own,
+            "consistency": score,
+            "discrimination": None,
+            "colour": score,
+            "links": {"job": f"/jobs/{JOB}"},
+            **changes,
+        }
+    )
+
+
+def histogram(silent: int) -> list[Bin]:
+    """Most images in the middle of it."""
+    middle = len(EDGES) // 2
+    edges = [float(edge) for edge in EDGES]
+    bins = [Bin(start=0, end=0, images=silent), Bin(start=0, end=edges[0], images=0)]
+    bins += [
+        Bin(start=low, end=high, images=max(0, 600 - 40 * (at - middle) ** 2))
+        for at, (low, high) in enumerate(pairwise(edges))
+    ]
+    return [*bins, Bin(start=edges[-1], end=None, images=0)]
+
+
+def kernel_page(kernel: int = 12, made: int = 0, told: Explanation | None = None, **changes: object) -> KernelPage:
+    """Of an active kernel, with so many X̂."""
+    page = KernelPage(
+        network="vgg16",
+        layer=LAYER,
+        kernel=kernel,
+        survey=survey(),
+        surveys=[survey()],
+        mean=0.0312,
+        max=40.0,
+        active=0.0004,
+        active_images=0.62,
+        histogram=histogram(1900),
+        top=[top(kernel, rank, made=rank < made) for rank in range(TOP)],
+        similar=[Similar(kernel=40 + at, correlation=0.8 - at / 10, crop=crop(40 + at)) for at in range(4)],
+        explanation=told,
+    )
+    return page.model_copy(update=changes)
+
+
+def silent_page() -> KernelPage:
+    """Of a kernel that no image activates."""
+    still = {"mean": 0.0, "max": 0.0, "active": 0.0, "active_images": 0.0, "top": [], "similar": []}
+    return kernel_page(histogram=histogram(5000)[:1]).model_copy(update=still)
+
+
+def layer_page(kernels: int) -> LayerKernels:
+    """Of so many; every tenth is silent."""
+
+    def summary(kernel: int) -> KernelSummary:
+        silent = kernel % 10 == 9
+        activity = 0.0 if silent else (kernel * 37 % 101 + 1) / 100
+        shares = {"active": activity / 9, "active_images": min(1.0, activity)}
+        seen = None if silent else crop(kernel)
+        score = round(activity, 2) if kernel % 3 == 0 and not silent else None
+        made = None if score is None else picture(kernel)
+        return KernelSummary.model_validate(
+            {"kernel": kernel, "mean": activity, "max": 9 * activity, **shares, "crop": seen, "picture": made}
+            | {"consistency": score, "colour": score}
+        )
+
+    layer = LAYER.model_copy(update={"kernels": kernels})
+    return LayerKernels(survey=survey(), surveys=[survey()], layer=layer, kernels=[*map(summary, range(kernels))])
+
+
+class Answers:
+    """What the API says of kernels, in one browser; the pages and their files are the real API's."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.told: BaseModel | dict[str, object] = {}
+        self.asked: list[tuple[str, object]] = []  # what was posted, in order
+        self.job: dict[str, object] = {"status": "succeeded", "error": None, "failed_items": 0, "progress": {}}
+        page.add_init_script(STREAMS)
+        page.route("**/models", lambda route: route.fulfill(json=[{"name": "vgg16", "title": "VGG-16"}]))
+        page.route("**/kernels/**", self._kernels)
+        page.route("**/surveys/**", self._surveys)
+        page.route("**/jobs/**", self._jobs)
+
+    def _kernels(self, route: Route, request: Request) -> None:
+        if "text/html" in request.headers["accept"]:
+            route.fallback()
+        else:
+            self._json(route, self.told)
+
+    def _json(self, route: Route, told: BaseModel | dict[str, object]) -> None:
+        if isinstance(told, BaseModel):
+            route.fulfill(body=told.model_dump_json(), content_type="application/json")
+        else:
+            status = int(str(told.get("status", 404)))
+            route.fulfill(status=status, json=told, content_type="application/problem+json")
+
+    def _surveys(self, route: Route, request: Request) -> None:
+        if request.method == "GET":
+            seed = sum(map(int, re.findall(r"\d+", request.url.partition("conv5_3")[2]))) % 16
+            route.fulfill(body=webp(seed), content_type="image/webp")
+            return
+        self.asked.append((request.url.partition("/surveys/")[2], request.post_data_json))
+        route.fulfill(status=202, json=[{"id": JOB}])
+
+    def _jobs(self, route: Route, request: Request) -> None:
+        if request.method == "POST":
+            self.asked.append((request.url.partition("/jobs/")[2], None))
+            route.fulfill(status=202, json={"id": JOB})
+        elif "/artifacts/" in request.url:
+            route.fulfill(body=webp(3), content_type="image/webp")
+        else:
+            route.fulfill(json=self.job)
+
+    def tell(self, kind: str, **data: object) -> None:
+        """An event of the jobs that the page follows, once it does."""
+        self.page.wait_for_function("() => window.streams.some((one) => one.readyState === 1)")
+        self.page.evaluate("([kind, data]) => window.tell(kind, data)", [kind, data])
+
+    def ends(self, status: str = "succeeded", **job: object) -> None:
+        """The jobs that the page follows end."""
+        self.job = {**self.job, **job, "status": status}
+        self.tell("status", status=status)
+
+
+def at(visitor: Visitor, told: BaseModel | dict[str, object], path: str = f"{AT}/12") -> Answers:
+    """The page at this path, which is told so."""
+    answers = Answers(visitor.page)
+    answers.told = told
+    visitor.page.goto(visitor.url + path)
+    return answers
+
+
+def decoded(page: Page) -> None:
+    """Waits for all pictures, also of what is not in the window yet."""
+    for image in page.locator("main img").all():
+        image.scroll_into_view_if_needed()
+        image.evaluate("image => image.decode()")
+    page.evaluate("scrollTo(0, 0)")
