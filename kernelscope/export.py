@@ -28,7 +28,7 @@ U = TypeVar("U")
 CONNECTIONS = 8
 MARK = "export.json"
 BESIDE = ("style.css", "order.js")
-OURS = re.compile(r"kernel-\d+\.html|\d+-\d+(-\w+)?\.webp")
+OURS = re.compile(r"kernel-\d+\.html|[0-9a-f]{16}\.webp")
 
 
 class NoExport(ClientError):

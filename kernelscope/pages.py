@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from html import escape
 
 from kernelscope.surveys import in_words
@@ -30,15 +31,9 @@ BAR = 10  # units of a histogram's bar, with its gap
 HIGH = 100
 
 
-def crop_file(kernel: int, rank: int) -> str:
-    """The file of what a kernel sees of its top image of this rank."""
-    return f"images/{kernel}-{rank}.webp"
-
-
-def picture_file(page: KernelPage, rank: int) -> str:
-    """The file of the same part of X̂, which another job makes anew."""
-    made = page.explanation.job[:8] if page.explanation else "made"
-    return f"images/{page.kernel}-{rank}-{made}.webp"
+def image_file(url: str) -> str:
+    """The file of an image: what a URL has never changes, so a file that is there is the same."""
+    return f"images/{sha256(url.encode()).hexdigest()[:16]}.webp"
 
 
 def page_file(kernel: int) -> str:
@@ -49,10 +44,10 @@ def page_file(kernel: int) -> str:
 def images_of(page: KernelPage) -> Iterator[tuple[str, str]]:
     """(file, URL) of every image that a kernel's page shows."""
     for one in page.top:
-        yield crop_file(page.kernel, one.rank), one.crop
+        yield image_file(one.crop), one.crop
         if one.picture:
-            yield picture_file(page, one.rank), one.picture
-    yield from ((crop_file(one.kernel, 0), one.crop) for one in page.similar if one.crop)
+            yield image_file(one.picture), one.picture
+    yield from ((image_file(one.crop), one.crop) for one in page.similar if one.crop)
 
 
 @dataclass(frozen=True)
@@ -146,15 +141,15 @@ class Site:
         )
 
     def _pair(self, page: KernelPage, one: TopImage) -> str:
-        crop = self._image(crop_file(page.kernel, one.rank), f"What kernel {page.kernel} sees of {one.name}")
+        crop = self._image(image_file(one.crop), f"What kernel {page.kernel} sees of {one.name}")
         if one.picture:
-            crop += self._image(picture_file(page, one.rank), f"The same part of X̂ of {one.name}")
+            crop += self._image(image_file(one.picture), f"The same part of X̂ of {one.name}")
         elif page.explanation:
             crop += _nothing("no X̂")
         return f'<span class="pair">{crop}</span>'
 
     def _similar(self, one: Similar) -> str:
-        crop = self._image(crop_file(one.kernel, 0), f"What kernel {one.kernel} sees") if one.crop else ""
+        crop = self._image(image_file(one.crop), f"What kernel {one.kernel} sees") if one.crop else ""
         told = f'{crop}<span class="told">Kernel {one.kernel}<small>correlation {one.correlation:.2f}</small></span>'
         exported = any(page.kernel == one.kernel for page in self.pages)
         shown = f'<a href="{page_file(one.kernel)}">{told}</a>' if exported else told

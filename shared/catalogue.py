@@ -29,6 +29,9 @@ class Layer(BaseModel):
     width: int
     receptive_field: int = Field(description="side of the square of input pixels that one position sees")
     stride: int = Field(description="input pixels between neighbouring positions")
+    middle: float | None = Field(
+        None, description="of what the first position sees: input pixels from the edge, 0.5 is the first pixel's"
+    )
     signed: bool = Field(False, description="whether the maps may be negative: they are not after a ReLU")
     block: str = Field("", description="the part of the network that it is in")
     without: dict[str, str] = Field(

@@ -374,7 +374,7 @@ class SurveyNotFound(KernelscopeError):
 
 
 class NetworkChanged(KernelscopeError):
-    """The network's weights were replaced while a survey ran; its parts would not be of one network. Begin another."""
+    """The network was replaced while a survey ran, or since: what it found is not of one network."""
 
     status = 409
     title = "Network changed"

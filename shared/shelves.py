@@ -3,6 +3,7 @@
 FOLDER/ID/facts.json      whose it is, when it was made, whether everybody may use it, and what else is said of it
 FOLDER/of/OWNER/ID        which ones an owner has
 FOLDER/public/ID          which are everybody's
+FOLDER/removed/ID         which were deleted lately, and when: their files are swept again, whoever wrote some since
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Generic, TypeVar
 
 from shared.errors import DataSetFull, KernelscopeError, StoreUnavailable
 from shared.jobs.ids import JOB_ID
 from shared.store import BlobStore
 
+SWEPT_FOR = timedelta(days=1)
 READERS = 8  # of small files at once
 
 
@@ -120,6 +122,7 @@ class Shelf(Generic[F]):
     def remove(self, one: str, owner: str) -> None:
         """Remove all of it; first what makes it known, so that one that is removed by half is gone."""
         self.own(one, owner, "delete")
+        self.store.note(f"{self.folder}/removed/{one}", now())
         for place in (f"{self._of(owner)}/{one}", f"{self.folder}/public/{one}", self.place(one, "facts.json")):
             self.store.forget_note(place)
         self.sweep(one)
@@ -127,6 +130,17 @@ class Shelf(Generic[F]):
     def sweep(self, one: str) -> None:
         """Remove the files of one that does not exist any more."""
         self.store.remove_folder(self.place(one, ""))
+
+    def sweep_removed(self) -> int:
+        """The same of all that were deleted in the last day: a deletion may have broken off. Returns how many."""
+        noted = f"{self.folder}/removed"
+        found = [one for one in self.store.names(noted) if JOB_ID.fullmatch(one)]
+        for one in found:
+            self.sweep(one)
+            since = datetime.fromisoformat(self.store.noted(f"{noted}/{one}") or now())
+            if datetime.now(UTC) - since > SWEPT_FOR:
+                self.store.forget_note(f"{noted}/{one}")
+        return len(found)
 
     def _there(self, one: str, owner: str) -> F | None:
         try:

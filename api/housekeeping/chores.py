@@ -26,6 +26,7 @@ MOST_MESSAGES = 1000  # in one round
 MOST_JOBS = 100  # that are archived, removed or swept together
 ROUND_SECONDS = 5.0  # after which the rest is left to the next round
 BEAT_SECONDS = 30.0
+SHELVES_SECONDS = 600.0
 WALK_SECONDS = 24 * 3600 / len(SHARDS)
 
 
@@ -40,6 +41,7 @@ def loops(services: Services, postman: Postman) -> list[Loop]:
         Loop("expiry", 1.0, archivist.expire),
         Loop("sweeper", 1.0, archivist.sweep),
         Loop("walker", WALK_SECONDS, archivist.walk),
+        Loop("shelves", SHELVES_SECONDS, archivist.sweep_shelves),
         Loop("beat", BEAT_SECONDS, archivist.compare),
         Loop("webhooks", 1.0, postman.round),
         Loop("redis", 600.0, lambda: look(services)),
@@ -142,6 +144,11 @@ class Archivist:
     def sweep(self) -> None:
         """Remove the files of jobs that were removed."""
         _in_portions(self.retention.sweep)
+
+    def sweep_shelves(self) -> None:
+        """Remove what is left of data sets and surveys that were deleted."""
+        for shelf in (self.services.datasets.shelf, self.services.surveys.shelf):
+            shelf.sweep_removed()
 
     def compare(self) -> None:
         """Put right what a backup has undone; then give Redis and the store the next number."""

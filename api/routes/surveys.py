@@ -109,13 +109,13 @@ def _table(services: Services, survey_id: str, facts: Facts) -> Iterator[str]:
     names: dict[int, str] = {}
     for layer in facts.layers:
         whole = services.surveys.layer(survey_id, layer)
+        for number in sorted({*whole.tally.top.ravel().tolist()} - {*names, -1} if whole else ()):
+            names[number] = services.surveys.image(survey_id, number)[1]
         for kernel in range(len(whole.tally.mean) if whole else 0):
             assert whole is not None
             one = whole.tally.kernel(kernel)
             top = []
             for number, peak, _ in one.top:
-                if number not in names:
-                    names[number] = services.surveys.image(survey_id, number)[1]
                 top += [_safe(names[number]), f"{peak:.6g}"]
             numbers = (f"{value:.6g}" for value in (one.mean, one.max, one.active, one.active_images))
             writer.writerow([layer, kernel, *numbers, *top, *[""] * (len(places) - len(top))])

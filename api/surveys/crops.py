@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -12,8 +13,9 @@ from starlette.concurrency import run_in_threadpool
 from api.services import Services
 from shared import workers
 from shared.catalogue import Layer
-from shared.errors import ArtifactNotFound
+from shared.errors import ArtifactNotFound, JobNotFound
 from shared.images import Frame
+from shared.jobs.ids import JOB_ID
 from shared.surveys.store import Facts
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
@@ -24,11 +26,20 @@ QUALITY = 88
 
 def box_of(layer: Layer, frame: Frame, place: tuple[int, int]) -> Box:
     """What a position (row, column) sees, in pixels of the network's input: its receptive field, cut at the edge."""
-    height, width = frame.height, frame.width
-    top = round((place[0] + 0.5) * height / layer.height - layer.receptive_field / 2)
-    left = round((place[1] + 0.5) * width / layer.width - layer.receptive_field / 2)
-    right, bottom = left + layer.receptive_field, top + layer.receptive_field
-    return max(0, left), max(0, top), min(width, right), min(height, bottom)
+    (top, bottom), (left, right) = (
+        _seen(layer, position, side, positions)
+        for position, side, positions in zip(place, frame[:2], (layer.height, layer.width), strict=True)
+    )
+    return left, top, right, bottom
+
+
+def _seen(layer: Layer, position: int, side: int, positions: int) -> tuple[int, int]:
+    """The first pixel, and the one behind the last; one at least."""
+    even = (position + 0.5) * side / positions  # where a worker of an earlier version does not tell
+    middle = even if layer.middle is None else layer.middle + position * layer.stride
+    first = math.floor(middle - layer.receptive_field / 2 + 0.5)
+    start = min(max(0, first), side - 1)
+    return start, max(start + 1, min(side, first + layer.receptive_field))
 
 
 async def crop_of(
@@ -47,7 +58,8 @@ async def crop_of(
 
     def draw() -> bytes:
         part = _drawn(services, owner, cut, number)
-        services.store.put_at(kept, part)
+        if cut.top(services, number):  # others are not kept: there are very many
+            services.store.put_at(kept, part)
         return part
 
     return await services.pictures.pool.run(owner, draw)
@@ -62,6 +74,8 @@ async def picture_of(
         SurveyNotFound, JobNotFound, JobExpired, ArtifactNotFound, DrawingQueueFull, StoreUnavailable.
     """
     cut = await run_in_threadpool(_checked, services, owner, survey_id, layer, place)
+    if not JOB_ID.fullmatch(result[0]):
+        raise JobNotFound(f"there is no job {result[0][:64]}")
     await services.polling.check(result[0], owner)
     return await services.pictures.pool.run(owner, partial(_drawn_picture, services, *result, cut.box))
 
@@ -70,8 +84,20 @@ async def picture_of(
 class _Cut:
     survey_id: str
     facts: Facts
+    layer: Layer
     frame: Frame
-    box: Box
+    place: tuple[int, int]
+
+    @property
+    def box(self) -> Box:
+        """Of the image."""
+        return box_of(self.layer, self.frame, self.place)
+
+    def top(self, services: Services, number: int) -> bool:
+        """Whether a kernel is activated most by this image, and there."""
+        whole = services.surveys.layer(self.survey_id, self.layer.name)
+        place = self.place[0] * self.layer.width + self.place[1]
+        return whole is not None and bool(((whole.tally.top == number) & (whole.tally.places == place)).any())
 
 
 def _checked(services: Services, owner: str, survey_id: str, layer: str, place: tuple[int, int]) -> _Cut:
@@ -81,15 +107,15 @@ def _checked(services: Services, owner: str, survey_id: str, layer: str, place: 
     row, column = place
     if not (0 <= row < known.height and 0 <= column < known.width):
         raise ArtifactNotFound(f"maps of {known.name} have {known.height} × {known.width} positions")
-    return _Cut(survey_id, facts, network.frame, box_of(known, network.frame, place))
+    return _Cut(survey_id, facts, known, network.frame, place)
 
 
 def _drawn(services: Services, owner: str, cut: _Cut, number: int) -> bytes:
     if not 0 <= number < cut.facts.images:
         raise ArtifactNotFound(f"survey {cut.survey_id} has {cut.facts.images:,} images, numbered from 0")
     digest, _ = services.surveys.image(cut.survey_id, number)
-    weights = services.surveys.weights(cut.survey_id)
-    fed = weights.preprocessing if weights else None
+    used = services.surveys.used(cut.survey_id)
+    fed = used.weights.preprocessing if used else None
     data = services.datasets.image(cut.facts.dataset, digest, owner)
     image = services.pictures.files.fitted(data, cut.frame, fed.resize if fed else "squash")
     return _file(image.crop(cut.box))
@@ -97,7 +123,7 @@ def _drawn(services: Services, owner: str, cut: _Cut, number: int) -> bytes:
 
 def _drawn_picture(services: Services, job_id: str, item: int, box: Box) -> bytes:
     head, result, blobs = services.records.result(job_id, item)
-    if not blobs:
+    if "optimized.png" not in blobs:
         raise ArtifactNotFound(f"result {item} of job {job_id} has no X̂: it {result.status}")
     return _file(services.pictures.files.evidence(head, (result, blobs)).optimized.crop(box))
 

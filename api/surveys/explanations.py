@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from math import sqrt
 from statistics import fmean
 from typing import Any
@@ -23,6 +24,7 @@ from shared.surveys.store import Facts
 METHOD = "evidence"
 EFFORTS = ("quick", "standard", "thorough")
 RIVALS = "top:2"  # one of the two at least is another kernel
+GONE = "gone"
 COMPARED = 4  # images on which rivals are explained too
 
 
@@ -32,9 +34,10 @@ class Note:
 
     Args:
         images: numbers of the images in the survey.
-        scores: of `Explanation`, as they were when the jobs had ended that there were then.
+        scores: of `Explanation`, as they were when the jobs had ended.
         made: the places in `images` of those that there is an X̂ of, then.
-        settled: whether that is all there will be.
+        ended: when the jobs had ended that these are of: they may be run again.
+        expires: when the pictures go.
     """
 
     job: str
@@ -43,7 +46,13 @@ class Note:
     rivals: str | None = None
     scores: dict[str, Any] | None = None
     made: list[int] = field(default_factory=list)
-    settled: bool = False
+    ended: list[str] = field(default_factory=list)
+    expires: str = ""
+
+    @property
+    def pictured(self) -> list[int]:
+        """As `made`, as long as the pictures are kept."""
+        return self.made if self.expires > datetime.now(UTC).isoformat() else []
 
     @classmethod
     def read(cls, text: bytes) -> Note:
@@ -103,7 +112,7 @@ class _Explaining:
         rivals = self._there(note.rivals)
         if rivals is None:
             rivals = self._made(numbers[:COMPARED], RIVALS, note.effort, note.rivals or note.job)
-            note.rivals, note.settled = rivals.id, False
+            note.rivals, note.ended = rivals.id, []
             surveys.note_explained(*place, note.to_json())
         return [found, rivals]
 
@@ -152,20 +161,26 @@ def explanation_of(services: Services, owner: str, place: tuple[str, str, int], 
     Args:
         place: survey, layer, kernel.
     """
-    survey_id, layer, kernel = place
+    kernel = place[2]
     try:
         job = services.records.whole(note.job, owner)
     except (JobNotFound, JobExpired):
+        if not note.ended or note.made:
+            note.scores, note.made, note.ended = {}, [], [GONE]
+            _renote(services, owner, place, note)
         return None
     rivals = _rivals(services, owner, note)
-    if note.scores is None or not note.settled:
+    both = [job, *([rivals] if rivals else [])]
+    ended = [str(one.finished_at) for one in both] if all(one.status.terminal for one in both) else []
+    if note.scores is None or not ended or note.ended != ended:
         found = _scores(services, job, rivals, kernel)
-        if job.status.terminal and (rivals is None or rivals.status.terminal):
+        if ended:
             note.scores = {name: one.model_dump() if one else None for name, one in found.items()}
-            note.settled, note.made = True, [one.index for one in job.results if one.status == "succeeded"]
-            services.surveys.note_explained(survey_id, owner, layer, kernel, note.to_json())
+            note.made = [one.index for one in job.results if one.status == "succeeded"]
+            note.ended, note.expires = ended, job.expires_at.astimezone(UTC).isoformat()
+            _renote(services, owner, place, note)
     else:
-        found = {name: Score.model_validate(one) if one else None for name, one in note.scores.items()}
+        found = {name: Score.model_validate(one) if one else None for name, one in (note.scores or {}).items()}
     here = f"/jobs/{note.job}"
     explanation = Explanation(
         job=note.job,
@@ -179,6 +194,15 @@ def explanation_of(services: Services, owner: str, place: tuple[str, str, int], 
         links={"self": here, "events": f"{here}/events", "retry": f"{here}/retry"},
     )
     return Explained(explanation, {note.images[one.index]: one for one in job.results})
+
+
+def _renote(services: Services, owner: str, place: tuple[str, str, int], note: Note) -> None:
+    """Note it again, unless other jobs were made meanwhile."""
+    survey_id, layer, kernel = place
+    text = services.surveys.explained(survey_id, owner, layer, kernel)
+    known = Note.read(text) if text else None
+    if known and (known.job, known.rivals) == (note.job, note.rivals):
+        services.surveys.note_explained(survey_id, owner, layer, kernel, note.to_json())
 
 
 def _rivals(services: Services, owner: str, note: Note) -> WholeJob | None:

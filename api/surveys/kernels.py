@@ -11,7 +11,7 @@ from api.surveys.explanations import Explained, Note, explanation_of
 from api.surveys.start import all_described
 from shared import catalogue, workers
 from shared.catalogue import Layer, Network
-from shared.errors import SurveyNotFound
+from shared.errors import NetworkChanged, SurveyNotFound
 from shared.images import Frame
 from shared.shelves import READERS
 from shared.surveys.forms import Bin, KernelPage, KernelSummary, LayerKernels, Similar, Survey, TopImage
@@ -49,6 +49,12 @@ class View:
         self.surveys = {one.id: one for one in all_described(services, shown, owner)}
         self.survey_id = survey_id or self._newest()
         self.whole: Whole | None = services.surveys.layer(self.survey_id, self.layer.name)
+        shape = (self.layer.kernels, self.layer.height * self.layer.width)
+        if self.whole and (len(self.whole.tally.mean), self.whole.tally.positions) != shape:
+            raise NetworkChanged(
+                f"{network} is another network than when survey {self.survey_id} was made: {self.layer.name} had other "
+                "maps then; make a new survey"
+            )
 
     @property
     def frame(self) -> Frame:
@@ -102,7 +108,7 @@ class View:
         """Of the layer's kernels that were explained; what has ended meanwhile is looked at."""
         texts = self.services.surveys.all_explained(self.survey_id, self.owner, self.layer.name)
         notes = {kernel: Note.read(text) for kernel, text in texts.items()}
-        open_ = [kernel for kernel, note in notes.items() if not note.settled][:MOST_ASKED]
+        open_ = [kernel for kernel, note in notes.items() if not note.ended][:MOST_ASKED]
         with ThreadPoolExecutor(READERS) as readers:
             list(readers.map(lambda kernel: self._explanation(kernel, notes[kernel]), open_))
         return notes
@@ -125,7 +131,7 @@ class View:
     def _summary(self, kernel: int, note: Note | None) -> KernelSummary:
         one, scores = self._of(kernel), (note.scores if note else None) or {}
         picture = None
-        if one.top and note and 0 in note.made:
+        if one.top and note and 0 in note.pictured:
             number, _, place = one.top[0]
             picture = self._picture(note.job, 0, place) if note.images[0] == number else None
         return KernelSummary(

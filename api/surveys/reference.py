@@ -49,7 +49,7 @@ SENT = (
     errors.RequestTimeout,
     errors.ServerBusy,
 )
-KERNEL = (errors.SurveyNotFound, *NAMED)
+KERNEL = (errors.SurveyNotFound, errors.NetworkChanged, *NAMED)
 CROP = (*KERNEL, errors.ArtifactNotFound, errors.DrawingQueueFull)
 ERRORS: dict[str, tuple[type[KernelscopeError], ...]] = {
     "post /surveys": (errors.DataSetNotFound, errors.DataSetFull, *NAMED, *QUEUED, *SENT),

@@ -10,7 +10,15 @@ from api.jobs.accept import Wanted, foreseen, queued
 from api.services import Services
 from shared import shelves, workers
 from shared.catalogue import Layer
-from shared.errors import InvalidRequest, JobExpired, JobNotFound, KernelscopeError
+from shared.errors import (
+    IdempotencyConflict,
+    InvalidRequest,
+    JobExpired,
+    JobNotFound,
+    KernelscopeError,
+    QueueFull,
+    QuotaExceeded,
+)
 from shared.jobs import Caller, new_id
 from shared.schemas import ExplainRequest, Job, Status, plan
 from shared.shelves import READERS
@@ -56,7 +64,7 @@ def started(services: Services, caller: Caller, body: NewSurvey, idempotency_key
     try:
         services.surveys.create(survey_id, facts, parts)
         job, replayed = queued(services, caller, survey_id, wanted, idempotency_key)
-    except KernelscopeError:
+    except (QueueFull, QuotaExceeded, IdempotencyConflict):  # after another error it may be queued all the same
         _forget(services, survey_id, caller.owner)
         raise
     if job.id != survey_id:  # the same request came twice at this moment
@@ -77,7 +85,8 @@ def all_described(services: Services, surveys: Mapping[str, Facts], owner: str) 
 
 def described(services: Services, survey_id: str, facts: Facts, owner: str) -> Survey:
     """A survey as it stands."""
-    parts, here = services.surveys.parts(survey_id), f"/surveys/{survey_id}"
+    status, parts = _status(services, survey_id, facts)
+    used, here = services.surveys.used(survey_id), f"/surveys/{survey_id}"
     return Survey(
         id=survey_id,
         dataset=facts.dataset,
@@ -86,11 +95,11 @@ def described(services: Services, survey_id: str, facts: Facts, owner: str) -> S
         layers=facts.layers,
         images=facts.images,
         surveyed=services.surveys.surveyed(facts, parts),
-        status=_status(services, survey_id, facts, len(parts)),
+        status=status,
         created_at=facts.made,
         public=facts.public,
         mine=facts.owner == owner,
-        weights=services.surveys.weights(survey_id),
+        weights=used.weights if used else None,
         links={
             "self": here,
             "csv": f"{here}/kernels.csv",
@@ -109,18 +118,21 @@ def removed(services: Services, survey_id: str, owner: str) -> None:
     with suppress(JobNotFound, JobExpired):
         if not services.records.job(survey_id, owner).status.terminal:
             services.transitions.cancel(survey_id)
+    dataset = services.surveys.shelf.facts(survey_id, owner).dataset
     services.surveys.shelf.remove(survey_id, owner)
+    services.store.remove_folder(f"datasets/{dataset}/crops/{survey_id}/")
 
 
-def _status(services: Services, survey_id: str, facts: Facts, parts: int) -> Status:
-    """Its job's, but that it has succeeded once it is complete, and not before."""
-    if parts == facts.parts:
-        return Status.SUCCEEDED
+def _status(services: Services, survey_id: str, facts: Facts) -> tuple[Status, list[int]]:
+    """Its job's, but that it has succeeded once it is complete, and not before; and the parts that there are."""
     try:
         status = services.records.job(survey_id).status
     except (JobNotFound, JobExpired):
-        return Status.CANCELLED
-    return Status.FAILED if status is Status.SUCCEEDED else status
+        status = Status.CANCELLED
+    parts = services.surveys.parts(survey_id)  # after the job was asked: the last may come in between
+    if len(parts) == facts.parts:
+        return Status.SUCCEEDED, parts
+    return Status.FAILED if status is Status.SUCCEEDED else status, parts
 
 
 def _layers(services: Services, body: NewSurvey) -> list[str]:

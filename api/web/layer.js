@@ -93,6 +93,10 @@ function made(kernel) {
   const item = make("li", {}, to);
   if (src) {
     item.dataset.src = src;
+    item.querySelector("img").onerror = ({ target }) => { // X̂ may be gone with its job, and then the crop is there
+      target.onerror = null;
+      if (kernel.picture && kernel.crop) target.src = kernel.crop;
+    };
     seeing.observe(item);
   }
   tiles.set(kernel.kernel, item);

@@ -36,6 +36,25 @@ class Part:
         return cls(joined([part.tally for part in parts]), np.concatenate([part.peaks for part in parts]))
 
 
+class Growing:
+    """A part that more and more is known of."""
+
+    def __init__(self) -> None:
+        self._tally: Tally | None = None
+        self._peaks: list[NDArray[np.float32]] = []
+
+    def add(self, part: Part) -> None:
+        """Of the images that come next."""
+        self._tally = self._tally + part.tally if self._tally else part.tally
+        self._peaks.append(part.peaks)
+
+    @property
+    def whole(self) -> Part:
+        """Of all of them, one at least."""
+        assert self._tally is not None
+        return Part(self._tally, np.concatenate(self._peaks))
+
+
 @dataclass(frozen=True)
 class Whole:
     """Of one layer with C kernels, over all images.

@@ -2,7 +2,7 @@
 
     surveys/ID/facts.json              of which data set, network and layers, and how many images
     surveys/ID/images/N.json           the images of part N: digest and name of each
-    surveys/ID/weights.json            which network looked at them
+    surveys/ID/network.json            which network looked at them
     surveys/ID/parts/N.npz             what it saw in them (shared/surveys/parts.py)
     surveys/ID/layers/N/LAYER.npz      what is known of a layer after N parts
     surveys/ID/explained/OWNER/…       which jobs explain which kernels, for each caller
@@ -21,9 +21,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from threading import Lock
 
+from pydantic import BaseModel, ConfigDict
+
 from shared import shelves
 from shared.datasets import DataSets
 from shared.errors import InvalidRequest, NetworkChanged, SurveyNotFound
+from shared.images import Frame
 from shared.schemas import WeightsUsed
 from shared.shelves import READERS, Shelf
 from shared.store import BlobStore
@@ -32,7 +35,7 @@ from shared.surveys.parts import Part, Whole, join, kernels_of, packed
 PART_IMAGES = 256
 MOST_SURVEYS = 200  # of one owner
 MOST_PRODUCTS = 2**25  # of two kernels each, that are summed up at once: 256 MB
-NUMBER = re.compile(r"(\d+)\.npz")
+NUMBER = re.compile(r"(\d+)\.(?:npz|json)")
 KEPT_LISTS = 64  # of parts' images, that were read last
 KEPT_LAYERS = 32  # the same of layers
 
@@ -53,6 +56,15 @@ class Facts(shelves.Facts):
     def parts(self) -> int:
         """In which the images are looked at."""
         return -(-self.images // PART_IMAGES)
+
+
+class Used(BaseModel):
+    """A network, as it looks at a survey's images."""
+
+    model_config = ConfigDict(frozen=True)
+
+    weights: WeightsUsed
+    frame: Frame
 
 
 class Surveys:
@@ -102,42 +114,46 @@ class Surveys:
         """Digest and name of an image by its number. Raises SurveyNotFound, IndexError."""
         return self.images(survey_id, number // PART_IMAGES)[number % PART_IMAGES]
 
-    def weights(self, survey_id: str) -> WeightsUsed | None:
+    def used(self, survey_id: str) -> Used | None:
         """Which network looks; None before any has."""
-        text = self.store.get_at(self.shelf.place(survey_id, "weights.json"))
-        return WeightsUsed.model_validate_json(text) if text else None
+        text = self.store.get_at(self.shelf.place(survey_id, "network.json"))
+        return Used.model_validate_json(text) if text else None
 
-    def begin(self, survey_id: str, weights: WeightsUsed) -> None:
-        """A network looks at a part: the first one's weights are those of all.
+    def begin(self, survey_id: str, used: Used) -> None:
+        """A network looks at a part: the first one is that of all.
 
         Raises:
             SurveyNotFound: it was deleted.
-            NetworkChanged: the first part was looked at by others.
+            NetworkChanged: the first part was looked at by another.
         """
         self.shelf.facts(survey_id, None)
-        if self.weights(survey_id) is None:
-            self.store.put_at(self.shelf.place(survey_id, "weights.json"), weights.model_dump_json().encode())
-        known = self.weights(survey_id)
-        if known is not None and known.sha256 != weights.sha256:
+        if self.used(survey_id) is None:
+            self.store.put_at(self.shelf.place(survey_id, "network.json"), used.model_dump_json().encode())
+        known = self.used(survey_id)
+        if known is not None and known != used:
+            before, after = (f"{one.weights.source} ({one.weights.sha256[:12]}…)" for one in (known, used))
             raise NetworkChanged(
-                f"the survey was begun with the weights {known.source} ({known.sha256[:12]}…), and the network has "
-                f"{weights.source} ({weights.sha256[:12]}…) now; make a new survey"
+                f"the survey was begun with the weights {before}, and the network has {after} now, or is fed "
+                "otherwise; make a new survey"
             )
 
-    def put_part(self, survey_id: str, number: int, layers: dict[str, Part]) -> None:
+    def put_part(self, survey_id: str, number: int, layers: dict[str, Part], used: Used) -> None:
         """What was seen in a part.
 
         Raises:
             SurveyNotFound: it was deleted meanwhile; nothing of it stays.
+            NetworkChanged: as of `begin`; two that began at once find out here.
         """
+        self.begin(survey_id, used)
         self.store.put_at(self.shelf.place(survey_id, "parts", f"{number}.npz"), packed(layers))
         try:
-            facts = self.shelf.facts(survey_id, None)
+            facts, parts = self.shelf.facts(survey_id, None), self.parts(survey_id)
+            if len(parts) == facts.parts:
+                self.join(survey_id, parts, facts.layers)
+            self.shelf.facts(survey_id, None)
         except SurveyNotFound:
             self.shelf.sweep(survey_id)
             raise
-        if len(self.parts(survey_id)) == facts.parts:
-            self.join(survey_id)
 
     def parts(self, survey_id: str) -> list[int]:
         """The numbers of those that there are."""
@@ -151,24 +167,24 @@ class Surveys:
 
     def layer(self, survey_id: str, layer: str) -> Whole | None:
         """What is known of a layer after the parts that there are; None where there is none, or it is no such layer."""
-        parts = self.parts(survey_id)
-        return self._layer(survey_id, layer, len(parts)) if parts else None
+        facts, parts = self.shelf.facts(survey_id, None), self.parts(survey_id)
+        if not parts or layer not in facts.layers:
+            return None
+        return self._layer(survey_id, layer, tuple(parts))
 
-    def _read_layer(self, survey_id: str, layer: str, parts: int) -> Whole | None:
-        place = self._place(survey_id, parts, layer)
+    def _read_layer(self, survey_id: str, layer: str, parts: tuple[int, ...]) -> Whole | None:
+        place = self._place(survey_id, len(parts), layer)
         data = self.store.get_at(place)
         if data is None:
             with self._joining:
-                data = self.store.get_at(place)
-                if data is None:
-                    self.join(survey_id)
+                if (data := self.store.get_at(place)) is None:
+                    self.join(survey_id, parts, [layer])
                     data = self.store.get_at(place)
         return Whole.from_bytes(data) if data else None
 
-    def join(self, survey_id: str) -> None:
-        """Put the parts that there are together. Whoever does it, the result is the same."""
-        parts = self.parts(survey_id)
-        for group in _groups(next(self._read_parts(survey_id, parts[:1]), None)):
+    def join(self, survey_id: str, parts: Sequence[int], layers: Sequence[str]) -> None:
+        """Put parts together. Whoever does it, the result is the same."""
+        for group in _groups(next(self._read_parts(survey_id, parts[:1]), None), layers):
             for layer, found in join(self._read_parts(survey_id, parts), group).items():
                 self.store.put_at(self._place(survey_id, len(parts), layer), found.to_bytes())
 
@@ -188,7 +204,7 @@ class Surveys:
     def all_explained(self, survey_id: str, owner: str, layer: str) -> dict[int, bytes]:
         """The same of all kernels of a layer."""
         folder = self.shelf.place(survey_id, "explained", shelves.folder_of(owner), layer)
-        kernels = [int(name.removesuffix(".json")) for name in self.store.names(folder)]
+        kernels = [int(name[1]) for name in map(NUMBER.fullmatch, self.store.names(folder)) if name]
         with ThreadPoolExecutor(READERS) as readers:
             texts = readers.map(lambda kernel: self.explained(survey_id, owner, layer, kernel), kernels)
             return {kernel: text for kernel, text in zip(kernels, texts, strict=True) if text}
@@ -203,11 +219,13 @@ class Surveys:
         self.store.put_at(self.shelf.place(survey_id, "images", f"{number}.json"), listed(images))
 
 
-def _groups(part: bytes | None) -> Iterator[list[str]]:
+def _groups(part: bytes | None, layers: Sequence[str]) -> Iterator[list[str]]:
     """Layers that are joined together, however many kernels the network has: their products fit into memory."""
     group: list[str] = []
     size = 0
     for layer, kernels in kernels_of(part).items() if part else ():
+        if layer not in layers:
+            continue
         size += kernels**2
         if group and size > MOST_PRODUCTS:
             yield group

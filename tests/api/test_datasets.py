@@ -40,8 +40,9 @@ def sent(client: Client, path: str, files: dict[str, bytes], **options: Any) -> 
 
 
 def files_of(settings: Settings) -> set[Path]:
-    """All in the store that is a data set's."""
-    return {file for file in Path(settings.data_dir, "store", "datasets").rglob("*") if file.is_file()}
+    """All in the store that is a data set's; that one was deleted is not."""
+    folder = Path(settings.data_dir, "store", "datasets")
+    return {file for file in folder.rglob("*") if file.is_file() and file.parent != folder / "removed"}
 
 
 def test_images_are_kept_once_and_what_is_none_is_named(client: Client, settings: Settings) -> None:

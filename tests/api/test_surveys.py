@@ -17,9 +17,11 @@ from redis import Redis
 from shared import workers
 from shared.catalogue import networks
 from shared.datasets import DataSets
-from shared.errors import InvalidRequest, KernelscopeError
+from shared.errors import InvalidRequest, NetworkChanged, SilentKernel
+from shared.images import Frame
+from shared.jobs import Transitions
 from shared.keys import ApiKeys
-from shared.schemas import WeightsUsed
+from shared.schemas import ItemResult, Preprocessing, WeightsUsed
 from shared.settings import Settings
 from shared.store import BlobStore
 from shared.surveys.store import Surveys
@@ -207,8 +209,8 @@ def test_what_is_being_looked_at_is_shown_as_far_as_it_is(
     monkeypatch.setattr(hands.engine.device, "survey", failing)
     hands.work()
     found = client.get(f"/kernels/vgg_mini/{LAYER}/0").json()
-    assert (found["survey"]["status"], found["survey"]["surveyed"]) == ("failed", PART)
-    assert {one["name"] for one in found["top"]} <= {f"{number}.png" for number in range(PART)}
+    assert (found["survey"]["status"], found["survey"]["surveyed"]) == ("failed", COUNT - PART)
+    assert not {one["name"] for one in found["top"]} & {f"{number}.png" for number in range(PART, 2 * PART)}
     monkeypatch.setattr(hands.engine.device, "survey", whole)
     client.post(f"/jobs/{job['id']}/retry").raise_for_status()
     hands.work()
@@ -246,7 +248,8 @@ def test_one_that_is_deleted_while_it_runs_leaves_nothing(
     monkeypatch.setattr(hands.engine.device, "survey", late)
     hands.work()
     assert client.get(f"/jobs/{job['id']}").json()["status"] == "cancelled"
-    assert not [file for file in Path(settings.data_dir, "store", "surveys").rglob("*") if file.is_file()]
+    there = [file for file in Path(settings.data_dir, "store", "surveys").rglob("*") if file.is_file()]
+    assert [file.parent.name for file in there] == ["removed"]
 
 
 def test_a_data_set_that_is_deleted_meanwhile_is_named(client: Client, hands: Hands) -> None:
@@ -282,7 +285,7 @@ def test_a_network_that_changes_meanwhile_is_refused(
     monkeypatch.setattr(device, "survey", changed)
     hands.work()
     found = client.get(f"/jobs/{job['id']}").json()
-    assert [one["status"] for one in found["results"]].count("failed") == 1
+    assert [one["status"] for one in found["results"]] == ["succeeded", "succeeded", "failed"]
     assert found["results"][-1]["error"]["type"].endswith("network-changed")
 
 
@@ -423,8 +426,132 @@ def test_parts_made_again_change_nothing(client: Client, hands: Hands, settings:
     surveys = Surveys(BlobStore(settings.store), DataSets(BlobStore(settings.store), 100))
     files = {file: file.read_bytes() for file in Path(settings.data_dir, "store", "surveys").rglob("*.npz")}
     assert len(files) == 4  # three parts and the layer
-    surveys.join(survey["id"])
-    with pytest.raises(KernelscopeError, match="begun with the weights"):
-        surveys.begin(survey["id"], WeightsUsed(source="other", sha256="1" * 64))
+    surveys.join(survey["id"], [0, 1, 2], [LAYER])
+    used = surveys.used(survey["id"])
+    assert used is not None
+    surveys.begin(survey["id"], used)
+    weights = WeightsUsed(source="other", sha256="1" * 64)
+    fed = used.weights.model_copy(update={"preprocessing": Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))})
+    for other in ({"weights": weights}, {"weights": fed}, {"frame": Frame(48, 48)}):
+        with pytest.raises(NetworkChanged, match="make a new survey"):
+            surveys.begin(survey["id"], used.model_copy(update=other))
     assert files == {file: file.read_bytes() for file in files}
     assert workers.living(hands.runner.records.redis) == []
+
+
+def test_below_a_path_of_a_proxy_each_url_is_whole(settings: Settings, redis: Redis, hands: Hands) -> None:
+    """Every URL in the answers can be asked for as it stands, and has the path once; a name is no URL."""
+    own = settings.model_copy(update={"public_url": "http://127.0.0.1/lens"})
+    key = ApiKeys(redis).add("ada")
+    with serving(own) as client:
+        client.headers["Authorization"] = f"Bearer {key}"
+        dataset = made(client).removeprefix("/lens").rpartition("/")[2]
+        sent(client, f"/datasets/{dataset}", {"/odd.png": picture(3), "b.png": picture(7)}).raise_for_status()
+        body = {"dataset": dataset, "model": "vgg_mini", "layers": [LAYER]}
+        job = client.post("/surveys", json=body).raise_for_status().json()
+        hands.work()
+        (told,) = client.post(f"/surveys/{job['id']}/explanations", json={"layer": LAYER, "kernels": [0]}).json()
+        hands.work()
+        page = client.get(f"/kernels/vgg_mini/{LAYER}/0").json()
+        first = page["top"][0]
+        urls = [first["crop"], first["picture"], first["whole"], *job["links"].values(), *told["links"].values()]
+        urls += [*page["survey"]["links"].values(), *page["explanation"]["links"].values(), page["similar"][0]["crop"]]
+        assert {url.count("/lens/") for url in urls} == {1}, urls
+        for url in (first["crop"], first["picture"], first["whole"], page["survey"]["links"]["csv"]):
+            client.get(url.removeprefix("/lens")).raise_for_status()
+        assert {one["name"] for one in page["top"]} == {"/odd.png", "b.png"}
+
+
+def test_a_large_layer_is_compressed_for_who_takes_that(
+    client: Client, hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same answer."""
+    monkeypatch.setattr("api.routes.kernels.COMPRESSED_BYTES", 1000)
+    surveyed(client, hands)
+    plain, packed = (
+        client.get(f"/kernels/vgg_mini/{LAYER}", headers={"Accept-Encoding": coding}) for coding in ("identity", "gzip")
+    )
+    assert packed.json() == plain.json()
+    assert ("content-encoding" in plain.headers, packed.headers["content-encoding"]) == (False, "gzip")
+    assert int(packed.headers["content-length"]) < int(plain.headers["content-length"]) / 3
+    assert "Accept-Encoding" in packed.headers["vary"]
+
+
+def test_scores_are_those_of_all_that_there_is_after_a_retry(
+    client: Client, hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What failed at first and was run again counts; what is gone is not shown."""
+    survey = surveyed(client, hands)
+    put, refusing = Transitions.commit, [0, 2]
+
+    def failing(self: Transitions, claim: Any, result: ItemResult, *more: Any) -> None:
+        if result.index in refusing:
+            refusing.remove(result.index)
+            result = result.failed(SilentKernel("not now"))
+        put(self, claim, result, *more)
+
+    monkeypatch.setattr(Transitions, "commit", failing)
+    place, body = f"{survey['links']['self']}/explanations", {"layer": LAYER, "kernels": [0], "images": 4}
+    (job,) = client.post(place, json=body).json()
+    hands.work()
+    page = client.get(f"/kernels/vgg_mini/{LAYER}/0").json()
+    assert (page["explanation"]["made"], page["top"][0]["picture"], page["top"][0]["error"]) == (2, None, "not now")
+    assert client.get(f"/kernels/vgg_mini/{LAYER}").json()["kernels"][0]["picture"] is None
+    client.post(page["explanation"]["links"]["retry"]).raise_for_status()
+    hands.work()
+    again = client.get(f"/kernels/vgg_mini/{LAYER}/0").json()
+    assert again["explanation"]["made"] == 4
+    assert again["explanation"]["consistency"] != page["explanation"]["consistency"]
+    assert client.get(f"/kernels/vgg_mini/{LAYER}").json()["kernels"][0]["picture"] == again["top"][0]["picture"]
+    client.delete(f"/jobs/{job['id']}").raise_for_status()
+    assert client.get(f"/kernels/vgg_mini/{LAYER}/0").json()["explanation"] is None
+    summary = client.get(f"/kernels/vgg_mini/{LAYER}").json()["kernels"][0]
+    assert (summary["picture"], summary["consistency"]) == (None, None)
+
+
+def test_what_was_deleted_is_swept_again(client: Client, hands: Hands, settings: Settings) -> None:
+    """Whatever a deletion that broke off has left, or somebody who was late has written."""
+    survey = surveyed(client, hands)
+    client.delete(survey["links"]["self"]).raise_for_status()
+    client.delete(f"/datasets/{survey['dataset']}").raise_for_status()
+    store = BlobStore(settings.store)
+    late = [f"surveys/{survey['id']}/parts/0.npz", f"datasets/{survey['dataset']}/crops/x/0-0-0-9-9.webp"]
+    for place in late:
+        store.put_at(place, b"late")
+    datasets = DataSets(store, 10)
+    assert (datasets.shelf.sweep_removed(), Surveys(store, datasets).shelf.sweep_removed()) == (1, 1)
+    assert [store.get_at(place) for place in late] == [None, None]
+
+
+def test_notes_that_are_being_written_are_passed_over(client: Client, hands: Hands, settings: Settings) -> None:
+    """A file of a process that was killed over it is none."""
+    survey = surveyed(client, hands)
+    place = f"{survey['links']['self']}/explanations"
+    client.post(place, json={"layer": LAYER, "kernels": [0], "images": 1}).raise_for_status()
+    (note,) = Path(settings.data_dir, "store", "surveys", survey["id"], "explained").rglob("0.json")
+    note.with_name("1.json.0123abcd.part").write_bytes(b"{")
+    assert client.get(f"/kernels/vgg_mini/{LAYER}").status_code == 200
+
+
+def test_a_network_that_was_replaced_since_is_told(
+    client: Client, hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its maps have another shape: nothing of the survey would be where it is shown."""
+    surveyed(client, hands)
+    network = networks()["vgg_mini"]
+    layers = [one.model_copy(update={"width": 1, "height": 2}) if one.name == LAYER else one for one in network.layers]
+    changed = network.model_copy(update={"layers": layers})
+    monkeypatch.setattr("shared.workers.network", lambda *_: changed)
+    refused(client.get(f"/kernels/vgg_mini/{LAYER}/0"), 409, "network-changed", "another network")
+
+
+def test_a_crop_is_kept_where_a_kernel_is_most_active(client: Client, hands: Hands, settings: Settings) -> None:
+    """And nowhere else: nobody fills the store by asking for every position."""
+    survey = surveyed(client, hands)
+    page = client.get(f"/kernels/vgg_mini/{LAYER}/0").json()
+    folder = Path(settings.data_dir, "store", "datasets", survey["dataset"], "crops")
+    client.get(page["top"][0]["crop"]).raise_for_status()
+    client.get(f"/surveys/{survey['id']}/layers/{LAYER}/crops/0/0/0").raise_for_status()
+    assert len(list(folder.rglob("*.webp"))) == 1
+    client.delete(survey["links"]["self"]).raise_for_status()
+    assert not list(folder.rglob("*.webp"))

@@ -133,7 +133,9 @@ def test_every_network_of_torchvision_has_layers(name: str) -> None:
     [
         ("vgg16", "conv2_2"),
         ("alexnet", "conv2"),
+        ("alexnet", "conv5"),
         ("squeezenet1_1", "fire3"),
+        ("squeezenet1_1", "fire8"),
         ("vgg_mini", "conv3_2"),
         ("resnet18", "layer2.0.relu_1"),
         ("densenet121", "features.transition1.pool"),
@@ -159,6 +161,7 @@ def test_receptive_field_is_what_the_gradient_reaches(name: str, layer: str) -> 
     field = own.layers[layer].field
     assert spans[0][1] - spans[0][0] + 1 == field.side
     assert spans[1][0] - spans[0][0] == field.stride
+    assert spans[0][0] == field.middle + maps.shape[2] // 2 * field.stride - field.side / 2
 
 
 def test_networks_are_loaded_once_frozen_and_share_modules(tmp_path: Path) -> None:

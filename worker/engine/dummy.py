@@ -81,14 +81,13 @@ class DummyDevice(Device):
         means = np.stack([picture.mean(axis=(0, 1)) for picture in pictures]).astype(np.float32) / 255  # (N, channels)
         found = {}
         for layer in layers:
-            kernels = known.layer(layer).kernels
+            own = known.layer(layer)
+            kernels, positions = own.kernels, own.height * own.width
             peaks = means[:, np.arange(kernels) % means.shape[1]].astype(np.float32)
             peaks[:, 9::10] = 0
-            place = np.full(peaks.shape, MAP_SIDE * MAP_SIDE // 2 + MAP_SIDE // 2)
+            place = np.full(peaks.shape, own.height // 2 * own.width + own.width // 2)
             active = (peaks > 0).astype(np.int64)
-            tally = Tally.of(
-                numbers, MAP_SIDE * MAP_SIDE, peaks, (peaks / MAP_SIDE**2).astype(np.float32), active, place
-            )
+            tally = Tally.of(numbers, positions, peaks, (peaks / positions).astype(np.float32), active, place)
             found[layer] = Part(tally, peaks)
         return found
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,10 +22,12 @@ from shared.schemas import Losses, Metrics, Stop, WeightsUsed
 from shared.surveys.parts import Part
 from shared.workers import NetworkState
 
+log = logging.getLogger(__name__)
+
 # γ/D, the weight of what one ReLU layer below has that the image does not cause. No fingerprint knows it: a change
 # of it raises the solvers' VERSION.
 PER_LAYER = 0.35
-SURVEYED = 8  # pictures of a survey that the engine looks at between two steps of its batches
+SURVEYED = 4  # pictures of a survey that the engine looks at between two steps of its batches
 MOST_LAYERS = 16  # VGG-19 has 15 below its last; 5.6 holds X̂ in a network of any depth, and 20 leaves it at X
 
 Picture = NDArray[Any]  # (H, W, 3), of grey (H, W, 1): of 0 to 255 in uint8 or, of deep grey, float32
@@ -145,6 +148,14 @@ Answered = list[tuple[Ticket, Answer | KernelscopeError | NoMemory]]
 def internal(error: Exception) -> KernelscopeError:
     """What a caller is told of a bug; the log says more."""
     return KernelscopeError(f"internal error ({type(error).__name__}); the worker's log has the details")
+
+
+def told(error: Exception, where: str) -> KernelscopeError:
+    """One of ours as it is; of a bug the caller is told in short, and the log where it was."""
+    if isinstance(error, KernelscopeError):
+        return error
+    log.error("%s failed", where, exc_info=error)
+    return internal(error)
 
 
 class Batch(Protocol):

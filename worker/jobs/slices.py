@@ -16,7 +16,7 @@ from shared.schemas import Item, ItemResult
 from shared.store import BlobStore
 from shared.surveys.store import Surveys
 from worker.engine.engine import Engine
-from worker.engine.questions import Answer, Question, Step, Ticket, internal
+from worker.engine.questions import Answer, Question, Step, Ticket, told
 from worker.engine.turns import Account, Asked
 from worker.jobs import activations
 from worker.jobs.artifacts import artifacts, facts, note
@@ -79,19 +79,15 @@ class SliceRun:
         """
         try:
             self._check_deadline()
-            request = self.claim.request
-            done = self._answer(self._questions()) if request.explains else self._each()
+            done = self._answer(self._questions()) if self.claim.request.explains else self._each()
             if done and not self.lost:
                 self.hands.transitions.finish(self.claim)
         except (LostLease, StoreUnavailable):
             raise
-        except KernelscopeError as error:
+        except Exception as error:
             if self._others(error):
                 return False
-            self.hands.transitions.fail(self.claim, error)
-        except Exception as error:  # a bug: the job says so, the log says where
-            log.exception("%s failed", self.claim.slice_id)
-            self.hands.transitions.fail(self.claim, internal(error))
+            self.hands.transitions.fail(self.claim, told(error, self.claim.slice_id))
         else:
             return done
         finally:
@@ -187,14 +183,18 @@ class SliceRun:
         return True
 
     def _survey(self, item: Item) -> bool:
-        """What all kernels respond to in one part of a data set. Whether all of it was looked at."""
-        request, device, begin = self.claim.request, self.hands.engine.device, time.monotonic()
-        with telemetry.span("survey", model=request.model, part=item.image):
-            if not self.surveying.part(item):
-                return False
-        own = {"weights": device.weights(request.model), "device": device.name, "seconds": time.monotonic() - begin}
-        self._committed(ItemResult.of(item, request, None).model_copy(update=own), {})
-        return True
+        """One part of a data set. Whether all of it was looked at; where that fails, the others are yet."""
+        try:
+            result = self.surveying.part(item)
+        except (LostLease, StoreUnavailable):
+            raise
+        except Exception as error:
+            if self._others(error):
+                raise
+            result = ItemResult.of(item, self.claim.request, None).failed(told(error, self.claim.slice_id))
+        if result:
+            self._committed(result, {})
+        return result is not None
 
     def _rank(self, item: Item) -> bool:
         """How active the layer's kernels are on one image."""
@@ -216,7 +216,7 @@ class SliceRun:
         if self.deadline is not None and time.monotonic() >= self.deadline:
             raise DeadlinePassed("the deadline passed before a worker was free")
 
-    def _others(self, error: KernelscopeError) -> bool:
+    def _others(self, error: Exception) -> bool:
         """Whether this is other workers' business: the network or the layer turned out not to be there."""
         request = self.claim.request
         lacking = isinstance(error, ModelUnavailable | LayerNotCovered)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
-from shared.errors import DataSetNotFound
+from shared.errors import DataSetNotFound, UnsupportedImage, UnusableImage
 from shared.jobs import Claim
-from shared.schemas import Item
-from shared.surveys.parts import Part
-from shared.surveys.store import Surveys, first_of
+from shared.schemas import Item, ItemResult
+from shared.surveys.parts import Growing
+from shared.surveys.store import Surveys, Used, first_of
 from worker.engine.engine import Engine
 from worker.engine.questions import SURVEYED, Picture
 from worker.engine.turns import Account
 from worker.jobs.inputs import Decoder
+
+AHEAD = 4 * SURVEYED  # images that are decoded before they are looked at
 
 
 class Patiently(Protocol):
@@ -41,59 +45,60 @@ class Surveying:
     _looked: int = 0
     _of: int = 0
 
-    def part(self, item: Item) -> bool:
-        """Look at all images of a part. False where it was told to stop before.
+    def part(self, item: Item) -> ItemResult | None:
+        """Look at all images of a part. None where it was told to stop before.
 
         Raises:
             SurveyNotFound, DataSetNotFound: it was deleted meanwhile.
             NetworkChanged, LayerNotCovered, ModelUnavailable, DeviceOutOfMemory.
         """
         request, survey_id, device = self.claim.request, self.claim.job_id, self.engine.device
-        self.patiently(self.surveys.begin, survey_id, device.weights(request.model))
+        begin = time.monotonic()
+        used = Used(weights=device.weights(request.model), frame=device.frame(request.model))
+        self.patiently(self.surveys.begin, survey_id, used)
         images = self.patiently(self.surveys.images, survey_id, item.image)
         dataset = self.patiently(self.surveys.shelf.facts, survey_id, None).dataset
         self._looked, self._of = 0, len(images)
-        found: dict[str, list[Part]] = {}
+        found: dict[str, Growing] = {}
         with ThreadPoolExecutor(1, thread_name_prefix="decoding") as reader:
-            pictures = reader.map(lambda one: self._picture(dataset, *one), images)
+            ahead, left = deque[Future[Picture]](), iter(images)
             try:
-                while self.wanted() and (some := list(islice(pictures, SURVEYED))):
+                while self.wanted() and self._looked < self._of:
+                    ahead += [reader.submit(self._picture, dataset, *one) for one in islice(left, AHEAD - len(ahead))]
+                    some = [ahead.popleft().result() for _ in range(min(SURVEYED, len(ahead)))]
                     self._look(some, first_of(item.image) + self._looked, found)
-            except _Unwanted:
-                return False
             finally:
                 reader.shutdown(cancel_futures=True)
         if self._looked < self._of:
-            return False
-        self.patiently(self.surveys.put_part, survey_id, item.image, {name: Part.of(it) for name, it in found.items()})
+            return None
+        layers = {name: part.whole for name, part in found.items()}
+        self.patiently(self.surveys.put_part, survey_id, item.image, layers, used)
         self._of = 0
-        return True
+        own = {"weights": used.weights, "device": device.name, "seconds": round(time.monotonic() - begin, 3)}
+        return ItemResult.of(item, request, None).model_copy(update=own)
 
     def progress(self) -> dict[str, Any]:
         """Of the part that is looked at: images, and the share of its work that is done."""
         looked, of = self._looked, self._of
         return {"iteration": looked, "budget": of, "share": looked / of, "items": []} if of else {}
 
-    def _look(self, pictures: list[Picture], first: int, found: dict[str, list[Part]]) -> None:
+    def _look(self, pictures: list[Picture], first: int, found: dict[str, Growing]) -> None:
         request = self.claim.request
         seen = self.engine.call(
             self.engine.device.survey, request.model, request.layers, pictures, first, account=self.account
         )
         for name, part in seen.items():
-            found.setdefault(name, []).append(part)
+            found.setdefault(name, Growing()).add(part)
         self._looked += len(pictures)
 
     def _picture(self, dataset: str, digest: str, name: str) -> Picture:
-        if not self.wanted():
-            raise _Unwanted
         device, model = self.engine.device, self.claim.request.model
         try:
             data = self.patiently(self.surveys.datasets.image, dataset, digest, None)
         except DataSetNotFound as error:
             raise DataSetNotFound(f"the data set was deleted while it was surveyed: {name} is gone") from error
         fed = device.weights(model).preprocessing
-        return self.decoder(data, device.frame(model), fed.resize if fed else "squash")[0]
-
-
-class _Unwanted(Exception):
-    """The slice is to end; nobody looks at the pictures that were still to come."""
+        try:
+            return self.decoder(data, device.frame(model), fed.resize if fed else "squash")[0]
+        except (UnsupportedImage, UnusableImage) as error:
+            raise type(error)(f"{name}: {error.detail}") from error

@@ -221,6 +221,7 @@ def _layer(node: Node) -> Layer:
         width=node.width,
         receptive_field=node.field.side,
         stride=node.field.stride,
+        middle=node.field.middle,
         signed=node.signed,
         without=dict(node.without),
         block=node.block,

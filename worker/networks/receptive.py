@@ -21,6 +21,7 @@ class Field(NamedTuple):
     width: int = 1
     down: int = 1
     across: int = 1
+    middle: float = 0.5  # of what the first position sees, from the image's edge: the middle of the first pixel is 0.5
 
     @property
     def side(self) -> int:
@@ -32,13 +33,14 @@ class Field(NamedTuple):
         """The longer."""
         return max(self.down, self.across)
 
-    def through(self, sides: tuple[int, int], steps: tuple[int, int]) -> Field:
-        """Behind a window of these sides that goes on by these steps."""
+    def through(self, sides: tuple[int, int], steps: tuple[int, int], edges: tuple[int, int] = (0, 0)) -> Field:
+        """Behind a window of these sides that goes on by these steps, over a map with these edges of zeros."""
         return Field(
             self.height + (sides[0] - 1) * self.down,
             self.width + (sides[1] - 1) * self.across,
             self.down * steps[0],
             self.across * steps[1],
+            self.middle + ((sides[0] - 1) / 2 - edges[0]) * self.down,
         )
 
 
@@ -52,20 +54,37 @@ def field_of(
     averages = isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d) or node.target in EVERYTHING
     if averages and set(shapes.get(node, ())[2:]) <= {1}:
         return Field()
-    before = Field(*(max(numbers) for numbers in zip(*inputs, strict=True))) if inputs else Field()
+    before = _together(inputs) if inputs else Field()
     if isinstance(module, WINDOWS):
         sides, dilation = _pair(module.kernel_size), _pair(getattr(module, "dilation", 1))
-        return before.through(_spread(sides, dilation), _pair(module.stride or module.kernel_size))
+        edges = _edges(module.padding, _spread(sides, dilation))
+        return before.through(_spread(sides, dilation), _pair(module.stride or module.kernel_size), edges)
     if node.target in POOLS:
         sides = _pair(_argument(node, 1, "kernel_size"))
-        return before.through(sides, _pair(_argument(node, 2, "stride") or sides))
+        edges = _pair(_argument(node, 3, "padding") or 0)
+        return before.through(sides, _pair(_argument(node, 2, "stride") or sides), edges)
     if node.target is torch.conv2d:
         strides, dilation = (
             _pair(_argument(node, place, name) or 1) for place, name in ((3, "stride"), (5, "dilation"))
         )
         height, width = shapes[node.all_input_nodes[1]][2:]
-        return before.through(_spread((height, width), dilation), strides)
+        spread = _spread((height, width), dilation)
+        return before.through(spread, strides, _edges(_argument(node, 4, "padding") or 0, spread))
     return before
+
+
+def _together(fields: Sequence[Field]) -> Field:
+    """Of parallel paths: what they see together, about the middle of the one that sees most."""
+    most = max(fields, key=lambda one: one.side)
+    sides = (max(one.height for one in fields), max(one.width for one in fields))
+    return Field(*sides, max(one.down for one in fields), max(one.across for one in fields), most.middle)
+
+
+def _edges(padding: Any, sides: tuple[int, int]) -> tuple[int, int]:
+    """Zeros before the first row and column."""
+    if padding == "same":
+        return (sides[0] - 1) // 2, (sides[1] - 1) // 2
+    return _pair(0 if padding == "valid" else padding)
 
 
 def _argument(node: fx.Node, place: int, name: str) -> Any:
