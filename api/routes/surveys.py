@@ -96,7 +96,7 @@ async def get_crop(  # noqa: PLR0913, PLR0917 - its path
 async def get_crop_of_picture(  # noqa: PLR0913, PLR0917 - its path
     survey_id: str, layer: str, job: str, item: int, row: int, column: int, services: Opened, caller: Asking
 ) -> Response:
-    """The same part of X̂, by the job that made it and the result's index."""
+    """The same part of X̂, its contrast stretched, by the job that made it and the result's index."""
     data = await picture_of(services, caller.owner, survey_id, layer, (job, item), (row, column))
     return Response(data, media_type="image/webp", headers={"Cache-Control": CACHE})
 

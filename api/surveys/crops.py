@@ -10,6 +10,7 @@ from io import BytesIO
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
+from api.pictures.figures import stretched
 from api.services import Services
 from shared import workers
 from shared.catalogue import Layer
@@ -68,7 +69,7 @@ async def crop_of(
 async def picture_of(
     services: Services, owner: str, survey_id: str, layer: str, result: tuple[str, int], place: tuple[int, int]
 ) -> bytes:
-    """Of X̂, the result of a job, a WebP file.
+    """Of X̂, the result of a job, with its contrast stretched: in deep layers it is faint. A WebP file.
 
     Raises:
         SurveyNotFound, JobNotFound, JobExpired, ArtifactNotFound, DrawingQueueFull, StoreUnavailable.
@@ -123,9 +124,9 @@ def _drawn(services: Services, owner: str, cut: _Cut, number: int) -> bytes:
 
 def _drawn_picture(services: Services, job_id: str, item: int, box: Box) -> bytes:
     head, result, blobs = services.records.result(job_id, item)
-    if "optimized.png" not in blobs:
+    if "optimized.npy" not in blobs:
         raise ArtifactNotFound(f"result {item} of job {job_id} has no X̂: it {result.status}")
-    return _file(services.pictures.files.evidence(head, (result, blobs)).optimized.crop(box))
+    return _file(stretched(services.pictures.files.evidence(head, (result, blobs)).x).crop(box))
 
 
 def _file(part: Image.Image) -> bytes:

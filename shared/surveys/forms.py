@@ -116,7 +116,9 @@ class TopImage(BaseModel):
         description="what that position sees: left, top, right, bottom in input pixels, cut at the edge"
     )
     crop: str = Field(description="URL of this part of the image, a WebP file")
-    picture: str | None = Field(None, description="URL of the same part of X̂; null before it is made")
+    picture: str | None = Field(
+        None, description="URL of the same part of X̂, its contrast stretched; null before it is made"
+    )
     whole: str | None = Field(
         None, description="URL of a figure: all of X and X̂, the maps before and after, the numbers"
     )

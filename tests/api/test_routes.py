@@ -81,7 +81,7 @@ def test_models_without_a_worker(client: Client) -> None:
         "width": 14,
         "receptive_field": 196,
         "stride": 16,
-            "middle": 8.0,
+        "middle": 8.0,
         "signed": False,
         "block": "block 5",
         "without": {},
