@@ -23,9 +23,11 @@ from kernelscope.cli import app
 from kernelscope.client import Client, ServerError
 from kernelscope.datasets import _added
 from kernelscope.stack import Stack, free_port
+from shared.datasets import DataSets
 from shared.drawings import scene
 from shared.errors import Problem
 from shared.schemas import OddFile
+from shared.store import BlobStore
 from tests.conftest import png
 from worker.networks.vgg_mini import WEIGHTS_FILE
 
@@ -89,7 +91,7 @@ def test_every_example_of_the_help_runs(folder: Path, stack: Stack, example: str
             example = example.replace("0123456789abcdef0123456789abcdef", job.id)
         if "keys revoke" in example or "keys secret" in example:
             assert run(folder, "keys", "add", "lab").returncode == 0
-        example = of_a_data_set(client, stack, of_a_survey(client, folder, example))
+        example = of_a_data_set(client, stack, of_a_survey(client, stack, folder, example))
         if "birds" in example:
             shutil.copy(WEIGHTS_FILE, folder / "birds.safetensors")
         if "models remove" in example:
@@ -154,13 +156,15 @@ def of_a_data_set(client: Client, stack: Stack, example: str) -> str:
     return f"{example} --data-dir {shlex.quote(str(stack.settings.data_dir))}" if "publish" in example else example
 
 
-def of_a_survey(client: Client, folder: Path, example: str) -> str:
-    """With a survey of the data set that it names, and its id."""
+def of_a_survey(client: Client, stack: Stack, folder: Path, example: str) -> str:
+    """With a survey of the data set that it names, and its id; one that is published is of public images."""
     if example.split()[1] not in ("surveys", "export"):
         return example
     birds = next((one for one in client.datasets() if one.name == "birds"), None) or client.create_dataset("birds")
     client.add_images(birds.id, {"photo.jpg": (folder / "photo.jpg").read_bytes()})
     job = client.survey(birds.id, model="vgg_mini", layers=["conv2_2"]).wait().check()
+    if "publish" in example:
+        DataSets(BlobStore(stack.settings.store), 100).publish(birds.id)
     return example.replace("0123456789abcdef0123456789abcdef", job.id)
 
 
