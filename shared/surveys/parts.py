@@ -14,9 +14,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.surveys.tally import Floats, Ints, Tally, joined
+from shared.surveys.tally import Floats, Ints, Tally
 
 ALIKE = 8  # most similar kernels that are kept of each
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a layer's maps of N images are, of C kernels each.
+
+    Args:
+        positions: of one map.
+        peaks, means: of each map the highest and the mean activation, (N, C).
+        active: at how many positions the kernel is active, (N, C).
+        places: of the peaks, row by row, (N, C).
+    """
+
+    positions: int
+    peaks: NDArray[np.float32]
+    means: NDArray[np.float32]
+    active: NDArray[np.int32]
+    places: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, parts: Sequence[Seen]) -> Seen:
+        """All of these, one at least, in this order."""
+        names = ("peaks", "means", "active", "places")
+        arrays = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
+        return cls(parts[0].positions, *arrays)
 
 
 @dataclass(frozen=True)
@@ -31,28 +56,16 @@ class Part:
     peaks: NDArray[np.float32]
 
     @classmethod
-    def of(cls, parts: Sequence[Part]) -> Part:
-        """All of these, one at least, in this order."""
-        return cls(joined([part.tally for part in parts]), np.concatenate([part.peaks for part in parts]))
+    def of(cls, seen: Sequence[Seen], first: int) -> Part:
+        """Of images that have the numbers from `first` on, one at least.
 
-
-class Growing:
-    """A part that more and more is known of."""
-
-    def __init__(self) -> None:
-        self._tally: Tally | None = None
-        self._peaks: list[NDArray[np.float32]] = []
-
-    def add(self, part: Part) -> None:
-        """Of the images that come next."""
-        self._tally = self._tally + part.tally if self._tally else part.tally
-        self._peaks.append(part.peaks)
-
-    @property
-    def whole(self) -> Part:
-        """Of all of them, one at least."""
-        assert self._tally is not None
-        return Part(self._tally, np.concatenate(self._peaks))
+        Raises:
+            ValueError: an activation is not finite.
+        """
+        one = Seen.of(seen)
+        numbers = range(first, first + len(one.peaks))
+        counts = one.active.astype(np.int64), one.places.astype(np.int64)
+        return cls(Tally.of(numbers, one.positions, one.peaks, one.means, *counts), one.peaks)
 
 
 @dataclass(frozen=True)

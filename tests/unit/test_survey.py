@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from benchmarks.readings import tensor
 from shared.drawings import scene
 from shared.surveys.parts import Part, Whole, join, packed
-from shared.surveys.tally import BINS, TOP, Tally, bins_of
+from shared.surveys.tally import BINS, TOP, Tally, bins_of, joined
 from tests.unit.test_networks import networks, whole
-from worker.engine.survey import SILENT, survey, tallied
+from worker.engine.survey import SILENT, seen, survey
 from worker.networks.layer import LoadedNetwork
 
 COUNT = 37
@@ -33,12 +33,16 @@ def pixels() -> torch.Tensor:
     return tensor(*[np.asarray(scene(seed % 36, 96).image) for seed in range(COUNT)])
 
 
+def parts(network: LoadedNetwork, layers: list[str], pixels: torch.Tensor, first: int = 0) -> dict[str, Part]:
+    """As a worker makes them."""
+    return {name: Part.of([maps], first) for name, maps in survey(network, layers, pixels).items()}
+
+
 def test_a_survey_is_what_a_plain_loop_finds(mini: LoadedNetwork, pixels: torch.Tensor) -> None:
     """Every number of every kernel of every layer."""
     found = survey(mini, list(mini.layers), pixels)
     assert list(found) == list(mini.layers)
-    for name, part in found.items():
-        tally = part.tally
+    for name, tally in ((name, Part.of([maps], 0).tally) for name, maps in found.items()):
         with torch.no_grad():
             maps = torch.cat([mini.layer(name).features(mini.space.from_bytes(one[None])) for one in pixels])
         assert (tally.images, tally.positions) == (COUNT, maps[0, 0].numel())
@@ -73,33 +77,33 @@ def test_of_equal_peaks_the_image_that_comes_first_is_named_first() -> None:
     """Within a part, and across parts; a kernel that is silent on an image is not made active by it."""
     maps = torch.ones(3, 1, 2, 2)
     maps[1] = 0
-    part, later = tallied(maps, [4, 5, 6]), tallied(maps, [7, 8, 9])
+    part, later = (Part.of([seen(maps)], first) for first in (4, 7))
     assert part.tally.top[0, :3].tolist() == [4, 6, -1]
-    assert Part.of([part, later]).tally.top[0, :5].tolist() == [4, 6, 7, 9, -1]
+    assert (part.tally + later.tally).top[0, :5].tolist() == [4, 6, 7, 9, -1]
     assert (part.tally.active_images[0], part.tally.histogram[0, 0]) == (2, 1)
 
 
 def test_what_is_no_number_or_of_another_layer_is_refused() -> None:
     """Nothing is summed up then."""
     with pytest.raises(ValueError, match="finite"):
-        tallied(torch.full((1, 1, 2, 2), float("nan")), [0])
+        Part.of([seen(torch.full((1, 1, 2, 2), float("nan")))], 0)
     with pytest.raises(ValueError, match="shapes"):
-        Part.of([tallied(torch.ones(1, 1, size, size), [0]) for size in (2, 3)])
+        joined([Part.of([seen(torch.ones(1, 1, size, size))], 0).tally for size in (2, 3)])
 
 
 def test_parts_joined_are_the_whole(mini: LoadedNetwork, pixels: torch.Tensor) -> None:
     """From files of them; a part that is made again is the same to the last bit."""
     layers, cuts = ["conv3_1", "conv1_1"], (0, 16, 32, COUNT)
-    files = [packed(survey(mini, layers, pixels[start:end], start)) for start, end in pairwise(cuts)]
-    assert packed(survey(mini, layers, pixels[16:32], 16)) == files[1]
-    joined, at_once = join(files, layers), survey(mini, layers, pixels)
+    files = [packed(parts(mini, layers, pixels[start:end], start)) for start, end in pairwise(cuts)]
+    assert packed(parts(mini, layers, pixels[16:32], 16)) == files[1]
+    put_together, at_once = join(files, layers), parts(mini, layers, pixels)
     for layer in layers:
-        found, expected = joined[layer].tally.arrays(), at_once[layer].tally.arrays()
+        found, expected = put_together[layer].tally.arrays(), at_once[layer].tally.arrays()
         assert found.keys() == expected.keys()
         for name, array in found.items():
             np.testing.assert_allclose(array, expected[name], rtol=1e-12, err_msg=name)
-        again = Whole.from_bytes(joined[layer].to_bytes())
-        np.testing.assert_array_equal(again.alike, joined[layer].alike)
+        again = Whole.from_bytes(put_together[layer].to_bytes())
+        np.testing.assert_array_equal(again.alike, put_together[layer].alike)
         _check_alike(again, at_once[layer].peaks)
 
 
@@ -118,7 +122,7 @@ def _check_alike(found: Whole, peaks: np.ndarray) -> None:
 
 def test_fewer_images_than_are_kept(mini: LoadedNetwork, pixels: torch.Tensor) -> None:
     """The places that are left are empty."""
-    tally = survey(mini, ["conv1_1"], pixels[:3], 5)["conv1_1"].tally
+    tally = parts(mini, ["conv1_1"], pixels[:3], 5)["conv1_1"].tally
     assert {*tally.top[:, :3].flat} == {5, 6, 7}
     assert (tally.top[:, 3:] == -1).all()
     assert np.isneginf(tally.peaks[:, 3:]).all()
@@ -129,7 +133,7 @@ def test_of_maps_with_a_sign_the_absolute_value_counts() -> None:
     """And what is below a thousandth of the image's highest is silence."""
     maps = torch.zeros(1, 2, 2, 2)
     maps[0, 0] = torch.tensor([[-4.0, 1.0], [0.5 * SILENT * 4, 0.0]])
-    tally = tallied(maps, [9], signed=True).tally
+    tally = Part.of([seen(maps, signed=True)], 9).tally
     assert (tally.peaks[0, 0], tally.top[0, 0], tally.places[0, 0]) == (4.0, 9, 0)
     assert tally.active.tolist() == [2, 0]
     assert tally.mean[0] == pytest.approx((4 + 1 + 2 * SILENT) / 4)
@@ -153,7 +157,7 @@ def test_one_pass_gives_every_node_the_maps_of_its_own_cut(name: str, tmp_path: 
         torch.testing.assert_close(found[one], alone, rtol=1e-4, atol=1e-4 * float(alone.abs().max()) + 1e-6)
         assert (one in network.signed) == network.layer(one).signed
     signed = next((one for one in names if one in network.signed), names[0])
-    tally, maps = survey(network, [signed], pixels)[signed].tally, found[signed].abs()
+    tally, maps = parts(network, [signed], pixels)[signed].tally, found[signed].abs()
     assert tally.mean == pytest.approx(maps.double().mean(dim=(2, 3)).sum(dim=0).numpy(), rel=1e-3)
 
 

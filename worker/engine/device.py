@@ -16,7 +16,7 @@ from shared.catalogue import Network
 from shared.errors import DeviceOutOfMemory
 from shared.images import Frame
 from shared.schemas import OPTIMIZED, WeightsUsed
-from shared.surveys.parts import Part
+from shared.surveys.parts import Seen
 from shared.workers import NetworkState
 from worker.engine.accelerator import broken, out_of_memory
 from worker.engine.answers import pictures
@@ -98,25 +98,22 @@ class TorchDevice(Device):
         chosen = self.networks.get(model).layer(layer)
         return chosen.features(pictures([picture], chosen))[0]
 
-    def survey(self, model: str, layers: Sequence[str], pictures: Sequence[Picture], first: int) -> dict[str, Part]:
-        """What is to be known of these layers on pictures, in halves where there is no memory for all at once."""
+    def survey(self, model: str, layers: Sequence[str], pictures: Sequence[Picture]) -> dict[str, Seen]:
+        """What these layers' maps of pictures are, in halves where there is no memory for all at once."""
         network = self.networks.get(model)
         for layer in layers:
             network.layer(layer)  # it is covered
         pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).to(self.networks.device)
         try:
-            return survey(network, layers, pixels, first)
+            return survey(network, layers, pixels)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
             if len(pictures) == 1:
                 raise DeviceOutOfMemory(f"an image of {model} does not fit into {self.name}") from error
         middle = len(pictures) // 2
-        halves = [
-            self.survey(model, layers, pictures[:middle], first),
-            self.survey(model, layers, pictures[middle:], first + middle),
-        ]
-        return {layer: Part.of([half[layer] for half in halves]) for layer in halves[0]}
+        halves = [self.survey(model, layers, half) for half in (pictures[:middle], pictures[middle:])]
+        return {layer: Seen.of([half[layer] for half in halves]) for layer in halves[0]}
 
     def batch(self, question: Question) -> Batch:
         """An empty batch for a layer."""

@@ -15,8 +15,7 @@ from shared import catalogue
 from shared.errors import SilentKernel
 from shared.images import Frame
 from shared.schemas import Losses, Metrics, Stop, WeightsUsed
-from shared.surveys.parts import Part
-from shared.surveys.tally import Tally
+from shared.surveys.parts import Seen
 from shared.workers import NetworkState
 from worker.engine.questions import Answer, Answered, Batch, Device, Maps, Picture, Question, Sketch, Step, Ticket
 
@@ -75,20 +74,18 @@ class DummyDevice(Device):
             maps[kernel] = kernel + 1
         return maps
 
-    def survey(self, model: str, layers: Sequence[str], pictures: Sequence[Picture], first: int) -> dict[str, Part]:
+    def survey(self, model: str, layers: Sequence[str], pictures: Sequence[Picture]) -> dict[str, Seen]:
         """Kernel k's activation is the mean of a channel of the picture, at its middle, but for the silent ones."""
-        known, numbers = catalogue.network(model), range(first, first + len(pictures))
         means = np.stack([picture.mean(axis=(0, 1)) for picture in pictures]).astype(np.float32) / 255  # (N, channels)
         found = {}
         for layer in layers:
-            own = known.layer(layer)
-            kernels, positions = own.kernels, own.height * own.width
-            peaks = means[:, np.arange(kernels) % means.shape[1]].astype(np.float32)
+            own = catalogue.network(model).layer(layer)
+            positions = own.height * own.width
+            peaks = means[:, np.arange(own.kernels) % means.shape[1]].astype(np.float32)
             peaks[:, 9::10] = 0
-            place = np.full(peaks.shape, own.height // 2 * own.width + own.width // 2)
-            active = (peaks > 0).astype(np.int64)
-            tally = Tally.of(numbers, positions, peaks, (peaks / positions).astype(np.float32), active, place)
-            found[layer] = Part(tally, peaks)
+            places = np.full(peaks.shape, own.height // 2 * own.width + own.width // 2, np.int32)
+            mean = (peaks / positions).astype(np.float32)
+            found[layer] = Seen(positions, peaks, mean, (peaks > 0).astype(np.int32), places)
         return found
 
     def batch(self, question: Question) -> Batch:  # noqa: ARG002

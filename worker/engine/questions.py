@@ -19,7 +19,7 @@ from shared.catalogue import Network
 from shared.errors import KernelscopeError
 from shared.images import Frame
 from shared.schemas import Losses, Metrics, Stop, WeightsUsed
-from shared.surveys.parts import Part
+from shared.surveys.parts import Seen
 from shared.workers import NetworkState
 
 log = logging.getLogger(__name__)
@@ -249,8 +249,8 @@ class Device(Protocol):
         """The layer's feature maps F of a picture, (C, h, w). On the engine's thread only. Raises LayerNotCovered."""
         ...
 
-    def survey(self, model: str, layers: Sequence[str], pictures: Sequence[Picture], first: int) -> dict[str, Part]:
-        """What is to be known of these layers on pictures that have the numbers from `first` on.
+    def survey(self, model: str, layers: Sequence[str], pictures: Sequence[Picture]) -> dict[str, Seen]:
+        """What these layers' maps of pictures are.
 
         On the engine's thread only. Raises LayerNotCovered, DeviceOutOfMemory.
         """

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from shared.errors import DataSetNotFound, UnsupportedImage, UnusableImage
 from shared.jobs import Claim
 from shared.schemas import Item, ItemResult
-from shared.surveys.parts import Growing
+from shared.surveys.parts import Part, Seen
 from shared.surveys.store import Surveys, Used, first_of
 from worker.engine.engine import Engine
 from worker.engine.questions import SURVEYED, Picture
@@ -59,19 +59,19 @@ class Surveying:
         images = self.patiently(self.surveys.images, survey_id, item.image)
         dataset = self.patiently(self.surveys.shelf.facts, survey_id, None).dataset
         self._looked, self._of = 0, len(images)
-        found: dict[str, Growing] = {}
+        found: dict[str, list[Seen]] = {}
         with ThreadPoolExecutor(1, thread_name_prefix="decoding") as reader:
             ahead, left = deque[Future[Picture]](), iter(images)
             try:
                 while self.wanted() and self._looked < self._of:
                     ahead += [reader.submit(self._picture, dataset, *one) for one in islice(left, AHEAD - len(ahead))]
                     some = [ahead.popleft().result() for _ in range(min(SURVEYED, len(ahead)))]
-                    self._look(some, first_of(item.image) + self._looked, found)
+                    self._look(some, found)
             finally:
                 reader.shutdown(cancel_futures=True)
         if self._looked < self._of:
             return None
-        layers = {name: part.whole for name, part in found.items()}
+        layers = {name: Part.of(seen, first_of(item.image)) for name, seen in found.items()}
         self.patiently(self.surveys.put_part, survey_id, item.image, layers, used)
         self._of = 0
         own = {"weights": used.weights, "device": device.name, "seconds": round(time.monotonic() - begin, 3)}
@@ -82,13 +82,11 @@ class Surveying:
         looked, of = self._looked, self._of
         return {"iteration": looked, "budget": of, "share": looked / of, "items": []} if of else {}
 
-    def _look(self, pictures: list[Picture], first: int, found: dict[str, Growing]) -> None:
-        request = self.claim.request
-        seen = self.engine.call(
-            self.engine.device.survey, request.model, request.layers, pictures, first, account=self.account
-        )
-        for name, part in seen.items():
-            found.setdefault(name, Growing()).add(part)
+    def _look(self, pictures: list[Picture], found: dict[str, list[Seen]]) -> None:
+        request, engine = self.claim.request, self.engine
+        seen = engine.call(engine.device.survey, request.model, request.layers, pictures, account=self.account)
+        for name, maps in seen.items():
+            found.setdefault(name, []).append(maps)
         self._looked += len(pictures)
 
     def _picture(self, dataset: str, digest: str, name: str) -> Picture:
