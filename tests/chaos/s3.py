@@ -5,16 +5,18 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 
 from kernelscope.stack import free_port
 from shared.errors import StoreUnavailable
 from shared.store import BlobStore
-from tests.chaos.conftest import until
+from tests.chaos.conftest import Plant, until
 
 BUCKET = "kernelscope"
 JOB = "0" * 32  # whose files are looked at
@@ -87,3 +89,22 @@ def _takes(store: BlobStore) -> bool:
     except StoreUnavailable:
         return False
     return True
+
+
+@contextmanager
+def planted(folder: Path, monkeypatch: pytest.MonkeyPatch, *workers: str) -> Iterator[Plant]:
+    """Redis, a SeaweedFS, API and housekeeping, and workers, which are started again when they end."""
+    s3 = S3(folder / "s3")
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    plant = Plant(folder, **s3.environment)
+    try:
+        s3.wait(BlobStore(s3.environment["KERNELSCOPE_STORE_URL"]))
+        plant.start_redis()
+        plant.start_service()
+        for name in workers:
+            plant.start_worker(name, supervised=True)
+        yield plant
+    finally:
+        plant.close()
+        s3.close()

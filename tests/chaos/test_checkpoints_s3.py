@@ -16,9 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from kernelscope.client import Client, Job, ServerError
 from shared.drawings import scene
-from shared.store import BlobStore
 from tests.chaos.conftest import ROOT, Plant, until
-from tests.chaos.s3 import S3
+from tests.chaos.s3 import planted
 from worker.networks.vgg_mini import WEIGHTS_FILE
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
@@ -29,20 +28,8 @@ PICTURE = scene(5, 96).image
 @pytest.fixture
 def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plant]:
     """Redis, a SeaweedFS, API and housekeeping, and two workers, which are started again when they end."""
-    s3 = S3(tmp_path / "s3")
-    for name, value in s3.environment.items():
-        monkeypatch.setenv(name, value)
-    plant = Plant(tmp_path, **s3.environment)
-    try:
-        s3.wait(BlobStore(s3.environment["KERNELSCOPE_STORE_URL"]))
-        plant.start_redis()
-        plant.start_service()
-        for name in ("first", "second"):
-            plant.start_worker(name, supervised=True)
+    with planted(tmp_path, monkeypatch, "first", "second") as plant:
         yield plant
-    finally:
-        plant.close()
-        s3.close()
 
 
 def command(plant: Plant, *arguments: str) -> subprocess.CompletedProcess[str]:
