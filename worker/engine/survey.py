@@ -48,7 +48,11 @@ def seen(maps: Tensor, *, signed: bool = False) -> Seen:
     peaks, row = of_rows.max(dim=1)
     image, kernel = (torch.arange(count, device=rows.device) for count in (images, kernels))
     column = rows[image[:, None], row, :, kernel].argmax(dim=2)
-    silent = SILENT * peaks.amax(dim=1)[:, None, None, None] if signed else None
-    active = (rows if silent is None else (rows - silent).relu()).sign().sum(dim=(1, 2))  # faster than to count
-    values = (peaks, rows.mean(dim=(1, 2)), active.int(), (row * width + column).int())
+    silent = SILENT * peaks.amax(dim=1) if signed else torch.zeros(images, device=rows.device)
+    ones = rows.new_ones(height * width)  # a sum by a product is twice as fast, and so is one image at a time
+    sums, active = torch.zeros_like(peaks), torch.zeros_like(peaks)
+    for number, one in enumerate(rows.flatten(1, 2)):
+        sums[number] = ones @ one
+        active[number] = ones @ ((one - silent[number]).relu() if signed else one).sign()
+    values = (peaks, sums / len(ones), active.int(), (row * width + column).int())
     return Seen(height * width, *(value.cpu().numpy() for value in values))
