@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -76,7 +77,14 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
     )
 
 
-@pytest.mark.parametrize("example", [line for line in examples() if line.split()[1] not in (*OWN_PROCESS, AGENTS)])
+def in_turn() -> Iterator[Any]:
+    """Those that end by themselves; whatever makes a survey first takes long."""
+    for line in examples():
+        if (name := line.split()[1]) not in (*OWN_PROCESS, AGENTS):
+            yield pytest.param(line, marks=[pytest.mark.slow] if name in ("surveys", "export") else [])
+
+
+@pytest.mark.parametrize("example", in_turn())
 def test_every_example_of_the_help_runs(folder: Path, stack: Stack, example: str) -> None:
     """Against a server that the environment names; a job's id is that of a job that runs."""
     with Client(stack.url) as client:
