@@ -26,6 +26,7 @@ from tests.redis_states import ALL, STATES, Operator, options
 pytestmark = pytest.mark.slow
 
 OPEN = ("/healthz", "/readyz", "/metrics", "/problems/{slug}")
+IN_THE_STORE = ("/datasets", "/surveys", "/kernels")
 STREAMED = "/jobs/{job_id}/bundle.zip"  # has begun when it is refused something, and is cut off
 
 
@@ -50,13 +51,13 @@ def said(answer: Response, code: str) -> None:
 
 
 def reading(client: Client, job_id: str, *without: str) -> dict[str, Response]:
-    """Every route that is read by GET, but for those that need no Redis, as those of data sets, and for these."""
+    """Every route that is read by GET, but for those that need no Redis where there is nothing in the store, and for these."""
     paths = client.get("/openapi.json").json()["paths"]
     known = {"job_id": job_id, "item": "0", "name": "vgg_mini", "slug": "job-not-found"}
     return {
         path: client.get(path.format(**{**known, "name": "panel.png"} if "item" in path else known))
         for path, methods in paths.items()
-        if "get" in methods and path not in (*OPEN, *without) and not path.startswith("/datasets")
+        if "get" in methods and path not in (*OPEN, *without) and not path.startswith(IN_THE_STORE)
     }
 
 

@@ -84,7 +84,7 @@ def in_turn() -> Iterator[Any]:
             yield pytest.param(line, marks=[pytest.mark.slow] if name in ("surveys", "export") else [])
 
 
-@pytest.mark.parametrize("example", in_turn())
+@pytest.mark.parametrize("example", list(in_turn()))
 def test_every_example_of_the_help_runs(folder: Path, stack: Stack, example: str) -> None:
     """Against a server that the environment names; a job's id is that of a job that runs."""
     with Client(stack.url) as client:
