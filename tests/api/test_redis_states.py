@@ -51,7 +51,7 @@ def said(answer: Response, code: str) -> None:
 
 
 def reading(client: Client, job_id: str, *without: str) -> dict[str, Response]:
-    """Every route that is read by GET, but for those that need no Redis where there is nothing in the store, and for these."""
+    """Every route that is read by GET, but for these, and those whose things are looked for in the store first."""
     paths = client.get("/openapi.json").json()["paths"]
     known = {"job_id": job_id, "item": "0", "name": "vgg_mini", "slug": "job-not-found"}
     return {
