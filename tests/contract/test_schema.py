@@ -206,7 +206,7 @@ def _configuration(plant: Plant) -> dict[str, Any]:
         "range": ["bytes=0-9", "bytes=-9", "bytes=5-", "bytes=99999999-"],
         "etag": [image.headers["etag"], "*"],
         "event": ["0-0", "1-1", "9999999999999999999-9999999999999999999"],
-        "busy": [plant.submit("3", iterations="100000", deadline_s=str(SECONDS)) for _ in range(6)] + jobs[:1],
+        "busy": [plant.submit("3", iterations="100000", deadline_s=str(SECONDS)) for _ in range(2)] + jobs[:1],
     }
     return {
         "dictionaries": {name: {"values": entries} for name, entries in values.items()},
