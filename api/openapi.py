@@ -15,6 +15,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from api.surveys import reference
+from api.surveys.reference import NAMED, QUEUED, SENT
 from shared import errors
 from shared.errors import KernelscopeError, Problem
 from shared.schemas import (
@@ -61,27 +62,14 @@ WHEN = datetime(2026, 11, 25, 9, 30, tzinfo=UTC)
 PROBLEM = "application/problem+json"
 OPEN = {"/healthz", "/readyz", "/", "/problems/{slug}"}
 GONE = (errors.JobNotFound, errors.JobExpired)
-RECEIVED = (
-    errors.MalformedBody,
-    errors.UnsupportedContentType,
-    errors.BodyTooLarge,
-    errors.RequestTimeout,
-    errors.ServerBusy,
-)
 BODY = (
-    *RECEIVED,
+    *SENT,
     errors.UnsupportedImage,
     errors.UnusableImage,
     errors.UnknownImage,
-    errors.UnknownModel,
-    errors.UnknownLayer,
+    *NAMED,
     errors.UnknownKernel,
-    errors.ModelUnavailable,
-    errors.LayerNotCovered,
-    errors.IdempotencyConflict,
-    errors.WebhookRefused,
-    errors.QuotaExceeded,
-    errors.QueueFull,
+    *QUEUED,
 )
 ERRORS: dict[str, tuple[type[KernelscopeError], ...]] = {
     "post /explain": BODY,
@@ -104,11 +92,11 @@ ERRORS: dict[str, tuple[type[KernelscopeError], ...]] = {
     ),
     "get /jobs/{job_id}/consistency": (*GONE, errors.ArtifactNotFound, errors.DrawingQueueFull),
     "get /jobs/{job_id}/contact_sheet.png": (*GONE, errors.ArtifactNotFound, errors.DrawingQueueFull),
-    "post /datasets": (errors.DataSetFull, *RECEIVED),
+    "post /datasets": (errors.DataSetFull, *SENT),
     "get /datasets/{dataset_id}": (errors.DataSetNotFound,),
     "delete /datasets/{dataset_id}": (errors.DataSetNotFound,),
     "get /datasets/{dataset_id}/images": (errors.DataSetNotFound,),
-    "post /datasets/{dataset_id}/images": (errors.DataSetNotFound, errors.DataSetFull, *RECEIVED),
+    "post /datasets/{dataset_id}/images": (errors.DataSetNotFound, errors.DataSetFull, *SENT),
     **reference.ERRORS,
     "get /models/{name}": (errors.ModelNotFound,),
     "get /metrics": (errors.NoSuchPath,),

@@ -360,10 +360,10 @@ class DataSetNotFound(KernelscopeError):
 
 
 class DataSetFull(KernelscopeError):
-    """The data set, or its owner, would have more than this server keeps. Delete what is not needed."""
+    """A data set would have more images, or you more data sets or surveys, than are kept. Delete what is not needed."""
 
     status = 409
-    title = "Data set full"
+    title = "No room for more"
 
 
 class SurveyNotFound(KernelscopeError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from api.edge.access import Asking, page_wanted
@@ -31,39 +31,37 @@ HEADERS = {"Cache-Control": "no-store", "Vary": "Accept, Accept-Encoding"}
 COMPRESSED_BYTES = 10_000
 
 
+async def _looking(
+    network: str, layer: str, request: Request, services: Opened, caller: Asking, survey: Chosen = None
+) -> View | None:
+    """What the caller looks at; None where a browser wants the page, which asks for the rest itself."""
+    if page_wanted(request, route(request.scope)):
+        return None
+    return await run_in_threadpool(View, services, caller.owner, network, layer, survey)
+
+
 @router.get("/{network}/{layer}", response_model=LayerKernels, responses=HTML)
-async def get_layer_kernels(  # noqa: PLR0913, PLR0917 - its headers
-    network: str,
-    layer: str,
-    request: Request,
-    services: Opened,
-    caller: Asking,
-    survey: Chosen = None,
-    if_none_match: IfNoneMatch = "",
+async def get_layer_kernels(
+    view: Annotated[View | None, Depends(_looking)], request: Request, services: Opened, if_none_match: IfNoneMatch = ""
 ) -> Response:
     """All kernels of a layer: how active each is, and the first thing that it sees."""
-    if page_wanted(request, route(request.scope)):
+    if view is None:
         return page("layer.html", if_none_match)
-    view = await run_in_threadpool(View, services, caller.owner, network, layer, survey)
     found = await run_in_threadpool(view.kernels)
     return _json(found.under(services.settings.root), request)
 
 
 @router.get("/{network}/{layer}/{kernel}", response_model=KernelPage, responses=HTML)
-async def get_kernel(  # noqa: PLR0913, PLR0917 - its headers
-    network: str,
-    layer: str,
+async def get_kernel(
     kernel: int,
+    view: Annotated[View | None, Depends(_looking)],
     request: Request,
     services: Opened,
-    caller: Asking,
-    survey: Chosen = None,
     if_none_match: IfNoneMatch = "",
 ) -> Response:
     """What is known of a kernel: the images that activate it most, the X̂ that were made of them, and its numbers."""
-    if page_wanted(request, route(request.scope)):
+    if view is None:
         return page("kernel.html", if_none_match)
-    view = await run_in_threadpool(View, services, caller.owner, network, layer, survey)
     found = await run_in_threadpool(view.kernel, kernel)
     return _json(found.under(services.settings.root), request)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import sqrt
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from api.jobs.accept import explained
 from api.pictures.consistency import Description, consistency, discrimination
@@ -20,6 +20,8 @@ from shared.jobs import Caller
 from shared.schemas import ExplainBody, ImageSource, ItemResult, Job, Status, WholeJob
 from shared.surveys.forms import ExplainKernels, Explanation, Score
 from shared.surveys.store import Facts
+
+T = TypeVar("T")
 
 METHOD = "evidence"
 EFFORTS = ("quick", "standard", "thorough")
@@ -223,15 +225,15 @@ def _scores(services: Services, job: WholeJob, rivals: WholeJob | None, kernel: 
             for one in rivals.results
             if one.kernel != kernel and one.index in seen
         ]
-    kept = [
-        one.metrics.ssim_grey
+    lost = {
+        one.index: 1 - one.metrics.ssim_grey
         for one in job.results
         if one.status == "succeeded" and one.metrics and one.metrics.ssim_grey is not None
-    ]
+    }
     return {
         "consistency": _score(consistency, own),
         "discrimination": _score(lambda pictures: discrimination(pictures, others), own) if others else None,
-        "colour": _mean([1 - one for one in kept]),
+        "colour": _score(lambda shares: fmean(shares.values()) if shares else None, lost),
     }
 
 
@@ -248,8 +250,8 @@ def _descriptions(services: Services, job: WholeJob, key: Callable[[ItemResult],
     return found
 
 
-def _score(statistic: Callable[[Mapping[int, Description]], float | None], own: dict[int, Description]) -> Score | None:
-    """With its standard error by the jackknife: each image left out once."""
+def _score(statistic: Callable[[Mapping[int, T]], float | None], own: dict[int, T]) -> Score | None:
+    """Of what is known of each image, with its standard error by the jackknife: each image left out once."""
     value = statistic(own)
     if value is None:
         return None
@@ -259,12 +261,3 @@ def _score(statistic: Callable[[Mapping[int, Description]], float | None], own: 
         return Score(value=value, error=None)
     middle, count = fmean(known), len(known)
     return Score(value=value, error=sqrt((count - 1) / count * sum((one - middle) ** 2 for one in known)))
-
-
-def _mean(values: Sequence[float]) -> Score | None:
-    if not values:
-        return None
-    middle, count = fmean(values), len(values)
-    if count == 1:
-        return Score(value=middle, error=None)
-    return Score(value=middle, error=sqrt(sum((one - middle) ** 2 for one in values) / (count - 1) / count))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -23,7 +23,7 @@ from shared.jobs import Caller, new_id
 from shared.schemas import ExplainRequest, Job, Status, plan
 from shared.shelves import READERS
 from shared.surveys.forms import NewSurvey, Survey
-from shared.surveys.store import Facts, cut, listed
+from shared.surveys.store import Facts, Images, cut, listed
 
 
 def started(services: Services, caller: Caller, body: NewSurvey, idempotency_key: str | None) -> tuple[Job, bool]:
@@ -38,17 +38,8 @@ def started(services: Services, caller: Caller, body: NewSurvey, idempotency_key
         raise InvalidRequest(
             f"dataset: {body.dataset} has no image; add some with POST /datasets/{body.dataset}/images"
         )
-    parts, layers = cut(images), _layers(services, body)
-    request = ExplainRequest(
-        model=body.model,
-        layer=layers[-1],
-        layers=layers,
-        kernels=[],
-        methods=["survey"],
-        images=[services.store.digest(listed(part)) for part in parts],
-        webhook_url=body.webhook_url,
-    )
-    wanted = Wanted(request, plan(request, services.settings.max_items))
+    parts = cut(images)
+    wanted = _wanted(services, body, parts)
     if known := foreseen(services, caller, wanted, idempotency_key):
         return known, True
     facts = Facts(
@@ -57,7 +48,7 @@ def started(services: Services, caller: Caller, body: NewSurvey, idempotency_key
         dataset=body.dataset,
         dataset_name=services.datasets.shelf.facts(body.dataset, caller.owner).name,
         model=body.model,
-        layers=layers,
+        layers=wanted.request.layers,
         images=len(images),
     )
     survey_id = new_id()
@@ -70,6 +61,21 @@ def started(services: Services, caller: Caller, body: NewSurvey, idempotency_key
     if job.id != survey_id:  # the same request came twice at this moment
         _forget(services, survey_id, caller.owner)
     return job, replayed
+
+
+def _wanted(services: Services, body: NewSurvey, parts: Sequence[Images]) -> Wanted:
+    """The job: an item for each part."""
+    layers = _layers(services, body)
+    request = ExplainRequest(
+        model=body.model,
+        layer=layers[-1],
+        layers=layers,
+        kernels=[],
+        methods=["survey"],
+        images=[services.store.digest(listed(part)) for part in parts],
+        webhook_url=body.webhook_url,
+    )
+    return Wanted(request, plan(request, services.settings.max_items))
 
 
 def surveys_of(services: Services, owner: str) -> list[Survey]:
@@ -94,7 +100,7 @@ def described(services: Services, survey_id: str, facts: Facts, owner: str) -> S
         model=facts.model,
         layers=facts.layers,
         images=facts.images,
-        surveyed=services.surveys.surveyed(facts, parts),
+        surveyed=facts.surveyed(parts),
         status=status,
         created_at=facts.made,
         public=facts.public,

@@ -1,6 +1,6 @@
 // The HTTP API: answers as objects, refusals as sentences, a key where one is needed, and a job's events.
 
-import { $ } from "./dom.js";
+import { $, make } from "./dom.js";
 
 export class Refused extends Error {
   constructor(problem) {
@@ -50,8 +50,20 @@ function signIn() {
   return signingIn;
 }
 
+// Every page has this dialog once it is needed.
+function signInDialog() {
+  const dialog = make("dialog", { id: "sign-in", "aria-labelledby": "sign-in-title" }, make("form", { method: "dialog" },
+    make("h2", { id: "sign-in-title" }, "This server needs an API key"),
+    make("p", {}, "Its operator makes one: ", make("code", {}, "kernelscope keys add NAME")),
+    make("label", {}, "Key ", make("input", { type: "password", id: "key", autocomplete: "current-password", required: true })),
+    make("p", { id: "sign-in-problem", className: "error", role: "alert" }),
+    make("button", { className: "main" }, "Sign in")));
+  document.body.append(dialog);
+  return dialog;
+}
+
 async function keyAccepted() {
-  const dialog = $("sign-in");
+  const dialog = $("sign-in") ?? signInDialog();
   for (let problem = ""; ; ) {
     $("sign-in-problem").textContent = problem;
     dialog.showModal();

@@ -57,6 +57,10 @@ class Facts(shelves.Facts):
         """In which the images are looked at."""
         return -(-self.images // PART_IMAGES)
 
+    def surveyed(self, parts: Sequence[int]) -> int:
+        """How many images these parts have."""
+        return sum(min(self.images, first_of(number + 1)) - first_of(number) for number in parts)
+
 
 class Used(BaseModel):
     """A network, as it looks at a survey's images."""
@@ -159,11 +163,6 @@ class Surveys:
         """The numbers of those that there are."""
         names = map(NUMBER.fullmatch, self.store.names(self.shelf.place(survey_id, "parts")))
         return sorted(int(name[1]) for name in names if name)
-
-    def surveyed(self, facts: Facts, parts: Sequence[int]) -> int:
-        """How many images these parts have."""
-        last = facts.images - (facts.parts - 1) * PART_IMAGES
-        return sum(last if number == facts.parts - 1 else PART_IMAGES for number in parts)
 
     def layer(self, survey_id: str, layer: str) -> Whole | None:
         """What is known of a layer after the parts that there are; None where there is none, or it is no such layer."""

@@ -1,6 +1,6 @@
 """What a survey knows of each kernel of a layer after some images: how active it is, and which make it most active.
 
-Tallies of disjoint parts of a data set are joined (`joined`) into one of all of them. Of the same parts in the same
+Tallies of disjoint parts of a data set are added up into one of all of them. Of the same parts in the same
 order the result is the same to the last bit, so a part that was lost may be made again.
 
 Of maps with a sign |F| stands for F. A kernel is active at a position where F is above 0, or |F| above a thousandth of
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import reduce
 from typing import Any, TypeVar
 
 import numpy as np
@@ -119,7 +118,7 @@ class Tally:
             ValueError: they are of different layers.
         """
         if (self.positions, len(self.mean)) != (other.positions, len(other.mean)):
-            raise ValueError("tallies of maps of different shapes cannot be joined")
+            raise ValueError("tallies of maps of different shapes cannot be added up")
         peaks = np.concatenate([self.peaks, other.peaks], axis=1)
         top = np.concatenate([self.top, other.top], axis=1)
         places = np.concatenate([self.places, other.places], axis=1)
@@ -163,11 +162,6 @@ class Tally:
         """The same, read."""
         known: dict[str, Any] = {one.name: arrays[one.name] for one in fields(cls)}
         return cls(**{**known, "images": int(known["images"]), "positions": int(known["positions"])})
-
-
-def joined(parts: Sequence[Tally]) -> Tally:
-    """Of all of them, one at least, in this order."""
-    return reduce(Tally.__add__, parts)
 
 
 def bins_of(peaks: NDArray[np.float32]) -> Ints:

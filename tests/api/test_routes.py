@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -246,3 +247,15 @@ def test_the_api_process_stays_small(settings: Settings, redis: Redis) -> None:
             assert "libtorch" not in libraries
         finally:
             process.terminate()
+
+
+def test_what_language_models_are_told_is_so(client: Client) -> None:
+    """Every route that `/llms.txt` names is one, and it is read without a key."""
+    text = client.get("/llms.txt", headers={"Authorization": "Bearer nothing"}).raise_for_status().text
+    paths = client.get("/openapi.json").json()["paths"]
+    known = {
+        f"{method.upper()} {re.sub(r'{.*?}', '{}', path)}" for path, methods in paths.items() for method in methods
+    }
+    named = {re.sub(r"{.*?}", "{}", one) for one in re.findall(r"`((?:GET|POST|DELETE) /[^`?]*)", text)}
+    assert len(named) > 10
+    assert named <= known, named - known

@@ -12,9 +12,11 @@ from safetensors.torch import save_file
 
 from benchmarks.readings import tensor
 from shared.drawings import scene
-from shared.surveys.parts import Part, Whole, join, packed
-from shared.surveys.tally import BINS, TOP, Tally, bins_of, joined
+from shared.errors import DeviceOutOfMemory
+from shared.surveys.parts import Part, Seen, Whole, join, packed
+from shared.surveys.tally import BINS, TOP, Tally, bins_of
 from tests.unit.test_networks import networks, whole
+from worker.engine.device import TorchDevice
 from worker.engine.survey import SILENT, seen, survey
 from worker.networks.layer import LoadedNetwork
 
@@ -88,7 +90,7 @@ def test_what_is_no_number_or_of_another_layer_is_refused() -> None:
     with pytest.raises(ValueError, match="finite"):
         Part.of([seen(torch.full((1, 1, 2, 2), float("nan")))], 0)
     with pytest.raises(ValueError, match="shapes"):
-        joined([Part.of([seen(torch.ones(1, 1, size, size))], 0).tally for size in (2, 3)])
+        _ = Part.of([seen(torch.ones(1, 1, 2, 2))], 0).tally + Part.of([seen(torch.ones(1, 1, 3, 3))], 1).tally
 
 
 def test_parts_joined_are_the_whole(mini: LoadedNetwork, pixels: torch.Tensor) -> None:
@@ -176,3 +178,27 @@ def test_what_is_above_the_last_layer_is_not_computed(tmp_path: Path, monkeypatc
     pixels = tensor(np.asarray(scene(1, network.frame.width).image))
     survey(network, ["layer1.0.relu_1"], pixels)
     assert len(ran) == 3
+
+
+def test_where_memory_runs_out_images_are_halved(
+    mini: LoadedNetwork, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Down to one, whose numbers are the same; an image that does not fit alone is told."""
+    device = TorchDevice(networks(Path("/nonexistent")))
+    pictures, asked, most = [image.permute(1, 2, 0).numpy() for image in pixels[:5]], list[int](), 2
+
+    def small(network: LoadedNetwork, layers: list[str], some: torch.Tensor) -> dict[str, Seen]:
+        asked.append(len(some))
+        if len(some) > most:
+            raise torch.OutOfMemoryError
+        return survey(network, layers, some)
+
+    monkeypatch.setattr("worker.engine.device.survey", small)
+    found = device.survey("vgg_mini", ["conv2_1"], pictures)["conv2_1"]
+    assert asked == [5, 2, 3, 1, 2]
+    expected = survey(mini, ["conv2_1"], pixels[:5])["conv2_1"]
+    np.testing.assert_allclose(found.peaks, expected.peaks, rtol=1e-5)
+    np.testing.assert_array_equal(found.places, expected.places)
+    most = 0
+    with pytest.raises(DeviceOutOfMemory, match="vgg_mini"):
+        device.survey("vgg_mini", ["conv2_1"], pictures)
