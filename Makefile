@@ -5,7 +5,8 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.1
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 BIN := .venv/bin
 READY := .venv/.ready
-SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile
+# File by file; those that start processes first, so that no long one is left for the end.
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests/integration tests/web tests/api tests/unit tests/structure
 
 .PHONY: setup demo up test test-slow browser proxies builder check bench bench-gpu figures soak openapi lock clean
 
