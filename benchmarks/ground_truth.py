@@ -43,7 +43,7 @@ from benchmarks.unbiased import UnbiasedNetworks
 from shared.drawings import COLOURS, TEXTURES, Drawing, Figure, draw, random_background, scene
 from worker.engine.device import TorchDevice
 from worker.engine.engine import Engine
-from worker.engine.memory import keep_memory
+from worker.engine.memory import reuse_memory
 from worker.engine.questions import Answer, Picture, Question
 from worker.methods.suppression import EFFORTS, PixelSpace
 from worker.networks.loaded import Networks
@@ -90,7 +90,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="few pictures and kernels")
     parser.add_argument("--unbiased", type=Path, default=Path("evidence/unbiased.safetensors"), metavar="FILE")
     options = parser.parse_args()
-    keep_memory()
+    reuse_memory()
     logging.getLogger("worker").setLevel(logging.WARNING)
     (count, most), how = (3, 2) if options.quick else (8, 6), {"effort": options.effort}
     mini = Networks(Path("/nonexistent"), torch.device("cpu"), download=False)

@@ -26,7 +26,7 @@ from benchmarks.random_weights import vgg16_file
 from shared.drawings import scene
 from worker.engine.device import TorchDevice
 from worker.engine.engine import Engine
-from worker.engine.memory import keep_memory
+from worker.engine.memory import reuse_memory
 from worker.engine.questions import Answer, Question
 from worker.networks.loaded import Networks
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fixed", action="store_true", help="keep all threads, whatever happens")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
-    keep_memory()
+    reuse_memory()
     with tempfile.TemporaryDirectory() as folder:
         networks = Networks(options.weights_dir or vgg16_file(Path(folder)).parent, torch.device("cpu"), download=False)
         rows = [measured(networks, model, layer, options) for model, layer in CASES]

@@ -25,8 +25,8 @@ from torch import nn
 
 from worker.engine.device import TorchDevice
 from worker.engine.engine import Engine
-from worker.engine.pace import pace
 from worker.engine.questions import Answer, Question
+from worker.engine.speed import measured_speed
 from worker.methods.baselines import METHODS
 from worker.networks.architectures import ARCHITECTURES, layers_of
 from worker.networks.checkpoints import IMAGENET_MEAN, IMAGENET_STD
@@ -117,7 +117,7 @@ def explained(name: str, folder: Path) -> dict[str, Any]:
     ]
     found = dict(engine.ask(asked))
     layer = device.networks.get(name).layer(node.name)
-    speed = pace(layer.cut, layer.frame, layer.device)
+    speed = measured_speed(layer.cut, layer.frame, layer.device)
     engine.close()
     row: dict[str, Any] = {
         "network": name,

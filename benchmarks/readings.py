@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchvision import models
 
-from worker.engine.metrics import likeness
+from worker.engine.quality import map_ssim
 from worker.engine.questions import Picture
 from worker.networks.layer import LoadedNetwork
 from worker.networks.loaded import Networks
@@ -50,7 +50,7 @@ class OtherEye:
         """`other_invention`: L_e of X̂ in this network; `other_rank`: where its own first class of X stands for X̂."""
         images = self.network.space.from_bytes(tensor(original, picture))
         *_, last = self.network.layers.values()
-        _, shares, _ = last.watched.invention(images[:1], images[1:], [0])
+        _, shares, _ = last.tapped.invention(images[:1], images[1:], [0])
         before, after = self.classifier(images)
         rank = int((after > after[int(before.argmax())]).sum()) + 1
         return {"other_invention": float(shares.mean()), "other_rank": rank}
@@ -64,7 +64,7 @@ def small_changes(
     images = network.space.from_bytes(tensor(original, *(np.asarray(one) for one in changes.values())))
     with torch.no_grad():
         before, *after = network.layer(layer).features(images)[:, kernel]
-    found = {name: likeness(maps, before) for name, maps in zip(changes, after, strict=True)}
+    found = {name: map_ssim(maps, before) for name, maps in zip(changes, after, strict=True)}
     return {f"{name}_ssim": value for name, value in found.items() if value is not None}
 
 

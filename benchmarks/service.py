@@ -43,9 +43,9 @@ from shared import images, workers
 from shared.jobs import connect
 from shared.settings import Settings
 from worker.engine.answers import pose
-from worker.engine.memory import keep_memory
-from worker.engine.pace import pace
+from worker.engine.memory import reuse_memory
 from worker.engine.questions import Question
+from worker.engine.speed import measured_speed
 from worker.engine.torch_batch import make_solver
 from worker.methods.suppression import solve
 from worker.networks.layer import LoadedNetwork
@@ -218,7 +218,7 @@ def _finished(client: Client, job: Job) -> Job:
 def overhead(client: Client, weights: Path, effort: Effort) -> dict[str, Any]:
     """The service's time over the solver's, never both at once. Each pair has a picture of its own."""
     rows: list[dict[str, Any]] = []
-    with ProcessPoolExecutor(1, get_context("spawn"), keep_memory) as alone:
+    with ProcessPoolExecutor(1, get_context("spawn"), reuse_memory) as alone:
         for number, picture in zip(range(effort.pairs + 1), pictures(3), strict=False):
             row: dict[str, Any] = {}
             for side in ("service", "solver") if number % 2 else ("solver", "service"):
@@ -255,7 +255,7 @@ def _alone(picture: bytes, weights: Path) -> tuple[float, int]:
         effort=VGG16["effort"],
         iterations=None,
     )
-    precision = pace(cut, network.frame, network.space.mean.device).precision
+    precision = measured_speed(cut, network.frame, network.space.mean.device).precision
     (posed,) = pose([question], network.layer(VGG16["layer"]))
     solver = make_solver(question, network.space)
     begin = time.perf_counter()

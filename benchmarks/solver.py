@@ -32,9 +32,9 @@ from benchmarks import curves
 from benchmarks.random_weights import vgg16_cut
 from shared import catalogue, images
 from shared.drawings import all_colours, scene
-from worker.engine.memory import keep_memory
-from worker.engine.metrics import likeness, png_regularization
-from worker.engine.pace import Pace, pace
+from worker.engine.memory import reuse_memory
+from worker.engine.quality import map_ssim, png_regularization
+from worker.engine.speed import Speed, measured_speed
 from worker.methods.suppression import (
     EFFORTS,
     FastSolver,
@@ -161,7 +161,7 @@ def random_case() -> Case:
 
 def run(case: Case, solver: FastSolver, save: Path | None) -> dict[str, Any]:
     """Solve one case with the fast solver and measure what came out."""
-    speed = pace(case.cut, case.frame, CPU)
+    speed = measured_speed(case.cut, case.frame, CPU)
     (solution,) = solve(case.cut, case.problem, solver, precision=speed.precision)
     if save:
         _save(case, solution.x, save)
@@ -209,7 +209,7 @@ def _save(case: Case, x: Tensor, folder: Path) -> None:
 def _measured(cut: nn.Module, problem: Problems, x: Tensor) -> tuple[float, float]:
     """Total loss and SSIM of a float X̂, in float32."""
     after = cut(x[None]).clamp_min(0)
-    alike = likeness(after[0, int(problem.kernel)], problem.target[0])
+    alike = map_ssim(after[0, int(problem.kernel)], problem.target[0])
     assert alike is not None
     return float(losses(problem, after, x[None]).total), alike
 
@@ -253,7 +253,7 @@ def _reference_pace(case: Case) -> float:
     return solution.seconds / solution.iterations
 
 
-def _peak_share(case: Case, speed: Pace) -> float:
+def _peak_share(case: Case, speed: Speed) -> float:
     """Operations of the truncated network forward and back over time, against a large matrix product."""
     return operations(case.cut, case.frame) / speed.seconds / _peak(speed.precision)
 
@@ -356,7 +356,7 @@ def main() -> None:
         parser.error("each --reference needs its --weights-dir, and all --images-dir: their problems are on these")
     if options.evals is not None and options.evals < 1:
         parser.error(f"--evals is {options.evals}; it must be 1 or more")
-    keep_memory()
+    reuse_memory()
     logging.getLogger("worker").setLevel(logging.WARNING)
     files = zip(options.weights_dir, options.reference, strict=True)
     cases = [case for weights, file in files for case in reference_cases(weights, options.images_dir, file)]

@@ -36,9 +36,9 @@ from shared.surveys.store import Facts, Surveys, cut
 from worker.engine.accelerator import choose
 from worker.engine.device import TorchDevice
 from worker.engine.engine import Engine
-from worker.engine.memory import keep_memory
-from worker.engine.questions import SURVEYED
-from worker.engine.turns import Account
+from worker.engine.memory import reuse_memory
+from worker.engine.questions import SURVEY_BATCH
+from worker.engine.scheduling import Account
 from worker.jobs.inputs import Decoder
 from worker.jobs.surveying import Surveying
 from worker.networks.layer import LoadedNetwork
@@ -75,8 +75,8 @@ def measured(engine: Engine, network: LoadedNetwork, files: list[bytes], rounds:
 
 @torch.no_grad()
 def _bare(network: LoadedNetwork, layer: str, pixels: Tensor) -> None:
-    for start in range(0, len(pixels), SURVEYED):
-        shown = network.space.from_bytes(pixels[start : start + SURVEYED])
+    for start in range(0, len(pixels), SURVEY_BATCH):
+        shown = network.space.from_bytes(pixels[start : start + SURVEY_BATCH])
         network.layer(layer).features(shown.contiguous(memory_format=torch.channels_last)).sum().item()
 
 
@@ -147,7 +147,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.quick:
         options.images, options.rounds = 96, 2
-    keep_memory()
+    reuse_memory()
     with TemporaryDirectory() as folder:
         weights = options.weights_dir or vgg16_file(Path(folder)).parent
         networks = Networks(weights, choose(options.device), download=False)

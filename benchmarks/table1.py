@@ -39,7 +39,7 @@ from shared.drawings import scene
 from shared.schemas import OPTIMIZED
 from worker.engine.device import TorchDevice
 from worker.engine.engine import Engine
-from worker.engine.memory import keep_memory
+from worker.engine.memory import reuse_memory
 from worker.engine.questions import Answer, Picture, Question
 from worker.methods.suppression import EFFORTS
 from worker.networks.loaded import Networks
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.ablation_images = min(options.images, max(1, few))
     if min(options.kernels, options.images) < 1:
         parser.error(f"--kernels is {options.kernels} and --images {options.images}; each must be 1 or more")
-    keep_memory()
+    reuse_memory()
     logging.getLogger("worker").setLevel(logging.WARNING)
     networks = Networks(options.weights_dir or Path("/nonexistent"), torch.device(_device()), download=False)
     try:

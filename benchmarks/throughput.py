@@ -31,9 +31,9 @@ from benchmarks.random_weights import vgg16_file
 from shared.drawings import scene
 from worker.engine.device import TorchDevice
 from worker.engine.engine import Engine
-from worker.engine.memory import keep_memory
-from worker.engine.pace import pace
+from worker.engine.memory import reuse_memory
 from worker.engine.questions import Answer, Question
+from worker.engine.speed import measured_speed
 from worker.networks.loaded import Networks
 
 LAYERS = (("vgg_mini", "conv3_1"), ("vgg16", "conv3_3"), ("vgg16", "conv5_3"))
@@ -72,7 +72,7 @@ def runs(device: TorchDevice, model: str, layer: str, options: argparse.Namespac
     """One line for one after another, one for each size, and one for the engine's own choice."""
     engine = Engine(device)
     cut = device.networks.get(model).layer(layer).cut
-    speed = pace(cut, device.frame(model), device.networks.device)
+    speed = measured_speed(cut, device.frame(model), device.networks.device)
     cuda = device.networks.device.type == "cuda"
     sizes = [size for size in (GPU_SIZES if cuda else CPU_SIZES) if size <= max(1, min(options.most, 2 * speed.batch))]
     few = questions(engine, model, layer, 4 if not cuda else 8, options.evals)
@@ -116,7 +116,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.quick:
         options.evals, options.most = 20, 4
-    keep_memory()
+    reuse_memory()
     layers = [tuple(name.split("/")) for name in options.layer] if options.layer else LAYERS
     torch_device = torch.device(options.device)
     found: list[dict[str, Any]] = []

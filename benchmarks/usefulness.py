@@ -53,7 +53,7 @@ from shared.catalogue import network as described
 from worker.engine.accelerator import choose
 from worker.engine.device import TorchDevice
 from worker.engine.engine import Engine
-from worker.engine.memory import keep_memory
+from worker.engine.memory import reuse_memory
 from worker.engine.questions import Answer, Picture, Question
 from worker.methods.suppression import PixelSpace
 from worker.networks.definitions import FILE
@@ -245,7 +245,7 @@ def _sheet(rows: Sequence[Sequence[Picture]]) -> Image.Image:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the rows that are not there yet, then sum up."""
     options = _options(arguments)
-    keep_memory()
+    reuse_memory()
     logging.getLogger("worker").setLevel(logging.WARNING)
     options.rows.parent.mkdir(parents=True, exist_ok=True)
     photographs = _photographs(options.images_dir)

@@ -16,7 +16,7 @@ from shared import logs, telemetry
 from shared.advice import begin
 from shared.queue import QUEUES, announce, make_celery
 from shared.settings import settings
-from worker.engine.memory import keep_memory
+from worker.engine.memory import reuse_memory
 from worker.engine.questions import NoSuchDevice
 from worker.jobs import admission
 from worker.process import WorkerProcess
@@ -62,7 +62,7 @@ def main() -> None:
     consumed: a worker that is still loading is not ready for jobs.
     """
     global process  # noqa: PLW0603 - Celery's hooks and tasks have no other place to find it
-    keep_memory()
+    reuse_memory()
     logs.configure(settings().log_level, settings().log_format)
     begin(settings(), "a worker")
     telemetry.start(settings().otlp_endpoint, "kernelscope-worker")

@@ -212,7 +212,7 @@ def make_device(settings: Settings) -> Device:
         from worker.engine.dummy import DummyDevice
 
         return DummyDevice()
-    from worker.engine.accelerator import choose, keep_to_quota
+    from worker.engine.accelerator import choose, limit_threads_to_quota
     from worker.engine.device import TorchDevice
     from worker.networks.loaded import Networks
     from worker.networks.own import own_networks
@@ -220,7 +220,7 @@ def make_device(settings: Settings) -> Device:
     from worker.networks.weights import cached
 
     device = choose(settings.device, settings.gpu_memory_share)
-    log.info("device: %s, %d threads", device, keep_to_quota())
+    log.info("device: %s, %d threads", device, limit_threads_to_quota())
     registry = Registry(BlobStore(settings.store), cached())
     try:
         own = own_networks(settings.models)

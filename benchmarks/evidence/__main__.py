@@ -43,7 +43,7 @@ from benchmarks.readings import OtherEye
 from benchmarks.table1 import pictures, read
 from worker.engine.device import TorchDevice
 from worker.engine.engine import Engine
-from worker.engine.memory import keep_memory
+from worker.engine.memory import reuse_memory
 from worker.engine.questions import Picture
 from worker.networks.loaded import Networks
 
@@ -51,7 +51,7 @@ from worker.networks.loaded import Networks
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make what is not there yet, then sum up."""
     options = _options(arguments)
-    keep_memory()
+    reuse_memory()
     logging.getLogger("worker").setLevel(logging.WARNING)
     networks = Networks(options.weights_dir, torch.device("cpu"), download=False)
     network = networks.get(MODEL)

@@ -12,9 +12,9 @@ import torch
 from benchmarks.evidence.bench import MODEL
 from benchmarks.readings import tensor
 from worker.engine.answers import pose
-from worker.engine.pace import pace
 from worker.engine.questions import Picture, Question
-from worker.methods.suppression import Batch, FastSolver
+from worker.engine.speed import measured_speed
+from worker.methods.suppression import FastSolver, SolverBatch
 from worker.networks.layer import LoadedNetwork
 
 TIMED = 12
@@ -24,12 +24,12 @@ def cost(network: LoadedNetwork, layer: str, picture: Picture) -> float:
     """Time of an evaluation with the term over one without, the median of both in turns."""
     chosen, kernel = network.layer(layer), _loudest(network, layer, picture)
     (posed,) = pose([Question(MODEL, layer, picture, kernel, 1.0, 1.0)], chosen)
-    cut, watched = chosen.cut, chosen.watched
-    precision = pace(cut, network.frame, network.space.mean.device).precision
+    cut, watched = chosen.cut, chosen.tapped
+    precision = measured_speed(cut, network.frame, network.space.mean.device).precision
     one = torch.ones(1)
-    asked = posed.problem.watching([watched.bounds(posed.problem.image, precision)], one, one * torch.inf)
-    batches: list[Batch[Any]] = [Batch(cut, precision), Batch(watched, precision)]
-    for batch, problem in zip(batches, (posed.problem, asked.only_removing(torch.tensor([True]))), strict=True):
+    asked = posed.problem.with_invention([watched.bounds(posed.problem.image, precision)], one, one * torch.inf)
+    batches: list[SolverBatch[Any]] = [SolverBatch(cut, precision), SolverBatch(watched, precision)]
+    for batch, problem in zip(batches, (posed.problem, asked.with_only_remove(torch.tensor([True]))), strict=True):
         batch.add(problem, FastSolver.of(network.space, "standard"))
     steps: list[Callable[[], object]] = [batch.step for batch in batches]
     times: list[list[float]] = [[], []]

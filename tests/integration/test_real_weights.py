@@ -22,7 +22,7 @@ from shared.schemas import ItemResult, Status
 from tests.conftest import FULL, noise, png
 from tests.integration.conftest import local_settings
 from tests.recompute import VGG_BLOCKS, PlainVgg, numbers
-from worker.engine import metrics
+from worker.engine import quality
 from worker.engine.device import TorchDevice
 from worker.engine.engine import Engine
 from worker.engine.questions import Answer, Question
@@ -205,7 +205,7 @@ def test_the_reference_procedure_gives_the_reference_s_figures(weights: Path) ->
     (solution,) = solve(cut, problem, ReferenceSolver(budget=3000))
     after = network.layer("conv1_1").features(solution.x[None])
     total = float(losses(problem, after, solution.x[None]).total)
-    likeness = metrics.likeness(after[0, 16], features[0, 16])
+    likeness = quality.map_ssim(after[0, 16], features[0, 16])
     print("reference:", total, likeness)
     assert total == pytest.approx(0.620, abs=0.002)
     assert likeness == pytest.approx(0.998, abs=0.002)

@@ -1,6 +1,7 @@
-"""The fast solver once more, one problem at a time and number by number: slow, in float64, of no code of the solver's.
+"""A plain second implementation of the fast solver: one problem at a time, number by number, in float64.
 
-Each function is the rule of one module of `worker/methods/suppression`, as its docstring prints it.
+It shares no code with the solver. Each class or function implements the docstring of one module of
+`worker/methods/suppression`.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ def clip(value: float, least: float, most: float) -> float:
     return min(max(value, least), most)
 
 
-def share(plan: Any, age: int) -> float:
-    """t: what is spent of the present descent."""
+def fraction(plan: Any, age: int) -> float:
+    """The fraction t of the present descent that is spent."""
     ends = [plan.first]
     while ends[-1] <= age:
         ends.append(ends[-1] + plan.again)
@@ -42,14 +43,14 @@ def share(plan: Any, age: int) -> float:
 
 
 def curvature(met: float, moved: float, before: float, age: int) -> float:
-    """ρ: the largest that was met, forgotten slowly."""
+    """The running maximum ρ, which decays by 0.9 per evaluation."""
     now = met / max(moved, 1e-30) if age else 0.0
     return max(now, 0.9 * before, 1e-12)
 
 
 @dataclass
 class Multiplier:
-    """y."""
+    """The dual variable y."""
 
     y: Row
     residual: Row
@@ -72,7 +73,7 @@ class Multiplier:
 
 @dataclass
 class Gates:
-    """u of the other kernels, all in one row."""
+    """The dual variables u of the other kernels, in one row."""
 
     u: Row
     before_relu: Row
@@ -82,7 +83,7 @@ class Gates:
         """U ← clip(u + σ·(2·Ẑ_t − Ẑ_{t−1}), 0, 1)."""
         change = [new - old for new, old in zip(before_relu, self.before_relu, strict=True)]
         self.rho = curvature(norm(change) ** 2, moved, self.rho, age)
-        sigma = 10 ** share(plan, age) / (self.rho * unit) if age else 1e30
+        sigma = 10 ** fraction(plan, age) / (self.rho * unit) if age else 1e30
         self.u = [
             clip(u + sigma * (new + step), 0, 1) for u, new, step in zip(self.u, before_relu, change, strict=True)
         ]
@@ -91,36 +92,36 @@ class Gates:
 
 @dataclass
 class Steps:
-    """m, v and what the step of X̂ needs of them."""
+    """The running averages of the primal step."""
 
-    slope: Row
+    gradient: Row
     mean: Row
     square: Row
-    agreement: float = 0.0
-    forgotten: float = 1.0
+    cosine: float = 0.0
+    bias: float = 1.0
     moved: float = 0.0
 
     def next(  # noqa: PLR0917
-        self, x: Row, slope: Row, age: int, plan: Any, length: float, beta: float, box: Sequence[tuple[float, float]]
+        self, x: Row, gradient: Row, age: int, plan: Any, length: float, beta: float, box: Sequence[tuple[float, float]]
     ) -> Row:
         """X ← clip(shrink(x − τ·m, τ·β/N)), τ = s_t·h·N / (1 + N·√v)."""
         pixels = len(x)
-        self.agreement = 0.8 * self.agreement + 0.2 * cosine(slope, self.slope)
-        b = clip(0.65 - 0.5 * self.agreement, 0.3, 0.9)
-        self.forgotten *= b
-        self.slope = slope
-        self.mean = [b * m + (1 - b) * g for m, g in zip(self.mean, slope, strict=True)]
-        self.square = [0.7 * v + 0.3 * g * g for v, g in zip(self.square, slope, strict=True)]
-        pull = [m / (1 - self.forgotten) for m in self.mean]
-        loud, roots = sum(map(abs, pull)) / pixels, sum(sqrt(abs(value)) for value in pull) / pixels
-        if age < plan.first and roots**2 > 0.5 * loud:
-            left = max(0.0, 1 - share(plan, age) / 0.9)
-            beta = beta * (1 + left * (clip(loud * pixels / max(beta, 1e-9), 1, 4) - 1))
+        self.cosine = 0.8 * self.cosine + 0.2 * cosine(gradient, self.gradient)
+        b = clip(0.65 - 0.5 * self.cosine, 0.3, 0.9)
+        self.bias *= b
+        self.gradient = gradient
+        self.mean = [b * m + (1 - b) * g for m, g in zip(self.mean, gradient, strict=True)]
+        self.square = [0.7 * v + 0.3 * g * g for v, g in zip(self.square, gradient, strict=True)]
+        direction = [m / (1 - self.bias) for m in self.mean]
+        strength, roots = sum(map(abs, direction)) / pixels, sum(sqrt(abs(value)) for value in direction) / pixels
+        if age < plan.first and roots**2 > 0.5 * strength:
+            left = max(0.0, 1 - fraction(plan, age) / 0.9)
+            beta = beta * (1 + left * (clip(strength * pixels / max(beta, 1e-9), 1, 4) - 1))
         new, self.moved = [], 0.0
-        for old, m, v, (low, high) in zip(x, pull, self.square, box, strict=True):
+        for old, m, v, (low, high) in zip(x, direction, self.square, box, strict=True):
             tau = length * pixels / (1 + pixels * sqrt(v / (1 - 0.7 ** (age + 1))))
-            walked = old - tau * m
-            shrunk = max(abs(walked) - tau * beta / pixels, 0.0) * (1 if walked > 0 else -1)
+            stepped = old - tau * m
+            shrunk = max(abs(stepped) - tau * beta / pixels, 0.0) * (1 if stepped > 0 else -1)
             new.append(clip(shrunk, low, high))
             self.moved += (new[-1] - old) ** 2 / tau
         return new
@@ -128,31 +129,31 @@ class Steps:
 
 @dataclass
 class Descents:
-    """What they have reached."""
+    """The lowest merit of each descent, and convergence."""
 
     best: float = inf
-    descended: float = inf
+    previous: float = inf
     height: float = 1.0
     settled: bool = False
 
-    def next(self, merit: float, preservation: float, age: int, plan: Any, *, forgets: bool) -> None:
-        """A later descent that gains less than `gain` is the last."""
-        self.best = merit if forgets else min(self.best, merit)
-        self.descended = merit if forgets else self.descended
-        if share(plan, age) == 1:
-            self.settled = age >= plan.first and self.best > (1 - plan.gain) * self.descended
-            self.descended, self.height = self.best, clip(preservation, 0.1, 1)
+    def next(self, merit: float, preservation: float, age: int, plan: Any, *, resets: bool) -> None:
+        """A later descent that lowers the merit by less than `gain` is the last."""
+        self.best = merit if resets else min(self.best, merit)
+        self.previous = merit if resets else self.previous
+        if fraction(plan, age) == 1:
+            self.settled = age >= plan.first and self.best > (1 - plan.gain) * self.previous
+            self.previous, self.height = self.best, clip(preservation, 0.1, 1)
 
 
 def step_size(plan: Any, age: int) -> float:
-    """s_t·h."""
-    fallen = (1 + cos(pi * share(plan, age))) / 2
+    """The step s_t·h of a pixel with no gradient."""
+    fallen = (1 + cos(pi * fraction(plan, age))) / 2
     return float(plan.travel / sqrt(plan.first) * (0.001 + 0.999 * fallen**1.5))
 
 
-def hope(plan: Any, age: int) -> float:
-    """κ_t."""
-    t = share(plan, age) if age < plan.first else 0.3 + 0.7 * share(plan, age)
+def revival(plan: Any, age: int) -> float:
+    """The revival threshold κ_t."""
+    t = fraction(plan, age) if age < plan.first else 0.3 + 0.7 * fraction(plan, age)
     return 3 * ((1 - t) / t) ** 2
 
 
@@ -164,8 +165,8 @@ def picture(x: Tensor, space: Any) -> tuple[Tensor, Tensor]:
 
 
 @dataclass
-class Found:
-    """What the slow solver ends with."""
+class PlainSolution:
+    """The result."""
 
     x: Tensor
     history: list[tuple[float, float]] = field(default_factory=list)  # L_p, L
@@ -174,7 +175,7 @@ class Found:
 
 def solve(  # noqa: PLR0917
     net: nn.Module, image: Tensor, kernel: int, alpha: float, beta: float, space: Any, plan: Any, most: float = inf
-) -> Found:
+) -> PlainSolution:
     """One problem, X (1, 3, H, W); `most` is a bound on L_p."""
     before = net(image)[0]
     others = [j for j in range(len(before)) if j != kernel]
@@ -188,11 +189,11 @@ def solve(  # noqa: PLR0917
     y = Multiplier([0.0] * target.numel(), [0.0] * target.numel())
     u = Gates([0.0] * before[others].numel(), [0.0] * before[others].numel())
     steps, descents = Steps(nothing, nothing, nothing), Descents()
-    found, best = Found(image[0]), inf
+    found, best = PlainSolution(image[0]), inf
     for age in range(plan.budget):
         own = torch.tensor(x, dtype=image.dtype).view_as(image)
-        faithful = age >= plan.faithful or most < inf
-        seen, weighed = picture(own, space) if faithful else (own, own)
+        rounded = age >= plan.rounded_from or most < inf
+        seen, weighed = picture(own, space) if rounded else (own, own)
         seen = seen.clone().requires_grad_()
         maps = net(seen)[0]
         chosen = maps.detach()[kernel]
@@ -203,23 +204,23 @@ def solve(  # noqa: PLR0917
         if most < inf:
             too_far = max(0.0, preservation - (1 - 1e-4) * most)
             merit = 1e6 * (1 + too_far) if too_far else rest
-        forgets = age == plan.faithful and most == inf
-        if merit < best or forgets:
-            best, found.x = merit, (weighed if faithful else own)[0]
-        hoped = (target > 0) & (chosen > -hope(plan, age) * target)
-        residual = (torch.where(hoped, chosen, chosen.relu()) - target) / target.norm()
+        resets = age == plan.rounded_from and most == inf
+        if merit < best or resets:
+            best, found.x = merit, (weighed if rounded else own)[0]
+        revived = (target > 0) & (chosen > -revival(plan, age) * target)
+        residual = (torch.where(revived, chosen, chosen.relu()) - target) / target.norm()
         y.next(residual.flatten().tolist(), steps.moved, age, 0.99 * most if most < inf else inf)
         u.next(maps.detach()[others].flatten().tolist(), steps.moved, age, plan, unit)
-        pulled = torch.tensor(y.y, dtype=maps.dtype).view_as(target) * (hoped | (chosen > 0))
-        surrogate = (pulled * maps[kernel]).sum() / target.norm()
+        weights = torch.tensor(y.y, dtype=maps.dtype).view_as(target) * (revived | (chosen > 0))
+        surrogate = (weights * maps[kernel]).sum() / target.norm()
         if alpha > 0:
             surrogate = (
                 surrogate + unit * (torch.tensor(u.u, dtype=maps.dtype).view_as(maps[others]) * maps[others]).sum()
             )
-        (slope,) = torch.autograd.grad(surrogate, seen)
+        (gradient,) = torch.autograd.grad(surrogate, seen)
         length = step_size(plan, age) * descents.height / (1 + preservation)
-        x = steps.next(x, slope.flatten().tolist(), age, plan, length, beta, box)
-        descents.next(merit, preservation, age, plan, forgets=forgets)
+        x = steps.next(x, gradient.flatten().tolist(), age, plan, length, beta, box)
+        descents.next(merit, preservation, age, plan, resets=resets)
         if descents.settled:
             found.converged = True
             break

@@ -18,8 +18,8 @@ from kernelscope.stack import Stack, visible_cards
 from shared.images import Frame
 from shared.settings import Settings
 from worker.engine.accelerator import choose, free_memory
-from worker.engine.pace import Pace, emulated, pace, room_in_memory
 from worker.engine.questions import NoSuchDevice
+from worker.engine.speed import Speed, emulated, measured_speed, room_in_memory
 from worker.process import make_device
 
 GIB = 2**30
@@ -109,7 +109,7 @@ def test_the_memory_that_may_be_taken_ends_at_the_share(monkeypatch: pytest.Monk
     assert free_memory(device) == (60 + 6 - 4) * GIB
     cards.share = 0.25
     assert free_memory(device) == (20 - 4) * GIB
-    assert room_in_memory(Pace(torch.float32, 0.01, GIB, 8, 512), device) == int(0.8 * 16)
+    assert room_in_memory(Speed(torch.float32, 0.01, GIB, 8, 512), device) == int(0.8 * 16)
     cards.share = 0.01
     assert free_memory(device) == 0
 
@@ -145,13 +145,13 @@ def test_files_in_the_cache_take_no_container_s_memory(
     limit: str | None, free: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """0.9 GiB of 1 are in use, 0.4 of it pages of files that may be given up: half a GiB is free."""
-    monkeypatch.setattr("worker.engine.pace.CGROUP", tmp_path)
+    monkeypatch.setattr("worker.engine.speed.CGROUP", tmp_path)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=100 * GIB))
     if limit:
         (tmp_path / "memory.max").write_text(limit)
     (tmp_path / "memory.current").write_text(f"{int(0.9 * GIB)}\n")
     (tmp_path / "memory.stat").write_text(f"anon 12345\ninactive_file {int(0.4 * GIB)}\nactive_file 7\n")
-    room = room_in_memory(Pace(torch.float32, 0.01, 2**20, 8, 512), torch.device("cpu"))
+    room = room_in_memory(Speed(torch.float32, 0.01, 2**20, 8, 512), torch.device("cpu"))
     assert room == pytest.approx(0.8 * free / 2**20, abs=2)
 
 
@@ -165,9 +165,9 @@ def test_bfloat16_that_is_far_slower_is_tried_once(monkeypatch: pytest.MonkeyPat
         time.sleep(0.2 if precision is torch.bfloat16 else 0.005)
         return image.detach()
 
-    monkeypatch.setattr("worker.engine.pace._evaluate", evaluate)
-    monkeypatch.setattr("worker.engine.pace.emulated", lambda _: False)
-    assert pace(nn.Identity(), Frame(8, 8), torch.device("cpu")).precision is torch.float32
+    monkeypatch.setattr("worker.engine.speed._evaluate", evaluate)
+    monkeypatch.setattr("worker.engine.speed.emulated", lambda _: False)
+    assert measured_speed(nn.Identity(), Frame(8, 8), torch.device("cpu")).precision is torch.float32
     assert tried.count(torch.bfloat16) == 1
 
 
@@ -186,9 +186,9 @@ def test_bfloat16_without_instructions_for_it_is_tried_on_a_small_network(
         time.sleep(0.1 if half and slow else 0.005)
         return image.detach()
 
-    monkeypatch.setattr("worker.engine.pace._evaluate", evaluate)
-    monkeypatch.setattr("worker.engine.pace.emulated", emulated.__wrapped__)
-    found = pace(layer, Frame(8, 8), torch.device("cpu")).precision
+    monkeypatch.setattr("worker.engine.speed._evaluate", evaluate)
+    monkeypatch.setattr("worker.engine.speed.emulated", emulated.__wrapped__)
+    found = measured_speed(layer, Frame(8, 8), torch.device("cpu")).precision
     assert (layer in tried) is not slow
     assert not slow or found is torch.float32
 

@@ -19,14 +19,14 @@ from worker.engine import answers, torch_batch
 from worker.engine.device import TorchDevice
 from worker.engine.dummy import DummyBatch, DummyDevice
 from worker.engine.engine import Engine
-from worker.engine.pace import LARGEST_BATCH, pace, room_in_memory
 from worker.engine.questions import Answer, Answered, Question, Ticket
+from worker.engine.scheduling import Account, EngineRequest
+from worker.engine.speed import LARGEST_BATCH, measured_speed, room_in_memory
 from worker.engine.torch_batch import TorchBatch
-from worker.engine.turns import Account, Asked
 from worker.jobs.artifacts import note
-from worker.methods.suppression import Batch, Solution
-from worker.methods.suppression.loop import Course
-from worker.methods.suppression.problems import Rows
+from worker.methods.suppression import Solution, SolverBatch
+from worker.methods.suppression.loop import Progress
+from worker.methods.suppression.problem_batch import Rows
 from worker.networks.loaded import Networks
 
 PICTURE = np.asarray(scene(5, 96).image)
@@ -96,7 +96,7 @@ class Cramped:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, steps: int, poses: int) -> None:
         self.steps, self.poses, self.refusals = steps, poses, 0
-        step, pose = Batch.step, answers.pose
+        step, pose = SolverBatch.step, answers.pose
 
         def cramped_step(batch: Any, evaluations: int = 1) -> Any:
             return step(batch, evaluations) if len(batch) <= self.steps else self.refuse()
@@ -104,7 +104,7 @@ class Cramped:
         def cramped_pose(questions: Any, *where: Any) -> Any:
             return pose(questions, *where) if len(questions) <= self.poses else self.refuse()
 
-        monkeypatch.setattr(Batch, "step", cramped_step)
+        monkeypatch.setattr(SolverBatch, "step", cramped_step)
         monkeypatch.setattr("worker.engine.torch_batch.pose", cramped_pose)
 
     def refuse(self) -> None:
@@ -154,7 +154,7 @@ def test_questions_join_a_batch_that_runs(engine: Engine, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(TorchBatch, "step", watched)
     lengths = (200, 60, 30)
-    asked: list[Asked] = []
+    asked: list[EngineRequest] = []
     for kernel, iterations in zip(kernels, lengths, strict=True):
         before = len(sizes)
         asked.append(engine.ask([question(kernel, "conv3_1", iterations=iterations)]))
@@ -177,7 +177,7 @@ def test_what_is_withdrawn_is_forgotten(engine: Engine, device: TorchDevice) -> 
         time.sleep(0.001)
     mate = engine.ask([question(kernels[1], iterations=50)])
     begin = time.monotonic()
-    endless.withdraw()
+    endless.cancel()
     assert list(endless) == []
     assert isinstance(next(iter(mate))[1], Answer)
     while engine.busy:
@@ -236,7 +236,7 @@ def test_a_small_job_does_not_wait_for_a_big_one_of_the_same_layer() -> None:
     other = engine.ask([question(1, iterations=5)], account=Account(urgent=False))
     list(other)
     assert sum(ticket.step is not None for ticket in big.tickets) <= 3
-    big.withdraw()
+    big.cancel()
     engine.close()
 
 
@@ -326,24 +326,24 @@ def test_steps_are_reported(engine: Engine) -> None:
     assert steps[-1].terms[-1] < steps[0].terms[-1]
 
 
-def test_a_sketch_that_is_wanted_is_made_once(engine: Engine) -> None:
+def test_a_preview_that_is_wanted_is_made_once(engine: Engine) -> None:
     """X̂ in 8 bits as it is then; none where none is wanted."""
     asked = engine.ask([question(kernel, iterations=60) for kernel in top(engine)[:2]])
     first, second = asked.tickets
-    first.wanted = True
+    first.preview_wanted = True
     assert len(list(asked)) == 2
-    assert first.sketch is not None
-    assert second.sketch is None
-    assert not first.wanted
-    assert first.sketch.picture.shape == first.question.picture.shape
-    assert 0 < first.sketch.iteration <= 60
+    assert first.preview is not None
+    assert second.preview is None
+    assert not first.preview_wanted
+    assert first.preview.picture.shape == first.question.picture.shape
+    assert 0 < first.preview.iteration <= 60
 
 
 def test_the_pace_is_measured_once_for_a_layer(device: TorchDevice) -> None:
     """Small networks run in batches."""
     network = device.networks.get("vgg_mini")
-    first = pace(network.layer("conv2_2").cut, Frame(96, 96), torch.device("cpu"))
-    assert pace(network.layer("conv2_2").cut, Frame(96, 96), torch.device("cpu")) is first
+    first = measured_speed(network.layer("conv2_2").cut, Frame(96, 96), torch.device("cpu"))
+    assert measured_speed(network.layer("conv2_2").cut, Frame(96, 96), torch.device("cpu")) is first
     assert 1 < first.batch <= LARGEST_BATCH["cpu"]
     assert first.seconds > 0
     layer = 32 * 48 * 48 * 4  # bytes of its maps
@@ -355,8 +355,8 @@ def test_batches_grow_and_shrink_with_the_time_of_a_step(device: TorchDevice) ->
     """Up to what is no faster; never beyond half a second."""
     batch = device.batch(question(0))
     assert isinstance(batch, TorchBatch)
-    part: Batch[Any] = Batch(batch.cut)
-    part.courses = {number: Course(100) for number in range(8)}
+    part: SolverBatch[Any] = SolverBatch(batch.cut)
+    part.progress = {number: Progress(100) for number in range(8)}
     batch.most = 8
     batch._adapt(part, 0.01)
     assert batch.most == 16
@@ -506,9 +506,9 @@ FULL = torch.OutOfMemoryError("CUDA out of memory")
     [
         (torch_batch, "pose"),
         (torch_batch, "room_in_memory"),
-        (torch_batch, "pace"),
-        (Batch, "add"),
-        (Batch, "step"),
+        (torch_batch, "measured_speed"),
+        (SolverBatch, "add"),
+        (SolverBatch, "step"),
         (answers, "measured"),
     ],
     ids=lambda where: where[1],
@@ -533,9 +533,9 @@ def test_memory_that_runs_out_anywhere_sets_back(
 
 def test_memory_that_runs_out_while_half_are_set_back(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where not even the rows that stay can be kept, all are set back, and all are answered."""
-    steps, drops = Failing(Batch.step, FULL), Failing(Batch.drop, FULL)
-    monkeypatch.setattr(Batch, "step", steps.method())
-    monkeypatch.setattr(Batch, "drop", drops.method())
+    steps, drops = Failing(SolverBatch.step, FULL), Failing(SolverBatch.drop, FULL)
+    monkeypatch.setattr(SolverBatch, "step", steps.method())
+    monkeypatch.setattr(SolverBatch, "drop", drops.method())
     found = ask(engine, [question(kernel) for kernel in top(engine)[:4]])
     assert all(isinstance(answer, Answer) for answer in found.values())
     assert (steps.times, drops.times) == (0, 0)
@@ -556,7 +556,7 @@ def test_memory_that_runs_out_while_what_has_ended_is_taken_out(
     assert engine.running == 0
 
 
-@pytest.mark.parametrize("where", [(answers, "metrics"), (answers, "_posed"), (Batch, "step")])
+@pytest.mark.parametrize("where", [(answers, "metrics"), (answers, "_posed"), (SolverBatch, "step")])
 def test_a_bug_in_one_problem_is_its_own(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: tuple[Any, str]
 ) -> None:
@@ -601,7 +601,7 @@ def test_a_small_job_beside_many_big_ones() -> None:
     alone = 30 * 0.011
     assert time.monotonic() - begin < 3 * alone
     for one in big:
-        one.withdraw()
+        one.cancel()
     engine.close()
 
 
@@ -618,5 +618,5 @@ def test_callers_share_the_device_whatever_their_batches_are() -> None:
     assert time.monotonic() - begin < 4 * 50 * 0.003
     assert one.used > 50 * 0.002
     for asked in big:
-        asked.withdraw()
+        asked.cancel()
     engine.close()

@@ -17,9 +17,9 @@ from shared.images import Frame
 from tests.recompute import VGG_BLOCKS, PlainVgg, numbers
 from worker.engine.device import TorchDevice
 from worker.engine.engine import Engine
-from worker.engine.metrics import likeness
-from worker.engine.pace import pace
-from worker.engine.questions import Answer, NoMemory, Picture, Question, Ticket
+from worker.engine.quality import map_ssim
+from worker.engine.questions import Answer, OutOfMemory, Picture, Question, Ticket
+from worker.engine.speed import measured_speed
 from worker.engine.torch_batch import TorchBatch
 from worker.networks.architectures import ARCHITECTURES, layers_of
 from worker.networks.loaded import Networks
@@ -88,7 +88,7 @@ def test_what_is_left_of_the_map_without_colour(answers: list[Answer], device: T
         with torch.no_grad():
             maps = layer.features(torch.from_numpy(grey.transpose(2, 0, 1)[None]).float())[0]
         kernel = device.ranking("vgg_mini", LAYER, PICTURE)[0]
-        expected = likeness(maps[kernel], torch.from_numpy(answer.maps["before"]))
+        expected = map_ssim(maps[kernel], torch.from_numpy(answer.maps["before"]))
         assert answer.metrics.ssim_grey == pytest.approx(expected, abs=1e-4), options
         assert answer.metrics.ssim is not None
         assert (answer.metrics.ssim_grey or 0) < answer.metrics.ssim
@@ -123,18 +123,18 @@ def test_problems_of_an_image_share_what_it_causes(device: TorchDevice) -> None:
     other = np.asarray(scene(6, 96).image)
     batch.add([Ticket(question(device.ranking("vgg_mini", LAYER, other)[0], other, **METHODS[1]))])
     (part,) = batch.parts
-    assert len({id(bounds) for bounds in part.problems.below[:3]}) == 1
-    assert len({id(bounds) for bounds in part.problems.below}) == 2
+    assert len({id(bounds) for bounds in part.problems.activation_bounds[:3]}) == 1
+    assert len({id(bounds) for bounds in part.problems.activation_bounds}) == 2
     batch.drop([ticket for ticket, _ in batch.tickets.values()])
 
 
 def test_the_term_counts_in_memory_and_pace(device: TorchDevice) -> None:
     """A watched layer is measured by itself, with what it keeps."""
     network = device.networks.get("vgg_mini")
-    plain = pace(network.layer(LAYER).cut, Frame(96, 96), torch.device("cpu"))
-    watched = pace(network.layer(LAYER).watched, Frame(96, 96), torch.device("cpu"))
+    plain = measured_speed(network.layer(LAYER).cut, Frame(96, 96), torch.device("cpu"))
+    watched = measured_speed(network.layer(LAYER).tapped, Frame(96, 96), torch.device("cpu"))
     assert watched.bytes > plain.bytes
-    assert network.layer(LAYER).watched is network.layer(LAYER).watched
+    assert network.layer(LAYER).tapped is network.layer(LAYER).tapped
 
 
 @pytest.mark.parametrize(
@@ -184,17 +184,17 @@ def test_memory_that_runs_out_before_the_first_step_is_told(
     """What an image causes below the layer does not fit: the batch says so, forgets it, and can be asked again."""
     layer = device.networks.get("vgg_mini").layer(LAYER)
     batch = device.batch(question(0, method="evidence"))
-    bounds = layer.watched.bounds
+    bounds = layer.tapped.bounds
 
     def full(*_: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     ticket = Ticket(question(device.ranking("vgg_mini", LAYER, PICTURE)[0], method="evidence", iterations=2))
-    monkeypatch.setattr(layer.watched, "bounds", full)
-    assert batch.add([ticket]) == [(ticket, NoMemory())]
+    monkeypatch.setattr(layer.tapped, "bounds", full)
+    assert batch.add([ticket]) == [(ticket, OutOfMemory())]
     assert len(batch) == 0
     assert batch.step() == []
-    monkeypatch.setattr(layer.watched, "bounds", bounds)
+    monkeypatch.setattr(layer.tapped, "bounds", bounds)
     assert batch.add([ticket]) == []
     answered = [pair for _ in range(3) for pair in batch.step()]
     assert [type(answer) for _, answer in answered] == [Answer]

@@ -18,7 +18,7 @@ from worker.engine.engine import Engine
 from worker.engine.questions import Answer, Question
 from worker.jobs import activations
 from worker.methods.suppression import Problems, silent
-from worker.methods.suppression.problems import SILENT
+from worker.methods.suppression.problem_batch import SILENT
 from worker.networks.architectures import ARCHITECTURES
 from worker.networks.loaded import Networks
 

@@ -14,7 +14,7 @@ from worker.engine.answers import pose
 from worker.engine.device import TorchDevice
 from worker.engine.engine import Engine
 from worker.engine.questions import Answer, Question
-from worker.methods.suppression import Batch, FastSolver, Problems
+from worker.methods.suppression import FastSolver, Problems, SolverBatch
 from worker.networks.loaded import Networks
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
@@ -33,7 +33,7 @@ def test_nothing_waits_for_the_device_between_two_read_outs() -> None:
     network = Networks(Path("/nonexistent"), torch.device("cuda"), download=False).get("vgg_mini")
     cut = network.layer("conv3_1").cut
     posed = pose([question(kernel, target_ssim=0.9) for kernel in range(4)], network.layer("conv3_1"))
-    batch: Batch[Any] = Batch(cut, torch.bfloat16)
+    batch: SolverBatch[Any] = SolverBatch(cut, torch.bfloat16)
     batch.add(Problems.join_all([one.problem for one in posed]), FastSolver(network.space))
     batch.step(2)  # what is made once is made
     torch.cuda.set_sync_debug_mode("error")

@@ -8,9 +8,9 @@ import torch
 from skimage.metrics import structural_similarity
 
 from shared.schemas import Metrics
-from worker.engine.metrics import likeness, metrics, png_regularization
+from worker.engine.quality import map_ssim, metrics, png_regularization
 from worker.methods.suppression import PixelSpace
-from worker.methods.suppression.likeness import window_for
+from worker.methods.suppression.ssim import window_for
 
 SPACE = PixelSpace.of((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -33,7 +33,7 @@ def test_ssim_equals_scikit_image(side: int, window: int) -> None:
     """Gaussian window, population covariance, only windows that fit; data range from the original map."""
     before, after = maps(1, side, side), maps(2, side, side)
     assert window_for(side, side) == window
-    found = likeness(after, before)
+    found = map_ssim(after, before)
     sigma = 1.5 * window / 11
     _, every = structural_similarity(
         after.double().numpy(),
@@ -53,8 +53,8 @@ def test_ssim_paper_is_zero_padded_with_range_one() -> None:
     """The second definition: the same as SSIM of maps that stand in a frame of five zeros."""
     before, after = maps(1, 20, 20), maps(2, 20, 20)
     framed = [torch.nn.functional.pad(each, (5, 5, 5, 5)) for each in (after, before)]
-    found = likeness(after, before, data_range=1.0, padding=5)
-    assert found == pytest.approx(likeness(framed[0], framed[1], data_range=1.0), abs=1e-12)
+    found = map_ssim(after, before, data_range=1.0, padding=5)
+    assert found == pytest.approx(map_ssim(framed[0], framed[1], data_range=1.0), abs=1e-12)
 
 
 def test_a_map_of_one_position_has_no_ssim() -> None:

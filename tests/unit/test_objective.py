@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.unit import tiny
 from worker.methods.suppression import Problems, losses
-from worker.methods.suppression.objective import gradient, subgradient
+from worker.methods.suppression.objective import losses_and_gradient, subgradient
 
 Array = NDArray[np.float64]
 
@@ -80,9 +80,9 @@ def test_gradient_equals_finite_differences(seed: int) -> None:
     """With y = r/‖r‖ it is the gradient of L_p + α·L_s of each problem alone, not of a mean over the batch."""
     net = tiny.network(seed)
     problems = tiny.problems(net, 2, seed)
-    problems = problems.weighing(problems.alpha * torch.tensor([1, seed]), problems.beta)  # none, once
+    problems = problems.with_weights(problems.alpha * torch.tensor([1, seed]), problems.beta)  # none, once
     x = tiny.images(2, seed + 50)
-    _, slope = gradient(net, problems, x, subgradient(problems), torch.float64)
+    _, gradient = losses_and_gradient(net, problems, x, subgradient(problems), torch.float64)
     generator = np.random.default_rng(seed)
     step = 1e-6
     for row in range(2):
@@ -94,21 +94,21 @@ def test_gradient_equals_finite_differences(seed: int) -> None:
                 moved = x[row].numpy().copy()
                 moved[at] += sign * step
                 sides.append(plain_loss(net, problems.image[row].numpy(), moved, kernel, alpha, 0)[3])
-            assert float(slope[row][at]) == pytest.approx((sides[0] - sides[1]) / (2 * step), abs=1e-7)
+            assert float(gradient[row][at]) == pytest.approx((sides[0] - sides[1]) / (2 * step), abs=1e-7)
 
 
 def test_the_start_has_no_pull_from_preservation() -> None:
     """At X̂ = X the norm is not differentiable; its subgradient there is zero, not NaN."""
     net = tiny.network()
     problems = tiny.problems(net, 2)
-    now, slope = gradient(net, problems, problems.image, subgradient(problems), torch.float64)
+    now, gradient = losses_and_gradient(net, problems, problems.image, subgradient(problems), torch.float64)
     alone = problems.alpha[0] / problems.others_sum[0] * torch.ones(1, dtype=torch.float64)
     image = problems.image[:1].clone().requires_grad_()
     features = net(image).clamp_min(0)
     others = features.sum() - features[0, problems.kernel[0]].sum()
     (expected,) = torch.autograd.grad(others * alone, image)
     assert now.preservation.tolist() == [0, 0]
-    assert torch.allclose(slope[:1], expected)
+    assert torch.allclose(gradient[:1], expected)
 
 
 def test_silent_and_lone_kernels_are_seen() -> None:

@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from shared.drawings import scene
 from worker.engine.answers import pose
 from worker.engine.questions import Question
-from worker.methods.suppression import Batch, FastSolver, Problems
-from worker.methods.suppression.problems import Rows
+from worker.methods.suppression import FastSolver, Problems, SolverBatch
+from worker.methods.suppression.problem_batch import Rows
 from worker.networks.loaded import Networks
 
 LAYER = "conv3_1"
@@ -51,7 +51,7 @@ def away(value: Any) -> Any:
     return value
 
 
-def batch(**asked: Any) -> tuple[Batch[Any], Problems]:
+def batch(**asked: Any) -> tuple[SolverBatch[Any], Problems]:
     """Four problems that are begun, and what was asked."""
     network = Networks(Path("/nonexistent"), torch.device("cpu"), download=False).get("vgg_mini")
     picture, layer = np.asarray(scene(5, 96).image), network.layer(LAYER)
@@ -59,7 +59,7 @@ def batch(**asked: Any) -> tuple[Batch[Any], Problems]:
     kernels = means.argsort(descending=True)[:4].tolist()
     questions = [Question("vgg_mini", LAYER, picture, kernel, 1.0, 1.0, **asked) for kernel in kernels]
     problems = Problems.join_all([one.problem for one in pose(questions, layer)])
-    found: Batch[Any] = Batch(layer.cut)
+    found: SolverBatch[Any] = SolverBatch(layer.cut)
     found.add(problems, FastSolver.of(network.space, "quick"))
     return found, problems
 
@@ -67,12 +67,12 @@ def batch(**asked: Any) -> tuple[Batch[Any], Problems]:
 def counted(found: Any) -> Counter[str]:
     """The operators of one evaluation on a device that cannot be waited for."""
     found.network = deepcopy(found.network).to("meta")
-    found.problems, found.state, found.standing = (away(one) for one in (found.problems, found.state, found.standing))
+    found.problems, found.state, found.best = (away(one) for one in (found.problems, found.state, found.best))
     space = found.solver.space
     own = FastSolver(type(space)(space.mean.to("meta"), space.std.to("meta")), found.solver.schedule)
     found.solver = own
-    for course in found.courses.values():
-        course.solver = own
+    for progress in found.progress.values():
+        progress.solver = own
     found._evaluate()  # constants are made once
     operators = Operators()
     with operators:
@@ -80,7 +80,7 @@ def counted(found: Any) -> Counter[str]:
     return operators.counts
 
 
-def of_the_network(found: Batch[Any], problems: Problems) -> int:
+def of_the_network(found: SolverBatch[Any], problems: Problems) -> int:
     """Forth and back, alone."""
     image = problems.image.clone().requires_grad_()
     operators = Operators()
@@ -99,8 +99,8 @@ def test_an_evaluation_has_few_operators_and_waits_for_none(
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # there is none for that device
     found, problems = batch(**asked)
     network = of_the_network(found, problems)
-    for course in found.courses.values():
-        course.age = age
+    for progress in found.progress.values():
+        progress.age = age
     counts = counted(found)
     print(counts.total() - network, counts.most_common(12))
     assert counts.total() - network <= (UNDER_A_BOUND if "target_ssim" in asked else MOST)

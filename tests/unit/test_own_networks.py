@@ -161,7 +161,7 @@ def test_the_last_node_is_what_the_module_gives(kind: type[Small]) -> None:
         torch.testing.assert_close(layer.features(image), expected, rtol=1e-5, atol=1e-5)
     assert set(own.traced.layers) == {*loaded.layers, *loaded.nodes}
     assert last not in layer.below
-    layer.watched.invention(image[:1], image, [0, 0])
+    layer.tapped.invention(image[:1], image, [0, 0])
     for method in {"guided_backprop", "deconvnet", "lrp"} - set(layer.without):
         maps = private(layer.cut, method, signed=layer.signed)(image)
         torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-4)

@@ -29,7 +29,7 @@ from tests.unit import profiles
 from worker.engine.dummy import DummyBatch, DummyDevice, _answer
 from worker.engine.engine import Engine
 from worker.engine.questions import Answered, Batch, Question, Ticket
-from worker.engine.turns import Asked
+from worker.engine.scheduling import EngineRequest
 from worker.jobs import runner as runner_module
 from worker.jobs import slices
 from worker.jobs.artifacts import note
@@ -552,14 +552,14 @@ def test_what_evidence_is_asked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -
     with bench.runner() as runner:
         ask = runner.engine.ask
 
-        def noted(questions: Sequence[Question], **how: Any) -> Asked:
+        def noted(questions: Sequence[Question], **how: Any) -> EngineRequest:
             asked.extend(questions)
             return ask(questions, **how)
 
         monkeypatch.setattr(runner.engine, "ask", noted)
         bench.submit("one", methods=["evidence", "suppression"], kernels=[1], beta=[1.0, 2.0])
         runner.run("interactive", "one:0")
-    told = [(one.method, one.beta, one.removing, one.weight(12)) for one in asked]
+    told = [(one.method, one.beta, one.removes_only, one.weight(12)) for one in asked]
     evidence, plain = (("evidence", True, 0.35 * 12), ("suppression", False, 0.35 * 12))
     assert told == [(name, beta, *rest) for name, *rest in (evidence, plain) for beta in (1.0, 2.0)]
     assert all(result.metrics.invention is not None for result in bench.records.whole("one").results if result.metrics)

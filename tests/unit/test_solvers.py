@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from tests.unit import tiny
 from worker.methods.suppression import (
     EFFORTS,
-    Batch,
     FastSolver,
     PixelSpace,
     Problems,
     ReferenceSolver,
     Schedule,
+    SolverBatch,
     after,
     losses,
     solve,
@@ -194,7 +194,7 @@ def test_a_loss_that_is_not_a_number_ends_its_problem_alone() -> None:
     weight = torch.ones(2)
     problems = Problems.pose(images, net(images).relu(), torch.tensor([0, 0]), weight, weight)
     solver = FastSolver(PixelSpace(tiny.space().mean.float(), tiny.space().std.float()), Schedule(budget=30))
-    batch: Batch[Any] = Batch(_NotANumber(net))
+    batch: SolverBatch[Any] = SolverBatch(_NotANumber(net))
     mate, lost = batch.add(problems, solver)
     assert [batch.step() for _ in range(3)] == [[], [], [(lost, None)]]
     batch.network = net
@@ -251,7 +251,7 @@ def test_problems_come_and_go(solver: Any) -> None:
     problems = tiny.problems(net, 4)
     rows = [problems.select(torch.tensor([row])) for row in range(4)]
     alone = [run(net, row, shortened(solver, budget))[0] for row, budget in zip(rows, (40, 40, 40, 25), strict=True)]
-    batch: Batch[Any] = Batch(net, torch.float64)
+    batch: SolverBatch[Any] = SolverBatch(net, torch.float64)
     first, dropped, stopped = batch.add(problems.select(torch.arange(3)), shortened(solver, 40))
     found: dict[int, Any] = {}
     for _ in range(10):
@@ -274,7 +274,7 @@ def test_the_read_out_changes_nothing(solver: Any) -> None:
     net = tiny.network()
     problems = tiny.problems(net, 3)
     each = solve(net, problems, shortened(solver, 150), precision=torch.float64)
-    batch: Batch[Any] = Batch(net, torch.float64)
+    batch: SolverBatch[Any] = SolverBatch(net, torch.float64)
     batch.add(problems, shortened(solver, 150))
     found: list[Any] = []
     while len(batch):
@@ -371,7 +371,7 @@ def test_a_bound_on_preservation_has_the_known_minimiser() -> None:
     net.weight.copy_(torch.eye(3).view(3, 3, 1, 1))
     weight = torch.ones(1)
     features = net(image).relu()
-    problem = Problems.pose(image, features, torch.tensor([1]), weight, weight).within(0.3 * weight, -weight)
+    problem = Problems.pose(image, features, torch.tensor([1]), weight, weight).with_bounds(0.3 * weight, -weight)
     (solution,) = solve(net, problem, FastSolver(space))
     shown = space.from_bytes(space.to_bytes(solution.x[None]))
     found = losses(problem, net(shown).relu(), shown)
@@ -397,7 +397,7 @@ def test_a_bound_on_ssim_is_kept_and_used() -> None:
     one = Problems.pose(image, net(image).relu(), one.kernel, one.alpha, one.beta)
     rest = []
     for least in (0.5, 0.9):
-        bounded = one.within(torch.full_like(one.alpha, torch.inf), torch.full_like(one.alpha, least))
+        bounded = one.with_bounds(torch.full_like(one.alpha, torch.inf), torch.full_like(one.alpha, least))
         (solution,) = solve(net, bounded, FastSolver(tiny.space()), precision=torch.float64)
         shown = tiny.space().from_bytes(tiny.space().to_bytes(solution.x[None])).double()
         found = losses(bounded, net(shown).relu(), shown)
@@ -413,10 +413,10 @@ def test_a_bounded_batch_mate_changes_nothing() -> None:
     problems = tiny.problems(net, 3)
     most = torch.tensor([torch.inf, 0.2, torch.inf], dtype=torch.float64)
     least = torch.tensor([-1.0, -1.0, 0.8], dtype=torch.float64)
-    mixed = run(net, problems.within(most, least), FAST)
+    mixed = run(net, problems.with_bounds(most, least), FAST)
     (alone,) = run(net, problems.select(torch.tensor([0])), FAST)
     assert torch.allclose(mixed[0], alone, atol=1e-10)
-    (bounded,) = run(net, problems.within(most, least).select(torch.tensor([2])), FAST)
+    (bounded,) = run(net, problems.with_bounds(most, least).select(torch.tensor([2])), FAST)
     assert torch.allclose(mixed[2], bounded, atol=1e-10)
 
 
@@ -438,8 +438,8 @@ def test_what_may_only_remove_adds_nothing() -> None:
     """Each value lies between X's and the mean colour; its batch-mate is free, and as it would be alone."""
     net = tiny.network()
     both = tiny.problems(net, 2)
-    mixed = both.only_removing(torch.tensor([True, False]))
-    solver = FastSolver(tiny.space(), Schedule(budget=60, first=60, faithful=60))
+    mixed = both.with_only_remove(torch.tensor([True, False]))
+    solver = FastSolver(tiny.space(), Schedule(budget=60, first=60, rounded_from=60))
     removed, free = (solution.x for solution in solve(net, mixed, solver))
     image = both.image[0]
     assert bool(((removed * image >= 0) & (removed.abs() <= image.abs() + 1e-12)).all())

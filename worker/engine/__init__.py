@@ -1,1 +1,1 @@
-"""Questions in, answers out: who waits and who runs, in which batch, in how much memory. It knows no jobs."""
+"""The engine: it answers questions on a device, in batches, within its memory. It knows no jobs."""

@@ -1,7 +1,4 @@
-"""Which device a worker computes on, and how much of its memory and of the CPU is the worker's.
-
-One process has one device.
-"""
+"""The device of a worker process, and its share of the device's memory and of the CPU."""
 
 from __future__ import annotations
 
@@ -15,11 +12,11 @@ from worker.engine.questions import NoSuchDevice
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # a container's "QUOTA PERIOD" in µs of CPU time, or "max PERIOD"
 
 
-def keep_to_quota() -> int:
-    """Let torch have no more threads than the container has cores' worth of time. Returns how many it has then.
+def limit_threads_to_quota() -> int:
+    """Limit torch to as many threads as the container's CPU quota has cores. Returns the number of threads.
 
-    By itself it has one for each core of the machine, whatever `docker run --cpus` or a limit of Kubernetes says, and
-    they use the time up waiting for each other.
+    By default torch has one thread for each core of the machine, whatever the limit of Docker or Kubernetes; the
+    threads would spend the quota waiting for each other.
     """
     try:
         quota, period = CPU_MAX.read_text().split()
@@ -31,34 +28,33 @@ def keep_to_quota() -> int:
 
 
 def choose(name: str, memory_share: float = 1.0) -> torch.device:
-    """The device of a name.
+    """The device of this name.
 
     Args:
         name: `auto` (the first visible card, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps` (Apple's GPU; never by
-            `auto`, as it has no float64 and no explanation was computed there yet).
-        memory_share: of a card's memory that this process may take, 0 to 1; torch refuses what is beyond.
+            `auto`, since it has no float64 and is untested).
+        memory_share: the fraction of a card's memory that this process may allocate, 0 to 1; torch enforces it.
 
     Raises:
-        NoSuchDevice: no such name, or not on this machine.
+        NoSuchDevice: the name is invalid, or this machine has no such device.
     """
-    os.environ.setdefault(
-        "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"
-    )  # batches change their size all the time
+    # Batches often change their size, which would fragment fixed segments.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     device = torch.device("cpu") if name == "cpu" else _named(name)
     if device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(memory_share, device)
-        # What is said to be float32 is: by default convolutions would have ten bits of mantissa (TF32).
+        # Full float32: by default convolutions have ten bits of mantissa (TF32).
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return device
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether a card computes in bfloat16 at twice the speed or more: those of compute capability 8.0 and later do."""
+    """Whether this is a card of compute capability 8.0 or later, on which bfloat16 at least doubles the speed."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes of a card that this process may still take: what is free there, and no more than its share."""
+    """Bytes of a card that this process may still allocate: free memory, within the process's share."""
     free, total = torch.cuda.mem_get_info(device)
     allocated = torch.cuda.memory_allocated(device)
     share = torch.cuda.get_per_process_memory_fraction(device)
@@ -66,24 +62,24 @@ def free_memory(device: torch.device) -> int:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether it is memory that has run out; libraries of a card say so in words of their own."""
+    """Whether the error is that memory has run out, as torch or a library of the card reports it."""
     text = str(error)
-    said = any(word in text for word in ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED"))
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and said)
+    matches = any(word in text for word in ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED"))
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and matches)
 
 
 def broken(error: Exception) -> bool:
     """Whether this is an error of the device itself, after which its context cannot be used."""
     fatal: type[Exception] | None = getattr(torch, "AcceleratorError", None)
-    said = any(word in str(error) for word in ("CUDA error", "cuDNN error", "CUBLAS_STATUS"))
-    return not out_of_memory(error) and ((fatal is not None and isinstance(error, fatal)) or said)
+    matches = any(word in str(error) for word in ("CUDA error", "cuDNN error", "CUBLAS_STATUS"))
+    return not out_of_memory(error) and ((fatal is not None and isinstance(error, fatal)) or matches)
 
 
 def check(device: torch.device) -> None:
-    """Compute a little on a device, forth and back, and compare it with the CPU's.
+    """A self-test: compare a small forward and backward pass on the device with the CPU's.
 
     Raises:
-        RuntimeError: it is not the same, or the device says so itself.
+        RuntimeError: the results differ, or the device fails.
     """
     generator = torch.Generator().manual_seed(0)
     image, weight = torch.rand(2, 3, 32, 32, generator=generator), torch.rand(8, 3, 3, 3, generator=generator) - 0.5
@@ -91,11 +87,11 @@ def check(device: torch.device) -> None:
     for where in (torch.device("cpu"), device):
         x = image.to(where).requires_grad_()
         maps = torch.nn.functional.conv2d(x, weight.to(where)).relu()
-        (slope,) = torch.autograd.grad(maps.square().sum(), x)
-        found.append((maps.detach().cpu(), slope.cpu()))
+        (gradient,) = torch.autograd.grad(maps.square().sum(), x)
+        found.append((maps.detach().cpu(), gradient.cpu()))
     for expected, mine in zip(*found, strict=True):
         if not torch.allclose(expected, mine, rtol=0.01, atol=0.01 * float(expected.abs().max())):
-            raise RuntimeError(f"{device} computes something else than the CPU")
+            raise RuntimeError(f"results of {device} differ from the CPU's")
 
 
 def _named(name: str) -> torch.device:
@@ -113,13 +109,13 @@ def _named(name: str) -> torch.device:
         return device
     if device.type not in ("cuda", "mps"):
         raise NoSuchDevice(f"KERNELSCOPE_DEVICE is {name!r}; it must be auto, cpu, mps, cuda or cuda:N")
-    raise NoSuchDevice(f"KERNELSCOPE_DEVICE is {name}, but {_what_there_is(cards, apple=apple)}")
+    raise NoSuchDevice(f"KERNELSCOPE_DEVICE is {name}, but {_available(cards, apple=apple)}")
 
 
-def _what_there_is(cards: int, *, apple: bool) -> str:
+def _available(cards: int, *, apple: bool) -> str:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     shown = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
     if cards:
         return f"torch sees {cards} card{'s' if cards > 1 else ''}{shown}: cuda:0 to cuda:{cards - 1}"
     cause = "" if torch.version.cuda else f"; torch {torch.__version__} is a build without CUDA"
-    return f"torch sees no card{shown}{cause}{'; mps is there' if apple else ''}"
+    return f"torch sees no card{shown}{cause}{'; mps is available' if apple else ''}"

@@ -17,16 +17,15 @@ from torch import Tensor
 from shared.errors import KernelscopeError, LoneKernel, NotANumber, SilentKernel
 from shared.schemas import OPTIMIZED, Losses, Metrics
 from worker.engine.accelerator import broken, out_of_memory
-from worker.engine.metrics import as_records, likenesses, metrics, png_regularization
-from worker.engine.questions import Answer, Answered, NoMemory, Picture, Question, Ticket, internal
-from worker.methods.suppression import Losses as BatchLosses
-from worker.methods.suppression import Problems, Solution, losses
+from worker.engine.quality import as_records, map_ssims, metrics, png_regularization
+from worker.engine.questions import Answer, Answered, OutOfMemory, Picture, Question, Ticket, internal_error
+from worker.methods.suppression import BatchLosses, Problems, Solution, losses
 from worker.networks.layer import Layer
 
 log = logging.getLogger(__name__)
 
-LOUDEST_OTHERS = 2
-LARGE_BETA = 3.0  # from which on the blank picture is an answer; below, a map that is kept says more, whatever it costs
+MOST_ACTIVE_OTHERS = 2
+LARGE_BETA = 3.0  # from here on the blank picture may be the answer; below, a preserved map is more informative
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Posed:
 
 @torch.no_grad()
 def pose(questions: Sequence[Question], layer: Layer) -> list[Posed]:
-    """Each question about a layer as a problem; the maps of a picture are computed once for all questions about it."""
+    """Each question about a layer as a problem. The maps of a picture are computed once for all questions about it."""
     seen: dict[int, tuple[Tensor, Tensor]] = {}
     for question in questions:
         if id(question.picture) not in seen:
@@ -52,14 +51,14 @@ def _posed(question: Question, image: Tensor, features: Tensor, signed: bool) ->
     kernel = torch.tensor([question.kernel], device=image.device)
     bounds = _or(question.max_preservation, inf), _or(question.target_ssim, -1)
     alpha, beta, most, least = torch.tensor([[question.alpha, question.beta, *bounds]], device=image.device).unbind(1)
-    removing = torch.tensor([question.removing], device=image.device)
+    only_remove = torch.tensor([question.removes_only], device=image.device)
     posed = Problems.pose(image, features, kernel, alpha, beta, signed)
-    problem = posed.within(most, least).only_removing(removing)
+    problem = posed.with_bounds(most, least).with_only_remove(only_remove)
     return Posed(problem, features[0])
 
 
-def posable(question: Question, posed: Posed) -> KernelscopeError | None:
-    """Why there is nothing to solve, if so."""
+def unsolvable(question: Question, posed: Posed) -> KernelscopeError | None:
+    """The error if the problem has no solution: the kernel is silent, or all others are."""
     if bool(posed.problem.silent):
         return SilentKernel(
             f"kernel {question.kernel} of {question.layer} is silent on this image (its feature map is zero "
@@ -76,17 +75,17 @@ Solved = tuple[Ticket, Posed, Solution]
 
 
 def answers(layer: Layer, solved: Sequence[Solved]) -> Answered:
-    """Each solution measured. What raises or does not fit is tried in smaller parts, down to the one that does it."""
+    """Measure each solution. If that raises, halves are tried, until one alone fails."""
     if not solved:
         return []
-    failure: KernelscopeError | NoMemory
+    failure: KernelscopeError | OutOfMemory
     try:
         found = measured(layer, [(ticket.question, posed, solution) for ticket, posed, solution in solved])
         return [(ticket, answer) for (ticket, *_), answer in zip(solved, found, strict=True)]
     except Exception as error:
         if broken(error):
             raise
-        failure = NoMemory() if out_of_memory(error) else internal(error)
+        failure = OutOfMemory() if out_of_memory(error) else internal_error(error)
         if len(solved) == 1 and isinstance(failure, KernelscopeError):
             log.exception("kernel %d of %s", solved[0][0].question.kernel, layer)
     if len(solved) == 1:
@@ -97,10 +96,10 @@ def answers(layer: Layer, solved: Sequence[Solved]) -> Answered:
 
 @torch.no_grad()
 def measured(layer: Layer, solved: Sequence[tuple[Question, Posed, Solution]]) -> list[Answer | KernelscopeError]:
-    """Feed the delivered pictures, and each X̂ before it was rounded, back through the network, all together.
+    """Feed each delivered picture, and each X̂ before rounding, back through the network in one batch.
 
-    An X̂ that is worse than X itself, as one may be that was stopped early, is X; where β is large, one that is worse
-    than the blank picture though it had its time is blank; unless a bound was asked for.
+    Without a bound, X̂ is replaced by X where X has the lower loss, which may happen when a solver was stopped early;
+    and for a large β by the blank picture, where that has the lower loss although the solver was not stopped.
     """
     found = _measured(layer, solved)
     better = {
@@ -116,15 +115,15 @@ def measured(layer: Layer, solved: Sequence[tuple[Question, Posed, Solution]]) -
 
 
 def _better(question: Question, posed: Posed, solution: Solution, answer: Answer | KernelscopeError) -> Tensor | None:
-    """X or the blank picture, where that has the lowest loss of the three."""
+    """X or the blank picture, if that has the lowest loss of the three; else None."""
     free = question.method in OPTIMIZED and not question.bounded
     if not (free and isinstance(answer, Answer)):
         return None
-    price = (answer.gamma or 0.0) * (answer.metrics_float.invention_beyond_blank or 0.0)
+    weighted_invention = (answer.gamma or 0.0) * (answer.metrics_float.invention_beyond_blank or 0.0)
     image = posed.problem.image[0]
-    known = [(answer.losses_float.total + price, None), (answer.loss_start, image)]
-    had_its_time = question.solver == "fast" and solution.stopped in ("converged", "budget")
-    if had_its_time and question.beta >= LARGE_BETA:
+    known = [(answer.losses_float.total + weighted_invention, None), (answer.loss_start, image)]
+    completed = question.solver == "fast" and solution.stopped in ("converged", "budget")
+    if completed and question.beta >= LARGE_BETA:
         known.append((answer.loss_blank, torch.zeros_like(image)))
     return min(known, key=lambda one: one[0])[1]
 
@@ -138,7 +137,7 @@ def _measured(layer: Layer, solved: Sequence[tuple[Question, Posed, Solution]]) 
     originals = {id(posed.features): posed.problem.image for _, posed, _ in solved}
     of = [list(originals).index(id(posed.features)) for _, posed, _ in solved]
     images = torch.cat([shown, x])
-    seen, invented, beyond = layer.watched.invention(torch.cat(list(originals.values())), images, of + of)
+    seen, invented, beyond = layer.tapped.invention(torch.cat(list(originals.values())), images, of + of)
     blank, after, after_float = layer.maps(seen).split([1, count, count])
     before = torch.stack([posed.features for _, posed, _ in solved])
     terms_float = as_records(losses(problems, after_float, x))
@@ -149,8 +148,8 @@ def _measured(layer: Layer, solved: Sequence[tuple[Question, Posed, Solution]]) 
         _invention(layer, metrics(before, maps, problems.kernel, picture, space), invented[rows], beyond[rows])
         for maps, rows in ((after, slice(count)), (after_float, slice(count, None)))
     )
-    for one, shape in zip(found, _shape(layer, problems.kernel, before, shown), strict=True):
-        one.ssim_grey = shape
+    for one, ssim_grey in zip(found, _ssim_grey(layer, problems.kernel, before, shown), strict=True):
+        one.ssim_grey = ssim_grey
     delivered = picture.permute(0, 2, 3, 1).cpu().numpy()
     return [
         _answer(
@@ -171,17 +170,19 @@ def _measured(layer: Layer, solved: Sequence[tuple[Question, Posed, Solution]]) 
 
 
 def _of_the_picture(problems: Problems, after: Tensor, shown: Tensor, regularization: Tensor) -> BatchLosses:
-    """The losses of the delivered pictures: L_r counts the pixels that are the mean colour in 8 bits as such."""
+    """The losses of the delivered pictures, in whose L_r a byte equal to the rounded mean colour is 0."""
     own = losses(problems, after, shown)
     total = own.preservation + problems.alpha * own.suppression + problems.beta * regularization
     return replace(own, regularization=regularization, total=total)
 
 
 def _answer(layer: Layer, question: Question, solution: Solution, **measured: Any) -> Answer | KernelscopeError:
-    """What was measured, with what the solver says and what was asked for."""
+    """The answer: the measurements, and the solver's report."""
     terms: Losses = measured["losses"]
     if not (isfinite(terms.total) and isfinite(measured["losses_float"].total)):
-        return NotANumber(f"X̂ of kernel {question.kernel} is not finite; its start is {measured['loss_start']:g}")
+        return NotANumber(
+            f"X̂ of kernel {question.kernel} is not finite (loss of the original: {measured['loss_start']:g})"
+        )
     return Answer(
         **measured,
         x=solution.x.cpu().numpy(),
@@ -197,8 +198,8 @@ def _answer(layer: Layer, question: Question, solution: Solution, **measured: An
 
 
 def _maps(before: Tensor, after: Tensor, kernel: int) -> dict[str, NDArray[Any]]:
-    """The selected kernel's map and those of the loudest others, before and after."""
-    others = _loudest_others(before, kernel)
+    """The maps of the selected kernel and of the most active others, before and after."""
+    others = _most_active_others(before, kernel)
     return {
         "before": _array(before[kernel]),
         "after": _array(after[kernel]),
@@ -212,26 +213,26 @@ def _or(value: float | None, otherwise: float) -> float:
     return otherwise if value is None else value
 
 
-def _invention(layer: Layer, found: Sequence[Metrics], shares: Tensor, beyond_blank: Tensor) -> list[Metrics]:
-    """With L_e of each X̂ as it is reported, of each layer below, and as evidence weighs or bounds it."""
+def _invention(layer: Layer, found: Sequence[Metrics], invented: Tensor, beyond_blank: Tensor) -> list[Metrics]:
+    """Add the invention: its mean over the layers, of each layer, and with the bounds of `evidence`."""
     complete = []
-    for one, by_layer, beyond in zip(found, shares.tolist(), beyond_blank.tolist(), strict=True):
-        told: dict[str, Any] = {
+    for one, by_layer, beyond in zip(found, invented.tolist(), beyond_blank.tolist(), strict=True):
+        update: dict[str, Any] = {
             "invention": fmean(by_layer) if by_layer else 0.0,
             "invention_by_layer": dict(zip(layer.below, by_layer, strict=True)),
             "invention_beyond_blank": fmean(beyond) if beyond else 0.0,
         }
-        complete.append(one.model_copy(update=told))
+        complete.append(one.model_copy(update=update))
     return complete
 
 
-def _shape(layer: Layer, kernel: Tensor, before: Tensor, shown: Tensor) -> list[float | None]:
-    """SSIM of the selected map of each X̂ without its colour; there is none to take from a picture of grey."""
+def _ssim_grey(layer: Layer, kernel: Tensor, before: Tensor, shown: Tensor) -> list[float | None]:
+    """SSIM of the selected map of each X̂ without its colour; None for networks with grey input."""
     if layer.frame.channels == 1:
         return [None] * len(shown)
     rows = torch.arange(len(kernel), device=before.device)
     after = layer.features(layer.space.without_colour(shown).contiguous(memory_format=torch.channels_last))
-    return likenesses(after[rows, kernel], before[rows, kernel])
+    return map_ssims(after[rows, kernel], before[rows, kernel])
 
 
 def _gamma(question: Question, depth: int) -> float | None:
@@ -240,22 +241,22 @@ def _gamma(question: Question, depth: int) -> float | None:
 
 
 def _target_met(question: Question, terms: Losses, found: Metrics) -> bool | None:
-    """Whether the delivered picture keeps what was asked for."""
-    kept = []
+    """Whether the delivered picture satisfies the requested bounds; None without any."""
+    met = []
     if question.max_preservation is not None:
-        kept.append(terms.preservation <= question.max_preservation)
+        met.append(terms.preservation <= question.max_preservation)
     if question.target_ssim is not None:
-        kept.append(found.ssim is None or found.ssim >= question.target_ssim)
+        met.append(found.ssim is None or found.ssim >= question.target_ssim)
     if question.max_invention is not None:
-        kept.append((found.invention_beyond_blank or 0.0) <= question.max_invention)
-    return all(kept) if kept else None
+        met.append((found.invention_beyond_blank or 0.0) <= question.max_invention)
+    return all(met) if met else None
 
 
-def _loudest_others(before: Tensor, kernel: int) -> Tensor:
-    """The kernels of the highest mean activation but the selected one."""
+def _most_active_others(before: Tensor, kernel: int) -> Tensor:
+    """The kernels with the highest mean |F|, without the selected one."""
     mean = before.abs().mean(dim=(1, 2))
     mean[kernel] = -1
-    return mean.topk(min(LOUDEST_OTHERS, len(mean) - 1)).indices
+    return mean.topk(min(MOST_ACTIVE_OTHERS, len(mean) - 1)).indices
 
 
 def pictures(images: Sequence[Picture], layer: Layer) -> Tensor:

@@ -1,4 +1,4 @@
-"""Questions that a baseline answers: a forward pass and a way back for each, a few at a time."""
+"""Questions to the baseline methods: one forward and one backward pass each, a few at a time."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import nn
 
 from shared.errors import DeadlinePassed, MethodNotApplicable
 from worker.engine.accelerator import out_of_memory
-from worker.engine.answers import Posed, answers, posable, pose
-from worker.engine.pace import pace, room_in_memory
-from worker.engine.questions import Answered, Batch, NoMemory, Question, Ticket
+from worker.engine.answers import Posed, answers, pose, unsolvable
+from worker.engine.questions import Answered, Batch, OutOfMemory, Question, Ticket
+from worker.engine.speed import measured_speed, room_in_memory
 from worker.methods.baselines import attribution, estimated, private, rules
 from worker.methods.suppression import Solution
 from worker.networks.layer import Layer
 
-PASSES = 4  # LRP goes through a convolution up to so many times where a gradient goes once, and keeps as much more
+PASSES = 4  # LRP evaluates a convolution up to this often per backward pass, and needs as much more memory
 MOST_WAITING = 64
 
 
-@lru_cache(maxsize=4)  # torch.fx keeps the code of each graph that it has compiled
+@lru_cache(maxsize=4)  # torch.fx caches the code of each compiled graph
 def _private(cut: nn.Module, method: str, signed: bool) -> nn.Module:  # noqa: FBT001
     return private(cut, method, signed=signed)
 
@@ -34,48 +34,48 @@ class BaselineBatch(Batch):
     def __init__(self, layer: Layer) -> None:
         self.layer = layer
         self.open: list[Ticket] = []
-        self.fits = MOST_WAITING  # at once, as far as is known
+        self.fits = MOST_WAITING  # questions at once, as far as is known
 
     def __len__(self) -> int:
-        """How many wait."""
+        """The number of open questions."""
         return len(self.open)
 
     @property
     def room(self) -> int:
-        """They take no memory before their turn, and leave in the order in which they came."""
+        """Open questions take no memory, and are answered in the order in which they were added."""
         return MOST_WAITING - len(self)
 
     def add(self, tickets: Sequence[Ticket]) -> Answered:
-        """They are answered in the next steps."""
+        """Append the questions; the next steps answer them."""
         self.open += tickets
         return []
 
     def step(self) -> Answered:
-        """Answer as many as half a second and the memory allow."""
+        """Answer as many questions as fit into half a second and the memory."""
         if not self.open:
             return []
         now = [ticket for ticket in self.open[: self.fits] if ticket.question.rule == self.open[0].question.rule]
         try:
-            speed = pace(self.layer.cut, self.layer.frame, self.layer.device)
+            speed = measured_speed(self.layer.cut, self.layer.frame, self.layer.device)
             memory = room_in_memory(speed, self.layer.device) // PASSES
             now = now[: max(1, min(speed.batch // PASSES, memory))]
             answered = self._answered(now)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-            answered = self._none(now)
+            answered = self._smaller_batch(now)
         self.drop([ticket for ticket, _ in answered])
         return answered
 
     def stop(self, tickets: Sequence[Ticket]) -> Answered:
-        """There is no half of an answer."""
+        """Fail: there is no partial attribution."""
         self.drop(tickets)
         return [
             (ticket, DeadlinePassed("the deadline passed before the attribution was computed")) for ticket in tickets
         ]
 
     def drop(self, tickets: Sequence[Ticket]) -> None:
-        """Forget these."""
+        """Remove these questions."""
         self.open = [ticket for ticket in self.open if ticket not in tickets]
 
     def _answered(self, tickets: list[Ticket]) -> Answered:
@@ -83,7 +83,7 @@ class BaselineBatch(Batch):
         refused: Answered = []
         left: list[tuple[Ticket, Posed]] = []
         for ticket, one in zip(tickets, posed, strict=True):
-            if error := self._ruled(ticket.question) or posable(ticket.question, one):
+            if error := self._not_applicable(ticket.question) or unsolvable(ticket.question, one):
                 refused.append((ticket, error))
             else:
                 left.append((ticket, one))
@@ -92,8 +92,8 @@ class BaselineBatch(Batch):
             self.layer, [(*pair, solution) for pair, solution in zip(left, solutions, strict=True)]
         )
 
-    def _ruled(self, question: Question) -> MethodNotApplicable | None:
-        """Why the method cannot be used here, if so."""
+    def _not_applicable(self, question: Question) -> MethodNotApplicable | None:
+        """The error if the method has no rule for a node below the layer."""
         reason = self.layer.without.get(question.method)
         return MethodNotApplicable(f"{reason}, which is below {self.layer}") if reason else None
 
@@ -122,9 +122,9 @@ class BaselineBatch(Batch):
             for x in pictures
         ]
 
-    def _none(self, tickets: list[Ticket]) -> Answered:
-        """Memory has run out: fewer are tried next; one alone is given back."""
+    def _smaller_batch(self, tickets: list[Ticket]) -> Answered:
+        """Memory has run out: fewer are tried next, and a single question is returned."""
         if self.layer.device.type == "cuda":
             torch.cuda.empty_cache()
         self.fits = max(1, len(tickets) // 2)
-        return [(tickets[0], NoMemory())] if len(tickets) == 1 else []
+        return [(tickets[0], OutOfMemory())] if len(tickets) == 1 else []

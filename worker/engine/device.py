@@ -28,15 +28,15 @@ from worker.engine.torch_batch import TorchBatch
 from worker.methods.suppression import VERSION, silent
 from worker.networks.loaded import Networks
 
-SOUND_SECONDS = 60  # that a card may take to start and to compute a little
+SELF_TEST_SECONDS = 60  # for a card to start and to run the self-test
 
 
 class TorchDevice(Device):
     """One torch device with its networks.
 
     Args:
-        networks: on the device.
-        most: problems in a batch at most; a benchmark compares them.
+        networks: loaded on the device.
+        most: the largest batch, for benchmarks.
     """
 
     version = f"suppression {VERSION}, zennit {metadata.version('zennit')}"
@@ -57,27 +57,27 @@ class TorchDevice(Device):
         self.networks.get(model)
 
     def states(self) -> dict[str, NetworkState]:
-        """Which networks can be run."""
+        """The state of each network by name."""
         return self.networks.states()
 
     def state(self, model: str) -> NetworkState | None:
-        """Of one of them."""
+        """The state of one network."""
         return self.networks.state(model)
 
     def registered(self) -> list[Network]:
-        """The networks beside those that come with the program."""
+        """The networks that are not built in."""
         return self.networks.registered()
 
     def outdated(self) -> list[str]:
-        """Networks that were registered anew, or whose files were changed, since they were loaded."""
+        """Loaded networks whose registration or files have changed."""
         return self.networks.outdated()
 
     def frame(self, model: str) -> Frame:
-        """Of the network's input."""
+        """The size of the network's input."""
         return self.networks.get(model).frame
 
     def weights(self, model: str) -> WeightsUsed:
-        """Which weights the network has."""
+        """The network's weights."""
         return self.networks.get(model).weights
 
     @torch.no_grad()
@@ -99,10 +99,10 @@ class TorchDevice(Device):
         return chosen.features(pictures([picture], chosen))[0]
 
     def survey(self, model: str, layers: Sequence[str], pictures: Sequence[Picture]) -> dict[str, Seen]:
-        """What these layers' maps of pictures are, in halves where there is no memory for all at once."""
+        """Statistics of these layers' maps of the pictures, computed in halves if memory runs out."""
         network = self.networks.get(model)
         for layer in layers:
-            network.layer(layer)  # it is covered
+            network.layer(layer)  # raises if it is not covered
         pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).to(self.networks.device)
         try:
             return survey(network, layers, pixels)
@@ -120,10 +120,10 @@ class TorchDevice(Device):
         layer = self.networks.get(question.model).layer(question.layer)
         if question.method not in OPTIMIZED:
             return BaselineBatch(layer)
-        return TorchBatch(layer, self.threads, watched=question.method == "evidence", most=self.most)
+        return TorchBatch(layer, self.threads, tapped=question.method == "evidence", most=self.most)
 
     def memory(self) -> int:
-        """Bytes: of the card that torch has allocated, or of this process."""
+        """Bytes that torch has allocated on the card, or the resident memory of this process."""
         device = self.networks.device
         if device.type == "cuda":
             return torch.cuda.memory_allocated(device)
@@ -134,12 +134,12 @@ class TorchDevice(Device):
         return broken(error)
 
     def sound(self) -> bool:
-        """The CPU is; a card is asked from a process of its own, as this one's context may be the trouble."""
+        """The CPU always is. A card is tested in a new process, since this one's context may be what is broken."""
         device = self.networks.device
         if device.type == "cpu":
             return True
         command = [sys.executable, "-m", "worker.checkup", str(device)]
         try:
-            return subprocess.run(command, timeout=SOUND_SECONDS, check=False).returncode == 0  # noqa: S603 - ours
+            return subprocess.run(command, timeout=SELF_TEST_SECONDS, check=False).returncode == 0  # noqa: S603 - ours
         except subprocess.TimeoutExpired:
             return False

@@ -1,4 +1,4 @@
-"""A device without a network, behind the real interface: for tests of what is around it (`KERNELSCOPE_ENGINE=dummy`).
+"""A device without a network and with the real interface, for tests (`KERNELSCOPE_ENGINE=dummy`).
 
 X̂ is the picture with every channel but green at the mean colour; kernel k is active on every picture unless its index
 ends in 9. Each evaluation takes a millisecond, so that progress, stopping and leases are real.
@@ -17,7 +17,7 @@ from shared.images import Frame
 from shared.schemas import Losses, Metrics, Stop, WeightsUsed
 from shared.surveys.parts import Seen
 from shared.workers import NetworkState
-from worker.engine.questions import Answer, Answered, Batch, Device, Maps, Picture, Question, Sketch, Step, Ticket
+from worker.engine.questions import Answer, Answered, Batch, Device, Maps, Picture, Preview, Question, Step, Ticket
 
 MAP_SIDE = 12
 WEIGHTS = WeightsUsed(source="dummy", sha256="0" * 64)
@@ -33,7 +33,7 @@ class DummyDevice(Device):
         """Nothing to load."""
 
     def states(self) -> dict[str, NetworkState]:
-        """Every network of the catalogue, wholly covered."""
+        """Every network of the catalogue, with all its layers."""
         return {
             name: NetworkState(
                 available=True,
@@ -54,11 +54,11 @@ class DummyDevice(Device):
         return []
 
     def frame(self, model: str) -> Frame:
-        """As the catalogue has it."""
+        """From the catalogue."""
         return catalogue.network(model).frame
 
     def weights(self, model: str) -> WeightsUsed:  # noqa: ARG002
-        """None worth the name."""
+        """A placeholder."""
         return WEIGHTS
 
     def ranking(self, model: str, layer: str, picture: Picture) -> list[int]:  # noqa: ARG002
@@ -67,7 +67,7 @@ class DummyDevice(Device):
         return [kernel for kernel in range(kernels) if kernel % 10 != 9]
 
     def feature_maps(self, model: str, layer: str, picture: Picture) -> Maps:
-        """Kernel k's is k+1 everywhere, but for the silent ones."""
+        """The map of kernel k is k+1 everywhere, or 0 if it is silent."""
         kernels = catalogue.network(model).layer(layer).kernels
         maps = np.zeros((kernels, MAP_SIDE, MAP_SIDE), np.float32)
         for kernel in self.ranking(model, layer, picture):
@@ -75,7 +75,7 @@ class DummyDevice(Device):
         return maps
 
     def survey(self, model: str, layers: Sequence[str], pictures: Sequence[Picture]) -> dict[str, Seen]:
-        """Kernel k's activation is the mean of a channel of the picture, at its middle, but for the silent ones."""
+        """Kernel k's highest activation is the mean of a channel, at the middle of the map; 0 if it is silent."""
         means = np.stack([picture.mean(axis=(0, 1)) for picture in pictures]).astype(np.float32) / 255  # (N, channels)
         found = {}
         for layer in layers:
@@ -89,7 +89,7 @@ class DummyDevice(Device):
         return found
 
     def batch(self, question: Question) -> Batch:  # noqa: ARG002
-        """One question after another."""
+        """A batch of one question."""
         return DummyBatch()
 
     def memory(self) -> int:
@@ -137,16 +137,19 @@ class DummyBatch(Batch):
         self.iteration += 1
         time.sleep(0.001)
         self.ticket.step = Step(self.iteration, budget, (0.0, 1.0, 1.0, 2.0 - self.iteration / budget))
-        if self.ticket.wanted:
-            self.ticket.sketch, self.ticket.wanted = Sketch(self.iteration, self.ticket.question.picture), False
+        if self.ticket.preview_wanted:
+            self.ticket.preview, self.ticket.preview_wanted = (
+                Preview(self.iteration, self.ticket.question.picture),
+                False,
+            )
         return self._end("budget") if self.iteration == budget else []
 
     def stop(self, tickets: Sequence[Ticket]) -> Answered:
-        """As far as it is."""
+        """Answer with the iterations so far."""
         return self._end("deadline") if self.ticket in tickets else []
 
     def drop(self, tickets: Sequence[Ticket]) -> None:
-        """Forget it."""
+        """Remove the question."""
         if self.ticket in tickets:
             self.ticket = None
 

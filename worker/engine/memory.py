@@ -1,4 +1,4 @@
-"""How the process allocates: large maps are kept between evaluations instead of being given back to the system."""
+"""glibc's allocator: large blocks are reused between evaluations instead of being returned to the system."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ M_MMAP_MAX = -4
 M_ARENA_MAX = -8
 
 
-def keep_memory() -> None:
-    """Let glibc's malloc reuse large blocks; does nothing where the C library is another.
+def reuse_memory() -> None:
+    """Let glibc's malloc reuse large blocks; no effect with another C library.
 
-    By default every map above 32 MB is a mapping of its own, whose pages are cleared and faulted in again at each
-    evaluation. Measured on two cores, VGG16 conv1_2 in batches of 8: a tenth of the page faults, and 25 ms
-    a problem instead of 38. One arena, because the engine's thread would otherwise have one of 64 MB.
+    By default each map above 32 MB is a mapping of its own, whose pages are cleared and faulted in at each evaluation.
+    Measured on two cores, VGG-16 conv1_2 in batches of 8: a tenth of the page faults, and 25 ms per problem instead of
+    38. There is one arena, because the engine's thread would otherwise have one of 64 MB.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,6 +1,6 @@
-"""What a runner asks, what an engine answers, and what an engine needs of a device.
+"""The interfaces of the engine: questions, answers, and what it requires of a device.
 
-No torch here, so that a device can be a double.
+This module does not import torch, so that tests can use a device without it.
 """
 
 from __future__ import annotations
@@ -24,23 +24,22 @@ from shared.workers import NetworkState
 
 log = logging.getLogger(__name__)
 
-# γ/D, the weight of what one ReLU layer below has that the image does not cause. No fingerprint knows it: a change
-# of it raises the solvers' VERSION.
-PER_LAYER = 0.35
-SURVEYED = 4  # pictures of a survey that the engine looks at between two steps of its batches
-MOST_LAYERS = 16  # VGG-19 has 15 below its last; 5.6 holds X̂ in a network of any depth, and 20 leaves it at X
+# γ = 0.35·min(D, 16) by default. These are not part of a fingerprint: after a change, raise the solvers' VERSION.
+GAMMA_PER_LAYER = 0.35
+GAMMA_LAYERS = 16  # VGG-19 has 15 below its last layer. γ = 5.6 suffices at any depth; with γ = 20, X̂ stays at X
+SURVEY_BATCH = 4  # pictures of a survey in one forward pass, between two steps of the batches
 
-Picture = NDArray[Any]  # (H, W, 3), of grey (H, W, 1): of 0 to 255 in uint8 or, of deep grey, float32
-Maps = NDArray[np.float32]
+Picture = NDArray[Any]  # (H, W, 3), or (H, W, 1) in grey; 0 to 255 in uint8, or in float32 from 16-bit grey
+Maps = NDArray[np.float32]  # (C, h, w)
 
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """What does this kernel see in this picture?"""
+    """What does this kernel respond to in this picture? The fields are the request's parameters."""
 
     model: str
     layer: str
-    picture: Picture  # of the network's frame
+    picture: Picture  # of the network's input size
     kernel: int
     alpha: float
     beta: float
@@ -50,7 +49,7 @@ class Question:
     target_ssim: float | None = None
     max_preservation: float | None = None
     only_remove: bool = False
-    gamma: float | None = None  # of evidence; by the layer's depth where neither this nor a bound is given
+    gamma: float | None = None  # of evidence; the default depends on the layer's depth
     max_invention: float | None = None
     method: str = "suppression"
     rule: str = "zplus"
@@ -58,27 +57,27 @@ class Question:
 
     @property
     def bounded(self) -> bool:
-        """Whether the kernel's map is to be kept within a bound."""
+        """Whether L_p or SSIM of the kernel's map is bounded."""
         return self.target_ssim is not None or self.max_preservation is not None
 
     @property
-    def removing(self) -> bool:
+    def removes_only(self) -> bool:
         """Whether X̂ may only take away from the image."""
         return self.only_remove or self.method == "evidence"
 
     def weight(self, depth: int) -> float:
-        """γ of evidence, where so many layers are watched below: 0.35 for each, as for 16 at most, unless asked."""
+        """γ of evidence with `depth` tapped layers below: as requested, else 0.35 for each, for at most 16."""
         if self.gamma is not None:
             return self.gamma
-        return 0.0 if self.max_invention is not None else PER_LAYER * min(depth, MOST_LAYERS)
+        return 0.0 if self.max_invention is not None else GAMMA_PER_LAYER * min(depth, GAMMA_LAYERS)
 
     @property
     def kind(self) -> tuple[str, ...]:
-        """What questions must share to be answered in one batch."""
+        """Questions of the same kind can be answered in one batch."""
         return self.model, self.layer, self.method, self.solver
 
     def fingerprint(self, weights: WeightsUsed, version: str) -> str:
-        """The same for the same work: pixels, network, layer, kernel, parameters and the solver's version."""
+        """A SHA-256 of all that determines the answer: pixels, weights, layer, kernel, parameters, solver version."""
         parameters = {name: value for name, value in vars(self).items() if name not in ("picture", "model")}
         text = json.dumps(
             [parameters, self.picture.shape, weights.model_dump(exclude={"source"}), version], sort_keys=True
@@ -88,7 +87,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """X̂ and what the network makes of it."""
+    """X̂ and its measurements."""
 
     picture: Picture  # X̂ in 8 bits: the explanation
     x: Maps  # X̂ before rounding, normalised, (channels, H, W)
@@ -103,15 +102,15 @@ class Answer:
     iterations: int
     seconds: float
     stopped: Stop
-    precision: str  # of the solver's evaluations; every number here is float32
+    precision: str  # of the solver's evaluations; the measurements are in float32
     history: list[tuple[int, float, float, float, float]]
     weights: WeightsUsed
-    gamma: float | None = None  # of evidence, where it is a weight
+    gamma: float | None = None  # of evidence without a bound on L_e
 
 
 @dataclass(frozen=True)
 class Step:
-    """How far a question is that is being answered."""
+    """The progress of a question."""
 
     iteration: int
     budget: int
@@ -119,8 +118,8 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Sketch:
-    """What X̂ looked like after so many evaluations."""
+class Preview:
+    """X̂ in 8 bits after `iteration` evaluations."""
 
     iteration: int
     picture: Picture
@@ -128,86 +127,86 @@ class Sketch:
 
 @dataclass(eq=False)
 class Ticket:
-    """One question in the hands of an engine."""
+    """A question that was submitted to an engine, and its progress."""
 
     question: Question
-    step: Step | None = None  # none while it waits
+    step: Step | None = None  # None while it waits
     answered: bool = False
-    wanted: bool = False  # a sketch, after the next step
-    sketch: Sketch | None = None
+    preview_wanted: bool = False  # the next step sets `preview`
+    preview: Preview | None = None
 
 
 @dataclass(frozen=True)
-class NoMemory:
-    """There is no memory for this question now; the batch has forgotten it."""
+class OutOfMemory:
+    """There is no memory for this question now; the batch has removed it."""
 
 
-Answered = list[tuple[Ticket, Answer | KernelscopeError | NoMemory]]
+Answered = list[tuple[Ticket, Answer | KernelscopeError | OutOfMemory]]
 
 
-def internal(error: Exception) -> KernelscopeError:
-    """What a caller is told of a bug; the log says more."""
+def internal_error(error: Exception) -> KernelscopeError:
+    """The error that a caller sees after a bug; the details are in the log."""
     return KernelscopeError(f"internal error ({type(error).__name__}); the worker's log has the details")
 
 
-def told(error: Exception, where: str) -> KernelscopeError:
-    """One of ours as it is; of a bug the caller is told in short, and the log where it was."""
+def public_error(error: Exception, where: str) -> KernelscopeError:
+    """The error that a caller sees: one of ours unchanged, any other as an internal error that is logged."""
     if isinstance(error, KernelscopeError):
         return error
     log.error("%s failed", where, exc_info=error)
-    return internal(error)
+    return internal_error(error)
 
 
 class Batch(Protocol):
-    """Questions of one kind that a device answers together. They come and go between steps.
+    """Questions of one kind that a device answers together. They join and leave between steps.
 
-    Of what it returns it remembers nothing. That there is no memory for a question is one of its answers.
+    A question that is answered, also with OutOfMemory, is no longer part of the batch.
     """
 
     def __len__(self) -> int:
-        """How many are being answered."""
+        """The number of questions."""
         ...
 
     @property
     def room(self) -> int:
-        """How many more may come now."""
+        """How many more may join now."""
         ...
 
     def add(self, tickets: Sequence[Ticket]) -> Answered:
-        """Begin with these. Returns those that are answered at once: a kernel that is silent, say."""
+        """Add questions. Returns those that are answered at once, for example about a silent kernel."""
         ...
 
     def step(self) -> Answered:
-        """Go on for at most half a second, and note in each ticket how far it is. Returns what is answered.
+        """Compute for at most half a second. Returns what is answered.
 
-        A ticket whose sketch is wanted gets one.
+        Updates `step` of each ticket, and `preview` of those with `preview_wanted`.
         """
         ...
 
     def stop(self, tickets: Sequence[Ticket]) -> Answered:
-        """Answer these now or in the next steps, as far as they are: their deadline has passed."""
+        """Answer these with the present X̂, now or in the next steps: their deadline has passed."""
         ...
 
     def drop(self, tickets: Sequence[Ticket]) -> None:
-        """Forget these."""
+        """Remove these."""
         ...
 
 
 class NoSuchDevice(Exception):
-    """The device that the settings ask for is not there; the message says what is."""
+    """The device of the settings is not available; the message lists those that are."""
 
 
 class Device(Protocol):
-    """What computes; `worker/engine/dummy.py` has one without a network."""
+    """A device; that of `worker/engine/dummy.py` has no network."""
 
     @property
     def name(self) -> str:
-        """For people: `cpu`, or the card's name."""
+        """`cpu`, or the card's name, for display."""
         ...
 
     @property
     def version(self) -> str:
-        """Of what it answers: another version may answer the same question otherwise."""
+        """The version of its answers: another version may answer the same question differently."""
         ...
 
     def preload(self, model: str) -> None:
@@ -215,45 +214,42 @@ class Device(Protocol):
         ...
 
     def states(self) -> dict[str, NetworkState]:
-        """Which networks can be run."""
+        """The state of each network by name."""
         ...
 
     def state(self, model: str) -> NetworkState | None:
-        """Of one of them, at little cost once it is loaded; None: no network has this name."""
+        """The state of one network, cheap once it is loaded; None: no network has this name."""
         return self.states().get(model)
 
     def registered(self) -> list[Network]:
-        """The networks beside those that come with the program. For the heartbeat: it may wait for the store."""
+        """The networks that are not built in. Called by the heartbeat only, since it may wait for the store."""
         ...
 
     def outdated(self) -> list[str]:
-        """Loaded networks whose names stand for something else by now: this process is to start anew."""
+        """Loaded networks whose registration or files have changed, for which the process must be restarted."""
         ...
 
     def frame(self, model: str) -> Frame:
-        """Of the network's input. Loads the network; raises ModelUnavailable."""
+        """The size of the network's input. Loads the network; raises ModelUnavailable."""
         ...
 
     def weights(self, model: str) -> WeightsUsed:
-        """Which weights the network has. Loads the network; raises ModelUnavailable."""
+        """The network's weights. Loads the network; raises ModelUnavailable."""
         ...
 
     def ranking(self, model: str, layer: str, picture: Picture) -> list[int]:
-        """The layer's kernels that are active on the picture, by mean activation, highest first.
+        """The layer's active kernels by mean |F|, highest first.
 
-        Like the batches, on the engine's thread only. Raises LayerNotCovered.
+        Called on the engine's thread only, like all methods that compute. Raises LayerNotCovered.
         """
         ...
 
     def feature_maps(self, model: str, layer: str, picture: Picture) -> Maps:
-        """The layer's feature maps F of a picture, (C, h, w). On the engine's thread only. Raises LayerNotCovered."""
+        """The layer's feature maps F of a picture, (C, h, w). Raises LayerNotCovered."""
         ...
 
     def survey(self, model: str, layers: Sequence[str], pictures: Sequence[Picture]) -> dict[str, Seen]:
-        """What these layers' maps of pictures are.
-
-        On the engine's thread only. Raises LayerNotCovered, DeviceOutOfMemory.
-        """
+        """Statistics of these layers' maps of the pictures. Raises LayerNotCovered, DeviceOutOfMemory."""
         ...
 
     def batch(self, question: Question) -> Batch:
@@ -261,13 +257,13 @@ class Device(Protocol):
         ...
 
     def memory(self) -> int:
-        """Bytes that it has in use."""
+        """Allocated bytes."""
         ...
 
     def broken(self, error: Exception) -> bool:
-        """Whether after this error the device is good for nothing in this process."""
+        """Whether the device cannot be used in this process after this error."""
         ...
 
     def sound(self) -> bool:
-        """Whether it computes what it should, of which a small test convinces itself, in a process of its own."""
+        """Whether it passes a self-test in a separate process."""
         ...

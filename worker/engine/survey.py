@@ -1,4 +1,4 @@
-"""How active every kernel of some layers is on many images: one pass an image for all of them."""
+"""How active each kernel of several layers is on many images, from one forward pass per image."""
 
 from __future__ import annotations
 
@@ -8,48 +8,49 @@ import torch
 from torch import Tensor
 
 from shared.surveys.parts import Seen
-from worker.engine.questions import SURVEYED
+from worker.engine.questions import SURVEY_BATCH
 from worker.networks.layer import LoadedNetwork
 
-SILENT = 1e-3  # of the highest |F| of an image, below which a kernel of a layer with a sign is silent there
+SILENT = 1e-3  # where maps have a sign: positions up to this fraction of the image's highest |F| are inactive
 
 
 def survey(network: LoadedNetwork, layers: Sequence[str], pixels: Tensor) -> dict[str, Seen]:
-    """What each layer's maps of some images are.
+    """Statistics of each layer's maps of some images.
 
-    The same images give the same to the last bit, on one machine with as many threads.
+    The result is the same to the last bit for the same images, machine and number of threads.
 
     Args:
-        pixels: the network's inputs, (N, 3, H, W), of grey (N, 1, H, W), uint8; one image at least.
+        pixels: the network's inputs, (N, 3, H, W), of grey (N, 1, H, W), uint8; N ≥ 1.
     """
     found: dict[str, list[Seen]] = {}
 
-    def see(name: str, maps: Tensor) -> None:
+    def record(name: str, maps: Tensor) -> None:
         found.setdefault(name, []).append(seen(maps, signed=name in network.signed))
 
-    for start in range(0, len(pixels), SURVEYED):
-        images = network.space.from_bytes(pixels[start : start + SURVEYED]).contiguous(
+    for start in range(0, len(pixels), SURVEY_BATCH):
+        images = network.space.from_bytes(pixels[start : start + SURVEY_BATCH]).contiguous(
             memory_format=torch.channels_last
         )
-        network.each(layers, images, see)
+        network.each(layers, images, record)
     return {name: Seen.of(parts) for name, parts in found.items()}
 
 
 def seen(maps: Tensor, *, signed: bool = False) -> Seen:
-    """Of a layer's maps F, (N, C, h, w).
+    """Statistics of a layer's maps.
 
     Args:
-        signed: whether |F| stands for F.
+        maps: F, (N, C, h, w).
+        signed: whether |F| is used instead of F.
     """
-    rows = maps.permute(0, 2, 3, 1)  # (N, h, w, C), as they lie in memory
+    rows = maps.permute(0, 2, 3, 1)  # (N, h, w, C), as in memory
     rows = rows.abs() if signed else rows
     images, height, width, kernels = rows.shape
-    of_rows = rows.amax(dim=2)
-    peaks, row = of_rows.max(dim=1)
+    row_peaks = rows.amax(dim=2)
+    peaks, row = row_peaks.max(dim=1)
     image, kernel = (torch.arange(count, device=rows.device) for count in (images, kernels))
     column = rows[image[:, None], row, :, kernel].argmax(dim=2)
     silent = SILENT * peaks.amax(dim=1) if signed else torch.zeros(images, device=rows.device)
-    ones = rows.new_ones(height * width)  # a sum by a product is twice as fast, and so is one image at a time
+    ones = rows.new_ones(height * width)  # a sum by a matrix product, and image by image, is twice as fast
     sums, active = torch.zeros_like(peaks), torch.zeros_like(peaks)
     for number, one in enumerate(rows.flatten(1, 2)):
         sums[number] = ones @ one

@@ -13,7 +13,7 @@ from shared.jobs import Claim
 from shared.schemas import ExplainRequest, Item
 from worker.engine.engine import Engine
 from worker.engine.questions import Picture, Question
-from worker.engine.turns import Account
+from worker.engine.scheduling import Account
 from worker.jobs.artifacts import encoded
 
 SOLVING = ("solver", "effort", "iterations", "target_ssim", "max_preservation")

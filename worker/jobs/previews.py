@@ -24,12 +24,12 @@ class Previews:
         Args:
             wanted: ask for more, of those that have waited longest.
         """
-        sketches = {index: ticket.sketch for index, ticket in running.items() if ticket.sketch}
+        sketches = {index: ticket.preview for index, ticket in running.items() if ticket.preview}
         new = {index: one for index, one in sketches.items() if one.iteration > self.told.get(index, 0)}
         self.told.update((index, sketch.iteration) for index, sketch in new.items())
         if wanted:
             for index in sorted(running, key=lambda index: self.told.get(index, 0))[:MOST]:
-                running[index].wanted = True
+                running[index].preview_wanted = True
         return {index: _webp(sketch.picture) for index, sketch in new.items()}
 
 

@@ -16,8 +16,8 @@ from shared.schemas import Item, ItemResult
 from shared.store import BlobStore
 from shared.surveys.store import Surveys
 from worker.engine.engine import Engine
-from worker.engine.questions import Answer, Question, Step, Ticket, told
-from worker.engine.turns import Account, Asked
+from worker.engine.questions import Answer, Question, Step, Ticket, public_error
+from worker.engine.scheduling import Account, EngineRequest
 from worker.jobs import activations
 from worker.jobs.artifacts import artifacts, facts, note
 from worker.jobs.inputs import Decoder, Inputs
@@ -53,7 +53,7 @@ class SliceRun:
 
     hands: Hands
     claim: Claim
-    asked: Asked | None = None
+    asked: EngineRequest | None = None
     open: list[Item] = field(default_factory=list)  # the items of the questions that are asked
     lost: bool = False
     ended: bool = False
@@ -87,12 +87,12 @@ class SliceRun:
         except Exception as error:
             if self._others(error):
                 return False
-            self.hands.transitions.fail(self.claim, told(error, self.claim.slice_id))
+            self.hands.transitions.fail(self.claim, public_error(error, self.claim.slice_id))
         else:
             return done
         finally:
             if self.asked:  # nobody waits for the rest
-                self.asked.withdraw()
+                self.asked.cancel()
         return True  # it has failed, which is an end
 
     @property
@@ -116,7 +116,7 @@ class SliceRun:
         """Stop waiting for the engine."""
         self.ended = True
         if asked := self.asked:
-            asked.withdraw()
+            asked.cancel()
 
     def _in_work(self) -> dict[int, Ticket]:
         """By the item's index."""
@@ -164,7 +164,7 @@ class SliceRun:
         asked = self.hands.engine.ask([question for _, question in open_], account=self.account, deadline=self.deadline)
         self.asked = asked
         if self.ended:  # told so before there was anything to withdraw
-            asked.withdraw()
+            asked.cancel()
         left = len(open_)
         for number, answer in asked:
             self._commit(*open_[number], answer)
@@ -191,7 +191,7 @@ class SliceRun:
         except Exception as error:
             if self._others(error):
                 raise
-            result = ItemResult.of(item, self.claim.request, None).failed(told(error, self.claim.slice_id))
+            result = ItemResult.of(item, self.claim.request, None).failed(public_error(error, self.claim.slice_id))
         if result:
             self._committed(result, {})
         return result is not None

@@ -16,11 +16,11 @@ from shared.schemas import Item, ItemResult
 from shared.surveys.parts import Part, Seen
 from shared.surveys.store import Surveys, Used, first_of
 from worker.engine.engine import Engine
-from worker.engine.questions import SURVEYED, Picture
-from worker.engine.turns import Account
+from worker.engine.questions import SURVEY_BATCH, Picture
+from worker.engine.scheduling import Account
 from worker.jobs.inputs import Decoder
 
-AHEAD = 4 * SURVEYED  # images that are decoded before they are looked at
+AHEAD = 4 * SURVEY_BATCH  # images that are decoded before they are looked at
 
 
 class Patiently(Protocol):
@@ -65,7 +65,7 @@ class Surveying:
             try:
                 while self.wanted() and self._looked < self._of:
                     ahead += [reader.submit(self._picture, dataset, *one) for one in islice(left, AHEAD - len(ahead))]
-                    some = [ahead.popleft().result() for _ in range(min(SURVEYED, len(ahead)))]
+                    some = [ahead.popleft().result() for _ in range(min(SURVEY_BATCH, len(ahead)))]
                     self._look(some, found)
             finally:
                 reader.shutdown(cancel_futures=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from shared.errors import LayerNotCovered
 from shared.images import Frame
 from shared.schemas import WeightsUsed
-from worker.methods.suppression import PixelSpace, Watched
+from worker.methods.suppression import PixelSpace, TappedNetwork
 
 Each = Callable[[Collection[str], Tensor, Callable[[str, Tensor], None]], None]
 
@@ -53,9 +53,9 @@ class Layer:
         return self.space.mean.device
 
     @cached_property
-    def watched(self) -> Watched:
+    def tapped(self) -> TappedNetwork:
         """The same network, with activations that can be watched."""
-        return Watched(self.cut)
+        return TappedNetwork(self.cut)
 
     def features(self, images: Tensor) -> Tensor:
         """The feature maps F: (B, 3, H, W), of grey (B, 1, H, W) → (B, C, h, w)."""

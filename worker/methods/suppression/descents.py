@@ -1,4 +1,4 @@
-"""What the descents have reached, and whether another is worth it."""
+"""The lowest merit of each descent, and whether another descent follows."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from worker.methods.suppression.objective import BROKEN, Losses
-from worker.methods.suppression.problems import Problems, Rows
-from worker.methods.suppression.schedule import Moment
+from worker.methods.suppression.objective import VIOLATED, BatchLosses
+from worker.methods.suppression.problem_batch import Problems, Rows
+from worker.methods.suppression.schedule import ScheduleTensors
 
-LOWEST = 0.1  # where the step of a later descent begins, or at L_p where more of the map is lost
+LEAST_HEIGHT = 0.1  # of a later descent's first step, relative to the longest; L_p where that is higher
 
 
 @dataclass(frozen=True)
 class Descents(Rows):
-    """Of each problem."""
+    """The descents of each problem."""
 
-    best: Tensor  # the lowest merit that was seen, (B,)
-    descended: Tensor  # what it was when the last descent ended, (B,)
-    height: Tensor  # where the step of this descent begins, of the longest, (B,)
-    settled: Tensor  # bool: a descent ended that gained next to nothing, (B,)
+    best: Tensor  # the lowest merit of all evaluations, (B,)
+    previous: Tensor  # the lowest merit when the last descent ended, (B,)
+    height: Tensor  # the first step of this descent relative to the longest step h, in (0, 1], (B,)
+    settled: Tensor  # bool: a later descent has ended and lowered the merit by less than `gain`, (B,)
 
     @classmethod
     def start(cls, problems: Problems) -> Self:
-        """Nothing yet."""
-        none = torch.zeros_like(problems.target_norm)
-        worst = torch.full_like(none, torch.inf)
-        return cls(worst, worst, torch.ones_like(none), torch.zeros_like(none, dtype=torch.bool))
+        """Before the first evaluation."""
+        zero = torch.zeros_like(problems.target_norm)
+        worst = torch.full_like(zero, torch.inf)
+        return cls(worst, worst, torch.ones_like(zero), torch.zeros_like(zero, dtype=torch.bool))
 
-    def next(self, now: Losses, moment: Moment) -> Self:
-        """After an evaluation."""
-        best, descended = torch.fmin(self.best, now.merit), self.descended
-        if moment.any("forgets"):
-            forgets = moment.forgets > 0
-            best, descended = (torch.where(forgets, now.merit, one) for one in (best, descended))
-        if not moment.any("ends"):
-            return type(self)(best, descended, self.height, self.settled)
-        ends = moment.ends > 0
-        gained = best > (1 - moment.gain) * descended
+    def next(self, now: BatchLosses, schedule: ScheduleTensors) -> Self:
+        """The update after an evaluation with the losses `now`."""
+        best, previous = torch.fmin(self.best, now.merit), self.previous
+        if schedule.any("resets_best"):
+            resets = schedule.resets_best > 0
+            best, previous = (torch.where(resets, now.merit, one) for one in (best, previous))
+        if not schedule.any("descent_ends"):
+            return type(self)(best, previous, self.height, self.settled)
+        ends = schedule.descent_ends > 0
+        gained_little = best > (1 - schedule.gain) * previous
         return type(self)(
             best,
-            torch.where(ends, best, descended),
-            torch.where(ends, now.preservation.clamp(LOWEST, 1), self.height),
-            (moment.last > 0) & gained & (best < BROKEN),
+            torch.where(ends, best, previous),
+            torch.where(ends, now.preservation.clamp(LEAST_HEIGHT, 1), self.height),
+            (schedule.later_descent_ends > 0) & gained_little & (best < VIOLATED),
         )

@@ -1,4 +1,4 @@
-"""Step after step, until each problem has converged, has used its budget, or is told to stop."""
+"""The iteration: each problem of a batch is stepped until it converges, has used its budget or is stopped."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from worker.methods.suppression.objective import Losses
-from worker.methods.suppression.problems import Asks, Problems, Rows
+from worker.methods.suppression.objective import BatchLosses
+from worker.methods.suppression.problem_batch import ProblemOptions, Problems, Rows
 
 Stop = Literal["converged", "budget", "deadline", "cancelled"]
 StateT = TypeVar("StateT", bound=Rows)
@@ -25,75 +25,79 @@ _numbers = count()
 
 
 class Solver(Protocol[StateT]):
-    """A method as pure functions of a state whose row b belongs to problem b.
+    """A solver as pure functions of a state whose row b belongs to problem b.
 
-    Solvers of one kind may have been told different things (their budget, the lengths of their descents): each problem
-    has its own, and one of them makes the steps of all.
+    The problems of a batch may have solvers of one kind with different parameters (budget, schedule). One of these
+    solvers steps the whole batch, and reads each problem's parameters from `when`.
     """
 
     @property
     def budget(self) -> int:
-        """The most evaluations that a problem may take."""
+        """The largest number of evaluations of a problem."""
         ...
 
     def start(self, problems: Problems) -> StateT:
-        """The state before the first evaluation: X̂ = X."""
+        """The state before the first evaluation, with X̂ = X."""
         ...
 
     def step(
         self, network: nn.Module, problems: Problems, state: StateT, when: Sequence[Any], precision: torch.dtype, /
-    ) -> tuple[Losses, StateT]:
-        """One gradient evaluation at X̂: the losses there, and the next state.
+    ) -> tuple[BatchLosses, StateT]:
+        """One gradient evaluation and one step. Returns the losses before the step, and the next state.
 
         Args:
-            when: of each problem, its solver and after how many evaluations this one is.
+            network: as of `SolverBatch`.
+            problems: in the order of the state's rows.
+            state: as `start` or `step` returned it.
+            when: each problem's solver, and the number of evaluations before this one.
+            precision: of the evaluation.
         """
         ...
 
-    def forgets(self, age: int, asks: Asks, /) -> bool:
-        """Whether the merit of earlier evaluations cannot be compared with that at `age`."""
+    def resets_best(self, age: int, options: ProblemOptions, /) -> bool:
+        """Whether the merit of earlier evaluations does not compare with that of the evaluation after `age` others."""
         ...
 
-    def handed_out(self, problems: Problems, x: Tensor, when: Sequence[Any], /) -> Tensor:
-        """X̂ of the best iterate x; `when` is as of `step`, after how many evaluations it is handed out."""
+    def delivered(self, problems: Problems, x: Tensor, when: Sequence[Any], /) -> Tensor:
+        """X̂ from the best iterate x, (B, 3, H, W). `when` is as of `step`, with the number of all evaluations."""
         ...
 
     def converged(self, state: StateT, /) -> Tensor:
-        """(B,) bool: more steps would not change X̂ visibly."""
+        """(B,) bool: further steps would not change X̂ visibly."""
         ...
 
 
 @dataclass(frozen=True)
 class Solution:
-    """What became of one problem."""
+    """The result of one problem."""
 
-    x: Tensor  # X̂, the best that was seen, (3, H, W)
-    loss: float  # its merit, as it was evaluated; ∞ where there was no evaluation
-    iterations: int
-    seconds: float  # since it was added
+    x: Tensor  # X̂, from the best iterate, (3, H, W)
+    loss: float  # its merit as evaluated; ∞ without an evaluation
+    iterations: int  # gradient evaluations
+    seconds: float  # since the problem joined the batch
     stopped: Stop
     precision: str  # of its evaluations
     history: list[HistoryRow]
 
 
 @dataclass
-class Course:
-    """What the host knows of a problem that is being solved."""
+class Progress:
+    """A problem's progress on the host."""
 
     solver: Any
-    iteration: int = 0
-    age: int = 0  # evaluations so far, those after its end too, of which the host has not heard yet
+    iteration: int = 0  # evaluations that the host has read
+    age: int = 0  # evaluations that were started, including those after the problem's end
     terms: Terms = (nan, nan, nan, nan)
-    began: float = field(default_factory=time.perf_counter)
+    started: float = field(default_factory=time.perf_counter)
     history: list[HistoryRow] = field(default_factory=list)
 
     @property
     def budget(self) -> int:
-        """The most evaluations that it may take."""
+        """The largest number of evaluations."""
         return int(self.solver.budget)
 
-    def note(self, row: list[float]) -> None:
-        """One evaluation; a problem that had ended before it notes nothing."""
+    def record(self, row: list[float]) -> None:
+        """Record an evaluation, a row of `SolverBatch._evaluate`, unless the problem had ended before it."""
         if not row[0]:
             return
         self.iteration, self.terms = self.iteration + 1, (row[1], row[2], row[3], row[4])
@@ -103,148 +107,150 @@ class Course:
 
 
 @dataclass(frozen=True)
-class _Standing(Rows):
-    """Where each problem stands, whatever the solver."""
+class _Best(Rows):
+    """The best iterate of each problem and whether it has ended, for any solver."""
 
     done: Tensor  # bool: converged, (B,)
-    lost: Tensor  # bool: its loss was not a number, (B,)
+    not_finite: Tensor  # bool: a loss was NaN or infinite, (B,)
     best_x: Tensor  # (B, 3, H, W)
     best_merit: Tensor  # (B,)
 
     @classmethod
-    def at_start(cls, problems: Problems) -> _Standing:
+    def start(cls, problems: Problems) -> _Best:
         never, worst = torch.zeros_like(problems.kernel, dtype=torch.bool), torch.full_like(problems.target_norm, inf)
         return cls(never, never, problems.image, worst)
 
 
-class Batch(Generic[StateT]):
-    """Problems on one network that are solved together. They come and go, and none sees the others.
+class SolverBatch(Generic[StateT]):
+    """Problems on one network that are solved together. They join and leave at any step, and do not affect each other.
 
     Args:
-        network: up to the layer but for its ReLU, frozen: (B, 3, H, W) → Z (B, C, h, w), with F = max(Z, 0);
-            `Watched` where a problem asks for L_e.
+        network: up to the layer without its ReLU, frozen: (B, 3, H, W) → Z (B, C, h, w), where F = max(Z, 0); a
+            `TappedNetwork` if a problem uses L_e.
         precision: of the evaluations.
     """
 
     def __init__(self, network: nn.Module, precision: torch.dtype = torch.float32) -> None:
         self.network = network
         self.precision = precision
-        self.courses: dict[int, Course] = {}  # by the problem's number, in the order of the rows
+        self.progress: dict[int, Progress] = {}  # by the problem's number, in the order of the rows
         self.solver: Solver[StateT]
         self.problems: Problems
         self.state: StateT
-        self.standing: _Standing
+        self.best: _Best
 
     def __len__(self) -> int:
-        """How many problems are being solved."""
-        return len(self.courses)
+        """The number of problems."""
+        return len(self.progress)
 
     def add(self, problems: Problems, solver: Solver[StateT]) -> list[int]:
-        """Begin to solve these too, by a solver of the same kind; none silent, none lone. Returns their numbers."""
-        state, standing = solver.start(problems), _Standing.at_start(problems)
+        """Add problems, none silent and none lone, with a solver of the batch's kind. Returns their numbers."""
+        state, best = solver.start(problems), _Best.start(problems)
         if len(self):
             problems, state = self.problems.join(problems), self.state.join(state)
-            standing = self.standing.join(standing)
-        self.solver, self.problems, self.state, self.standing = solver, problems, state, standing
+            best = self.best.join(best)
+        self.solver, self.problems, self.state, self.best = solver, problems, state, best
         numbers = [next(_numbers) for _ in range(len(problems) - len(self))]
-        self.courses.update((number, Course(solver)) for number in numbers)
+        self.progress.update((number, Progress(solver)) for number in numbers)
         return numbers
 
     def step(self, evaluations: int = 1) -> list[tuple[int, Solution | None]]:
-        """So many evaluations of each problem, then one read-out, which is all that the host waits for.
+        """Evaluate each problem this many times, then read the results from the device once.
 
         Returns:
-            The problems that have ended. One has no solution if its loss is not a number.
+            The problems that have ended, by number. One whose loss is not finite has no solution.
         """
         tables = [self._evaluate() for _ in range(evaluations)]
-        now = self.standing
-        flags = torch.stack([now.done, now.lost, now.lost, now.lost, now.lost], dim=1).to(tables[0])
+        failed = self.best.not_finite
+        flags = torch.stack([self.best.done, failed, failed, failed, failed], dim=1).to(tables[0])
         *rows, last = torch.stack([*tables, flags]).tolist()
-        for number, *row in zip(self.courses, *rows, strict=True):
+        for number, *row in zip(self.progress, *rows, strict=True):
             for evaluation in row:
-                self.courses[number].note(evaluation)
-        lost = [number for number, (_, gone, *_) in zip(self.courses, last, strict=True) if gone]
+                self.progress[number].record(evaluation)
+        not_finite = [number for number, (_, failed, *_) in zip(self.progress, last, strict=True) if failed]
         ended: dict[int, Stop] = {
             number: "converged" if done else "budget"
-            for (number, course), (done, gone, *_) in zip(self.courses.items(), last, strict=True)
-            if (done or course.iteration >= course.budget) and not gone
+            for (number, progress), (done, failed, *_) in zip(self.progress.items(), last, strict=True)
+            if (done or progress.iteration >= progress.budget) and not failed
         }
-        solutions = self._retire(ended)
-        self.drop(lost)
-        return [*solutions, *((number, None) for number in lost)]
+        solutions = self._end(ended)
+        self.drop(not_finite)
+        return [*solutions, *((number, None) for number in not_finite)]
 
     def stop(self, numbers: Collection[int], reason: Stop) -> list[tuple[int, Solution]]:
-        """End these problems now: the best X̂ so far; X itself where there was no evaluation yet."""
-        return self._retire(dict.fromkeys(numbers, reason))
+        """End these problems now, with the best X̂ so far; X itself without an evaluation."""
+        return self._end(dict.fromkeys(numbers, reason))
 
     def iterates(self, numbers: Collection[int]) -> Tensor:
-        """X̂ as it is now of these problems, (b, 3, H, W), in the order of the courses."""
-        rows = [row for row, number in enumerate(self.courses) if number in numbers]
+        """The present X̂ of these problems, (b, 3, H, W), in the order of `progress`."""
+        rows = [row for row, number in enumerate(self.progress) if number in numbers]
         x: Tensor = self.state.x  # type: ignore[attr-defined]
         return x[torch.tensor(rows, dtype=torch.long, device=x.device)]
 
     def drop(self, numbers: Collection[int]) -> None:
-        """Forget these problems."""
+        """Remove these problems."""
         if numbers:
-            self._keep([row for row, number in enumerate(self.courses) if number not in numbers])
+            self._keep([row for row, number in enumerate(self.progress) if number not in numbers])
 
     def _keep(self, rows: Sequence[int]) -> None:
-        numbers = list(self.courses)
+        numbers = list(self.progress)
         index = torch.tensor(list(rows), dtype=torch.long, device=self.problems.kernel.device)
-        kept = self.problems.select(index), self.state.select(index), self.standing.select(index)
-        self.problems, self.state, self.standing = kept  # all or, where memory has run out, nothing
-        self.courses = {numbers[row]: self.courses[numbers[row]] for row in rows}
+        kept = self.problems.select(index), self.state.select(index), self.best.select(index)
+        self.problems, self.state, self.best = kept  # assigned together: if memory runs out above, nothing changes
+        self.progress = {numbers[row]: self.progress[numbers[row]] for row in rows}
 
     def _evaluate(self) -> Tensor:
-        """One evaluation of each problem. Returns (B, 5): whether it counts, and the terms of the loss.
+        """One evaluation of each problem. Returns (B, 5): whether the problem was open, L_p, L_s, L_r and L.
 
-        Nothing here waits for the device. A problem that has ended is evaluated until the read-out, to no effect.
+        Nothing here waits for the device. A problem that has ended is still evaluated until the host reads the results,
+        without effect.
         """
-        before, courses = self.standing, list(self.courses.values())
-        shown: Tensor = self.state.x  # type: ignore[attr-defined]
-        when = [(course.solver, course.age) for course in courses]
+        before, all_progress = self.best, list(self.progress.values())
+        evaluated: Tensor = self.state.x  # type: ignore[attr-defined]
+        when = [(progress.solver, progress.age) for progress in all_progress]
         now, state = self.solver.step(self.network, self.problems, self.state, when, self.precision)
         open_ = ~before.done
-        if not all(course.age < course.budget for course in courses):
-            open_ = open_ & torch.tensor([course.age < course.budget for course in courses]).to(open_.device)
+        within_budget = [progress.age < progress.budget for progress in all_progress]
+        if not all(within_budget):
+            open_ = open_ & torch.tensor(within_budget).to(open_.device)
         better = (now.merit < before.best_merit) & open_  # false for NaN
-        forgets = [
-            course.solver.forgets(course.age, asks) for course, asks in zip(courses, self.problems.asks, strict=True)
+        resets = [
+            solver.resets_best(age, options) for (solver, age), options in zip(when, self.problems.options, strict=True)
         ]
-        if any(forgets):
-            better |= torch.tensor(forgets).to(open_.device) & now.merit.isfinite() & open_
-        self.standing = _Standing(
+        if any(resets):
+            better |= torch.tensor(resets).to(open_.device) & now.merit.isfinite() & open_
+        self.best = _Best(
             done=before.done | (self.solver.converged(state) & open_),
-            lost=before.lost | (~now.total.isfinite() & open_),
-            best_x=torch.where(better[:, None, None, None], shown, before.best_x),
+            not_finite=before.not_finite | (~now.total.isfinite() & open_),
+            best_x=torch.where(better[:, None, None, None], evaluated, before.best_x),
             best_merit=torch.where(better, now.merit, before.best_merit),
         )
         self.state = state
-        for course in courses:
-            course.age += 1
+        for progress in all_progress:
+            progress.age += 1
         terms = (now.preservation, now.suppression, now.regularization, now.total)
         return torch.stack([open_.to(now.total), *terms], dim=1)
 
-    def _retire(self, reasons: dict[int, Stop]) -> list[tuple[int, Solution]]:
-        rows = [row for row, number in enumerate(self.courses) if number in reasons]
+    def _end(self, reasons: dict[int, Stop]) -> list[tuple[int, Solution]]:
+        rows = [row for row, number in enumerate(self.progress) if number in reasons]
         if not rows:
             return []
         index = torch.tensor(rows, device=self.problems.kernel.device)
-        problems, standing = self.problems.select(index), self.standing.select(index)
-        numbers, now = list(self.courses), time.perf_counter()
-        courses = [self.courses[numbers[row]] for row in rows]
-        when = [(course.solver, course.iteration) for course in courses]
-        x = self.solver.handed_out(problems, standing.best_x, when)
+        problems, best = self.problems.select(index), self.best.select(index)
+        numbers, now = list(self.progress), time.perf_counter()
+        ending = [self.progress[numbers[row]] for row in rows]
+        when = [(progress.solver, progress.iteration) for progress in ending]
+        x = self.solver.delivered(problems, best.best_x, when)
         solutions = []
-        for row, course, image, merit in zip(rows, courses, x, standing.best_merit.tolist(), strict=True):
+        for row, progress, image, merit in zip(rows, ending, x, best.best_merit.tolist(), strict=True):
             solution = Solution(
                 x=image.clone(),
                 loss=merit,
-                iterations=course.iteration,
-                seconds=now - course.began,
+                iterations=progress.iteration,
+                seconds=now - progress.started,
                 stopped=reasons[numbers[row]],
                 precision=str(self.precision).removeprefix("torch."),
-                history=course.history,
+                history=progress.history,
             )
             solutions.append((numbers[row], solution))
         self.drop([number for number, _ in solutions])
@@ -252,7 +258,7 @@ class Batch(Generic[StateT]):
 
 
 def after(seconds: float, otherwise: Callable[[], Stop | None] = lambda: None) -> Callable[[], Stop | None]:
-    """A `should_stop` with a time limit: "deadline" once `seconds` have passed since this call."""
+    """A `should_stop` that returns "deadline" once `seconds` have passed since this call."""
     end = time.perf_counter() + seconds
     return lambda: otherwise() or ("deadline" if time.perf_counter() >= end else None)
 
@@ -266,21 +272,23 @@ def solve(
     on_step: Callable[[int], None] = lambda _: None,
     should_stop: Callable[[], Stop | None] = lambda: None,
 ) -> list[Solution]:
-    """Solve every problem of a batch; the result of one does not depend on the others.
+    """Solve all problems of a batch. The result of one does not depend on the others.
 
     Args:
-        network: as of `Batch`.
-        problems: posed on that network; none silent, none lone.
+        network: as of `SolverBatch`.
+        problems: posed on that network, none silent and none lone.
+        solver: of all problems.
+        precision: of the evaluations.
         on_step: called with the number of evaluations after each of them.
-        should_stop: asked before each evaluation; what it returns becomes every unfinished solution's `stopped`.
+        should_stop: called before each evaluation; a reason that it returns ends all problems.
 
     Returns:
-        The solutions, in the order of the problems. A problem that was stopped before its first evaluation has X̂ = X.
+        The solutions, in the order of the problems. One that was stopped before its first evaluation has X̂ = X.
 
     Raises:
-        ArithmeticError: the loss of a problem is not a number.
+        ArithmeticError: the loss of a problem is not finite.
     """
-    batch: Batch[Any] = Batch(network, precision)
+    batch: SolverBatch[Any] = SolverBatch(network, precision)
     place = {number: row for row, number in enumerate(batch.add(problems, solver) if len(problems) else [])}
     solutions: dict[int, Solution] = {}
     for evaluations in count(1):
@@ -289,7 +297,7 @@ def solve(
         reason = should_stop()
         for number, solution in batch.stop(place, reason) if reason else batch.step():
             if solution is None:
-                raise ArithmeticError(f"the loss of problem {place[number]} is not a number")
+                raise ArithmeticError(f"the loss of problem {place[number]} is not finite")
             solutions[place[number]] = solution
         if not reason:
             on_step(evaluations)

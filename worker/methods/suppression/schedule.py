@@ -1,7 +1,8 @@
-"""When a descent begins and ends, and what follows from that: plain numbers of the host, and no tensor's business.
+"""The schedule of the fast solver: when a descent starts and ends, and the values that depend on it.
 
-A solver makes one descent, or a first and then shorter ones until one of them gains next to nothing. t is the share of
-the present descent that is spent, in (0, 1].
+A solver makes one descent, or a first one and then shorter ones until one of them lowers the loss by next to nothing.
+t ∈ (0, 1] is the fraction of the present descent that is spent. An evaluation's age is the number of evaluations before
+it. Everything but `ScheduleTensors` is computed on the host.
 """
 
 from __future__ import annotations
@@ -17,108 +18,108 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a solver was told of how long it is to try. Problems that were told different things share a batch.
+    """How long a problem is solved. Problems with different schedules may share a batch.
 
     Args:
-        budget: the most gradient evaluations.
+        budget: the largest number of gradient evaluations.
         first: evaluations of the first descent.
-        again: evaluations of each later one.
-        gain: a later descent that lowers the loss by less than this share is the last.
-        faithful: the evaluation from which on the network is shown the 8-bit picture.
-        travel: h·√first, in normalised units: a short descent takes longer steps.
+        again: evaluations of each later descent.
+        gain: a later descent that lowers the loss by less than this fraction is the last.
+        rounded_from: the age from which on evaluations are at the 8-bit picture.
+        travel: h·√first, in normalised units: a shorter descent takes longer steps.
     """
 
     budget: int = 1000
     first: int = 200
     again: int = 100
     gain: float = 0.003
-    faithful: int = 200
+    rounded_from: int = 200
     travel: float = 3.5
 
     @property
     def longest(self) -> float:
-        """The longest step of a pixel, h, in normalised units."""
+        """h: the longest step of a pixel, in normalised units."""
         return self.travel / sqrt(self.first)
 
-    def share(self, age: int) -> float:
-        """Of the evaluation after `age` others: t."""
+    def fraction(self, age: int) -> float:
+        """T."""
         return (age + 1) / self.first if age < self.first else ((age - self.first) % self.again + 1) / self.again
 
     def ends(self, age: int) -> bool:
-        """Whether a descent does, with this evaluation."""
+        """Whether a descent ends with this evaluation."""
         return age + 1 == self.first or (age >= self.first and (age - self.first + 1) % self.again == 0)
 
     def step(self, age: int, last: float) -> float:
-        """s_t·h: the step of a pixel that nothing pulls at, which falls to a share `last` of the longest."""
-        fallen = 0.5 * (1 + cos(pi * self.share(age)))
+        """s_t·h: the step of a pixel with no gradient. s_t falls from 1 to `last` along a power of a cosine."""
+        fallen = 0.5 * (1 + cos(pi * self.fraction(age)))
         return self.longest * (last + (1 - last) * fallen * sqrt(fallen))
 
-    def hope(self, age: int, middle: float) -> float:
-        """κ_t, which is `middle` in the middle of the first descent and falls to 0."""
-        share = self.share(age)
-        share = share if age < self.first else 0.3 + 0.7 * share
-        return middle * ((1 - share) / share) ** 2
+    def revival(self, age: int, middle: float) -> float:
+        """κ_t: `middle` in the middle of the first descent, 0 at the end of each."""
+        t = self.fraction(age)
+        t = t if age < self.first else 0.3 + 0.7 * t
+        return middle * ((1 - t) / t) ** 2
 
-    def louder(self, age: int, lasting: float) -> float:
-        """How much of the louder shrinking is left: from 1 to 0 in a share `lasting` of the first descent."""
-        return max(0.0, 1 - self.share(age) / lasting) if age < self.first else 0.0
+    def boost(self, age: int, fraction: float) -> float:
+        """The remaining part of L_r's initial boost: from 1 to 0 within this fraction of the first descent."""
+        return max(0.0, 1 - self.fraction(age) / fraction) if age < self.first else 0.0
 
-    def pricing(self, age: int) -> float:
-        """How fast the price of a bound follows: from 0 in the middle of a descent to 1 at its end."""
-        return max(0.0, 2 * self.share(age) - 1)
+    def gamma_rate(self, age: int) -> float:
+        """The rate at which γ is adapted to a bound on L_e: 0 up to the middle of a descent, 1 at its end."""
+        return max(0.0, 2 * self.fraction(age) - 1)
 
 
-# One descent; as many as gain something; longer ones.
+# quick: one descent; standard: as many as lower the loss; thorough: the same, and longer ones.
 EFFORTS = {
-    "quick": Schedule(budget=100, first=100, faithful=75, travel=5.0),
+    "quick": Schedule(budget=100, first=100, rounded_from=75, travel=5.0),
     "standard": Schedule(),
-    "thorough": Schedule(budget=2000, first=400, again=200, gain=0.001, faithful=400),
+    "thorough": Schedule(budget=2000, first=400, again=200, gain=0.001, rounded_from=400),
 }
 
 
-class Numbers(NamedTuple):
-    """What it says of one evaluation of one problem, in the order of the fields of `Moment`, which tells them."""
+class ScheduleValues(NamedTuple):
+    """The schedule's values for one evaluation of one problem, in the order of the fields of `ScheduleTensors`."""
 
     begun: bool
-    swinging: bool
+    has_cosine: bool
     step: float
-    hope: float
-    louder: float
+    revival: float
+    boost: float
     stiffness: float
-    pricing: float
-    unbiased: float
-    ends: bool
-    last: bool
+    gamma_rate: float
+    bias_correction: float
+    descent_ends: bool
+    later_descent_ends: bool
     gain: float
     rounded: bool
-    forgets: bool
+    resets_best: bool
 
 
 @dataclass(frozen=True)
-class Moment:
-    """What the schedules say of one evaluation, a column of numbers for each: one copy to the device."""
+class ScheduleTensors:
+    """The schedules' values for one evaluation of a batch: a table that is copied to the device once."""
 
-    host: tuple[Numbers, ...]  # of each problem
-    begun: Tensor  # 0 at the first evaluation, which no step has led to; else 1: (B,), like all of them
-    swinging: Tensor  # 1 from the third evaluation on: there were two residuals before
+    host: tuple[ScheduleValues, ...]  # of each problem
+    begun: Tensor  # 0 at the first evaluation, before which there was no step; else 1; (B,), like all that follow
+    has_cosine: Tensor  # 1 from the third evaluation on: two residuals that are not the initial zero
     step: Tensor  # s_t·h
-    hope: Tensor  # κ_t
-    louder: Tensor
+    revival: Tensor  # κ_t
+    boost: Tensor  # the remaining part of L_r's initial boost, in [0, 1]
     stiffness: Tensor  # ω of u
-    pricing: Tensor
-    unbiased: Tensor  # 1 − (memory of v)^(age + 1)
-    ends: Tensor  # 1 where a descent ends
-    last: Tensor  # 1 where a later descent ends
+    gamma_rate: Tensor  # in [0, 1]
+    bias_correction: Tensor  # 1 − 0.7^(age + 1), of v
+    descent_ends: Tensor  # 1 where a descent ends
+    later_descent_ends: Tensor  # 1 where a descent other than the first ends
     gain: Tensor
-    rounded: Tensor  # 1 where the network is shown the 8-bit picture
-    forgets: Tensor  # 1 where it is for the first time
+    rounded: Tensor  # 1 where the evaluation is at the 8-bit picture
+    resets_best: Tensor  # 1 where it is for the first time, so that earlier losses do not compare
 
     @classmethod
-    def of(cls, numbers: Sequence[Numbers], like: Tensor) -> Self:
-        """Of each problem's numbers, in the dtype of `like` and on its device."""
-        table = torch.tensor(list(numbers), dtype=like.dtype)
-        return cls(tuple(numbers), *table.to(like.device, non_blocking=True).unbind(1))
+    def of(cls, values: Sequence[ScheduleValues], like: Tensor) -> Self:
+        """From each problem's values, in the dtype and on the device of `like`."""
+        table = torch.tensor(list(values), dtype=like.dtype)
+        return cls(tuple(values), *table.to(like.device, non_blocking=True).unbind(1))
 
-    def any(self, what: str) -> bool:
-        """Whether a number is above 0 for any problem, as the host knows it."""
-        return any(getattr(one, what) > 0 for one in self.host)
+    def any(self, name: str) -> bool:
+        """Whether the value of this name is above 0 for any problem; needs no read from the device."""
+        return any(getattr(one, name) > 0 for one in self.host)

@@ -1,15 +1,16 @@
-"""The step of X̂: momentum, a length of each pixel's own, shrinking towards the mean colour, the box.
+"""The primal step: momentum, a step size for each pixel, the proximal map of L_r, the displayable box.
 
     m ← b·m + (1 − b)·g,   v ← 0.7·v + 0.3·g²
     x ← clip( shrink( x − τ·m, τ·β/N ) )                          N = 3·H·W
 
-* τ = s_t·h·N / (1 + N·√v): where the gradient is small against L_r's 1/N a pixel moves h a step, elsewhere less, as in
-  Adam. s_t falls in a descent; the step waits while L_p is large.
-* The momentum b follows cos(g_t, g_{t−1}): gradients that alternate are averaged over more steps.
-* In a problem of many layers the pull of the pixels is loud, mean |m| several times β/N, nearly everywhere, and what it
-  puts into x the shrinking cannot take away in a short descent. So at first the threshold is that of the mean |m|, at
-  most four times its own; it falls to its own, β, in the first nine tenths of the first descent. Where a few pixels are
-  pulled and most are not, (mean √|m|)² < ½·mean |m|, the pull is what holds the map, and nothing is louder.
+* τ = s_t·h·N / (1 + N·√v), per pixel: where the gradient is small against L_r's 1/N a pixel moves by h, elsewhere by
+  less, as in Adam. s_t falls within a descent, and the caller divides it by 1 + L_p.
+* The momentum b follows the averaged cos(g_t, g_{t−1}): gradients that alternate are averaged over more steps.
+* m and v are divided by their bias corrections, as in Adam.
+* On a deep layer mean |m| is several times β/N and nearly all pixels have a large m. What such gradients write into x
+  cannot be removed by the soft threshold in a short descent. Therefore the threshold starts at τ·mean |m|, at most four
+  times τ·β/N, and falls to τ·β/N within the first nine tenths of the first descent. Where only a few pixels have a
+  large m, (mean √|m|)² < ½·mean |m|, these gradients preserve the map, and the threshold is τ·β/N throughout.
 """
 
 from __future__ import annotations
@@ -22,77 +23,95 @@ from torch import Tensor
 
 from worker.methods.suppression.multiplier import tiny
 from worker.methods.suppression.objective import columns, norms
-from worker.methods.suppression.problems import PixelSpace, Problems, Rows
-from worker.methods.suppression.schedule import Moment
+from worker.methods.suppression.pixel_space import PixelSpace
+from worker.methods.suppression.problem_batch import Problems, Rows
+from worker.methods.suppression.schedule import ScheduleTensors
 
-LEAST, INDEPENDENT, MOST = 0.3, 0.65, 0.9  # b; that of gradients that have nothing to do with each other
-AGREEMENT_MEMORY = 0.8
-SQUARE_MEMORY = 0.7
-LAST = 0.001  # what is left of the step at the end of a descent
-LOUDEST, LASTING = 4.0, 0.9  # times β at most at the start, and the share of the first descent that it lasts
-EVERYWHERE = 0.5  # (mean √|m|)² over mean |m|: 0.86 of noise, 0.67 to 0.85 on VGG-16, 0.33 where few pixels are pulled
+MOMENTUM_MIN, MOMENTUM_UNCORRELATED, MOMENTUM_MAX = 0.3, 0.65, 0.9  # b; in the middle: that of a cosine of 0
+COSINE_DECAY = 0.8
+SQUARE_DECAY = 0.7  # of v
+LAST = 0.001  # s_t at the end of a descent
+BOOST_MAX, BOOST_FRACTION = 4.0, 0.9  # of β at the start, and the fraction of the first descent that the boost lasts
+DENSE = 0.5  # (mean √|m|)² / mean |m|: 0.86 of noise, 0.67 to 0.85 on VGG-16, 0.33 where few pixels have a large m
 
 
 @dataclass(frozen=True)
 class Steps(Rows):
-    """What the steps so far have left."""
+    """The running averages of the primal step."""
 
-    slope: Tensor  # g_{t−1}, (B, 3, H, W)
+    gradient: Tensor  # g_{t−1}, (B, 3, H, W)
     length: Tensor  # ‖g_{t−1}‖, (B,)
-    agreement: Tensor  # cos(g_t, g_{t−1}), averaged, (B,)
+    cosine: Tensor  # the average of cos(g_t, g_{t−1}), (B,)
     mean: Tensor  # m, (B, 3, H, W)
-    forgotten: Tensor  # Π b: the weight of 0 in m, (B,)
+    bias: Tensor  # Π b: the weight of the initial 0 in m, (B,)
     square: Tensor  # v, (B, 3, H, W)
     moved: Tensor  # ‖x_t − x_{t−1}‖²_{1/τ}, (B,)
 
     @classmethod
     def start(cls, problems: Problems) -> Self:
-        """None."""
-        zeros, none = torch.zeros_like(problems.image), torch.zeros_like(problems.target_norm)
-        return cls(zeros, none, none, zeros, torch.ones_like(none), zeros, none)
+        """Before the first step."""
+        zeros, zero = torch.zeros_like(problems.image), torch.zeros_like(problems.target_norm)
+        return cls(zeros, zero, zero, zeros, torch.ones_like(zero), zeros, zero)
 
     def next(
-        self, problems: Problems, x: Tensor, slope: Tensor, moment: Moment, length: Tensor, space: PixelSpace
+        self,
+        problems: Problems,
+        x: Tensor,
+        gradient: Tensor,
+        schedule: ScheduleTensors,
+        length: Tensor,
+        space: PixelSpace,
     ) -> tuple[Tensor, Self]:
-        """The step from x along g = `slope`; `length` is that of a pixel that nothing pulls at, s_t·h, (B,)."""
-        pixels, size = slope[0].numel(), norms(slope)
-        cosine = (slope * self.slope).sum(dim=(1, 2, 3)) / (size * self.length).clamp_min(tiny(size))
-        agreement = torch.lerp(cosine, self.agreement, AGREEMENT_MEMORY)
-        memory = (INDEPENDENT - 0.5 * agreement).clamp(LEAST, MOST)
-        mean = torch.lerp(slope, self.mean, columns(memory))
-        forgotten = memory * self.forgotten
-        square = torch.lerp(slope.square(), self.square, SQUARE_MEMORY)
-        root = (square / columns(moment.unbiased)).sqrt_().mul_(pixels).add_(1)
+        """One step.
+
+        Args:
+            x: (B, 3, H, W).
+            gradient: g_t at x, (B, 3, H, W).
+            schedule: of this evaluation.
+            length: the step of a pixel with no gradient, in normalised units, (B,).
+            space: its box contains the next x.
+
+        Returns:
+            The next x, and the averages.
+        """
+        pixels, size = gradient[0].numel(), norms(gradient)
+        cosine = (gradient * self.gradient).sum(dim=(1, 2, 3)) / (size * self.length).clamp_min(tiny(size))
+        averaged = torch.lerp(cosine, self.cosine, COSINE_DECAY)
+        momentum = (MOMENTUM_UNCORRELATED - 0.5 * averaged).clamp(MOMENTUM_MIN, MOMENTUM_MAX)
+        mean = torch.lerp(gradient, self.mean, columns(momentum))
+        bias = momentum * self.bias
+        square = torch.lerp(gradient.square(), self.square, SQUARE_DECAY)
+        root = (square / columns(schedule.bias_correction)).sqrt_().mul_(pixels).add_(1)
         tau = columns(length * pixels) / root
-        pull = mean / columns(1 - forgotten)
-        beta = self._beta(problems, pull, moment) if moment.any("louder") else problems.beta
+        direction = mean / columns(1 - bias)
+        beta = self._beta(problems, direction, schedule) if schedule.any("boost") else problems.beta
         threshold = columns(beta / pixels)
-        new = boxed(problems, shrunk(torch.addcmul(x, tau, pull, value=-1), tau * threshold), space)
+        new = boxed(problems, shrunk(torch.addcmul(x, tau, direction, value=-1), tau * threshold), space)
         moved = ((new - x).square() / tau).sum(dim=(1, 2, 3))
-        return new, type(self)(slope, size, agreement, mean, forgotten, square, moved)
+        return new, type(self)(gradient, size, averaged, mean, bias, square, moved)
 
     @staticmethod
-    def _beta(problems: Problems, pull: Tensor, moment: Moment) -> Tensor:
-        """The weight of L_r that this step shrinks by, (B,): louder at first where the pixels' pull is."""
-        strength = pull.abs()
+    def _beta(problems: Problems, direction: Tensor, schedule: ScheduleTensors) -> Tensor:
+        """β of the soft threshold, (B,): boosted at first where nearly all pixels have a large m."""
+        strength = direction.abs()
         mean, roots = strength.mean(dim=(1, 2, 3)), strength.sqrt().mean(dim=(1, 2, 3))
-        loud = (mean * pull[0].numel() / problems.beta.clamp_min(1e-9)).clamp(1, LOUDEST)
-        left = torch.where(roots.square() > EVERYWHERE * mean, moment.louder, 0)
-        return problems.beta * torch.addcmul(torch.ones_like(left), left, loud - 1)
+        boost = (mean * direction[0].numel() / problems.beta.clamp_min(1e-9)).clamp(1, BOOST_MAX)
+        remaining = torch.where(roots.square() > DENSE * mean, schedule.boost, 0)
+        return problems.beta * torch.addcmul(torch.ones_like(remaining), remaining, boost - 1)
 
 
 def shrunk(x: Tensor, threshold: Tensor) -> Tensor:
-    """The proximal map of threshold·|x|."""
+    """The soft threshold: the proximal map of threshold·|x|."""
     return x - x.clamp(-threshold, threshold)
 
 
 def boxed(problems: Problems, x: Tensor, space: PixelSpace) -> Tensor:
-    """What can be displayed; between X and the mean colour where nothing may be added."""
+    """The projection onto the displayable box; where `only_remove`, onto the values between X and the mean colour."""
     low, high = space.box(x.dtype)
-    if problems.any_asks("removing"):
+    if problems.any_option("only_remove"):
         least, most = problems.image.clamp_max(0), problems.image.clamp_min(0)
-        if not all(asks.removing for asks in problems.asks):
-            removing = columns(problems.removing)
-            least, most = torch.where(removing, least, low), torch.where(removing, most, high)
+        if not all(options.only_remove for options in problems.options):
+            only_remove = columns(problems.only_remove)
+            least, most = torch.where(only_remove, least, low), torch.where(only_remove, most, high)
         low, high = least, most
     return x.clamp(low, high)

@@ -1,4 +1,4 @@
-"""How alike two feature maps are: SSIM (Wang et al. 2004) with a Gaussian window and population covariance."""
+"""SSIM of feature maps (Wang et al. 2004), with a Gaussian window and population covariance."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def ssim(after: Tensor, before: Tensor, *, data_range: Tensor, window: int = WIN
     """Mean SSIM of each pair of maps.
 
     Args:
-        after, before: (B, h, w), at least `window` on either side; float64 for a number that is reported.
-        data_range: (B,), the span L in the constants (0.01·L)² and (0.03·L)².
-        window: odd side of the window; its σ is 1.5·window/11.
-        padding: zeros around the maps; with 0 only windows that fit inside count.
+        after, before: (B, h, w), each side at least `window`; float64 where the result is reported.
+        data_range: L in the constants (0.01·L)² and (0.03·L)², (B,).
+        window: the side of the window, odd; its σ is 1.5·window/11.
+        padding: zeros around the maps; 0: only windows that fit inside the map count.
 
     Returns:
-        (B,), at most 1.
+        In [−1, 1], (B,).
     """
     rows, columns = (_windows(side, window, padding, before.dtype, before.device) for side in before.shape[1:])
     stack = torch.stack([after, before, after * after, before * before, after * before], dim=1)  # (B, 5, h, w)
@@ -36,13 +36,13 @@ def ssim(after: Tensor, before: Tensor, *, data_range: Tensor, window: int = WIN
     return mean
 
 
-def span(maps: Tensor) -> Tensor:
-    """The data range of maps (B, h, w): max F, or where they have a sign max F − min F."""
+def dynamic_range(maps: Tensor) -> Tensor:
+    """The data range of maps (B, h, w): max F or, where they have a sign, max F − min F, (B,)."""
     return maps.amax(dim=(1, 2)) - maps.amin(dim=(1, 2)).clamp_max(0)
 
 
 def window_for(height: int, width: int) -> int | None:
-    """11, or the largest odd side that fits into the map; None on a map of one position or line."""
+    """The window's side: 11, or the largest odd side that fits into the map; None for a map with a side of 1 or 2."""
     side = min(height, width, WINDOW)
     odd = side if side % 2 else side - 1
     return odd if odd > 1 else None
@@ -50,18 +50,19 @@ def window_for(height: int, width: int) -> int | None:
 
 @cache
 def _windows(side: int, window: int, padding: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """One line of the window at each place that it has along a side: (places, side), each row at most 1 in sum.
+    """The matrix of a convolution with one line of the window along a side, (positions, side).
 
-    The window is separable, and two products with such matrices are several times as fast as its convolution in
-    float64. Kept on the device: to copy it at each evaluation would wait for that.
+    The window is separable, and in float64 two products with such matrices are several times as fast as a convolution.
+    The matrix is cached on the device, since a copy at each evaluation would wait for the device.
     """
     sigma = SIGMA * window / WINDOW
     line = torch.exp(-((torch.arange(window, dtype=torch.float64) - window // 2) ** 2) / (2 * sigma**2))
     line = line / line.sum()
-    places = torch.stack([_placed(line, start, side + 2 * padding) for start in range(side + 2 * padding - window + 1)])
-    return places[:, padding : padding + side].contiguous().to(device, dtype)
+    length = side + 2 * padding
+    positions = torch.stack([_placed(line, start, length) for start in range(length - window + 1)])
+    return positions[:, padding : padding + side].contiguous().to(device, dtype)
 
 
 def _placed(line: Tensor, start: int, length: int) -> Tensor:
-    """The line at a place among zeros."""
+    """The line at this position, padded with zeros to this length."""
     return pad(line, (start, length - start - len(line)))

@@ -1,4 +1,4 @@
-"""What X̂ does to the network's layer, measured: SSIM, MSE, leakage, sparsity (definitions: docs/method.md)."""
+"""The metrics of X̂: SSIM, MSE, leakage, sparsity (definitions: docs/method.md)."""
 
 from __future__ import annotations
 
@@ -8,55 +8,55 @@ import torch
 from torch import Tensor
 
 from shared.schemas import Losses, Metrics
-from worker.methods.suppression import Losses as BatchLosses
-from worker.methods.suppression import PixelSpace
-from worker.methods.suppression.likeness import WINDOW, span, ssim, window_for
+from worker.methods.suppression import BatchLosses, PixelSpace
+from worker.methods.suppression.ssim import WINDOW, dynamic_range, ssim, window_for
 
 
-def likeness(
+def map_ssim(
     after: Tensor, before: Tensor, *, data_range: float | None = None, window: int | None = None, padding: int = 0
 ) -> float | None:
-    """SSIM of two maps (h, w) in float64; None on a map of one position or line.
+    """SSIM of two maps (h, w), in float64; None for maps with a side of 1 or 2.
 
     Args:
-        data_range: max F of the map before, max F − min F where it has a sign, unless given.
-        window: side of the window, the largest that fits unless given.
+        data_range: by default max F of the map before, or max F − min F where it has a sign.
+        window: the side of the window; by default the largest that fits, at most 11.
         padding: zeros around the maps.
     """
-    found = likenesses(after[None], before[None], data_range=data_range, window=window, padding=padding)
+    found = map_ssims(after[None], before[None], data_range=data_range, window=window, padding=padding)
     return found[0]
 
 
-def likenesses(
+def map_ssims(
     after: Tensor, before: Tensor, *, data_range: float | None = None, window: int | None = None, padding: int = 0
 ) -> list[float | None]:
-    """The same of each pair of maps, (B, h, w)."""
+    """`map_ssim` of each pair of maps, (B, h, w)."""
     window = window or window_for(*before.shape[1:])
     if window is None:
         return [None] * len(before)
     a, b = after.double(), before.double()
-    known = span(b) if data_range is None else torch.full_like(b[:, 0, 0], data_range)
+    known = dynamic_range(b) if data_range is None else torch.full_like(b[:, 0, 0], data_range)
     found: list[float | None] = ssim(a, b, data_range=known, window=window, padding=padding).tolist()
     return found
 
 
 def metrics(before: Tensor, after: Tensor, kernel: Tensor, picture: Tensor, space: PixelSpace) -> list[Metrics]:
-    """Every metric of each X̂.
+    """The metrics of each X̂, without those of the invention.
 
     Args:
         before, after: feature maps F and F̂ of the whole layer, (B, C, h, w), float32.
         kernel: the selected kernel i of each, (B,).
-        picture: X̂ in 8 bits, (B, 3, H, W).
+        picture: X̂ in 8 bits, (B, 3, H, W) uint8.
+        space: of the network's input.
     """
     rows = torch.arange(len(kernel), device=before.device)
-    selected, kept = before[rows, kernel], after[rows, kernel]  # (B, h, w)
+    selected, modified = before[rows, kernel], after[rows, kernel]  # (B, h, w)
     window = window_for(*selected.shape[1:])
-    sums, squares = (_of_the_others(measure, before, after, rows, kernel) for measure in (torch.abs, torch.square))
+    sums, squares = (_sums_of_others(measure, before, after, rows, kernel) for measure in (torch.abs, torch.square))
     count = (before.shape[1] - 1) * selected[0].numel()
     mean_colour = (picture == space.mean_bytes.to(picture.device)).all(dim=1).double().mean(dim=(1, 2))
-    plain = likenesses(kept, selected)
-    papers = likenesses(kept, selected, data_range=1.0, window=WINDOW, padding=WINDOW // 2) if window else plain
-    error = (kept.double() - selected.double()).square().mean(dim=(1, 2))
+    plain = map_ssims(modified, selected)
+    papers = map_ssims(modified, selected, data_range=1.0, window=WINDOW, padding=WINDOW // 2) if window else plain
+    error = (modified.double() - selected.double()).square().mean(dim=(1, 2))
     leakage = torch.where(sums[0] > 0, sums[1] / sums[0], 0)
     numbers = torch.stack([squares[1] / count, squares[0] / count, error, leakage, mean_colour]).T.tolist()
     return [
@@ -77,7 +77,7 @@ def metrics(before: Tensor, after: Tensor, kernel: Tensor, picture: Tensor, spac
 
 
 def as_records(rows: BatchLosses) -> list[Losses]:
-    """A batch's losses as the contract has them."""
+    """A batch's losses as records of the API."""
     terms = torch.stack([rows.preservation, rows.suppression, rows.regularization, rows.total], dim=1).tolist()
     return [
         Losses(preservation=preservation, suppression=suppression, regularization=regularization, total=total)
@@ -86,14 +86,14 @@ def as_records(rows: BatchLosses) -> list[Losses]:
 
 
 def png_regularization(picture: Tensor, space: PixelSpace) -> Tensor:
-    """L_r of pictures in 8 bits, (B, 3, H, W) → (B,): a byte equal to the rounded mean colour counts as zero."""
+    """L_r of 8-bit pictures, (B, 3, H, W) → (B,), where a byte equal to the rounded mean colour is 0."""
     return space.weighed(picture).abs().mean(dim=(1, 2, 3))
 
 
-def _of_the_others(
+def _sums_of_others(
     measure: Callable[[Tensor], Tensor], before: Tensor, after: Tensor, rows: Tensor, kernel: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Its sum over the maps of all kernels but the selected one, before and after, (B,) each, in float64."""
+    """The sums over the maps of all kernels but the selected one, before and after, (B,) each, in float64."""
     found = []
     for maps in (before, after):
         each = measure(maps).sum(dim=(2, 3), dtype=torch.float64)  # (B, C)
