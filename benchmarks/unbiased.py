@@ -17,7 +17,7 @@ from shared.images import Frame
 from shared.schemas import WeightsUsed
 from worker.methods.suppression import PixelSpace
 from worker.networks.architectures import ARCHITECTURES, Traced
-from worker.networks.layer import Layer, Layers, LoadedNetwork
+from worker.networks.layer import Layers, LoadedLayer, LoadedNetwork
 from worker.networks.loaded import Networks
 from worker.networks.vgg_mini import VggMini
 from worker.networks.vgg_mini.train import accuracy, pictures, train
@@ -61,9 +61,9 @@ class UnbiasedNetworks(Networks):
         space = PixelSpace.of(VggMini.MEAN, VggMini.STD)
         used = WeightsUsed(source=file.name, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
 
-        def layer(name: str) -> Layer:
+        def layer(name: str) -> LoadedLayer:
             cut = own.cut(filled, name)
-            return Layer(
+            return LoadedLayer(
                 "vgg_mini without biases",
                 name,
                 cut,

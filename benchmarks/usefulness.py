@@ -57,7 +57,7 @@ from worker.engine.memory import reuse_memory
 from worker.engine.questions import Answer, Picture, Question
 from worker.methods.suppression import PixelSpace
 from worker.networks.definitions import FILE
-from worker.networks.layer import Layer
+from worker.networks.layer import LoadedLayer
 from worker.networks.loaded import Networks
 from worker.networks.weights import find
 
@@ -112,7 +112,7 @@ class Trial:
     """A layer with its crops."""
 
     engine: Engine
-    layer: Layer
+    layer: LoadedLayer
     learned: Crops  # of which the nine are
     asked: Crops  # of which the pairs are
     eyes: Mapping[str, Eye]
@@ -195,7 +195,7 @@ def cut(photographs: Sequence[Image.Image], side: int, step: int) -> tuple[list[
 
 
 @torch.no_grad()
-def seen(layer: Layer, photographs: Sequence[Image.Image], step: int) -> Crops:
+def seen(layer: LoadedLayer, photographs: Sequence[Image.Image], step: int) -> Crops:
     """The crops of these, and how active they make each kernel."""
     pictures, of = cut(photographs, layer.frame.height, step)
     peaks = [

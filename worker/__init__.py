@@ -1,1 +1,1 @@
-"""The worker: networks, the method, and the jobs that use them. The only side that imports torch."""
+"""The worker: networks, methods, the engine and jobs. Only this package imports torch."""

@@ -1,4 +1,4 @@
-"""The Celery application of the worker, and the hooks that tie a process's life to Celery's.
+"""The Celery application of the worker, and the hooks that connect the process's life cycle to Celery's.
 
 Run with `python -m worker`.
 """
@@ -21,20 +21,20 @@ from worker.engine.questions import NoSuchDevice
 from worker.jobs import admission
 from worker.process import WorkerProcess
 
-POLL_SECONDS = 0.2  # after which the queues are asked again, and which of them
-WAKE_SECONDS = 0.1  # after which a free place is noticed
+POLL_SECONDS = 0.2  # between two polls of the queues
+WAKE_SECONDS = 0.1  # after which a free slot is noticed
 
 celery = make_celery(settings().redis)
 celery.conf.update(imports=["worker.tasks"], worker_consumer="worker.consumer:Consumer")
 celery.conf.broker_transport_options.update(
-    queue_order_strategy="worker.jobs.admission:Turns", polling_interval=POLL_SECONDS
+    queue_order_strategy="worker.jobs.admission:QueueOrder", polling_interval=POLL_SECONDS
 )
 process: WorkerProcess | None = None
 
 
 @signals.worker_ready.connect
 def _ready(**_: Any) -> None:
-    if loop := get_event_loop():  # with every place taken it sleeps for a second, even when one becomes free meanwhile
+    if loop := get_event_loop():  # without this, Celery sleeps for a second when all slots are occupied
         loop.call_repeatedly(WAKE_SECONDS, lambda: None)
     if process:
         process.ready.set()
@@ -56,10 +56,10 @@ def _gone(sender: Any, **_: Any) -> None:
 
 
 def main() -> None:
-    """Load the networks, then take slices: a thread runs each, one engine on the process's device answers them all.
+    """Load the networks, then run slices, each in a thread, with one engine on the process's device.
 
-    The process is made before Celery starts, whose hooks would swallow an error of it, and before anything is
-    consumed: a worker that is still loading is not ready for jobs.
+    The process is created before Celery starts, because Celery's hooks would swallow its errors, and a worker should
+    not consume messages before its networks are loaded.
     """
     global process  # noqa: PLW0603 - Celery's hooks and tasks have no other place to find it
     reuse_memory()

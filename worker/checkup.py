@@ -1,8 +1,8 @@
-"""What a worker would find on this machine, as JSON: `python -m worker.checkup`. `kernelscope doctor` asks it.
+"""Reports devices, weights files and networks of this machine as JSON: `python -m worker.checkup`.
 
-With a device, `python -m worker.checkup cuda:0`, that one computes a little: nothing is printed where it is sound.
-
-In a process of its own: a torch that does not fit its torchvision ends it, and says why on stderr.
+`kernelscope doctor` runs it in a process of its own, since a torch that does not match its torchvision ends the
+process with an error on stderr. `python -m worker.checkup cuda:0` runs the self-test of a device, and prints nothing
+if it passes.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from worker.networks.checkpoints import weights_files
 from worker.networks.definitions import FILE, definitions
 from worker.networks.own import own_networks
 from worker.networks.registry import Registry
-from worker.networks.weights import cached, find, network_names, refused, trouble
+from worker.networks.weights import cached, file_error, find, network_names, refused
 
 
 def report(configuration: Settings) -> dict[str, Any]:
-    """Versions, the devices that torch can use, each weights file, each network that is to be loaded."""
-    torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # an operator of torchvision's that torch has to find
+    """Versions, the devices that torch can use, each weights file, and each network."""
+    torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # an operator of torchvision that torch must find
     cards = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return {
         "torch": torch.__version__,
@@ -42,17 +42,17 @@ def report(configuration: Settings) -> dict[str, Any]:
 
 
 def _networks(configuration: Settings) -> dict[str, Any]:
-    """Those that are to be loaded, those of the weights folder, and those of the object store."""
+    """The networks of the `preload` setting, of the weights folder, and of the object store."""
     registry = Registry(BlobStore(configuration.store), cached())
-    with suppress(StoreUnavailable):  # which is told of elsewhere
-        registry.look()
+    with suppress(StoreUnavailable):  # reported by another check
+        registry.refresh()
     folder = configuration.weights
     names = [*configuration.preload, *sorted(network_names(folder)), *definitions(folder).networks, *registry.entries()]
     return {name: _network(name, configuration, registry) for name in dict.fromkeys(names)}
 
 
 def _own(configuration: Settings) -> dict[str, Any]:
-    """Those of the operator's code."""
+    """The networks of the operator's code."""
     try:
         own = own_networks(configuration.models)
     except ValueError as error:
@@ -64,9 +64,9 @@ def _own(configuration: Settings) -> dict[str, Any]:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """What is wrong with each weights file; where the folder itself cannot be read, that."""
+    """The error of each weights file, or of the folder if it cannot be read."""
     try:
-        files = {file.name: trouble(file) for file in weights_files(folder)}
+        files = {file.name: file_error(file) for file in weights_files(folder)}
         return files | {file.name: reason for file, reason in refused(folder).items() if file.name == FILE}
     except OSError as error:
         return {str(folder): f"cannot be read ({error.strerror})"}

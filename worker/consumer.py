@@ -1,4 +1,4 @@
-"""Celery's consumer, more patient: a broker that refuses at once is asked again in a second, not as fast as it can."""
+"""Celery's consumer with a pause of a second after a refused connection to the broker."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import time
 
 from celery.worker import consumer
 
-REFUSED_SECONDS = 1.0
+PAUSE_SECONDS = 1.0
 
 
 class Consumer(consumer.Consumer):  # type: ignore[misc]
-    """The default one, but for the pause."""
+    """The default consumer with the pause."""
 
     def on_connection_error_before_connected(self, exc: Exception) -> None:
-        """As it is told, then wait."""
+        """Handle the error as the default does, then wait."""
         super().on_connection_error_before_connected(exc)
-        time.sleep(REFUSED_SECONDS)
+        time.sleep(PAUSE_SECONDS)

@@ -1,4 +1,4 @@
-"""A worker process's life: load the networks, say so, run slices, hand back what is running when told to stop."""
+"""The life cycle of a worker process: load networks, publish a heartbeat, run slices, release them when it stops."""
 
 from __future__ import annotations
 
@@ -22,28 +22,29 @@ from shared.version import told
 from shared.workers import HEARTBEAT_SECONDS, WorkerState, publish, retire, tell
 from worker.engine.engine import Engine
 from worker.engine.questions import Device, NoSuchDevice
-from worker.jobs.pulse import Pulse
-from worker.jobs.runner import Runner
+from worker.jobs.leases import LeaseRenewer
+from worker.jobs.runner import SliceRunner
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 5.0  # seconds that one try of a Redis call may take
-GRACE_SECONDS, LAST_SECONDS = 6.0, 2.0  # from SIGTERM until no more is waited for, and until the end, whatever happens
-BROKEN_SECONDS = 30.0  # until a worker ends that never had a device that works
+REDIS_TIMEOUT = 5.0  # seconds of one attempt of a Redis call
+GRACE_SECONDS, LAST_SECONDS = 6.0, 2.0  # from SIGTERM to a forced release of slices, and from there to the exit
+BROKEN_SECONDS = 30.0  # until a worker whose device fails its first self-test ends
 BROKEN, HUNG = 70, 71  # exit codes
-LOOK_SECONDS = 60.0  # after which the store is asked again which one it is, and Redis told of networks again
+REFRESH_SECONDS = 60.0  # after which the store's identity is read, and the networks are published, again
 
 
 class WorkerProcess:
-    """What one process has: an engine, a runner, and a heartbeat.
+    """A worker process: an engine, a slice runner, and a heartbeat.
 
     Args:
+        settings: of the process.
         announce: sends the message that a slice may be runnable: (slice id, queue).
     """
 
     def __init__(self, settings: Settings, announce: Callable[[str, str], None]) -> None:
         self.settings = settings
-        self.redis = connect(settings.redis, patience=PATIENCE, persistent=True)
+        self.redis = connect(settings.redis, patience=REDIS_TIMEOUT, persistent=True)
         self.device = make_device(settings)
         self.engine = Engine(self.device, on_broken=lambda _: self._broken())
         self.stopping = Event()
@@ -53,12 +54,12 @@ class WorkerProcess:
         self.id = f"{socket.gethostname()}-{os.getpid()}"
         self.store = BlobStore(settings.store)
         self._identity: str | None = None
-        self._looked_at = self._told_at = -math.inf
-        self._told: list[Network] = []
+        self._identified_at = self._published_at = -math.inf
+        self._published: list[Network] = []
         transitions = Transitions(self.redis, settings.lease_seconds)
-        self.runner = Runner(
+        self.runner = SliceRunner(
             engine=self.engine,
-            pulse=Pulse(transitions, self.engine, on_hang=lambda: _end(HUNG)),
+            leases=LeaseRenewer(transitions, self.engine, on_hang=lambda: _end(HUNG)),
             records=Records(self.redis, self.store),
             transitions=transitions,
             store=self.store,
@@ -69,14 +70,14 @@ class WorkerProcess:
 
     @property
     def slices(self) -> int:
-        """How many slices it may hold at once."""
+        """How many slices it may run at once."""
         return self.settings.slices or (8 if self.device.name in ("cpu", "dummy") else 64)
 
     def start(self) -> None:
-        """Begin the heartbeat, then load the networks of the `preload` setting, those that can be had.
+        """Start the heartbeat, then load the available networks of the `preload` setting.
 
-        A device that does not compute what it should takes no work: its worker ends after a while, so that its
-        supervisor does not start it again and again.
+        A worker whose device fails its self-test takes no work. It ends after a delay, which limits how often its
+        supervisor restarts it.
         """
         Thread(target=self._beat, name="heartbeat", daemon=True).start()
         if not self.device.sound():
@@ -89,16 +90,16 @@ class WorkerProcess:
             self.gone()
             _end(BROKEN)
         if self.settings.worker_metrics_bind:
-            self._tell()
+            self._serve_metrics()
         for name in self.settings.preload:
             try:
                 self.device.preload(name)
             except KernelscopeError as error:
                 log.warning("%s is not preloaded: %s", name, error)
-            except Exception:  # a bug; the other networks can be served all the same
+            except Exception:  # a bug; the other networks can still be served
                 log.exception("%s is not preloaded", name)
 
-    def _tell(self) -> None:
+    def _serve_metrics(self) -> None:
         """Serve the metrics."""
         telemetry, engine = self.runner.telemetry, self.engine
         telemetry.watch("kernelscope_engine_items", "Items that the device works on.", lambda: engine.running)
@@ -107,38 +108,39 @@ class WorkerProcess:
         telemetry.serve(self.settings.worker_metrics_bind)
 
     def stop(self) -> None:
-        """Hand back what is running. What cannot be stopped (a download, say) is handed back all the same."""
+        """Stop and release all slices; those that cannot be stopped, for example during a download, after a delay."""
         if not self.stopping.is_set():
             self.stopping.set()
-            Thread(target=self._give_up, name="grace", daemon=True).start()
+            Thread(target=self._force_exit, name="grace", daemon=True).start()
             self.runner.stop()
 
     def close(self) -> None:
-        """Wait for the device's present step, no longer than what is handed back is waited for.
+        """Stop, and wait for the device's present step, at most for the grace period.
 
-        If Python ended meanwhile, the thread that computes would abort the process.
+        If Python exited earlier, the engine's thread would abort the process.
         """
         self.stop()
         self.engine.close()
 
     def _broken(self) -> None:
-        """The device is good for nothing in this process, by its own fault or by that of what it ran.
+        """End the process, because its device cannot be used any more.
 
-        If it is its own, what was running here is handed back, and nothing of it is suspected. If a fresh process finds
-        the device sound, the leases lapse: what was running is tried again, and suspected when it does this again.
+        If the device also fails its self-test in a new process, the slices are released. If it passes, one of the
+        slices may have caused the failure: their leases expire, so that they are retried, and are suspected if this
+        happens again.
         """
         self.stopping.set()
-        self.runner.pulse.close()  # it would take this for a device that hangs
+        self.runner.leases.close()  # otherwise it would report that the device hangs
         if not self.device.sound():
-            log.critical("the device %s fails its self-test; everything is handed back", self.device.name)
+            log.critical("the device %s fails its self-test; all slices are released", self.device.name)
             self.runner.abandon()
         self.gone()
         _end(BROKEN)
 
-    def _give_up(self) -> None:
+    def _force_exit(self) -> None:
         time.sleep(GRACE_SECONDS)
-        log.warning("not everything could be stopped in %.0f s", GRACE_SECONDS)
-        last = Thread(target=self._abandon, name="farewell", daemon=True)
+        log.warning("not all slices stopped within %.0f s; they are released", GRACE_SECONDS)
+        last = Thread(target=self._abandon, name="release", daemon=True)
         last.start()
         last.join(LAST_SECONDS)
         _end(self.exit_code)
@@ -148,37 +150,42 @@ class WorkerProcess:
         self.gone()
 
     def gone(self) -> None:
-        """Say goodbye, to a Redis that answers now."""
+        """Remove this worker from Redis, if Redis is available."""
         try:
             with connect(self.settings.redis) as redis:
                 retire(redis, self.id)
         except StoreUnavailable:
-            log.warning("Redis does not answer; this worker is forgotten when its last heartbeat expires")
+            log.warning("Redis is unavailable; this worker is removed when its last heartbeat expires")
 
     def _beat(self) -> None:
         while not self.stopping.is_set():
             try:
-                self._tell_networks()
+                self._publish_networks()
                 publish(self.redis, self._state())
                 self._check_networks()
             except StoreUnavailable as error:
                 log.warning("no heartbeat: %s", error)
-            except Exception:  # of the weights folder, say; without this thread the worker would be taken for dead
+            except (
+                Exception
+            ):  # for example of the weights folder; without heartbeats the worker would be regarded as dead
                 log.exception("no heartbeat")
             beat("worker")
             self.ready.wait(0.2) if not self.ready.is_set() else self.stopping.wait(HEARTBEAT_SECONDS)
 
-    def _tell_networks(self) -> None:
-        """Those that are registered, when one is new; and now and then, in case Redis has lost them."""
+    def _publish_networks(self) -> None:
+        """Publish the registered networks after a change, and every minute in case Redis has lost them."""
         networks = self.device.registered()
-        if networks != self._told or time.monotonic() - self._told_at > LOOK_SECONDS:
+        if networks != self._published or time.monotonic() - self._published_at > REFRESH_SECONDS:
             tell(self.redis, networks)
-            self._told, self._told_at = networks, time.monotonic()
+            self._published, self._published_at = networks, time.monotonic()
 
     def _check_networks(self) -> None:
-        """What is loaded never changes; where a name stands for something else now, its supervisor starts this anew."""
+        """End the process if a loaded network has changed; its supervisor starts it again, and it loads the new one."""
         if (changed := self.device.outdated()) and self.ready.is_set():
-            log.warning("%s: changed since it was loaded; this worker ends, to be started again", ", ".join(changed))
+            log.warning(
+                "%s: changed since it was loaded; this worker ends, so that its supervisor restarts it",
+                ", ".join(changed),
+            )
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _state(self) -> WorkerState:
@@ -193,20 +200,20 @@ class WorkerProcess:
         )
 
     def _store(self) -> str | None:
-        """The store's identity, as it was the last time that it was asked."""
-        if time.monotonic() - self._looked_at > LOOK_SECONDS:
+        """The store's identity, cached for a minute; None if the store was unavailable."""
+        if time.monotonic() - self._identified_at > REFRESH_SECONDS:
             self._identity = None
             with suppress(StoreUnavailable):
                 self._identity = self.store.identity()
-            self._looked_at = time.monotonic()
+            self._identified_at = time.monotonic()
         return self._identity
 
 
 def make_device(settings: Settings) -> Device:
-    """The device that the settings ask for.
+    """The device of the settings.
 
     Raises:
-        NoSuchDevice: or the operator's own networks cannot be made; says why.
+        NoSuchDevice: the device is not available, or the operator's own networks cannot be created.
     """
     if settings.engine == "dummy":
         from worker.engine.dummy import DummyDevice
@@ -230,7 +237,7 @@ def make_device(settings: Settings) -> Device:
 
 
 def _end(code: int) -> None:
-    """At once: threads that hang cannot be waited for. The supervisor starts the process again."""
+    """Exit at once, without waiting for threads that may hang. The supervisor restarts the process."""
     forget("worker")
     logging.shutdown()
     os._exit(code)

@@ -1,4 +1,4 @@
-"""Celery's tasks: thin, they call the runner."""
+"""Celery's tasks, which call the slice runner."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from worker.jobs import admission
 
 @app.celery.task(name=RUN_SLICE, bind=True)
 def run_slice(self: Task, slice_id: str) -> None:
-    """Run one slice of the queue that the message came from: that whose turn it is."""
+    """Run the next slice of the queue that the message came from."""
     assert app.process is not None
     queue = self.request.delivery_info["routing_key"]
-    with admission.bulk.taken_by(queue):
+    with admission.bulk.occupied_by(queue):
         app.process.runner.run(queue, slice_id)

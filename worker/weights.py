@@ -1,6 +1,6 @@
-"""Networks' weights from the command line.
+"""Find or download weights from the command line.
 
-python -m worker.weights vgg16        finds or downloads them (with size and progress) and says what they are
+python -m worker.weights vgg16        prints the source, or the size and progress of the download
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main() -> int:
     options = parser.parse_args()
     status, served = 0, [None]
     registry = Registry(BlobStore(settings().store), cached())
-    registry.look()
+    registry.refresh()
     for name in options.names:
         try:
             found = find(name, settings().weights, registry, download=settings().download_weights)
@@ -44,5 +44,5 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except KeyboardInterrupt:  # what was downloaded by half is gone
+    except KeyboardInterrupt:  # a partial download has been deleted
         sys.exit(130)

@@ -25,8 +25,8 @@ from shared.store import BlobStore
 from shared.workers import NetworkState, WorkerState
 from worker.engine.dummy import DummyDevice
 from worker.engine.engine import Engine
-from worker.jobs.pulse import Pulse
-from worker.jobs.runner import Runner
+from worker.jobs.leases import LeaseRenewer
+from worker.jobs.runner import SliceRunner
 
 COVERED = ["conv1_1", "conv1_2", "conv2_1", "conv2_2"]
 
@@ -91,9 +91,9 @@ class Hands:
     def __init__(self, settings: Settings, redis: Redis) -> None:
         self.transitions = Transitions(redis)
         self.engine = Engine(DummyDevice())
-        self.runner = Runner(
+        self.runner = SliceRunner(
             engine=self.engine,
-            pulse=Pulse(self.transitions, self.engine, on_hang=lambda: None),
+            leases=LeaseRenewer(self.transitions, self.engine, on_hang=lambda: None),
             records=Records(redis, BlobStore(settings.store)),
             transitions=self.transitions,
             store=BlobStore(settings.store),
@@ -110,7 +110,7 @@ class Hands:
 
     def close(self) -> None:
         """Stop."""
-        self.runner.pulse.close()
+        self.runner.leases.close()
         self.engine.close()
 
 

@@ -271,7 +271,7 @@ def test_a_data_set_that_is_deleted_meanwhile_is_named(client: Client, hands: Ha
     hands.work()
     failed = client.get(f"/jobs/{job['id']}").json()
     assert failed["status"] == "failed"
-    assert "deleted while it was surveyed" in failed["error"]["detail"]
+    assert "deleted during the survey" in failed["error"]["detail"]
     page = client.get(f"/kernels/vgg_mini/{LAYER}/0?survey={complete['id']}").raise_for_status().json()
     assert page["top"]
     refused(client.get(crop), 404, "data-set-not-found")

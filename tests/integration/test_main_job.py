@@ -58,7 +58,7 @@ def test_the_job_says_what_ran(job: Job) -> None:
 def test_the_worker_s_log_says_what_ran(stack: Stack, job: Job) -> None:
     """From the level that is asked for; Celery has one of its own."""
     lines = (stack.settings.data_dir / "logs" / "worker.log").read_text().splitlines()
-    assert [line for line in lines if f"{job.id}:0: begun, attempt 1" in line and " INFO " in line]
+    assert [line for line in lines if f"{job.id}:0: started, attempt 1" in line and " INFO " in line]
 
 
 def test_the_explanation_is_one(job: Job) -> None:

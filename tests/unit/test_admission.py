@@ -10,7 +10,7 @@ from shared.jobs import Claim, Next
 from shared.schemas import ExplainRequest
 from shared.workers import NetworkState
 from worker.jobs import admission
-from worker.jobs.admission import Admission, Places, Turns
+from worker.jobs.admission import BulkSlots, QueueOrder, SliceAdmission
 
 PLAIN, SUSPECT, OTHER = "vgg16 conv3_3", "vgg16 conv3_3 suspected", "vgg19 conv5_1"
 REQUEST = ExplainRequest(layer="conv3_3", kernels=[1], images=["0" * 64])
@@ -36,7 +36,7 @@ def offered(*buckets: str) -> Callable[[Callable[[str], bool]], Next]:
 
 def test_who_is_not_suspected_is_never_kept_waiting() -> None:
     """Neither beside others nor beside a suspect; a second suspect is passed over until the first has ended."""
-    gate = Admission(states().get)
+    gate = SliceAdmission(states().get)
     with gate.enter(offered(SUSPECT)) as first:
         assert first.claim is not None
         with gate.enter(offered(SUSPECT, PLAIN)) as second, gate.enter(offered(SUSPECT)) as third:
@@ -49,7 +49,7 @@ def test_who_is_not_suspected_is_never_kept_waiting() -> None:
 
 def test_a_suspect_that_raises_leaves_its_place() -> None:
     """However it ends."""
-    gate = Admission(states().get)
+    gate = SliceAdmission(states().get)
     with pytest.raises(ZeroDivisionError), gate.enter(offered(SUSPECT)):
         _ = 1 / 0
     with gate.enter(offered(SUSPECT)) as again:
@@ -58,7 +58,7 @@ def test_a_suspect_that_raises_leaves_its_place() -> None:
 
 def test_what_the_worker_lacks_is_passed_over() -> None:
     """A network, or a layer of one that it has."""
-    gate = Admission(states().get)
+    gate = SliceAdmission(states().get)
     with gate.enter(offered(OTHER, "vgg16 conv4_1", PLAIN)) as found:
         assert found.claim is not None
     with gate.enter(offered(OTHER, "vgg16 conv4_1")) as found:
@@ -69,13 +69,13 @@ def test_what_the_worker_lacks_is_passed_over() -> None:
 
 def test_big_jobs_are_polled_while_there_is_a_place_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """And the small ones always, each queue in turn."""
-    places = Places()
+    places = BulkSlots()
     monkeypatch.setattr(admission, "bulk", places)
-    turns = Turns(["interactive", "bulk"])  # type: ignore[no-untyped-call]
+    turns = QueueOrder(["interactive", "bulk"])  # type: ignore[no-untyped-call]
     assert sorted(turns.consume(2)) == ["bulk", "interactive"]
-    with places.taken_by("interactive"):
+    with places.occupied_by("interactive"):
         assert sorted(turns.consume(2)) == ["bulk", "interactive"]
-    with places.taken_by("bulk"):
+    with places.occupied_by("bulk"):
         assert turns.consume(2) == ["interactive"]
     turns.rotate("interactive")  # type: ignore[no-untyped-call]
     assert turns.consume(2) == ["bulk", "interactive"]

@@ -22,7 +22,7 @@ from worker.networks import loaded as networks_module
 from worker.networks.architectures import ARCHITECTURES, layers_of
 from worker.networks.contents import Refused
 from worker.networks.loaded import Networks
-from worker.networks.weights import find, load, refused, trouble
+from worker.networks.weights import file_error, find, load, refused
 
 CPU = torch.device("cpu")
 PUBLISHED = "squeezenet1_1-b8a52dc0.pth"  # torchvision's
@@ -72,7 +72,7 @@ def refuses(folder: Path, name: str, file: str, *texts: str) -> None:
     with pytest.raises(ModelUnavailable) as error:
         source.get(name)
     assert not state.available
-    for told in (state.reason, error.value.detail, f"{file}: {trouble(folder / file)}", *state.refused):
+    for told in (state.reason, error.value.detail, f"{file}: {file_error(folder / file)}", *state.refused):
         assert f"{file}: " in told
         assert all(text in told for text in texts), told
 
@@ -81,7 +81,7 @@ def test_the_old_format_is_read_from_the_folder_and_from_the_cache(folder: Path,
     """As torchvision's own vgg16-397923af.pth is; the state says the same before and after loading."""
     known = layers_of("squeezenet1_1").layers
     layers = [name for name, node in known.items() if node.main]
-    for place, reason in ((cache, "downloaded before"), (folder, "in the weights folder")):
+    for place, reason in ((cache, "from torch's cache"), (folder, "in the weights folder")):
         put(place / PUBLISHED, "squeezenet1_1", old=True)
         source = networks(folder)
         for _ in range(2):
@@ -89,7 +89,7 @@ def test_the_old_format_is_read_from_the_folder_and_from_the_cache(folder: Path,
             assert (state.available, state.layers) == (True, layers)
             assert reason in state.reason
             assert list(source.get("squeezenet1_1").layers) == layers
-    assert trouble(folder / PUBLISHED).startswith("it is not the file that its name says")  # but it is whole
+    assert file_error(folder / PUBLISHED).startswith("it is not the file that its name says")  # but it is whole
 
 
 def test_the_old_format_is_read_without_running_code(folder: Path) -> None:
@@ -212,7 +212,7 @@ def test_lower_layers_that_several_networks_have(folder: Path) -> None:
         put(folder / f"{name}.pth", "vgg16", until=7)
         assert find(name, folder, download=False).layers == ["conv1_1", "conv1_2", "conv2_1", "conv2_2"]
         assert list(networks(folder).get(name).layers)[-1] == "conv2_2"
-        assert trouble(folder / f"{name}.pth") == ""
+        assert file_error(folder / f"{name}.pth") == ""
     put(folder / "vgg11.pth", "vgg16", until=7)
     refuses(folder, "vgg11", "vgg11.pth", "this file is vgg13's or vgg16's or vgg19's, not vgg11's")
 
@@ -262,7 +262,7 @@ def test_contents_that_are_no_weights_make_the_model_unavailable(folder: Path, s
         source.get("vgg11")
     assert text in error.value.detail
     assert text in source.states()["vgg11"].reason
-    assert text in trouble(folder / "vgg11.pth")
+    assert text in file_error(folder / "vgg11.pth")
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_two_files_that_can_be_used_are_one_too_many(folder: Path) -> None:
     state = networks(folder).states()["vgg11"]
     assert not state.available
     assert "vgg11-blocks1-2.pth and vgg11.pth in" in state.reason
-    assert "leave the one that is meant" in state.reason
+    assert "keep one of them" in state.reason
 
 
 @pytest.mark.parametrize(

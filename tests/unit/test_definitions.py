@@ -16,7 +16,7 @@ from worker.methods.suppression import PixelSpace
 from worker.networks.definitions import FILE, definitions, registered
 from worker.networks.loaded import Networks
 from worker.networks.vgg_mini import WEIGHTS_FILE
-from worker.networks.weights import refused, trouble
+from worker.networks.weights import file_error, refused
 
 CPU = torch.device("cpu")
 MINE = '[mine]\narch = "vgg_mini"\nweights = "mine.safetensors"\n'
@@ -54,7 +54,7 @@ def test_two_names_for_one_architecture(folder: Path) -> None:
     assert len({one.weights.sha256 for one in found.values()}) == 1
     assert found["mine"].layers["conv2_1"].below == found["vgg_mini"].layers["conv2_1"].below == ("conv1_1", "conv1_2")
     assert refused(folder) == {}
-    assert not trouble(folder / "mine.safetensors")
+    assert not file_error(folder / "mine.safetensors")
 
 
 def test_a_registered_file_is_nobody_else_s(folder: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_registered_file_is_nobody_else_s(folder: Path) -> None:
     (folder / "mine.safetensors").rename(folder / "vgg_mini-mine.safetensors")
     write(folder, MINE.replace("mine.safe", "vgg_mini-mine.safe"))
     states = networks(folder).states()
-    assert "comes with Kernelscope" in states["vgg_mini"].reason
+    assert "bundled with Kernelscope" in states["vgg_mini"].reason
     assert states["mine"].source == "vgg_mini-mine.safetensors"
 
 
@@ -107,7 +107,7 @@ def test_a_file_that_becomes_somebody_else_s(folder: Path) -> None:
     assert networks(folder).get("vgg_mini").weights.source == WEIGHTS_FILE.name
     write(folder, "[birds")
     with pytest.raises(
-        ModelUnavailable, match=r"is no TOML: .*; until that is mended nobody knows what vgg_mini-birds"
+        ModelUnavailable, match=r"is not valid TOML: .*; correct it first: it may define vgg_mini-birds"
     ):
         networks(folder).get("vgg_mini")
 
@@ -126,9 +126,9 @@ def test_torchvision_s_own_for_other_inputs_is_fed_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("[mine", "is no TOML"),
+        ("[mine", "is not valid TOML"),
         ('mine = "vgg16"', "[mine] write it as a table"),
-        ('[vgg16]\narch = "vgg16"\nweights = "a.pth"', "[vgg16] this name is an architecture's own; take another"),
+        ('[vgg16]\narch = "vgg16"\nweights = "a.pth"', "[vgg16] this is the name of an architecture; choose another"),
         ('["My net"]\narch = "vgg16"\nweights = "a.pth"', "[My net] a name has lower-case letters"),
         ('[mine]\narch = "vgg99"\nweights = "a.pth"', "[mine] arch: there is no architecture vgg99; there are vgg11, "),
         ('[mine]\nweights = "a.pth"', "[mine] arch: Field required"),
@@ -138,7 +138,7 @@ def test_torchvision_s_own_for_other_inputs_is_fed_so(tmp_path: Path) -> None:
         (MINE + 'range = "0-255"\nmean = [1, 2, 300]\nstd = [1, 1, 1]', "[mine] each number of mean must be from 0 to"),
         (MINE + "mean = [0, 0, 0]\nstd = [1, 1e-60, 1]", "[mine] each number of std must be above zero"),
         ('[mine]\narch = "vgg16"\nweights = ".."', "[mine] weights: give the name of a file in the weights"),
-        ("[mine]\nweights = " + "9" * 5000, "is no TOML"),
+        ("[mine]\nweights = " + "9" * 5000, "is not valid TOML"),
         (MINE + "mean = [1, 2]\nstd = [1, 1]", "[mine] mean and std have a number for each channel: 3; see channels"),
         (MINE + "mean = [1, 2, nan]\nstd = [1, 1, 1]", "[mine] mean.2: Input should be a finite number"),
         (MINE + "mean = [0, 0, 0]\nstd = [1, 0, 1]", "[mine] each number of std must be above zero"),
@@ -146,21 +146,23 @@ def test_torchvision_s_own_for_other_inputs_is_fed_so(tmp_path: Path) -> None:
         (MINE + "range = 255", "[mine] range: Input should be '0-1' or '0-255'"),
         (
             MINE + "size = 96",
-            "[mine] size: is none of arch, weights, mean, std, range, order, channels, input_size, resize, title",
+            "[mine] size: unknown; the fields are arch, weights, mean, std, range, order, channels, input_size, "
+            "resize, title",
         ),
     ],
 )
 def test_what_cannot_be_meant_is_told(folder: Path, text: str, told: str) -> None:
     """With each network, as a stray file is; the others go on."""
     write(
-        folder, text + ("" if "is no TOML" in told else '\n[good]\narch = "vgg_mini"\nweights = "mine.safetensors"\n')
+        folder,
+        text + ("" if "is not valid TOML" in told else '\n[good]\narch = "vgg_mini"\nweights = "mine.safetensors"\n'),
     )
     states = networks(folder).states()
     for name in ("vgg_mini", "vgg16"):
         (line,) = (line for line in states[name].refused if line.startswith(FILE))
         assert f"{FILE}: {told}" in line
     assert "mine" not in states
-    assert "is no TOML" in told or states["good"].available
+    assert "is not valid TOML" in told or states["good"].available
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from worker.engine.questions import Answer, Picture, Question
 from worker.jobs.activations import measured
 from worker.jobs.artifacts import artifacts, encoded
 from worker.networks.architectures import ARCHITECTURES, layers_of
-from worker.networks.checkpoints import Meant, inspect
+from worker.networks.checkpoints import ExpectedNetwork, inspect
 from worker.networks.contents import Refused
 from worker.networks.definitions import FILE, checked, registered
 from worker.networks.loaded import Networks
@@ -162,7 +162,7 @@ def test_the_client_sends_all_16_bits() -> None:
 @pytest.mark.parametrize(
     ("told", "words"),
     [
-        ({"mean": None, "std": None}, "nothing that could be assumed"),
+        ({"mean": None, "std": None}, "needs mean and std"),
         ({"mean": [0.5] * 3, "std": [0.25] * 3}, "a number for each channel: 1"),
         ({"channels": 3}, "a number for each channel: 3"),
         ({"order": "bgr"}, "one channel has no order"),
@@ -184,9 +184,9 @@ def test_what_cannot_be_meant_is_refused(told: dict[str, object], words: str) ->
 def test_a_file_of_other_channels_is_refused(folder: Path) -> None:
     """Whichever way, with what would be right."""
     with pytest.raises(Refused, match=r"takes 1 channel, not 3; register it with channels = 1$"):
-        inspect(folder / "grey.safetensors", Meant("vgg_mini"))
+        inspect(folder / "grey.safetensors", ExpectedNetwork("vgg_mini"))
     with pytest.raises(Refused, match=r"takes 3 channels, not 1; register it with channels = 3$"):
-        inspect(WEIGHTS_FILE, Meant("vgg_mini", 1))
+        inspect(WEIGHTS_FILE, ExpectedNetwork("vgg_mini", 1))
     (folder / "grey.safetensors").rename(folder / "vgg_mini-grey.safetensors")
     with pytest.raises(ModelUnavailable, match="register it with channels = 1"):
         Networks(folder, torch.device("cpu"), download=False).get("vgg_mini")

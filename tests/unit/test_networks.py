@@ -313,7 +313,7 @@ def test_weights_are_downloaded_checked_and_kept(
     assert "100%" in capfd.readouterr().err
     for file in published.iterdir():
         file.unlink()
-    assert Networks(tmp_path, CPU, download=True).get("vgg11").reason.endswith("downloaded before")
+    assert Networks(tmp_path, CPU, download=True).get("vgg11").reason.endswith("from torch's cache")
 
 
 def test_a_damaged_download_is_refused_and_not_kept(published: Path, tmp_path: Path) -> None:

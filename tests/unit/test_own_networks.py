@@ -269,7 +269,7 @@ def test_what_cannot_be_traced_says_so() -> None:
         ("mine:nobody", "nobody"),
         ("mine", "mine"),
         ("mine:fails", "RuntimeError: no weights"),
-        ("mine:nothing", "gives list; it must give networks by name"),
+        ("mine:nothing", "returns list; it must return networks by name"),
         ("mine:wrong", "is no architecture's"),
         ("mine:strange", "sizes"),
     ],
@@ -295,7 +295,7 @@ def test_a_definition_may_give_the_input_s_size() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             checked("mine", {**table, "input_size": size})
-    with pytest.raises(ValueError, match="cannot take images of 40 × 40"):
+    with pytest.raises(ValueError, match="cannot process images of 40 × 40"):
         checked("mine", {**table, "arch": "inception_v3", "input_size": 40})
 
 

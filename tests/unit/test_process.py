@@ -48,5 +48,5 @@ def test_the_heartbeat_and_the_other_networks_outlive_any_error(
     assert [worker.id for worker in living(redis)] == [process.id]
     assert alive("worker", 60)
     process.stopping.set()
-    process.runner.pulse.close()
+    process.runner.leases.close()
     process.engine.close()

@@ -80,9 +80,7 @@ def test_every_worker_finds_it_those_that_come_later_too(lab: Lab) -> None:
         assert machine.states()["mine"].sha256 == machine.get("mine").weights.sha256
     lab.store.forget_note(f"networks/weights/{early.get('mine').weights.sha256}")
     assert lab.worker("early").get("mine").layers.keys() == early.get("mine").layers.keys()  # after a restart
-    with pytest.raises(
-        ModelUnavailable, match=r"mine\.safetensors in the object store is not there; register it again"
-    ):
+    with pytest.raises(ModelUnavailable, match=r"mine\.safetensors in the object store is missing; register it again"):
         lab.worker("third").get("mine")
 
 
@@ -116,7 +114,7 @@ def test_replaced_and_removed(lab: Lab) -> None:
     assert lab.run("remove", "mine")[0] == 0
     worker.registered()
     assert "mine" not in worker.states()
-    with pytest.raises(ModelUnavailable, match="not registered here, or not any more"):
+    with pytest.raises(ModelUnavailable, match="no network of this name is registered"):
         lab.worker("w").get("mine")
     assert worker.get("second").weights.source == "other.safetensors"  # the same file
     assert lab.run("remove", "second")[0] == 0
@@ -134,7 +132,7 @@ def test_a_name_that_is_in_the_weights_folder_too(lab: Lab) -> None:
     assert "it is registered twice, in" in worker.states()["mine"].reason
     lab.run("remove", "mine")
     code, said = lab.add()
-    assert (code, "networks.toml already; take another name" in said) == (1, True)
+    assert (code, "networks.toml already; choose another name" in said) == (1, True)
 
 
 def test_a_store_that_is_away_takes_nothing_from_who_knows(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +183,7 @@ def test_files_that_cannot_be_used_are_refused(lab: Lab, monkeypatch: pytest.Mon
         "nan": "features.0.bias holds NaN or infinity",
         "shape": "does not fit vgg_mini: features.0.bias is 3, not",
         "short": "damaged",
-        "large": "is 10.0 GB, and more than 4 GB are not read",
+        "large": "is 10.0 GB; files above 4 GB are not read",
         "missing": "cannot be read (No such file or directory)",
     }.items():
         code, said = lab.add(weights=f"{name}.safetensors")
@@ -207,7 +205,7 @@ def test_what_others_have_put_there_is_passed_over(lab: Lab) -> None:
         lab.store.note(f"networks/{name}.json", text)
     (lab.folder / "store" / "networks" / "latin.json").write_bytes(b"\xe9")
     assert [one.name for one in lab.worker("w").registered()] == ["mine"]
-    assert "in a way that this version cannot read" in lab.add("old")[1]
+    assert "in a format that this version cannot read" in lab.add("old")[1]
     assert lab.run("remove", "old")[0] == 0
     assert lab.store.noted("networks/old.json") is None
     assert lab.add("a.json")[0] == 0

@@ -33,8 +33,8 @@ from worker.engine.scheduling import EngineRequest
 from worker.jobs import runner as runner_module
 from worker.jobs import slices
 from worker.jobs.artifacts import note
-from worker.jobs.pulse import Pulse
-from worker.jobs.runner import Runner
+from worker.jobs.leases import LeaseRenewer
+from worker.jobs.runner import SliceRunner
 from worker.jobs.slices import SliceRun
 
 
@@ -65,7 +65,7 @@ class ScriptedBatch(DummyBatch):
 
 
 @dataclass
-class Bench:
+class JobBench:
     """A runner with what it needs, and one job of three kernels."""
 
     redis: Redis
@@ -94,12 +94,12 @@ class Bench:
         return Records(self.redis, self.store)
 
     @contextmanager
-    def runner(self) -> Iterator[Runner]:
+    def runner(self) -> Iterator[SliceRunner]:
         """A runner on an engine of its own."""
         engine = Engine(self.device)
-        runner = Runner(
+        runner = SliceRunner(
             engine=engine,
-            pulse=Pulse(self.transitions, engine, on_hang=self.hung.set),
+            leases=LeaseRenewer(self.transitions, engine, on_hang=self.hung.set),
             records=self.records,
             transitions=self.transitions,
             store=self.store,
@@ -108,7 +108,7 @@ class Bench:
             announce=lambda *message: self.announced.append(message),
         )
         yield runner
-        runner.pulse.close()
+        runner.leases.close()
         if not self.hung.is_set():
             engine.close()
 
@@ -120,12 +120,12 @@ class Bench:
 
 
 @pytest.fixture
-def bench(redis: Redis, tmp_path: Path) -> Bench:
+def bench(redis: Redis, tmp_path: Path) -> JobBench:
     """A bench on the test's Redis and folder."""
-    return Bench(redis, BlobStore(tmp_path.as_uri()), tmp_path)
+    return JobBench(redis, BlobStore(tmp_path.as_uri()), tmp_path)
 
 
-def test_a_bug_fails_its_kernel_and_is_logged(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bug_fails_its_kernel_and_is_logged(bench: JobBench, caplog: pytest.LogCaptureFixture) -> None:
     """The caller reads a short sentence without internals; the log has the traceback; other kernels are answered."""
     bench.device = Scripted(raises={2: ZeroDivisionError("secret detail")})
     bench.submit()
@@ -138,7 +138,7 @@ def test_a_bug_fails_its_kernel_and_is_logged(bench: Bench, caplog: pytest.LogCa
     assert "secret detail" in caplog.text
 
 
-def test_an_error_of_ours_keeps_its_type(bench: Bench) -> None:
+def test_an_error_of_ours_keeps_its_type(bench: JobBench) -> None:
     """A layer that the weights do not cover, say: nothing was told when the job was taken without workers."""
     bench.device = Scripted(raises=dict.fromkeys((1, 2, 3), LayerNotCovered("the weights end at conv1_1")))
     bench.submit()
@@ -149,7 +149,7 @@ def test_an_error_of_ours_keeps_its_type(bench: Bench) -> None:
     assert job.error.detail == "all 3 items failed; the first: the weights end at conv1_1"
 
 
-def test_a_store_that_is_away_is_sat_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_is_away_is_sat_out(bench: JobBench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker keeps its lease and tries again until it is back; no attempt is spent and nothing is failed."""
     monkeypatch.setattr(slices, "STORE_RETRY_SECONDS", 0.01)
     put, failures = bench.store.put, [StoreUnavailable("away")] * 40
@@ -167,7 +167,9 @@ def test_a_store_that_is_away_is_sat_out(bench: Bench, monkeypatch: pytest.Monke
     assert not failures
 
 
-def test_a_worker_that_stops_while_the_store_is_away_hands_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_stops_while_the_store_is_away_hands_back(
+    bench: JobBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Somebody else may reach it; the attempt does not count."""
 
     def away(*_: object) -> str:
@@ -187,7 +189,7 @@ def test_a_worker_that_stops_while_the_store_is_away_hands_back(bench: Bench, mo
     assert bench.transitions.queued() == ["j:0"]
 
 
-def test_a_worker_that_stops_hands_the_slice_back_and_says_so(bench: Bench) -> None:
+def test_a_worker_that_stops_hands_the_slice_back_and_says_so(bench: JobBench) -> None:
     """The message goes out again, so that nobody has to wait for housekeeping; finished items stay."""
     bench.submit(iterations=100)
     with bench.runner() as runner:
@@ -204,7 +206,7 @@ def test_a_worker_that_stops_hands_the_slice_back_and_says_so(bench: Bench) -> N
     assert bench.records.job("j").attempt == 1
 
 
-def test_a_cancelled_job_leaves_the_engine(bench: Bench) -> None:
+def test_a_cancelled_job_leaves_the_engine(bench: JobBench) -> None:
     """Within a second, keeping what is finished; the engine is free for others."""
     bench.submit(iterations=500)
     bench.submit("other", iterations=3)
@@ -223,7 +225,7 @@ def test_a_cancelled_job_leaves_the_engine(bench: Bench) -> None:
     assert bench.records.job("other").status is Status.SUCCEEDED
 
 
-def test_at_the_deadline_x_is_delivered_as_far_as_it_is(bench: Bench) -> None:
+def test_at_the_deadline_x_is_delivered_as_far_as_it_is(bench: JobBench) -> None:
     """What had not begun fails."""
     bench.submit(iterations=100_000, deadline_s=0.5)
     job = bench.run()
@@ -234,7 +236,7 @@ def test_at_the_deadline_x_is_delivered_as_far_as_it_is(bench: Bench) -> None:
     assert job.results[1].error.type == "/problems/deadline-passed"
 
 
-def test_the_same_work_is_not_done_twice(bench: Bench) -> None:
+def test_the_same_work_is_not_done_twice(bench: JobBench) -> None:
     """Another job about the same pixels takes over the results; other parameters are other work; so is a deadline's."""
     bench.submit()
     first = bench.run()
@@ -253,7 +255,7 @@ def test_the_same_work_is_not_done_twice(bench: Bench) -> None:
     assert all(bench.store.has("again", digest) for digest in files)  # its own by now
 
 
-def test_work_whose_files_are_gone_is_done_again(bench: Bench) -> None:
+def test_work_whose_files_are_gone_is_done_again(bench: JobBench) -> None:
     """As after a move to another store: nobody is given a result without its pictures."""
     bench.submit()
     bench.run()
@@ -267,9 +269,9 @@ def test_work_whose_files_are_gone_is_done_again(bench: Bench) -> None:
     assert bench.run("later:0").results[0].reused
 
 
-def test_a_suspect_runs_beside_others_but_not_beside_another(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_suspect_runs_beside_others_but_not_beside_another(bench: JobBench, monkeypatch: pytest.MonkeyPatch) -> None:
     """It keeps nobody else waiting; the second is passed over, and the message goes out again a little later."""
-    monkeypatch.setattr(runner_module, "OTHERS_SECONDS", 0.2)
+    monkeypatch.setattr(runner_module, "RESEND_SECONDS", 0.2)
     bench.lease_seconds = 0.01
     names = ("suspect", "another")
     for name, iterations in zip(names, (800, 10), strict=True):
@@ -295,7 +297,7 @@ def test_a_suspect_runs_beside_others_but_not_beside_another(bench: Bench, monke
     assert {bench.records.job(name).status for name in (*names, "other")} == {Status.SUCCEEDED}
 
 
-def test_what_a_worker_has_no_use_for_is_passed_on_when_it_stops(bench: Bench) -> None:
+def test_what_a_worker_has_no_use_for_is_passed_on_when_it_stops(bench: JobBench) -> None:
     """Nothing is lost with it, and what comes later goes on as it came."""
     bench.submit(model="vgg19", layer="conv5_1")
     bench.device = Lacking()
@@ -336,7 +338,7 @@ class Disappointed(DummyDevice):
         return super().frame(model)
 
 
-def test_a_network_that_turns_out_not_to_be_there_fails_no_job(bench: Bench) -> None:
+def test_a_network_that_turns_out_not_to_be_there_fails_no_job(bench: JobBench) -> None:
     """The slice goes back, without an attempt spent, and this worker does not take it again; another does."""
     bench.submit(model="vgg19", layer="conv5_1")
     bench.device = Disappointed()
@@ -350,7 +352,7 @@ def test_a_network_that_turns_out_not_to_be_there_fails_no_job(bench: Bench) -> 
     assert (job.status, job.attempt, job.failed_items) == (Status.SUCCEEDED, 1, 0)
 
 
-def test_what_a_worker_lacks_does_not_hold_up_what_it_has(bench: Bench) -> None:
+def test_what_a_worker_lacks_does_not_hold_up_what_it_has(bench: JobBench) -> None:
     """Of one caller even, and were it the first to come."""
     for number in range(5):
         bench.submit(f"other{number}", model="vgg19", layer="conv5_1")
@@ -369,7 +371,7 @@ class HungBatch(DummyBatch):
         return []
 
 
-def test_a_device_that_hangs_loses_its_leases_and_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_hangs_loses_its_leases_and_is_told(bench: JobBench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker process ends itself then."""
     monkeypatch.setattr(bench.device, "batch", lambda _: HungBatch())
     bench.lease_seconds = 1.0
@@ -381,7 +383,7 @@ def test_a_device_that_hangs_loses_its_leases_and_is_told(bench: Bench, monkeypa
         runner.stop()
 
 
-def test_an_image_that_is_gone_is_told(bench: Bench) -> None:
+def test_an_image_that_is_gone_is_told(bench: JobBench) -> None:
     """The record refers to bytes that are no longer in the store."""
     bench.submit()
     bench.store.remove("j")
@@ -390,7 +392,7 @@ def test_an_image_that_is_gone_is_told(bench: Bench) -> None:
     assert job.request.images[0] in job.error.detail
 
 
-def test_what_was_ignored_of_an_image_is_noted_in_its_results(bench: Bench) -> None:
+def test_what_was_ignored_of_an_image_is_noted_in_its_results(bench: JobBench) -> None:
     """In explanations and rankings, and not in those of the same pixels from a file where nothing was."""
     odd = encoded(noise(), "WEBP", lossless=True, exif=b"garbage-garbage!")
     plain = encoded(noise(), "WEBP", lossless=True)
@@ -405,7 +407,7 @@ def test_what_was_ignored_of_an_image_is_noted_in_its_results(bench: Bench) -> N
     assert bench.run("ranks:0").results[0].note == said
 
 
-def test_one_note_does_not_replace_another(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_note_does_not_replace_another(bench: JobBench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the picture, and of the file."""
     monkeypatch.setattr(slices, "note", lambda *_: "This is the blank picture.")
     bench.submit(images=[encoded(noise(), "WEBP", exif=b"garbage-garbage!")])
@@ -414,7 +416,7 @@ def test_one_note_does_not_replace_another(bench: Bench, monkeypatch: pytest.Mon
     )
 
 
-def test_results_of_other_colours_are_not_reused(bench: Bench) -> None:
+def test_results_of_other_colours_are_not_reused(bench: JobBench) -> None:
     """The same pixels with a profile that changes them; with one that does not, they are."""
     bench.submit("plain")
     bench.run("plain:0")
@@ -425,7 +427,7 @@ def test_results_of_other_colours_are_not_reused(bench: Bench) -> None:
     assert all(result.reused for result in bench.run("srgb:0").results)
 
 
-def test_one_image_is_decoded_at_a_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_image_is_decoded_at_a_time(bench: JobBench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever slices a worker holds: memory is that of one large image."""
     decoded, inside, most = images.decoded, list[int](), list[int]()
 
@@ -441,7 +443,7 @@ def test_one_image_is_decoded_at_a_time(bench: Bench, monkeypatch: pytest.Monkey
     assert most == [1] * 4
 
 
-def test_who_waits_for_a_network_keeps_no_other_slice_waiting(bench: Bench) -> None:
+def test_who_waits_for_a_network_keeps_no_other_slice_waiting(bench: JobBench) -> None:
     """One job's network is still downloaded when the other's slice begins and ends."""
     arrived = Event()
 
@@ -465,7 +467,7 @@ def test_who_waits_for_a_network_keeps_no_other_slice_waiting(bench: Bench) -> N
     assert bench.records.job("slow").status is Status.SUCCEEDED
 
 
-def _all_at_once(bench: Bench, count: int) -> None:
+def _all_at_once(bench: JobBench, count: int) -> None:
     for number in range(count):
         bench.submit(f"j{number}")
     with bench.runner() as runner:
@@ -477,7 +479,7 @@ def _all_at_once(bench: Bench, count: int) -> None:
     assert {bench.records.job(f"j{number}").status for number in range(count)} == {Status.SUCCEEDED}
 
 
-def test_ranks_are_resolved_and_those_without_a_kernel_skipped(bench: Bench) -> None:
+def test_ranks_are_resolved_and_those_without_a_kernel_skipped(bench: JobBench) -> None:
     """The dummy's layer of 32 kernels has three silent ones: "top:31" ends with 29."""
     bench.submit(kernels="top:31", iterations=1)
     first = bench.run("j:0", "bulk")
@@ -498,27 +500,27 @@ def until(condition: Callable[[], object], seconds: float = 10) -> None:
         time.sleep(0.01)
 
 
-def test_the_pulse_outlives_a_bug(
-    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_the_renewal_of_leases_outlives_a_bug(
+    bench: JobBench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An unexpected error is logged, and the leases are renewed all the same from the next beat on."""
     bench.submit(iterations=300)
     with bench.runner() as runner:
-        renew, failures = runner.pulse.transitions.renew_all, [ValueError("a bug")]
+        renew, failures = runner.leases.transitions.renew_all, [ValueError("a bug")]
 
         def once(claims: object) -> list[Hold]:
             if failures:
                 raise failures.pop()
             return renew(claims)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(runner.pulse.transitions, "renew_all", once)
+        monkeypatch.setattr(runner.leases.transitions, "renew_all", once)
         runner.run("interactive", "j:0")
     assert "a bug" in caplog.text
     assert bench.records.job("j").status is Status.SUCCEEDED
     assert not failures
 
 
-def test_one_lost_lease_does_not_keep_the_others(bench: Bench) -> None:
+def test_one_lost_lease_does_not_keep_the_others(bench: JobBench) -> None:
     """Whatever does not let itself be stopped is handed back, each for itself."""
     for name in ("cancelled", "other"):
         bench.submit(name)
@@ -526,14 +528,14 @@ def test_one_lost_lease_does_not_keep_the_others(bench: Bench) -> None:
         for name in ("cancelled", "other"):
             claim = bench.transitions.claim(f"{name}:0")
             assert claim is not None
-            runner._running.add(SliceRun(runner.hands, claim))
+            runner._running.add(SliceRun(runner.context, claim))
         bench.transitions.cancel("cancelled")
         runner.abandon()
     assert bench.transitions.queued() == ["other:0"]
     assert bench.announced == [("other:0", "interactive")]
 
 
-def test_what_a_method_does_not_look_at_does_not_make_other_work(bench: Bench) -> None:
+def test_what_a_method_does_not_look_at_does_not_make_other_work(bench: JobBench) -> None:
     """LRP's rule is nothing to suppression, nor its effort to LRP: what was done is found again."""
     with bench.runner() as runner:
         bench.submit("one", methods=["suppression", "lrp"], kernels=[1], effort="quick", rule="zplus")
@@ -546,7 +548,7 @@ def test_what_a_method_does_not_look_at_does_not_make_other_work(bench: Bench) -
     assert again == [[False, False], [True, False], [False, True]]
 
 
-def test_what_evidence_is_asked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_evidence_is_asked(bench: JobBench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The paper's method with one more term, and only taking away; suppression beside it has neither."""
     asked: list[Question] = []
     with bench.runner() as runner:
@@ -565,7 +567,7 @@ def test_what_evidence_is_asked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -
     assert all(result.metrics.invention is not None for result in bench.records.whole("one").results if result.metrics)
 
 
-def test_a_picture_that_invents_says_so(bench: Bench) -> None:
+def test_a_picture_that_invents_says_so(bench: JobBench) -> None:
     """A note in words, which names the method that does not; none where it invents little."""
     with bench.runner() as runner:
         bench.submit("little", methods=["suppression"], kernels=[1])

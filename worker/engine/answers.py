@@ -20,7 +20,7 @@ from worker.engine.accelerator import broken, out_of_memory
 from worker.engine.quality import as_records, map_ssims, metrics, png_regularization
 from worker.engine.questions import Answer, Answered, OutOfMemory, Picture, Question, Ticket, internal_error
 from worker.methods.suppression import BatchLosses, Problems, Solution, losses
-from worker.networks.layer import Layer
+from worker.networks.layer import LoadedLayer
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Posed:
 
 
 @torch.no_grad()
-def pose(questions: Sequence[Question], layer: Layer) -> list[Posed]:
+def pose(questions: Sequence[Question], layer: LoadedLayer) -> list[Posed]:
     """Each question about a layer as a problem. The maps of a picture are computed once for all questions about it."""
     seen: dict[int, tuple[Tensor, Tensor]] = {}
     for question in questions:
@@ -74,7 +74,7 @@ def unsolvable(question: Question, posed: Posed) -> KernelscopeError | None:
 Solved = tuple[Ticket, Posed, Solution]
 
 
-def answers(layer: Layer, solved: Sequence[Solved]) -> Answered:
+def answers(layer: LoadedLayer, solved: Sequence[Solved]) -> Answered:
     """Measure each solution. If that raises, halves are tried, until one alone fails."""
     if not solved:
         return []
@@ -95,7 +95,7 @@ def answers(layer: Layer, solved: Sequence[Solved]) -> Answered:
 
 
 @torch.no_grad()
-def measured(layer: Layer, solved: Sequence[tuple[Question, Posed, Solution]]) -> list[Answer | KernelscopeError]:
+def measured(layer: LoadedLayer, solved: Sequence[tuple[Question, Posed, Solution]]) -> list[Answer | KernelscopeError]:
     """Feed each delivered picture, and each X̂ before rounding, back through the network in one batch.
 
     Without a bound, X̂ is replaced by X where X has the lower loss, which may happen when a solver was stopped early;
@@ -128,7 +128,9 @@ def _better(question: Question, posed: Posed, solution: Solution, answer: Answer
     return min(known, key=lambda one: one[0])[1]
 
 
-def _measured(layer: Layer, solved: Sequence[tuple[Question, Posed, Solution]]) -> list[Answer | KernelscopeError]:
+def _measured(
+    layer: LoadedLayer, solved: Sequence[tuple[Question, Posed, Solution]]
+) -> list[Answer | KernelscopeError]:
     count, space = len(solved), layer.space
     problems = Problems.join_all([posed.problem for _, posed, _ in solved])
     x = torch.stack([solution.x for _, _, solution in solved])
@@ -176,7 +178,7 @@ def _of_the_picture(problems: Problems, after: Tensor, shown: Tensor, regulariza
     return replace(own, regularization=regularization, total=total)
 
 
-def _answer(layer: Layer, question: Question, solution: Solution, **measured: Any) -> Answer | KernelscopeError:
+def _answer(layer: LoadedLayer, question: Question, solution: Solution, **measured: Any) -> Answer | KernelscopeError:
     """The answer: the measurements, and the solver's report."""
     terms: Losses = measured["losses"]
     if not (isfinite(terms.total) and isfinite(measured["losses_float"].total)):
@@ -213,7 +215,7 @@ def _or(value: float | None, otherwise: float) -> float:
     return otherwise if value is None else value
 
 
-def _invention(layer: Layer, found: Sequence[Metrics], invented: Tensor, beyond_blank: Tensor) -> list[Metrics]:
+def _invention(layer: LoadedLayer, found: Sequence[Metrics], invented: Tensor, beyond_blank: Tensor) -> list[Metrics]:
     """Add the invention: its mean over the layers, of each layer, and with the bounds of `evidence`."""
     complete = []
     for one, by_layer, beyond in zip(found, invented.tolist(), beyond_blank.tolist(), strict=True):
@@ -226,7 +228,7 @@ def _invention(layer: Layer, found: Sequence[Metrics], invented: Tensor, beyond_
     return complete
 
 
-def _ssim_grey(layer: Layer, kernel: Tensor, before: Tensor, shown: Tensor) -> list[float | None]:
+def _ssim_grey(layer: LoadedLayer, kernel: Tensor, before: Tensor, shown: Tensor) -> list[float | None]:
     """SSIM of the selected map of each X̂ without its colour; None for networks with grey input."""
     if layer.frame.channels == 1:
         return [None] * len(shown)
@@ -259,7 +261,7 @@ def _most_active_others(before: Tensor, kernel: int) -> Tensor:
     return mean.topk(min(MOST_ACTIVE_OTHERS, len(mean) - 1)).indices
 
 
-def pictures(images: Sequence[Picture], layer: Layer) -> Tensor:
+def pictures(images: Sequence[Picture], layer: LoadedLayer) -> Tensor:
     """(B, channels, H, W), normalised, on the network's device."""
     stack = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     return layer.space.from_bytes(stack.to(layer.space.mean.device)).contiguous(memory_format=torch.channels_last)

@@ -17,7 +17,7 @@ from worker.engine.questions import Answered, Batch, OutOfMemory, Question, Tick
 from worker.engine.speed import measured_speed, room_in_memory
 from worker.methods.baselines import attribution, estimated, private, rules
 from worker.methods.suppression import Solution
-from worker.networks.layer import Layer
+from worker.networks.layer import LoadedLayer
 
 PASSES = 4  # LRP evaluates a convolution up to this often per backward pass, and needs as much more memory
 MOST_WAITING = 64
@@ -31,7 +31,7 @@ def _private(cut: nn.Module, method: str, signed: bool) -> nn.Module:  # noqa: F
 class BaselineBatch(Batch):
     """Questions about one layer to one of the baselines."""
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: LoadedLayer) -> None:
         self.layer = layer
         self.open: list[Ticket] = []
         self.fits = MOST_WAITING  # questions at once, as far as is known

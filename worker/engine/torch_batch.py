@@ -28,7 +28,7 @@ from worker.methods.suppression import (
     Solver,
     SolverBatch,
 )
-from worker.networks.layer import Layer
+from worker.networks.layer import LoadedLayer
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ class TorchBatch(Batch):
         most: the largest batch, for benchmarks.
     """
 
-    def __init__(self, layer: Layer, threads: Threads, *, tapped: bool = False, most: int | None = None) -> None:
+    def __init__(self, layer: LoadedLayer, threads: Threads, *, tapped: bool = False, most: int | None = None) -> None:
         self.layer = layer
         self.threads = threads
         self.cut = layer.tapped if tapped else layer.cut

@@ -1,1 +1,1 @@
-"""A slice's life: claimed, asked, committed, handed back. It knows jobs, and of tensors nothing."""
+"""The life cycle of a slice: claimed, answered by the engine, committed or released. It knows jobs, not tensors."""

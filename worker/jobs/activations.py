@@ -12,13 +12,13 @@ from shared.schemas import ActiveKernel, Thumbnails
 from worker.engine.questions import Maps
 
 LARGEST_THUMBNAIL = 56  # positions a side
-SMALLEST_TILE = 56  # pixels a side, where the thumbnail is drawn
-COLUMNS = 16  # of the drawn sheet
-SILENT = 1e-3  # as the solver's: of the highest |F|, where maps have a sign
+SMALLEST_TILE = 56  # pixels a side of a drawn thumbnail
+COLUMNS = 16  # of the drawn sheet of thumbnails
+SILENT = 1e-3  # where maps have a sign: positions up to this fraction of the highest |F| are inactive
 
 
 def measured(maps: Maps) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """What a job's record and the store keep of a layer's feature maps F, (C, h, w)."""
+    """The ranking for the job's record, and the thumbnails for the store, of a layer's maps F, (C, h, w)."""
     ranking, small, signed = ranked(maps), thumbnails(maps), bool((maps < 0).any())
     facts = {"ranking": ranking, "thumbnails": Thumbnails(columns=COLUMNS, tile=max(*small.shape[1:], SMALLEST_TILE))}
     file, order = BytesIO(), np.array([one.kernel for one in ranking])
@@ -28,7 +28,7 @@ def measured(maps: Maps) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 
 def ranked(maps: Maps) -> list[ActiveKernel]:
-    """Every kernel by its mean activation, of |F|, highest first; those that are as active, by index.
+    """All kernels by their mean |F|, highest first; ties by index.
 
     Args:
         maps: the layer's feature maps F, (C, h, w).
@@ -43,16 +43,16 @@ def ranked(maps: Maps) -> list[ActiveKernel]:
 
 
 def thumbnails(maps: Maps) -> NDArray[np.uint8]:
-    """(C, h', w'): each map from 0 to its own highest activation; a large one is averaged over blocks of positions.
+    """Thumbnails, (C, h', w'): each map scaled by its own maximum; large maps are averaged over blocks of positions.
 
-    Where maps have a sign, 128 is 0 and the highest |F| is 127 from it.
+    Where maps have a sign, 128 is 0 and the highest |F| is at a distance of 127.
     """
     channels, height, width = maps.shape
     block = -(-max(height, width) // LARGEST_THUMBNAIL)
     down, across = min(block, height), min(block, width)
     rows, columns = height // down, width // across
-    kept = maps[:, : rows * down, : columns * across]
-    small = kept.reshape(channels, rows, down, columns, across).mean(axis=(2, 4))
+    cropped = maps[:, : rows * down, : columns * across]
+    small = cropped.reshape(channels, rows, down, columns, across).mean(axis=(2, 4))
     highest = np.abs(small).max(axis=(1, 2), keepdims=True)
     zero, full = (128, 127) if (maps < 0).any() else (0, 255)
     shown: NDArray[np.uint8] = (zero + full * small / np.where(highest > 0, highest, 1)).round().astype(np.uint8)

@@ -1,11 +1,11 @@
-"""Which slices a worker takes, and when.
+"""Which slices a worker claims, and when.
 
-From which queue the next message is taken, so that a small job does not wait behind big ones (`Turns`, which kombu
-asks), and which of the slices that wait there may run here (`Admission`).
+`QueueOrder` chooses the queue of the next message, so that small jobs do not wait behind big ones. `SliceAdmission`
+decides which of the waiting slices may run here.
 
-A slice is suspected when workers died while they ran it. It runs in company, but never two of them in one worker: when
-that worker dies it was the suspect, as far as one can know. What must wait for another suspect is passed over;
-meanwhile whoever is free may take it. So is what needs a network or layer that this worker has not.
+A slice is a suspect if workers died while they ran it. It runs beside other slices, but a worker runs at most one
+suspect: if the worker dies, the suspect is assumed to be the cause. A slice that would be a second suspect, or whose
+network or layer this worker does not have, is skipped and left to other workers.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from shared.jobs.claims import SUSPECTED
 from shared.workers import NetworkState, able
 
 BULK = "bulk"
-KNOWN_SECONDS = 1.0  # for which a network's state is believed
+STATE_SECONDS = 1.0  # for which a network's state is cached
 
 
-class Admission:
-    """Of one worker.
+class SliceAdmission:
+    """Admits slices to one worker.
 
     Args:
-        state: of a network by its name, as it is now; None: there is none of this name.
+        state: returns the present state of a network by its name; None: no network has this name.
     """
 
     def __init__(self, state: Callable[[str], NetworkState | None]) -> None:
         self.closed = False
         self._state = state
-        self._known: dict[str, tuple[float, NetworkState | None]] = {}  # since when
+        self._known: dict[str, tuple[float, NetworkState | None]] = {}  # (time, state) by name
         self._lock = Lock()
-        self._suspect = False  # one runs
+        self._suspect = False  # whether one runs
 
     @contextmanager
     def enter(self, claim: Callable[[Callable[[str], bool]], Next]) -> Iterator[Next]:
-        """Inside, what was claimed.
+        """The context in which a claimed slice runs.
 
         Args:
-            claim: is told which buckets are this worker's now, and claims; one at a time.
+            claim: claims a slice from one of the buckets that its argument accepts; called by one thread at a time.
         """
         with self._lock:
             found = claim(self._runs)
@@ -63,21 +63,21 @@ class Admission:
         return self._able(f"{model} {layer}")
 
     def _runs(self, bucket: str) -> bool:
-        """Whether what waits there may run here now."""
+        """Whether slices of this bucket may run here now."""
         need = bucket.removesuffix(SUSPECTED)
         return not (self._suspect and bucket != need) and self._able(need)
 
     def _able(self, need: str) -> bool:
         model, now = need.partition(" ")[0], time.monotonic()
         since, state = self._known.get(model, (float("-inf"), None))
-        if now - since > KNOWN_SECONDS:
+        if now - since > STATE_SECONDS:
             state = self._state(model)
             self._known[model] = now, state
         return state is not None and able({model: state}, need)
 
 
-class Places:
-    """Places for slices of big jobs. Were all of a worker's slices theirs, a small job would wait for one to end."""
+class BulkSlots:
+    """Limits the slices of big jobs, so that some of a worker's slots remain free for small jobs."""
 
     def __init__(self) -> None:
         self.most = 1
@@ -85,8 +85,8 @@ class Places:
         self._lock = Lock()
 
     @contextmanager
-    def taken_by(self, queue: str) -> Iterator[None]:
-        """A slice from this queue runs."""
+    def occupied_by(self, queue: str) -> Iterator[None]:
+        """The context in which a slice of this queue runs."""
         own = int(queue == BULK)
         with self._lock:
             self.taken += own
@@ -97,13 +97,13 @@ class Places:
                 self.taken -= own
 
 
-bulk = Places()
+bulk = BulkSlots()
 
 
-class Turns(round_robin_cycle):
-    """Kombu's round robin (`queue_order_strategy`), asked before each poll; of big jobs only where there is a place."""
+class QueueOrder(round_robin_cycle):
+    """Kombu's round robin (`queue_order_strategy`) without the queue of big jobs while its slots are occupied."""
 
     def consume(self, n: int) -> list[str]:
-        """The queues to poll, the one whose turn it is first."""
+        """The queues to poll, in order."""
         queues: list[str] = self.items[:n]
         return [queue for queue in queues if queue != BULK or bulk.taken < bulk.most]

@@ -1,4 +1,4 @@
-"""What of an answer is kept: numbers for the job's record, files for the store."""
+"""The results of an answer: numbers for the job's record, files for the store."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from shared.images import pictured
 from shared.schemas import OPTIMIZED
 from worker.engine.questions import Answer, Picture, Question
 
-INVENTIVE = 0.1  # the invention above which a result says so
+INVENTIVE = 0.1  # the invention above which a result has a note
 
 
 def facts(answer: Answer) -> dict[str, Any]:
-    """The numbers of an answer, under the names that the contract gives them."""
+    """The numbers of an answer by their names in the API."""
     names = (
         "losses",
         "losses_float",
@@ -36,38 +36,39 @@ def facts(answer: Answer) -> dict[str, Any]:
 
 
 def note(answer: Answer, question: Question) -> str | None:
-    """Words for a result that shows what was not there, or nothing at all."""
+    """A note for a result that is blank, or shows what the image does not contain."""
     free = question.method in OPTIMIZED and not question.bounded
     if free and answer.metrics.sparsity == 1:
         return (
-            "This is the blank picture: with these weights no other that was found has a lower loss. "
-            "Ask for a smaller beta, or for a target_ssim."
+            "This is the blank picture: with these weights no picture with a lower loss was found. "
+            "Use a smaller beta, or a target_ssim."
         )
     if free and answer.losses.total > answer.loss_blank:
         return (
             f"The blank picture has a lower loss ({answer.loss_blank:.2f}) than this one ({answer.losses.total:.2f}): "
-            "the kernel's map is small against what these weights ask for. Ask for a smaller beta."
+            "with these weights the kernel's map counts too little. Use a smaller beta."
         )
     evidence = question.method == "evidence"
     invention = answer.metrics.invention_beyond_blank if evidence else answer.metrics.invention
     if invention is None or invention <= INVENTIVE:
         return None
     advice = (
-        "Ask for a larger gamma, or a smaller max_invention."
+        "Use a larger gamma, or a smaller max_invention."
         if evidence
-        else "Ask for methods=evidence, which keeps that small."
+        else "Use methods=evidence, which keeps this small."
     )
     return (
-        f"This picture excites the layers below {question.layer} beyond what the image does, by {invention:.0%} of the "
-        f"image's own activation: what is seen in it need not be in the image. {advice}"
+        f"This picture activates the layers below {question.layer} beyond the image, by {invention:.0%} of the image's "
+        f"own activation: what it shows need not be in the image. {advice}"
     )
 
 
 def artifacts(answer: Answer, original: bytes) -> dict[str, bytes]:
-    """The files that are committed with an item; pictures that only show them are drawn when first asked for.
+    """The files that are committed with an item. Figures of them are drawn on request.
 
     Args:
-        original: a PNG of the network's input, so that nobody decodes the image again to draw it.
+        answer: of the item.
+        original: the network's input as a PNG, so that a figure does not need the image again.
     """
     npy, npz = BytesIO(), BytesIO()
     np.save(npy, answer.x)
@@ -84,7 +85,7 @@ def artifacts(answer: Answer, original: bytes) -> dict[str, bytes]:
 
 
 def encoded(picture: Picture) -> bytes:
-    """A PNG."""
+    """The picture as a PNG."""
     png = BytesIO()
     pictured(picture).save(png, "PNG")
     return png.getvalue()

@@ -1,4 +1,4 @@
-"""From a slice of a request to the engine's questions: images decoded, ranks looked up."""
+"""From a slice of a request to questions: images are decoded, and ranks become kernels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from worker.engine.scheduling import Account
 from worker.jobs.artifacts import encoded
 
 SOLVING = ("solver", "effort", "iterations", "target_ssim", "max_preservation")
-OPTIONS = {  # of a request, by the methods that have more than `scaling`
+OPTIONS = {  # the request's options of each method; of the others, `scaling`
     "suppression": (*SOLVING, "only_remove"),
     "evidence": (*SOLVING, "gamma", "max_invention"),
     "lrp": ("rule", "scaling"),
@@ -25,10 +25,10 @@ OPTIONS = {  # of a request, by the methods that have more than `scaling`
 
 
 class Decoder:
-    """One image at a time, whatever slices a worker has: one of 50 megapixels may take 600 MB.
+    """Decodes one image at a time for all slices of a worker, since one of 50 megapixels may take 600 MB.
 
     Args:
-        max_pixels: of an image.
+        max_pixels: the largest image.
     """
 
     def __init__(self, max_pixels: int) -> None:
@@ -36,7 +36,7 @@ class Decoder:
         self._lock = Lock()
 
     def __call__(self, data: bytes, frame: images.Frame, how: Literal["squash", "crop"]) -> tuple[Picture, list[str]]:
-        """What a network takes, and what of the file was ignored."""
+        """The network's input, and notes on what of the file was ignored."""
         with self._lock:
             seen = images.decoded(data, self.max_pixels, deep=frame.channels == 1)
             return images.array(images.resized(seen.image, frame, how)), seen.notes
@@ -44,11 +44,14 @@ class Decoder:
 
 @dataclass
 class Inputs:
-    """Of one slice.
+    """The inputs of one slice.
 
     Args:
-        account: on which its calls to the engine are charged.
-        read: the bytes of an image by their digest, or None.
+        claim: of the slice.
+        engine: computes rankings.
+        account: to which calls to the engine are charged.
+        read: returns the bytes of an image by their digest, or None.
+        decoder: of the worker.
     """
 
     claim: Claim
@@ -58,34 +61,34 @@ class Inputs:
     decoder: Decoder
     pictures: dict[int, Picture] = field(default_factory=dict)  # by the image's number in the request
     originals: dict[int, bytes] = field(default_factory=dict)
-    notes: dict[int, list[str]] = field(default_factory=dict)  # of these
+    notes: dict[int, list[str]] = field(default_factory=dict)  # on what was ignored
     rankings: dict[int, list[int]] = field(default_factory=dict)
 
     @property
     def request(self) -> ExplainRequest:
-        """Whose slice it is."""
+        """The slice's request."""
         return self.claim.request
 
     def picture(self, number: int) -> Picture:
-        """The network's input of an image of the request."""
+        """The network's input for an image of the request."""
         if number not in self.pictures:
             frame = self.engine.device.frame(self.request.model)
             fed = self.engine.device.weights(self.request.model).preprocessing
             digest = self.request.images[number]
             data = self.read(digest)
             if data is None:
-                raise UnknownImage(f"the bytes of image {digest} are gone from the store")
+                raise UnknownImage(f"image {digest} is missing from the store")
             self.pictures[number], self.notes[number] = self.decoder(data, frame, fed.resize if fed else "squash")
         return self.pictures[number]
 
     def original(self, number: int) -> bytes:
-        """The same as a PNG."""
+        """The network's input as a PNG."""
         if number not in self.originals:
             self.originals[number] = encoded(self.picture(number))
         return self.originals[number]
 
     def kernel(self, item: Item) -> int | None:
-        """The item's kernel; None where no active kernel fills its rank."""
+        """The item's kernel; None if the layer has fewer active kernels than its rank."""
         if item.rank is None:
             return item.kernel
         if item.image not in self.rankings:
@@ -100,7 +103,7 @@ class Inputs:
         return ranking[item.rank] if item.rank < len(ranking) else None
 
     def question(self, item: Item, kernel: int) -> Question:
-        """What the item's method does not look at is left at its default, so that the same work is found again."""
+        """The item's question. Options that its method does not use have their defaults, for equal fingerprints."""
         request = self.request
         options = {name: getattr(request, name) for name in OPTIONS.get(item.method, ("scaling",))}
         return Question(

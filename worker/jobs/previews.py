@@ -1,4 +1,4 @@
-"""X̂ as it forms, for who watches a job: sketches that the engine makes become small pictures."""
+"""Previews: the present X̂ as small pictures, for clients that follow a job."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ from io import BytesIO
 from shared.images import pictured
 from worker.engine.questions import Picture, Ticket
 
-MOST = 4  # of a slice's items that a watcher is shown in one beat of the pulse
+MOST = 4  # new previews of a slice per lease renewal
 
 
 @dataclass
 class Previews:
-    """Of one slice."""
+    """The previews of one slice."""
 
-    told: dict[int, int] = field(default_factory=dict)  # of which evaluation an item's last preview was
+    iterations: dict[int, int] = field(default_factory=dict)  # of each item's last preview
 
     def new(self, running: Mapping[int, Ticket], *, wanted: bool) -> dict[int, bytes]:
-        """The pictures that are new, WebP files by the item's index.
+        """The new previews, as WebP files by the item's index.
 
         Args:
-            wanted: ask for more, of those that have waited longest.
+            running: the tickets of the open items.
+            wanted: whether to request further previews, of the items with the oldest ones.
         """
-        sketches = {index: ticket.preview for index, ticket in running.items() if ticket.preview}
-        new = {index: one for index, one in sketches.items() if one.iteration > self.told.get(index, 0)}
-        self.told.update((index, sketch.iteration) for index, sketch in new.items())
+        previews = {index: ticket.preview for index, ticket in running.items() if ticket.preview}
+        new = {index: one for index, one in previews.items() if one.iteration > self.iterations.get(index, 0)}
+        self.iterations.update((index, preview.iteration) for index, preview in new.items())
         if wanted:
-            for index in sorted(running, key=lambda index: self.told.get(index, 0))[:MOST]:
+            for index in sorted(running, key=lambda index: self.iterations.get(index, 0))[:MOST]:
                 running[index].preview_wanted = True
-        return {index: _webp(sketch.picture) for index, sketch in new.items()}
+        return {index: _webp(preview.picture) for index, preview in new.items()}
 
 
 def _webp(picture: Picture) -> bytes:
-    """Small and quick to make: for one look."""
+    """A small WebP, encoded fast."""
     file = BytesIO()
     pictured(picture).save(file, "WEBP", quality=70, method=0)
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""One slice of a job, run: questions → answers → pictures → store → record. It knows jobs, not tensors' insides."""
+"""Runs one slice of a job: items → questions → answers → files in the store → results in the record."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-STORE_RETRY_SECONDS = 0.5  # between two tries of an object store that is away
+STORE_RETRY_SECONDS = 0.5  # between two attempts while the object store is unavailable
 TERMS = ("preservation", "suppression", "regularization", "total")
 
 
 @dataclass(frozen=True)
-class Hands:
-    """What slices are run with, the same for all of a worker's."""
+class SliceContext:
+    """What all slices of a worker share."""
 
     engine: Engine
     records: Records
@@ -44,35 +44,35 @@ class Hands:
     surveys: Surveys
     decoder: Decoder
     telemetry: Telemetry
-    able: Callable[[str, str], bool]  # whether the worker has a network and a layer now
+    able: Callable[[str, str], bool]  # whether the worker has this network and layer now
 
 
 @dataclass(eq=False)
 class SliceRun:
-    """A claimed slice on its way to its end."""
+    """A claimed slice."""
 
-    hands: Hands
+    context: SliceContext
     claim: Claim
-    asked: EngineRequest | None = None
-    open: list[Item] = field(default_factory=list)  # the items of the questions that are asked
-    lost: bool = False
-    ended: bool = False
-    watched: bool = False
+    engine_request: EngineRequest | None = None
+    open: list[Item] = field(default_factory=list)  # the items of the engine request
+    lost: bool = False  # the lease
+    stopped: bool = False
+    watched: bool = False  # whether a client follows the previews
     previews: Previews = field(default_factory=Previews)
-    written: set[str] = field(default_factory=set)  # blobs, by their digests
+    written: set[str] = field(default_factory=set)  # digests of blobs
 
     def __post_init__(self) -> None:
-        """Small jobs do not wait behind big ones; the deadline is on this machine's clock, which may be any."""
+        """Convert the remaining time into a deadline on this machine's monotonic clock."""
         left = self.claim.seconds_left
         self.deadline = None if left is None else time.monotonic() + left
         self.account = Account(urgent=self.claim.queue == "interactive")
-        read = partial(self._patiently, self.hands.store.get, self.claim.job_id)
-        self.inputs = Inputs(self.claim, self.hands.engine, self.account, read, self.hands.decoder)
-        more = (self.hands.engine, self.account, self.hands.surveys, self.hands.decoder, self._patiently)
-        self.surveying = Surveying(self.claim, *more, lambda: not self.ended)
+        read = partial(self._with_retries, self.context.store.get, self.claim.job_id)
+        self.inputs = Inputs(self.claim, self.context.engine, self.account, read, self.context.decoder)
+        shared = (self.context.engine, self.account, self.context.surveys, self.context.decoder, self._with_retries)
+        self.surveying = Surveying(self.claim, *shared, lambda: not self.stopped)
 
-    def to_the_end(self) -> bool:
-        """Bring it to its end. False where it was told to stop before: somebody else is to go on.
+    def run(self) -> bool:
+        """Run the slice to its end. False if it was stopped before, so that another worker must continue.
 
         Raises:
             LostLease, StoreUnavailable.
@@ -81,51 +81,51 @@ class SliceRun:
             self._check_deadline()
             done = self._answer(self._questions()) if self.claim.request.explains else self._each()
             if done and not self.lost:
-                self.hands.transitions.finish(self.claim)
+                self.context.transitions.finish(self.claim)
         except (LostLease, StoreUnavailable):
             raise
         except Exception as error:
-            if self._others(error):
+            if self._for_other_workers(error):
                 return False
-            self.hands.transitions.fail(self.claim, public_error(error, self.claim.slice_id))
+            self.context.transitions.fail(self.claim, public_error(error, self.claim.slice_id))
         else:
             return done
         finally:
-            if self.asked:  # nobody waits for the rest
-                self.asked.cancel()
-        return True  # it has failed, which is an end
+            if self.engine_request:
+                self.engine_request.cancel()  # of the open questions
+        return True  # the slice has failed
 
     @property
     def in_engine(self) -> bool:
         """Whether it waits for the engine."""
-        return self.asked is not None
+        return self.engine_request is not None
 
-    def sign(self) -> Sign:
-        """How far it is."""
-        running = self._in_work()
+    def report(self) -> Sign:
+        """The progress and the new previews of its items."""
+        running = self._running()
         previews = self.previews.new(running, wanted=self.watched)
         steps = {index: ticket.step for index, ticket in running.items() if ticket.step}
         return Sign(self.claim, self._progress(steps) or self.surveying.progress(), previews)
 
-    def lose(self) -> None:
-        """It is another worker's, or its job was cancelled."""
+    def lease_lost(self) -> None:
+        """Stop: another worker has the lease, or the job was cancelled."""
         self.lost = True
-        self.end()
+        self.stop()
 
-    def end(self) -> None:
-        """Stop waiting for the engine."""
-        self.ended = True
-        if asked := self.asked:
-            asked.cancel()
+    def stop(self) -> None:
+        """Stop after the present item."""
+        self.stopped = True
+        if request := self.engine_request:
+            request.cancel()
 
-    def _in_work(self) -> dict[int, Ticket]:
-        """By the item's index."""
-        asked = self.asked
-        open_ = zip(self.open, asked.tickets, strict=True) if asked else ()
+    def _running(self) -> dict[int, Ticket]:
+        """The tickets without an answer, by the item's index."""
+        request = self.engine_request
+        open_ = zip(self.open, request.tickets, strict=True) if request else ()
         return {item.index: ticket for item, ticket in open_ if not ticket.answered}
 
     def _progress(self, steps: dict[int, Step]) -> dict[str, Any]:
-        """Of the items that run now: evaluations done, the most that they may take, mean loss, work done; and each."""
+        """The progress of the running items: evaluations, budget, mean loss and work done of all, and of each."""
         if not steps:
             return {}
         return {
@@ -138,18 +138,18 @@ class SliceRun:
                     "index": index,
                     "iteration": step.iteration,
                     "losses": dict(zip(TERMS, step.terms, strict=True)),
-                    **({"preview": self.previews.told[index]} if index in self.previews.told else {}),
+                    **({"preview": self.previews.iterations[index]} if index in self.previews.iterations else {}),
                 }
                 for index, step in steps.items()
             ],
         }
 
     def _questions(self) -> list[tuple[Item, Question]]:
-        """The items with their kernels; ranks that no active kernel fills are skipped."""
+        """The items with their questions. Items whose rank has no active kernel are skipped."""
         kernels = {item.index: self.inputs.kernel(item) for item in self.claim.items}
         if isinstance(self.claim.request.kernels, str):
             skipped = [item for item in self.claim.items if kernels[item.index] is None]
-            self.hands.transitions.resolve(self.claim, skipped)
+            self.context.transitions.resolve(self.claim, skipped)
         return [
             (item, self.inputs.question(item, kernel))
             for item in self.claim.items
@@ -157,25 +157,25 @@ class SliceRun:
         ]
 
     def _answer(self, questions: list[tuple[Item, Question]]) -> bool:
-        """Whether all were answered."""
+        """Answer and commit each question. Returns whether all were answered."""
         self._check_deadline()
         open_ = [(item, question) for item, question in questions if not self._reused(item, question)]
         self.open = [item for item, _ in open_]
-        asked = self.hands.engine.ask([question for _, question in open_], account=self.account, deadline=self.deadline)
-        self.asked = asked
-        if self.ended:  # told so before there was anything to withdraw
-            asked.cancel()
+        request = self.context.engine.ask([one for _, one in open_], account=self.account, deadline=self.deadline)
+        self.engine_request = request
+        if self.stopped:  # before there was a request to cancel
+            request.cancel()
         left = len(open_)
-        for number, answer in asked:
+        for number, answer in request:
             self._commit(*open_[number], answer)
             left -= 1
-        self.asked = None
+        self.engine_request = None
         return not left
 
     def _each(self) -> bool:
-        """One item after the other. Whether all were done."""
+        """Run the items one after the other. Returns whether all were done."""
         for item in self.claim.items:
-            if self.ended:
+            if self.stopped:
                 return False
             self._check_deadline()
             if not (self._survey(item) if self.claim.request.surveys else self._rank(item)):
@@ -183,13 +183,13 @@ class SliceRun:
         return True
 
     def _survey(self, item: Item) -> bool:
-        """One part of a data set. Whether all of it was looked at; where that fails, the others are yet."""
+        """Survey one part of a data set. Returns whether it was completed or failed; the other parts continue."""
         try:
             result = self.surveying.part(item)
         except (LostLease, StoreUnavailable):
             raise
         except Exception as error:
-            if self._others(error):
+            if self._for_other_workers(error):
                 raise
             result = ItemResult.of(item, self.claim.request, None).failed(public_error(error, self.claim.slice_id))
         if result:
@@ -197,8 +197,8 @@ class SliceRun:
         return result is not None
 
     def _rank(self, item: Item) -> bool:
-        """How active the layer's kernels are on one image."""
-        request, engine = self.claim.request, self.hands.engine
+        """Rank the layer's kernels on one image."""
+        request, engine = self.claim.request, self.context.engine
         picture = self.inputs.picture(item.image)
         with telemetry.span("rank", model=request.model, layer=request.layer):
             maps = engine.call(engine.device.feature_maps, request.model, request.layer, picture, account=self.account)
@@ -209,48 +209,48 @@ class SliceRun:
         return True
 
     def _note(self, item: Item, other: str | None = None) -> str | None:
-        """What was ignored of the image's file, after another note where there is one."""
+        """Another note, if any, and the notes on what was ignored of the image's file."""
         return " ".join(filter(None, [other, *self.inputs.notes[item.image]])) or None
 
     def _check_deadline(self) -> None:
         if self.deadline is not None and time.monotonic() >= self.deadline:
             raise DeadlinePassed("the deadline passed before a worker was free")
 
-    def _others(self, error: Exception) -> bool:
-        """Whether this is other workers' business: the network or the layer turned out not to be there."""
+    def _for_other_workers(self, error: Exception) -> bool:
+        """Whether other workers must run this slice, since the network or the layer is not available here."""
         request = self.claim.request
-        lacking = isinstance(error, ModelUnavailable | LayerNotCovered)
-        return lacking and not self.hands.able(request.model, request.layer)
+        missing = isinstance(error, ModelUnavailable | LayerNotCovered)
+        return missing and not self.context.able(request.model, request.layer)
 
     def _reused(self, item: Item, question: Question) -> bool:
-        """Whether the same work was done before, by this job or another: then its result is this item's too."""
-        records = self.hands.records
+        """Commit the result of the same work by this or another job, if there is one. Returns whether there is."""
+        records = self.context.records
         fingerprint = self._fingerprint(item, question)
         found = records.same(fingerprint)
         if found is None:
             return False
         source, result, blobs = found
-        self.hands.transitions.check(self.claim)
+        self.context.transitions.check(self.claim)
         for digest in dict.fromkeys(blobs.values()):
-            if source != self.claim.job_id and not self._patiently(
-                self.hands.store.copy, source, digest, self.claim.job_id
+            if source != self.claim.job_id and not self._with_retries(
+                self.context.store.copy, source, digest, self.claim.job_id
             ):
-                return False  # its job was removed, or the store was restored from before
+                return False  # its job was removed, or the store was restored from a backup
         own = ItemResult.of(item, self.claim.request, question.kernel)
         mine = {name: getattr(own, name) for name in ("index", "image", "kernel", "rank")}
         self._committed(result.model_copy(update={**mine, "reused": True}), blobs)
         return True
 
     def _fingerprint(self, item: Item, question: Question) -> str:
-        """Also of what was ignored of the image's file: a result's note says it."""
-        device = self.hands.engine.device
+        """The fingerprint of an item's work, including the notes on its image, which are part of the result."""
+        device = self.context.engine.device
         own = question.fingerprint(device.weights(question.model), device.version)
         return ":".join([self.claim.owner, own, *self.inputs.notes[item.image]])
 
     def _commit(self, item: Item, question: Question, answer: Answer | KernelscopeError) -> None:
         result = ItemResult.of(item, self.claim.request, question.kernel)
         if isinstance(answer, KernelscopeError):
-            if self._others(answer):
+            if self._for_other_workers(answer):
                 raise answer
             self._committed(result.failed(answer), {})
             return
@@ -264,37 +264,37 @@ class SliceRun:
             iterations=answer.iterations,
             stopped=answer.stopped,
         )
-        own = {"note": self._note(item, note(answer, question)), "device": self.hands.engine.device.name}
+        own = {"note": self._note(item, note(answer, question)), "device": self.context.engine.device.name}
         blobs = self._stored(artifacts(answer, self.inputs.original(item.image)))
-        whole = answer.stopped in ("converged", "budget")
-        fingerprint = self._fingerprint(item, question) if whole else ""
+        completed = answer.stopped in ("converged", "budget")
+        fingerprint = self._fingerprint(item, question) if completed else ""
         self._committed(result.model_copy(update={**facts(answer), **own}), blobs, fingerprint)
 
     def _committed(self, result: ItemResult, blobs: dict[str, str], fingerprint: str = "") -> None:
-        self.hands.transitions.commit(self.claim, result, blobs, fingerprint)
-        self.hands.telemetry.committed(self.claim.request.model, self.claim.request.layer, result)
+        self.context.transitions.commit(self.claim, result, blobs, fingerprint)
+        self.context.telemetry.committed(self.claim.request.model, self.claim.request.layer, result)
 
     def _stored(self, artifacts: dict[str, bytes]) -> dict[str, str]:
-        """Files are written before the item is committed, and only while the claim holds."""
-        self.hands.transitions.check(self.claim)
+        """Write the files before the item is committed, and only while the claim is valid. Returns their digests."""
+        self.context.transitions.check(self.claim)
         digests = {name: BlobStore.digest(data) for name, data in artifacts.items()}
         for name, data in artifacts.items():
             if digests[name] not in self.written:
-                self._patiently(self.hands.store.put, self.claim.job_id, data)
+                self._with_retries(self.context.store.put, self.claim.job_id, data)
                 self.written.add(digests[name])
         return digests
 
-    def _patiently(self, action: Callable[..., T], *arguments: Any) -> T:
-        """What the object store does: one that is away is sat out while the lease is held, however long that is.
+    def _with_retries(self, action: Callable[..., T], *arguments: Any) -> T:
+        """Call an action of the object store, and retry while the store is unavailable and the slice is not stopped.
 
         Raises:
-            StoreUnavailable: the slice is to end meanwhile.
+            StoreUnavailable: the store was unavailable when the slice was stopped.
         """
         while True:
             try:
                 return action(*arguments)
             except StoreUnavailable as error:
-                if self.ended:
+                if self.stopped:
                     raise
-                log.warning("%s: %s; trying again", self.claim.slice_id, error)
+                log.warning("%s: %s; retrying", self.claim.slice_id, error)
                 time.sleep(STORE_RETRY_SECONDS)

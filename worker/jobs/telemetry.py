@@ -1,4 +1,4 @@
-"""Prometheus metrics of a worker: what it solved and how long that took; docs/metrics.md lists them."""
+"""Prometheus metrics of a worker; docs/metrics.md lists them."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ class Telemetry:
         self._stops.labels(result.stopped).inc()
 
     def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """A gauge that is read when it is asked for."""
+        """Add a gauge whose value is read at each scrape."""
         Gauge(name, text, registry=self.registry).set_function(read)
 
     def serve(self, bind: str) -> None:
-        """On this address, `127.0.0.1:9101`, in a thread."""
+        """Serve the metrics at an address such as `127.0.0.1:9101`, in a thread."""
         host, port = address(bind)
         start_http_server(port, host, self.registry)

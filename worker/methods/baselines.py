@@ -1,11 +1,12 @@
-"""The methods that suppression is compared with, by the attribution library zennit: each weighs the pixels of X.
+"""The baseline methods that suppression is compared with, computed by the attribution library zennit.
 
-    guided_backprop   gradient of Σ|F_i|; a ReLU passes what is positive, where it was open (Springenberg et al.)
-    deconvnet         the same start; a ReLU passes what is positive (Zeiler & Fergus)
-    lrp               F_i itself is the relevance (Binder et al.): z^B in the first convolution, z⁺ in the others,
-                      or γ and in the last one ε (`rule="gamma_epsilon"`); max-pooling is treated as average-pooling
+    guided_backprop   gradient of Σ|F_i|; a ReLU passes positive gradients where its input was positive
+                      (Springenberg et al.)
+    deconvnet         gradient of Σ|F_i|; a ReLU passes positive gradients (Zeiler & Fergus)
+    lrp               F_i is the relevance (Binder et al.): z^B in the first convolution, z⁺ in the others, or γ and in
+                      the last one ε (`rule="gamma_epsilon"`); max-pooling is treated as average-pooling
 
-The attribution g becomes an image as X̂ = g / max|g| · X in the normalised space, or with g brought to [0, 1].
+The attribution g becomes an image as X̂ = g / max|g| · X in the normalised space, or with g scaled to [0, 1].
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ SMOOTH = {
 RULED = (nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.Dropout, nn.Identity)
 POOLS = (functional.max_pool2d, functional.avg_pool2d, torch.max_pool2d)
 ADDITIONS = (operator.add, torch.add, "add")
-LINEAR = (  # what moves values about, and passes back what it is given
+LINEAR = (  # linear operations, whose gradient is used as it is
     *("view", "reshape", "transpose", "contiguous", "size", "chunk", "permute"),
     *(operator.getitem, operator.floordiv, torch.cat, torch.transpose, torch.chunk, stochastic_depth),
     *(*POOLS, *ADDITIONS),
@@ -44,13 +45,14 @@ LINEAR = (  # what moves values about, and passes back what it is given
 
 
 def attribution(cut: nn.Module, image: Tensor, kernel: Tensor, method: str, composite: Composite) -> Tensor:
-    """The attribution g of each image's kernel on its own, (B, 3, H, W).
+    """The attribution g of each image's kernel, (B, 3, H, W).
 
     Args:
-        cut: as `private` makes it, images → F (B, C, h, w); it is left as it was.
+        cut: a result of `private`, images → F (B, C, h, w); it is not changed.
         image: X, (B, 3, H, W), normalised.
         kernel: i, (B,), zero-based.
-        composite: as `rules` makes it.
+        method: one of `METHODS`.
+        composite: a result of `rules`.
     """
     image = image.detach().clone().requires_grad_()
     with torch.enable_grad(), composite.context(cut) as network:
@@ -64,10 +66,10 @@ def attribution(cut: nn.Module, image: Tensor, kernel: Tensor, method: str, comp
 
 
 def without(kinds: Collection[str]) -> dict[str, str]:
-    """Methods that have no rule for a network, and why.
+    """The methods that have no rule for a network, with the reason.
 
     Args:
-        kinds: what the network has beside convolutions, ReLUs and pooling, as `kind` calls it.
+        kinds: the results of `kind` for its nodes.
     """
     found = {}
     if others := sorted(set(kinds) & SMOOTH):
@@ -79,9 +81,11 @@ def without(kinds: Collection[str]) -> dict[str, str]:
 
 
 def kind(network: fx.GraphModule, node: fx.Node, shapes: Mapping[fx.Node, tuple[int, ...]]) -> str | None:
-    """What a node is that not every baseline has a rule for; None where all have one.
+    """The kind of a node for which not all baselines have a rule; None if all have one.
 
     Args:
+        network: of the node.
+        node: any node.
         shapes: of the nodes' values.
     """
     if node.op not in ("call_module", "call_function", "call_method"):
@@ -101,22 +105,23 @@ def kind(network: fx.GraphModule, node: fx.Node, shapes: Mapping[fx.Node, tuple[
 
 
 def _fused(network: fx.GraphModule, node: fx.Node) -> nn.Conv2d | None:
-    """The convolution before a batch normalisation, which nothing else sees."""
+    """The convolution before a batch normalisation, if nothing else uses its output."""
     (before,) = node.all_input_nodes
     module = network.get_submodule(str(before.target)) if before.op == "call_module" else None
     return module if isinstance(module, nn.Conv2d) and len(before.users) == 1 else None
 
 
 def private(cut: nn.Module, method: str, *, signed: bool = False) -> fx.GraphModule:
-    """A copy of a cut network that ends with the layer's ReLU and may be hooked; it shares the parameters.
+    """A copy of a cut network, for hooks, that ends with the layer's ReLU; it shares the parameters.
 
-    Batch normalisation is folded into the convolution before it; for `lrp` maxima become averages, and sums modules.
+    Batch normalisation is folded into the convolution before it. For `lrp`, max-pooling becomes average-pooling, and
+    additions become modules.
     """
     shared = {id(tensor): tensor for tensor in (*cut.parameters(), *cut.buffers())}
     own = copy.deepcopy(cut, shared)
     network = own if isinstance(own, fx.GraphModule) else fx.symbolic_trace(own)
     graph = network.graph
-    _alone(network)
+    _separate_calls(network)
     for node in list(graph.nodes):
         module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, nn.BatchNorm2d) and (conv := _fused(network, node)):
@@ -125,11 +130,11 @@ def private(cut: nn.Module, method: str, *, signed: bool = False) -> fx.GraphMod
             node.replace_all_uses_with(before)
             graph.erase_node(node)
         elif method == "lrp" and (isinstance(module, nn.MaxPool2d) or node.target in POOLS):
-            _becomes(network, node, _average(node, module), node.all_input_nodes[0])
+            _call_module(network, node, _average(node, module), node.all_input_nodes[0])
         elif method == "lrp" and node.target in ADDITIONS:
             with graph.inserting_before(node):
                 both = graph.call_function(torch.stack, (list(node.all_input_nodes),), {"dim": -1})
-            _becomes(network, node, Sum(), both)
+            _call_module(network, node, Sum(), both)
     (output,) = (node for node in graph.nodes if node.op == "output")
     if not signed:
         network.add_submodule("last_relu", nn.ReLU())
@@ -139,8 +144,8 @@ def private(cut: nn.Module, method: str, *, signed: bool = False) -> fx.GraphMod
     return network.eval()
 
 
-def _alone(network: fx.GraphModule) -> None:
-    """Each call has a module of its own, around the same tensors: hooks and folding are of one call."""
+def _separate_calls(network: fx.GraphModule) -> None:
+    """Give each call a module of its own with the same tensors, since hooks and folding concern one call."""
     called = Counter(node.target for node in network.graph.nodes if node.op == "call_module")
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     for node in network.graph.nodes:
@@ -151,7 +156,7 @@ def _alone(network: fx.GraphModule) -> None:
 
 
 def _average(node: fx.Node, module: nn.Module | None) -> nn.AvgPool2d:
-    """Of the windows that a node takes the maximum, or the average, of."""
+    """Average-pooling over the windows of a pooling node."""
     if isinstance(module, nn.MaxPool2d):
         return nn.AvgPool2d(module.kernel_size, module.stride, module.padding, module.ceil_mode)
     names = ("kernel_size", "stride", "padding", *(("ceil_mode",) if node.target is functional.avg_pool2d else ()))
@@ -159,14 +164,14 @@ def _average(node: fx.Node, module: nn.Module | None) -> nn.AvgPool2d:
     return nn.AvgPool2d(**{name: given[name] for name in (*names, "ceil_mode") if given.get(name) is not None})
 
 
-def _becomes(network: fx.GraphModule, node: fx.Node, module: nn.Module, value: fx.Node) -> None:
+def _call_module(network: fx.GraphModule, node: fx.Node, module: nn.Module, value: fx.Node) -> None:
     name = f"own_{node.name}"
     network.add_submodule(name, module)
     node.op, node.target, node.args, node.kwargs = "call_module", name, (value,), {}
 
 
 def rules(cut: nn.Module, method: str, rule: str, space: PixelSpace) -> Composite:
-    """What each module passes back, for a private copy."""
+    """The rule of each module of a private copy."""
     if method != "lrp":
         relu = {"guided_backprop": ReLUGuidedBackprop, "deconvnet": ReLUDeconvNet}[method]()
         return Composite(lambda _context, _name, module: relu if isinstance(module, nn.ReLU | nn.ReLU6) else None)
@@ -179,7 +184,7 @@ def rules(cut: nn.Module, method: str, rule: str, space: PixelSpace) -> Composit
 
 
 class _LastByEpsilon(SpecialFirstLayerMapComposite):  # type: ignore[misc]
-    """As its base class, but for one module."""
+    """Applies the ε-rule to the last convolution."""
 
     def __init__(self, others: list[Any], first: list[Any], last: nn.Module) -> None:
         super().__init__(others, first)
@@ -195,8 +200,9 @@ def estimated(found: Tensor, image: Tensor, scaling: str, space: PixelSpace) -> 
     """X̂ of an attribution g: g / max|g| · X, or (g − min g) / (max g − min g) · X, inside the displayable box.
 
     Args:
-        found, image: g and X, (B, 3, H, W); where g is constant nothing is known, and X̂ is the mean colour.
+        found, image: g and X, (B, 3, H, W). Where g = 0, or g is constant and `minmax`, X̂ is the mean colour.
         scaling: `max` or `minmax`.
+        space: of the images.
     """
     if scaling == "minmax":
         found = found - found.amin(dim=(1, 2, 3), keepdim=True)

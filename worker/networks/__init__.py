@@ -1,1 +1,1 @@
-"""A network by its name: its architecture, its weights as people have them, its layers."""
+"""Networks by name: architectures, weights files, layers."""

@@ -1,4 +1,4 @@
-"""The networks by name: how to build them, and the layers that can be explained."""
+"""The architectures by name, and their layers that can be explained."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from torchvision.models.squeezenet import Fire
 
 from shared.catalogue import Layer, Network
 from shared.images import Frame
-from worker.networks.nodes import Graph, Node, watched
+from worker.networks.nodes import Graph, Node, tapped
 from worker.networks.tracing import OnMeta, traced
 from worker.networks.vgg_mini import VggMini
 
 IMAGENET_FRAME = Frame(224, 224)
 NOT_CONVOLUTIONAL = ("vit", "swin", "maxvit")
-DENSENETS_OLD = (re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d\.)"), r"\1\2")  # norm.1. for norm1.
+DENSENETS_OLD = (
+    re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d\.)"),
+    r"\1\2",
+)  # older files have norm.1. instead of norm1.
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,11 @@ class Architecture:
     """A network without weights.
 
     Args:
-        build: makes the module.
-        title: for people.
-        papers: whether its layers have the papers' names: numbered by block (`conv3_2`), else one after another
-            (`conv3`), and the fire modules (`fire5`).
+        build: creates the module.
+        title: for display.
+        frame: of its input.
+        papers: whether layers have the papers' names (`conv3_2`, `conv3`, `fire5`).
+        blocks: whether these are numbered by block (`conv3_2`) instead of consecutively (`conv3`).
     """
 
     name: str
@@ -43,13 +47,13 @@ class Architecture:
     blocks: bool = True
 
     def module(self) -> nn.Module:
-        """The network, on the meta device: no memory, no initialisation."""
+        """The network on the meta device, without memory or initialisation."""
         with OnMeta():
             return self.build().eval()
 
 
 class Traced:
-    """The graph of an architecture, and its layers by the names that people use."""
+    """The graph of an architecture, and its layers by name."""
 
     def __init__(self, architecture: Architecture) -> None:
         module = architecture.module()
@@ -62,51 +66,52 @@ class Traced:
         self._parts = {key.partition(".")[0] for key in self.graph.parameters if self.graph.used(key)}
 
     def reached(self, keys: Iterable[str]) -> list[str]:
-        """The layers whose every parameter, and every one below, is among the keys."""
+        """The layers all of whose parameters, including those below, are among the keys."""
         return [self._names[node] for node in self.graph.reached(keys)]
 
     def main(self, layers: Iterable[str]) -> list[str]:
-        """Those of the layers that one looks at first."""
+        """The main layers among these, which are listed first."""
         return [name for name in layers if self.layers[name].main]
 
     def matters(self, key: str) -> bool:
-        """Whether a layer's feature maps may depend on a parameter of this name: it is in no head."""
+        """Whether feature maps may depend on a parameter of this name, so that it is not of the classifier."""
         return key.partition(".")[0] in self._parts and not key.endswith("num_batches_tracked")
 
     def filled(self, tensors: Mapping[str, Tensor], layers: Iterable[str]) -> fx.GraphModule:
-        """The network as far as these layers need it, with numbers, frozen; it shares the tensors."""
+        """The part of the network that these layers need, with these tensors (shared), frozen."""
         network = copy.deepcopy(self.graph.below(self.layers[name].node for name in layers))
         own = network.state_dict()
         absent = {key: torch.zeros(meta.shape) for key, meta in own.items() if key not in tensors}
         network.load_state_dict({**{key: tensors[key] for key in own if key in tensors}, **absent}, assign=True)
         for key, buffer in list(network.named_buffers()):
-            if buffer.is_meta:  # it is in no file
+            if buffer.is_meta:  # not stored in files
                 place, _, name = key.rpartition(".")
                 network.get_submodule(place).register_buffer(name, tensors[key], persistent=False)
         return network.requires_grad_(False).eval()
 
     def cut(self, filled: fx.GraphModule, layer: str) -> fx.GraphModule:
-        """The network up to a layer: (B, channels, H, W) → Z (B, C, h, w); F = max(Z, 0) or, of signed maps, F = Z.
+        """The network up to a layer: (B, channels, H, W) → Z (B, C, h, w); F = max(Z, 0), or F = Z if maps have a sign.
 
         Args:
-            filled: as `filled` makes it; cuts of it share its modules.
+            filled: a result of `filled`; its cuts share its modules.
+            layer: the name.
         """
         return self.graph.cut(filled, self.layers[layer].node)
 
     def each(
-        self, filled: fx.GraphModule, layers: Iterable[str], images: Tensor, see: Callable[[str, Tensor], None]
+        self, filled: fx.GraphModule, layers: Iterable[str], images: Tensor, hook: Callable[[str, Tensor], None]
     ) -> None:
-        """One pass of images through the network, in which `see(layer, F)` is called as each layer's maps are made."""
+        """One forward pass, in which `hook(layer, F)` is called for each layer."""
         names = {self.layers[name].node: name for name in layers}
-        self.graph.each(filled, names, images, lambda node, maps: see(names[node], maps))
+        self.graph.each(filled, names, images, lambda node, maps: hook(names[node], maps))
 
     def below(self, cut: fx.GraphModule) -> tuple[str, ...]:
-        """The names of what is watched in a cut, in order."""
-        return tuple(self._names.get(name, name) for name in watched(cut))
+        """The names of the tapped nodes of a cut, in order."""
+        return tuple(self._names.get(name, name) for name in tapped(cut))
 
 
 def _papers_names(module: nn.Module, *, blocks: bool) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Names and blocks of nodes, by torchvision's names: of the ReLUs of a sequence, and of fire modules."""
+    """(node, (the papers' name, block)) of the ReLUs of a sequence, and of fire modules."""
     features = module.features
     assert isinstance(features, nn.Sequential)
     block, in_block, fire = 1, 0, 1
@@ -134,7 +139,7 @@ def _builder(name: str) -> Callable[[], nn.Module]:
 
 
 def _others() -> Iterator[Architecture]:
-    """The other networks of torchvision that classify by convolutions."""
+    """The other convolutional classifiers of torchvision."""
     for name in models.list_models(module=models):
         if not name.startswith(NOT_CONVOLUTIONAL) and name not in BUILT_IN:
             (size,) = set(models.get_model_weights(name).DEFAULT.transforms().crop_size)
@@ -160,13 +165,14 @@ ARCHITECTURES = {**BUILT_IN, **{architecture.name: architecture for architecture
 
 
 def layers_of(name: str, frame: Frame | None = None) -> Traced:
-    """The layers of an architecture, traced when first asked for.
+    """The layers of an architecture, traced on first use.
 
     Args:
-        frame: of its input; its own unless given.
+        name: of the architecture.
+        frame: of the input; the architecture's own by default.
 
     Raises:
-        ValueError: it cannot take such images.
+        ValueError: the architecture cannot process such images.
     """
     return _traced(name, frame or ARCHITECTURES[name].frame)
 
@@ -177,14 +183,14 @@ def _traced(name: str, frame: Frame) -> Traced:
 
 
 def of_channels(name: str, channels: int) -> Architecture:
-    """The architecture for images of so many channels."""
+    """The architecture for images with this number of channels."""
     own = ARCHITECTURES[name]
     frame = own.frame._replace(channels=channels)
-    return replace(own, frame=frame, build=lambda: _taking(own.build(), own.frame.channels, channels))
+    return replace(own, frame=frame, build=lambda: _with_channels(own.build(), own.frame.channels, channels))
 
 
-def _taking(network: nn.Module, usual: int, channels: int) -> nn.Module:
-    """The network for images of so many channels: no convolution but those that see them has so few."""
+def _with_channels(network: nn.Module, usual: int, channels: int) -> nn.Module:
+    """Change the input channels of the convolutions that have as many as the usual image has."""
     for part in network.modules() if channels != usual else ():
         if isinstance(part, nn.Conv2d) and part.in_channels == usual:
             part.in_channels = channels
@@ -199,7 +205,7 @@ def describe(name: str, frame: Frame | None = None) -> Network:
 
 
 def catalogued(traced: Traced) -> Network:
-    """The same of a network that was traced."""
+    """The catalogue's entry of a traced network."""
     architecture, layers = traced.architecture, traced.layers.values()
     height, width, channels = architecture.frame
     return Network(

@@ -1,4 +1,4 @@
-"""Write `shared/catalogue.json`: `python -m worker.networks.catalogue`. A test checks that it is what this prints."""
+"""Write `shared/catalogue.json`: `python -m worker.networks.catalogue`. A test checks that it is up to date."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from worker.networks.architectures import BUILT_IN, describe
 
 
 def catalogue() -> str:
-    """The catalogue's text."""
+    """The catalogue as JSON."""
     networks = [describe(name) for name in BUILT_IN]
     return (
         TypeAdapter(list[Network]).dump_json(networks, indent=1, exclude_none=True, exclude_defaults=True).decode()

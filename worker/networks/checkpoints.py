@@ -1,4 +1,4 @@
-"""Whether a weights file is what its name says: what it is refused for is here, or where it is read, in contents.py."""
+"""Checks of weights files: whether a file holds the parameters of the network that it is named for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchvision import models
 
 from shared.schemas import Preprocessing
 from worker.networks.architectures import ARCHITECTURES, BUILT_IN, DENSENETS_OLD, layers_of, of_channels
-from worker.networks.contents import Contents, Refused, contents_of, header, version
+from worker.networks.contents import FileContents, Refused, contents_of, header, version
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -25,12 +25,14 @@ IMAGENET = Preprocessing(mean=IMAGENET_MEAN, std=IMAGENET_STD)
 SCALED_INSIDE = (
     "googlenet",
     "inception_v3",
-)  # torchvision's files are used with `transform_input`, which undoes ImageNet's
-WRAPPERS = re.compile(r"^(?:(?:module|model|net|network|backbone|encoder|_orig_mod)\.)+")  # before parameters' names
+)  # torchvision's files expect `transform_input`, which undoes ImageNet's normalisation
+WRAPPERS = re.compile(
+    r"^(?:(?:module|model|net|network|backbone|encoder|_orig_mod)\.)+"
+)  # prefixes of parameters' names
 
 
-class Meant(NamedTuple):
-    """What a file's parameters are to be of."""
+class ExpectedNetwork(NamedTuple):
+    """The network that a file must hold the parameters of."""
 
     architecture: str
     channels: int = 3  # of the network's input
@@ -38,15 +40,15 @@ class Meant(NamedTuple):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The parameters that a network's maps depend on, or those of the lower end of it."""
+    """The parameters that a network's maps depend on, possibly of its lower layers only."""
 
     tensors: dict[str, Tensor]  # by torchvision's names
-    preprocessing: Preprocessing | None  # as the file says, else ImageNet's; None of grey
-    layers: list[str]  # those that the tensors cover, of those that one looks at first
+    preprocessing: Preprocessing | None  # from the file, else ImageNet's; None for grey input
+    layers: list[str]  # the main layers that the tensors cover
 
 
 def weights_files(folder: Path) -> list[Path]:
-    """Everything in a folder that has a weights file's suffix; nothing where there is no folder.
+    """The files of a folder with the suffix of a weights file; none if the folder does not exist.
 
     Raises:
         OSError: it cannot be read.
@@ -59,9 +61,9 @@ def weights_files(folder: Path) -> list[Path]:
 
 
 def network_of(file: Path) -> str | None:
-    """The network whose name a file's name begins with: vgg16_bn for `vgg16_bn-mine.pth`, and for `vgg16_bn_x.pth`.
+    """The network whose name a file's name starts with: vgg16_bn for `vgg16_bn-mine.pth` and for `vgg16_bn_x.pth`.
 
-    Torchvision's own files, some of which have other names, are known.
+    Torchvision's own files are recognised by their names, some of which start differently.
     """
     return _named(file.name)
 
@@ -72,29 +74,30 @@ def _named(file: str) -> str | None:
     return _torchvisions().get(file) or max(known, key=len, default=None)
 
 
-def inspect(file: Path, meant: Meant | None = None) -> Checkpoint:
-    """A file's parameters on the meta device, without their numbers. A file that has not changed is not read again.
+def inspect(file: Path, expected: ExpectedNetwork | None = None) -> Checkpoint:
+    """A file's parameters on the meta device, without their values. Cached until the file changes.
 
     Args:
-        meant: as its name says where nothing is given.
+        file: to be inspected.
+        expected: the network; by default that of the file's name.
 
     Raises:
-        Refused: for its name, or for the names and shapes of its parameters.
+        Refused: for its name, or for the names or shapes of its parameters.
     """
-    return _checked(file, meant or Meant(_checked_name(file)), header(file, *version(file)))
+    return _checked(file, expected or ExpectedNetwork(_checked_name(file)), header(file, *version(file)))
 
 
-def read(file: Path, meant: Meant | None = None) -> Checkpoint:
+def read(file: Path, expected: ExpectedNetwork | None = None) -> Checkpoint:
     """A file's parameters.
 
     Raises:
         Refused: as `inspect` would, or for their numbers.
     """
-    meant, before = meant or Meant(_checked_name(file)), version(file)
+    expected, before = expected or ExpectedNetwork(_checked_name(file)), version(file)
     contents = contents_of(file, "cpu")
     if version(file) != before:
         raise Refused("it was written to while it was read")
-    checkpoint = _checked(file, meant, contents)
+    checkpoint = _checked(file, expected, contents)
     for key, tensor in checkpoint.tensors.items():
         if not tensor.float().isfinite().all():
             raise Refused(f"{key} holds NaN or infinity")
@@ -102,7 +105,7 @@ def read(file: Path, meant: Meant | None = None) -> Checkpoint:
 
 
 def _checked_name(file: Path) -> str:
-    """The network that a file is for: vgg16 for `vgg16.pth`, `vgg16-397923af.pth` and `vgg16-blocks1-2.safetensors`."""
+    """The network by a file's name: vgg16 for `vgg16.pth`, `vgg16-397923af.pth` and `vgg16-blocks1-2.safetensors`."""
     name = network_of(file)
     if name is None:
         raise Refused(f"no network has this name; it should begin with one of {', '.join(ARCHITECTURES)}, then - or .")
@@ -135,9 +138,9 @@ def _check_inputs(file: Path, name: str, entry: models.WeightsEnum) -> None:
         )
 
 
-def _checked(file: Path, meant: Meant, contents: Contents) -> Checkpoint:
+def _checked(file: Path, expected: ExpectedNetwork, contents: FileContents) -> Checkpoint:
     """The parameters, if they are the network's."""
-    name = meant.architecture
+    name = expected.architecture
     if contents.damage:
         raise Refused(contents.damage)
     sets = {place: own for place, entries in contents.sets.items() if (own := _own(name, entries))}
@@ -147,45 +150,45 @@ def _checked(file: Path, meant: Meant, contents: Contents) -> Checkpoint:
         raise Refused(f"holds no parameters of {name} by torchvision's names, such as {first}, but {there}")
     if len(sets) > 1:
         places = " and ".join(f"`{place}`" if place else "by themselves" for place in sets)
-        raise Refused(f"holds parameters of {name} more than once, {places}; save those that are meant alone")
+        raise Refused(f"holds parameters of {name} more than once, {places}; save one of these alone")
     (tensors,) = sets.values()
     for key, entry in tensors.items():
         if not isinstance(entry, Tensor) or entry.layout is not torch.strided or not entry.is_floating_point():
             raise Refused(f"{key} is no dense tensor of floating-point numbers")
-    _check_shapes(meant, {key: tuple(tensor.shape) for key, tensor in tensors.items()})
+    _check_shapes(expected, {key: tuple(tensor.shape) for key, tensor in tensors.items()})
     traced = layers_of(name)
     layers = traced.main(traced.reached(tensors))
     if not layers:
         first = traced.main(traced.layers)[0]
         raise Refused(f"does not hold every parameter of {first}, the first layer of {name}")
-    said = _preprocessing(contents.metadata, published(file, name)) if meant.channels == 3 else None
-    return Checkpoint(tensors, said, layers)
+    preprocessing = _preprocessing(contents.metadata, published(file, name)) if expected.channels == 3 else None
+    return Checkpoint(tensors, preprocessing, layers)
 
 
 def _own(name: str, entries: dict[str, Any]) -> dict[str, Any]:
-    """What a layer's feature maps depend on, by torchvision's names: without what wrappers put before them."""
+    """The parameters that feature maps depend on, by torchvision's names, without prefixes of wrappers."""
     names = {key: DENSENETS_OLD[0].sub(DENSENETS_OLD[1], WRAPPERS.sub("", key)) for key in entries}
     matters = layers_of(name).matters
     keys = {own: key for key, own in names.items() if matters(own)}
     for key, own in names.items():
         if matters(own) and keys[own] != key:
-            raise Refused(f"holds {own} twice, as {key} and as {keys[own]}; save the one that is meant alone")
+            raise Refused(f"holds {own} twice, as {key} and as {keys[own]}; save one of these alone")
     return {own: entries[key] for own, key in keys.items()}
 
 
-def _check_shapes(meant: Meant, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Refuse parameters that the network does not have, or has in another shape; say which networks have them."""
-    name, own = meant.architecture, _shapes(*meant)
+def _check_shapes(expected: ExpectedNetwork, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Refuse parameters that the network does not have, or not in this shape; name the networks that have them."""
+    name, own = expected.architecture, _shapes(*expected)
     strange = [key for key, shape in shapes.items() if own.get(key) != shape]
     if not strange:
         return
     for channels in (1, 3):
         if shapes.items() <= _shapes(name, channels).items():
             raise Refused(
-                f"its first convolution takes {channels} channel{'s' if channels > 1 else ''}, not {meant.channels}; "
-                f"register it with channels = {channels}"
+                f"its first convolution takes {channels} channel{'s' if channels > 1 else ''}, not "
+                f"{expected.channels}; register it with channels = {channels}"
             )
-    if owners := [other for other in ARCHITECTURES if shapes.items() <= _shapes(other, meant.channels).items()]:
+    if owners := [other for other in ARCHITECTURES if shapes.items() <= _shapes(other, expected.channels).items()]:
         whose = " or ".join(f"{owner}'s" for owner in owners)
         raise Refused(f"this file is {whose}, not {name}'s; name it, or register it, as {' or '.join(owners)}")
     key = strange[0]
@@ -196,12 +199,12 @@ def _check_shapes(meant: Meant, shapes: dict[str, tuple[int, ...]]) -> None:
 
 @cache
 def _shapes(name: str, channels: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of a network's parameters, where its input has so many channels."""
+    """The shapes of a network's parameters, for inputs with this number of channels."""
     return {key: tuple(tensor.shape) for key, tensor in of_channels(name, channels).module().state_dict().items()}
 
 
 def published(file: Path, name: str) -> Preprocessing | None:
-    """That of torchvision's own file of this network, known by the hash in its name."""
+    """The preprocessing of torchvision's own file of this network, recognised by the hash in its name."""
     for entry in models.get_model_weights(name) if name in models.list_models() else ():
         if file.name.endswith(entry.url.rsplit("-", 1)[-1]):
             preset = entry.transforms()
@@ -211,13 +214,13 @@ def published(file: Path, name: str) -> Preprocessing | None:
 
 
 def _preprocessing(metadata: dict[str, str], known: Preprocessing | None) -> Preprocessing:
-    """Of the inputs, for pixels from 0 to 1; where nothing is said what is known of the file, else ImageNet's."""
+    """The preprocessing of the metadata, for pixels in [0, 1]; else the known one of the file, else ImageNet's."""
     mean = _triple(metadata, "normalization_mean", known.mean if known else IMAGENET_MEAN)
     std = _triple(metadata, "normalization_std", known.std if known else IMAGENET_STD)
     if not (torch.tensor(std) > 0).all():  # in float32, as it is used
         raise Refused(f"normalization_std in its metadata is {metadata['normalization_std']}; it must be above zero")
-    said = {"normalization_mean", "normalization_std"} <= metadata.keys()
-    return Preprocessing(mean=mean, std=std, assumed=known is None and not said)
+    complete = {"normalization_mean", "normalization_std"} <= metadata.keys()
+    return Preprocessing(mean=mean, std=std, assumed=known is None and not complete)
 
 
 def _triple(metadata: dict[str, str], key: str, default: tuple[float, ...]) -> tuple[float, ...]:

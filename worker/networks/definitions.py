@@ -1,15 +1,15 @@
-"""Networks that people register: `networks.toml` in the weights folder gives names to architectures with weights.
+"""Networks registered by the operator: `networks.toml` in the weights folder names architectures with weights.
 
 [birds]
 arch = "vgg16"              # one of the architectures by torchvision's names
 weights = "birds.pth"       # in the same folder
-mean = [0.5, 0.5, 0.5]      # what the network was trained with; as the weights file says, else ImageNet's,
-std = [0.25, 0.25, 0.25]    # and then every result says that this is assumed
+mean = [0.5, 0.5, 0.5]      # of training; by default the weights file's, else ImageNet's, and then
+std = [0.25, 0.25, 0.25]    # every result says that this is assumed
 range = "0-1"               # of a pixel before mean and std: or "0-255"
 order = "rgb"               # of the channels, and of mean and std: or "bgr"
-channels = 3                # of the input: or 1, grey, of which mean and std must be said
-input_size = 224            # pixels a side, or [height, width]; the architecture's own where nothing is said
-resize = "squash"           # of an image of another shape than the input: or "crop", its middle
+channels = 3                # of the input: or 1 (grey), which requires mean and std
+input_size = 224            # pixels a side, or [height, width]; by default the architecture's own
+resize = "squash"           # of images with another aspect ratio: or "crop" to the middle
 title = "Birds, 2025"
 """
 
@@ -39,7 +39,7 @@ SMALLEST, LARGEST = 32, 1024  # pixels a side
 
 
 def _sides(value: Any) -> Any:
-    """Of `224`, `[96, 128]` and, as a command line has them, `"224"` and `"96x128"`."""
+    """The sides of `224`, `[96, 128]` or, from a command line, `"224"` and `"96x128"`."""
     parts = value.split("x") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
     sides = [_whole(part) for part in parts]
     if len(sides) not in (1, 2) or not all(SMALLEST <= side <= LARGEST for side in sides):
@@ -48,7 +48,7 @@ def _sides(value: Any) -> Any:
 
 
 def _whole(value: Any) -> int:
-    """A number, if it is whole; else 0."""
+    """The number if it is whole, else 0."""
     text = str(value).removesuffix(".0")
     return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
 
@@ -60,8 +60,8 @@ def _listed(value: Any) -> Any:
 Numbers = Annotated[Channels, BeforeValidator(_listed)]
 
 
-class Feeding(BaseModel):
-    """What a network is fed, and what it is called."""
+class InputDefinition(BaseModel):
+    """The preprocessing, input size and title of a network."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -82,11 +82,11 @@ class Feeding(BaseModel):
             if len(numbers) != self.channels:
                 raise ValueError(f"mean and std have a number for each channel: {self.channels}; see channels")
         if self.channels == 1 and (self.mean is None or self.order != "rgb"):
-            raise ValueError("one channel has no order, and its mean and std are nothing that could be assumed")
+            raise ValueError("one channel has no order, and needs mean and std")
         if self.std is not None and not all(LEAST_STD <= one <= 1e6 for one in self.std):
             raise ValueError(f"each number of std must be above zero, from {LEAST_STD:g} on")
         if self.mean is not None and self.range == "0-1" and not all(0 <= one <= 1 for one in self.mean):
-            raise ValueError('a mean outside 0 to 1 is one of pixels from 0 to 255; if so, say range = "0-255"')
+            raise ValueError('a mean outside 0 to 1 is one of pixels from 0 to 255; if so, set range = "0-255"')
         if self.mean is not None and not all(0 <= one <= 255 for one in self.mean):
             raise ValueError("each number of mean must be from 0 to 255")
         if self.mean is None and (self.range, self.order) != ("0-1", "rgb"):
@@ -94,10 +94,10 @@ class Feeding(BaseModel):
         return self
 
     def preprocessing(self, otherwise: Preprocessing | None) -> Preprocessing:
-        """What is said here, else what the weights file says, else what is assumed.
+        """The preprocessing defined here, else the default.
 
         Args:
-            otherwise: the last two; None of grey, of which it is said here.
+            otherwise: the default, from the weights file or assumed; None for grey input, which has no default.
         """
         if self.mean is None or self.std is None:
             assert otherwise
@@ -106,23 +106,23 @@ class Feeding(BaseModel):
         return Preprocessing(mean=self.mean, std=self.std, range=self.range, order=order, resize=self.resize)
 
     def frame(self, usual: Frame) -> Frame:
-        """Of its input.
+        """The input's frame.
 
         Args:
-            usual: where no size is said.
+            usual: the default size.
         """
         return frame_of(self.input_size or usual[:2], self.channels)
 
 
-class Definition(Feeding):
-    """What a name stands for."""
+class Definition(InputDefinition):
+    """A registered network: an architecture with weights."""
 
     arch: str
     weights: str = Field(min_length=1)
 
     @property
     def input(self) -> Frame:
-        """What the network takes."""
+        """The frame of the network's input."""
         return self.frame(ARCHITECTURES[self.arch].frame)
 
     @field_validator("arch")
@@ -135,7 +135,7 @@ class Definition(Feeding):
     @model_validator(mode="after")
     def _large_enough(self) -> Self:
         if self.input_size:
-            layers_of(self.arch, self.input)  # ValueError where it is too small
+            layers_of(self.arch, self.input)  # raises ValueError if it is too small
         return self
 
     @field_validator("weights")
@@ -147,45 +147,45 @@ class Definition(Feeding):
 
 
 def registered(name: str, definition: Definition) -> Network:
-    """The catalogue's entry: that of the architecture under another name."""
+    """The catalogue's entry of a registered network."""
     found = describe(definition.arch, definition.input)
     title = definition.title or f"{name}: {found.title}"
     return found.model_copy(update={"name": name, "title": title, "architecture": definition.arch})
 
 
 @dataclass(frozen=True)
-class Registered:
-    """What `networks.toml` says."""
+class Definitions:
+    """The contents of `networks.toml`."""
 
     networks: dict[str, Definition] = field(default_factory=dict)
-    wrong: dict[str, str] = field(default_factory=dict)  # what is wrong with other tables, by name
-    files: frozenset[str] = frozenset()  # that any table names, right or wrong: they are nobody else's
-    unreadable: str = ""  # why nobody knows what it says
+    wrong: dict[str, str] = field(default_factory=dict)  # errors of other tables, by name
+    files: frozenset[str] = frozenset()  # that any table names, valid or not; they belong to no other network
+    unreadable: str = ""  # why the file cannot be read
 
     @property
     def troubles(self) -> str:
-        """What is wrong with it, in words."""
+        """The errors of the file as text."""
         return self.unreadable or "; ".join(f"[{name}] {text}" for name, text in self.wrong.items())
 
 
-def definitions(folder: Path) -> Registered:
-    """The networks of a weights folder. A file that has not changed is not read again."""
+def definitions(folder: Path) -> Definitions:
+    """The registered networks of a weights folder. Cached until the file changes."""
     file = folder / FILE
     try:
         status = file.stat()
         return _read(file, status.st_mtime_ns, status.st_size)
     except FileNotFoundError:
-        return Registered()
+        return Definitions()
     except OSError as error:
-        return Registered(unreadable=f"cannot be read ({error.strerror})")
+        return Definitions(unreadable=f"cannot be read ({error.strerror})")
 
 
 @lru_cache(maxsize=16)
-def _read(file: Path, modified: int, size: int) -> Registered:  # noqa: ARG001 - with which it changes
+def _read(file: Path, modified: int, size: int) -> Definitions:  # noqa: ARG001 - part of the cache's key
     try:
         tables = tomllib.loads(file.read_text())
-    except (ValueError, RecursionError) as error:  # of TOML, of its encoding, of a number or a nesting without end
-        return Registered(unreadable=f"is no TOML: {error}")
+    except (ValueError, RecursionError) as error:  # of TOML, encoding, a huge number or deep nesting
+        return Definitions(unreadable=f"is not valid TOML: {error}")
     found: dict[str, Definition] = {}
     wrong: dict[str, str] = {}
     for name, table in tables.items():
@@ -194,22 +194,22 @@ def _read(file: Path, modified: int, size: int) -> Registered:  # noqa: ARG001 -
         except ValueError as error:
             wrong[name] = str(error)
     named = (table.get("weights") for table in tables.values() if isinstance(table, Mapping))
-    return Registered(found, wrong, frozenset(one for one in named if isinstance(one, str)))
+    return Definitions(found, wrong, frozenset(one for one in named if isinstance(one, str)))
 
 
-def may_be(name: str) -> bool:
+def valid_name(name: str) -> bool:
     """Whether a network may be registered under this name."""
     return name not in ARCHITECTURES and bool(NAME.fullmatch(name))
 
 
 def checked(name: str, table: Any) -> Definition:
-    """One entry.
+    """Validate one entry.
 
     Raises:
-        ValueError: what is wrong with it, in words.
+        ValueError: the entry is invalid.
     """
     if name in ARCHITECTURES:
-        raise ValueError("this name is an architecture's own; take another")
+        raise ValueError("this is the name of an architecture; choose another")
     if not NAME.fullmatch(name):
         raise ValueError("a name has lower-case letters, digits, '.', '_' and '-', 64 at most")
     if not isinstance(table, Mapping):
@@ -217,18 +217,21 @@ def checked(name: str, table: Any) -> Definition:
     try:
         return Definition.model_validate(dict(table))
     except ValidationError as error:
-        raise ValueError(told(error, Definition)) from None
+        raise ValueError(validation_message(error, Definition)) from None
 
 
-def told(error: ValidationError, entry: type[Feeding]) -> str:
-    """What is wrong with an entry of this kind, in words."""
-    names = [*(name for name in entry.model_fields if name not in Feeding.model_fields), *Feeding.model_fields]
-    return "; ".join(_told(one, names) for one in error.errors())
+def validation_message(error: ValidationError, entry: type[InputDefinition]) -> str:
+    """The errors of an entry of this kind as text."""
+    names = [
+        *(name for name in entry.model_fields if name not in InputDefinition.model_fields),
+        *InputDefinition.model_fields,
+    ]
+    return "; ".join(_message(one, names) for one in error.errors())
 
 
-def _told(error: Any, names: list[str]) -> str:
+def _message(error: Any, names: list[str]) -> str:
     where = ".".join(map(str, error["loc"]))
     text = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        text = f"is none of {', '.join(names)}"
+        text = f"unknown; the fields are {', '.join(names)}"
     return f"{where}: {text}" if where else text

@@ -1,4 +1,4 @@
-"""Torchvision's published weights, fetched into torch's cache."""
+"""Downloads torchvision's published weights into torch's cache."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from torchvision.models import WeightsEnum, get_model_weights
 
 from shared.errors import ModelUnavailable
 
-STALLED_SECONDS = 30  # without a byte: a network that drops packets must not hang the worker
+STALLED_SECONDS = 30  # without a byte, after which the download fails
 
 
 def fetch(name: str) -> Path:
     """Download torchvision's weights into torch's cache, with a progress bar on stderr, and check their hash.
 
     Raises:
-        ModelUnavailable: with the reason.
+        ModelUnavailable: the download failed or is damaged.
     """
     url, file = _address(name), cache_file(name)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def fetch(name: str) -> Path:
             digest = _receive(url, part)
             if not digest.startswith(file.stem.rsplit("-", 1)[-1]):
                 raise ModelUnavailable(f"no weights for {name}: the downloaded file is damaged (SHA-256 {digest})")
-            part.replace(file)  # under its own name only when it is whole
+            part.replace(file)  # renamed only when it is complete
     except (httpx.HTTPError, OSError) as error:
         host = urlsplit(url).netloc
         raise ModelUnavailable(f"no weights for {name}: the download from {host} failed ({error})") from error
@@ -58,7 +58,7 @@ def _receive(url: str, part: Path) -> str:
 
 
 def megabytes(name: str) -> float:
-    """Of the download."""
+    """The size of the download in MB."""
     size: float = _published(name).meta["_file_size"]
     return size * 1.048576
 
@@ -74,5 +74,5 @@ def _published(name: str) -> WeightsEnum:
 
 
 def cache_file(name: str) -> Path:
-    """Where torch keeps it, whether it is there or not."""
+    """The path in torch's cache, whether the file exists or not."""
     return Path(torch.hub.get_dir()) / "checkpoints" / _address(name).rsplit("/", 1)[-1]

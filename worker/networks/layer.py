@@ -1,4 +1,4 @@
-"""A loaded network, and one of its layers: what methods, batches and caches know of it, and are keyed by."""
+"""A loaded network, and one of its layers, as used by methods, batches and caches."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from shared.images import Frame
 from shared.schemas import WeightsUsed
 from worker.methods.suppression import PixelSpace, TappedNetwork
 
-Each = Callable[[Collection[str], Tensor, Callable[[str, Tensor], None]], None]
+Hook = Callable[[str, Tensor], None]  # (layer, its maps F)
+Each = Callable[[Collection[str], Tensor, Hook], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
-    """A layer, with the network below it: frozen, in eval mode, on its device.
+class LoadedLayer:
+    """A layer with the network below it: frozen, in eval mode, on its device.
 
-    There is one of it for a name and a network, so it is a key by itself. What it makes when first asked is the
-    engine's thread's.
+    There is one object per layer of a network, which is hashed by identity. Its cached properties may be used by the
+    engine's thread only.
 
     Args:
         network: the network's name.
-        name: the layer's.
-        cut: the network up to the layer but for its ReLU, images (B, 3, H, W) → Z (B, C, h, w), of grey (B, 1, H, W);
-            layers share modules.
-        space: in which the images' pixels are.
+        name: the layer's name.
+        cut: the network up to the layer without its ReLU: images (B, 3, H, W), or (B, 1, H, W) in grey →
+            Z (B, C, h, w). Layers share modules.
+        space: of the images' pixels.
         frame: of the images.
-        weights: which the network has.
-        below: the names of the layers below that are watched, in order.
+        weights: of the network.
+        below: the names of the tapped layers below, in order.
         signed: whether the maps may be negative, F = Z; else F = max(Z, 0).
-        without: methods that have no rule for the network below, and why.
+        without: methods that have no rule for a node below, with the reason.
     """
 
     network: str
@@ -49,67 +50,67 @@ class Layer:
 
     @property
     def device(self) -> torch.device:
-        """On which it is."""
+        """The device."""
         return self.space.mean.device
 
     @cached_property
     def tapped(self) -> TappedNetwork:
-        """The same network, with activations that can be watched."""
+        """The same network with taps on its activations."""
         return TappedNetwork(self.cut)
 
     def features(self, images: Tensor) -> Tensor:
-        """The feature maps F: (B, 3, H, W), of grey (B, 1, H, W) → (B, C, h, w)."""
+        """The feature maps F: (B, 3, H, W), or (B, 1, H, W) in grey → (B, C, h, w)."""
         maps: Tensor = self.cut(images)
         return self.maps(maps)
 
     def maps(self, before: Tensor) -> Tensor:
-        """F of Z."""
+        """F from Z, (B, C, h, w)."""
         return before if self.signed else before.clamp_min(0)
 
     def __str__(self) -> str:
-        """For people."""
+        """For display."""
         return f"{self.name} of {self.network}"
 
 
-class Layers(Mapping[str, Layer]):
-    """Layers by name, each made when it is first asked for."""
+class Layers(Mapping[str, LoadedLayer]):
+    """Layers by name, created on first use."""
 
-    def __init__(self, names: list[str], make: Callable[[str], Layer]) -> None:
+    def __init__(self, names: list[str], make: Callable[[str], LoadedLayer]) -> None:
         self._names = dict.fromkeys(names)
         self._make = make
-        self._made: dict[str, Layer] = {}
+        self._made: dict[str, LoadedLayer] = {}
 
-    def __getitem__(self, name: str) -> Layer:
+    def __getitem__(self, name: str) -> LoadedLayer:
         """The layer."""
         if name not in self._names:
             raise KeyError(name)
         return self._made.get(name) or self._made.setdefault(name, self._make(name))
 
     def __contains__(self, name: object) -> bool:
-        """Nothing is made for it."""
+        """Does not create the layer."""
         return name in self._names
 
     def __iter__(self) -> Iterator[str]:
-        """Their names, in order."""
+        """The names, in order."""
         return iter(self._names)
 
     def __len__(self) -> int:
-        """How many there are."""
+        """The number of layers."""
         return len(self._names)
 
 
 @dataclass(frozen=True)
 class LoadedNetwork:
-    """A network on a device: frozen, in eval mode, as far as its weights reach."""
+    """A network on a device: frozen, in eval mode, up to the last layer that its weights cover."""
 
     name: str
     space: PixelSpace
     frame: Frame
     weights: WeightsUsed
     reason: str
-    layers: Mapping[str, Layer]  # that the weights cover, those that one looks at first
-    nodes: Mapping[str, Layer] = field(default_factory=dict)  # and the others
-    together: Each | None = None  # several layers in one pass
+    layers: Mapping[str, LoadedLayer]  # the main layers that the weights cover
+    nodes: Mapping[str, LoadedLayer] = field(default_factory=dict)  # the others
+    together: Each | None = None  # several layers in one forward pass
     signed: Collection[str] = ()  # layers whose maps may be negative
 
     @classmethod
@@ -122,17 +123,19 @@ class LoadedNetwork:
         weights: WeightsUsed,
         reason: str,
     ) -> LoadedNetwork:
-        """Of what is no architecture: from its cuts, each up to a layer but for its ReLU, which share their modules."""
+        """A network without an architecture, from its cuts up to each layer without its ReLU, which share modules."""
         named = {str(len(cut)): layer for layer, cut in cuts.items()}
 
         def below(cut: nn.Sequential) -> tuple[str, ...]:
             relus = (path for path, module in cut.named_modules() if isinstance(module, nn.ReLU))
             return tuple(named.get(path, path) for path in relus)
 
-        layers = {layer: Layer(name, layer, cut, space, frame, weights, below(cut)) for layer, cut in cuts.items()}
+        layers = {
+            layer: LoadedLayer(name, layer, cut, space, frame, weights, below(cut)) for layer, cut in cuts.items()
+        }
         return cls(name, space, frame, weights, reason, layers)
 
-    def layer(self, name: str) -> Layer:
+    def layer(self, name: str) -> LoadedLayer:
         """One of its layers.
 
         Raises:
@@ -147,14 +150,16 @@ class LoadedNetwork:
         )
 
     @torch.no_grad()
-    def each(self, layers: Collection[str], images: Tensor, see: Callable[[str, Tensor], None]) -> None:
-        """`see(layer, F)` of each layer, F of shape (B, C, h, w); in one pass where the network can do that.
+    def each(self, layers: Collection[str], images: Tensor, hook: Hook) -> None:
+        """Call `hook(layer, F)` for each layer, with F of shape (B, C, h, w); in one forward pass if possible.
 
         Args:
-            images: (B, 3, H, W), of grey (B, 1, H, W), normalised.
+            layers: by name.
+            images: (B, 3, H, W), or (B, 1, H, W) in grey, normalised.
+            hook: called in the order of the forward pass, or of `layers`.
         """
         if self.together:
-            self.together(layers, images, see)
+            self.together(layers, images, hook)
         else:
             for name in layers:
-                see(name, self.layer(name).features(images))
+                hook(name, self.layer(name).features(images))

@@ -1,4 +1,4 @@
-"""architecture + weights + layer → a frozen network cut after the layer. Loaded once a process; cuts share modules."""
+"""The networks of a worker: an architecture with weights, cut after each layer. Each is loaded once per process."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from worker.networks.architectures import ARCHITECTURES, BUILT_IN, Traced, descr
 from worker.networks.checkpoints import network_of
 from worker.networks.contents import Refused, sha256, version
 from worker.networks.definitions import Definition, definitions, registered
-from worker.networks.layer import Layer, Layers, LoadedNetwork
+from worker.networks.layer import Layers, LoadedLayer, LoadedNetwork
 from worker.networks.own import OwnNetwork
-from worker.networks.preprocessing import fed
+from worker.networks.preprocessing import input_space
 from worker.networks.registry import Registry
-from worker.networks.weights import Found, Weights, find, load, network_names, refused
+from worker.networks.weights import LocatedWeights, Weights, find, load, network_names, refused
 
 log = logging.getLogger(__name__)
 
-AWAY_SECONDS = 10  # for which a store that is away is not asked for weights again
-RETRY_SECONDS = 300  # weights that could not be downloaded or read are not tried again sooner
+STORE_RETRY_SECONDS = 10  # between two attempts to load weights from an unavailable store
+RETRY_SECONDS = 300  # between two attempts after another failure
 
 
 @dataclass(frozen=True)
 class _Origin:
-    """What a network was made of."""
+    """What a network was loaded from."""
 
     definition: Definition | None
     file: Path
@@ -49,17 +49,17 @@ class _Origin:
 
 
 class Networks:
-    """The networks of one worker process: loaded when first wanted, kept, and never changed.
+    """The networks of one worker process: loaded on first use, cached, and never changed.
 
-    Where a name comes to stand for something else, the process is to start anew: `outdated`. So whatever is computed in
-    it, and whenever it is looked at, is of the same network.
+    If the registration or file of a loaded network changes, the process must be restarted (`outdated`). All results of
+    a process for a name are therefore of the same network.
 
     Args:
         folder: the weights folder; it need not exist.
-        download: whether torchvision's weights may be fetched.
-        device: where the networks live.
+        device: of the networks.
         registry: of networks in the object store.
-        own: of the operator's code.
+        own: networks of the operator's code.
+        download: whether torchvision's weights may be downloaded.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Networks:
         self.device = device
         self.download = download
         self._loaded: dict[str, LoadedNetwork] = {}
-        self._origins: dict[str, _Origin] = {}  # of what is loaded, by name
+        self._origins: dict[str, _Origin] = {}  # of loaded networks, by name
         self._failed: dict[str, tuple[float, Definition | None, ModelUnavailable]] = {}
         self._refused: dict[Path, str] = {}
         self._loading: dict[str, Future[LoadedNetwork]] = {}
@@ -87,24 +87,24 @@ class Networks:
         """The network, loaded on the first call.
 
         Raises:
-            ModelUnavailable: no weights can be had; says why.
+            ModelUnavailable: no weights are available; says why.
         """
-        if name in self._loaded:  # without a lock: nobody waits for somebody else's download
+        if name in self._loaded:  # without the lock, which would wait for other downloads
             return self._loaded[name]
         with self._lock:
             found = self._loading.get(name)
             if found is None:
                 found = self._loading[name] = Future()
-                # In a thread that ends: OpenMP keeps helpers for each thread that has run torch, and once there are
-                # more of them than cores they sleep between operations: conv1_1 was half as fast.
+                # In a thread that ends: OpenMP keeps helper threads for each thread that has run torch. When there are
+                # more helpers than cores they sleep between operations, and conv1_1 takes twice as long.
                 Thread(target=self._load_for_all, args=(name, found), name=f"load {name}", daemon=True).start()
         try:
             return found.result()
-        except ModelUnavailable as error:  # one for all who wait would keep all their frames alive
+        except ModelUnavailable as error:  # a shared exception would keep the frames of all callers alive
             raise ModelUnavailable(error.detail) from None
 
     def _load_for_all(self, name: str, found: Future[LoadedNetwork]) -> None:
-        """Load it for everybody who waits; who comes later has what is loaded, or tries again."""
+        """Load a network for all callers that wait for it. Later callers get the loaded one, or try again."""
         failure: Exception | None = None
         try:
             self._loaded[name] = self._loaded.get(name) or self._load(name)
@@ -118,34 +118,34 @@ class Networks:
             found.set_result(self._loaded[name])
 
     def states(self) -> dict[str, NetworkState]:
-        """What can be run. Nothing is loaded or downloaded for it, and nothing asked of the store."""
+        """The state of each network by name, without loading, downloading or reading the store."""
         files = refused(self.folder)
         for file, reason in sorted(files.items() - self._refused.items()):
             log.warning("%s is not used: %s", file, reason)
         self._refused = files
-        return {name: self._state(name) for name in (*BUILT_IN, *self._unasked(), *self._definitions(), *self.own)}
+        return {name: self._state(name) for name in (*BUILT_IN, *self._with_weights(), *self._definitions(), *self.own)}
 
     def state(self, name: str) -> NetworkState | None:
-        """Of one of them; None: there is none of this name. That of a loaded one costs little."""
+        """The state of one network, cheap once it is loaded; None: no network has this name."""
         known = name in ARCHITECTURES or name in self.own or name in self._definitions()
         return self._state(name) if known else None
 
     def registered(self) -> list[Network]:
-        """Networks of `networks.toml` and of the object store, and their layers, whether they can be run or not.
+        """The networks that are not built in, with their layers, whether they can be run or not.
 
-        For the heartbeat, which alone asks the store what is new.
+        Called by the heartbeat only, since it reads the store.
         """
         if self.registry:
-            self.registry.look()
-        there = [describe(name) for name in self._unasked()]
-        there += [registered(name, definition) for name, definition in self._definitions().items()]
+            self.registry.refresh()
+        found = [describe(name) for name in self._with_weights()]
+        found += [registered(name, definition) for name, definition in self._definitions().items()]
         for own in self.own.values():
             with suppress(ValueError):  # its state says why
-                there.append(own.network)
-        return there
+                found.append(own.network)
+        return found
 
-    def _unasked(self) -> list[str]:
-        """Torchvision's networks beside those that come with the program, of which weights are here."""
+    def _with_weights(self) -> list[str]:
+        """Torchvision's networks that are not built in and have weights on this machine."""
         return sorted(network_names(self.folder) - BUILT_IN.keys())
 
     def _definitions(self) -> dict[str, Definition]:
@@ -158,7 +158,7 @@ class Networks:
         if name in self.own:
             return self._of_own_code(self.own[name])
         if self.registry and name not in ARCHITECTURES and self._definitions().get(name) is None:
-            self.registry.look()  # it is newer than the last heartbeat
+            self.registry.refresh()  # it may be newer than the last heartbeat
         definition = self._definitions().get(name)
         found = find(name, self.folder, self.registry, download=self.download)
         log.info("loading %s: %s", name, found.reason)
@@ -167,7 +167,7 @@ class Networks:
             loaded = self._build(weights, name, definition, found.reason)
         except StoreUnavailable as error:
             unavailable = ModelUnavailable(f"no weights for {name} now: {error}")
-            self._failed[name] = (time.monotonic() - RETRY_SECONDS + AWAY_SECONDS, definition, unavailable)
+            self._failed[name] = (time.monotonic() - RETRY_SECONDS + STORE_RETRY_SECONDS, definition, unavailable)
             raise unavailable from error
         except Exception as error:
             if not isinstance(error, ModelUnavailable):
@@ -176,15 +176,12 @@ class Networks:
             self._failed[name] = (time.monotonic(), definition, error)
             raise error from None
         if self._definitions().get(name) != definition or weights.file != found.file:
-            return self._load(name)  # it was registered anew meanwhile
+            return self._load(name)  # its registration has changed meanwhile
         self._origins[name] = _Origin(definition, weights.file, weights.version, weights.sha256)
         return loaded
 
     def outdated(self) -> list[str]:
-        """Names that stand for something else than what is loaded: registered anew, or their files were changed.
-
-        What can be had no more, or not now, stays as it is.
-        """
+        """The loaded networks whose registration or file has changed; not those that are no longer available."""
         return [name for name, origin in list(self._origins.items()) if self._changed(name, origin)]
 
     def _changed(self, name: str, origin: _Origin) -> bool:
@@ -200,14 +197,14 @@ class Networks:
             if now == origin.version:
                 return False
             changed = sha256(found.file) != origin.sha256
-        except (Refused, OSError):  # it is gone, or away
+        except (Refused, OSError):  # missing or unavailable
             return False
-        if not changed:  # written again, or touched
+        if not changed:  # same contents
             self._origins[name] = replace(origin, version=now)
         return changed
 
     def _failure(self, name: str) -> ModelUnavailable | None:
-        """Why the network could not be loaded a short while ago."""
+        """The error of a recent attempt to load the network."""
         at, definition, error = self._failed.get(name, (-math.inf, None, None))
         return error if time.monotonic() < at + RETRY_SECONDS and definition == self._definitions().get(name) else None
 
@@ -237,20 +234,20 @@ class Networks:
     def _cut_up(
         self, name: str, own: Traced, parameters: Mapping[str, Tensor], used: WeightsUsed, reason: str
     ) -> LoadedNetwork:
-        """The network on the device, each layer of it cut when it is first asked for."""
+        """The network on the device, with layers that are cut on first use."""
         tensors = {key: one.float() if one.is_floating_point() else one for key, one in parameters.items()}
         assert used.preprocessing
-        numbers, changed = fed(used.preprocessing)
-        if changed:
-            tensors |= {key: changed(tensors[key]) for key in own.graph.first}
+        numbers, convert = input_space(used.preprocessing)
+        if convert:
+            tensors |= {key: convert(tensors[key]) for key in own.graph.first}
         names = own.reached(tensors)
         filled = own.filled(tensors, names).to(self.device).to(memory_format=torch.channels_last)
         frame, space = own.architecture.frame, PixelSpace.of(*numbers, self.device)
 
-        def layer(one: str) -> Layer:
+        def layer(one: str) -> LoadedLayer:
             cut = own.cut(filled, one)
             node = own.layers[one]
-            return Layer(name, one, cut, space, frame, used, own.below(cut), node.signed, node.without)
+            return LoadedLayer(name, one, cut, space, frame, used, own.below(cut), node.signed, node.without)
 
         main = own.main(names)
         rest = [one for one in names if not own.layers[one].main]
@@ -260,8 +257,10 @@ class Networks:
 
     def _state(self, name: str) -> NetworkState:
         state = self._availability(name)
-        told = {file.name: reason for file, reason in self._refused.items() if network_of(file) in (name, None)}
-        return state.model_copy(update={"refused": [f"{file}: {reason}" for file, reason in told.items()]})
+        refused_files = {
+            file.name: reason for file, reason in self._refused.items() if network_of(file) in (name, None)
+        }
+        return state.model_copy(update={"refused": [f"{file}: {reason}" for file, reason in refused_files.items()]})
 
     def _availability(self, name: str) -> NetworkState:
         if loaded := self._loaded.get(name):
@@ -292,8 +291,8 @@ class Networks:
             **self._covered(name, found),
         )
 
-    def _covered(self, name: str, found: Found) -> dict[str, Any]:
-        """What weights cover of a network at its own size, before they are read."""
+    def _covered(self, name: str, found: LocatedWeights) -> dict[str, Any]:
+        """The layers that weights cover, from the file's header."""
         definition = self._definitions().get(name)
         own = layers_of(found.architecture, definition.input if definition else None)
         layers = [layer for layer in found.layers if layer in own.layers]

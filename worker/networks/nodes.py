@@ -1,4 +1,4 @@
-"""What of a traced network can be explained: its nodes with maps, what each sees, and the network cut after one."""
+"""The nodes of a traced network that can be explained, their receptive fields, and the network cut after a node."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from shared.images import Frame
 from worker.methods.baselines import kind, without
 from worker.methods.suppression.taps import ACTIVATIONS, Last, Sum
 from worker.networks.receptive import Field, field_of
-from worker.networks.tracing import BEHIND, module_of, of_the_pixels, shapes
+from worker.networks.tracing import SUM_SUFFIX, module_of, of_the_pixels, shapes
 
-# In eval mode the same, and what belongs to the head.
+# The identity in eval mode, or part of the classifier.
 IDENTITIES = (nn.ZeroPad2d, nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten, nn.AdaptiveAvgPool2d)
-PLUMBING = (  # what moves values about and computes nothing
+PLUMBING = (  # moves values without computing
     *("view", "reshape", "transpose", "contiguous", "size", "chunk", "flatten", "permute", "unsqueeze", "squeeze"),
     *(operator.getitem, getattr, torch.transpose, torch.flatten, torch.chunk, torch.permute, stochastic_depth),
 )
-UNFINISHED = (nn.BatchNorm2d, *ACTIVATIONS)  # what is before these is half of a layer
-COMMUTING = (torch.cat, functional.max_pool2d, torch.max_pool2d, stochastic_depth)  # with max(·, 0) of each value
-LEAST = 2  # positions a side: less is no map
-FIRST, LAST = (0, 3, 1, 2), (0, 2, 3, 1)  # permutations: the channels come first, or last
-WHOLE = 0.8  # of the nodes: a part of the network with more is no block but what the blocks are in
+UNFINISHED = (nn.BatchNorm2d, *ACTIVATIONS)  # a node before these is not the end of a layer
+COMMUTING = (torch.cat, functional.max_pool2d, torch.max_pool2d, stochastic_depth)  # with max(·, 0)
+LEAST = 2  # positions a side of a map
+FIRST, LAST = (0, 3, 1, 2), (0, 2, 3, 1)  # permutations: channels first, or last
+WHOLE = 0.8  # of the nodes: a part of the network with more is no block, but contains the blocks
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,19 @@ class Node:
     height: int
     width: int
     field: Field
-    without: Mapping[str, str]  # baselines that have no rule for what is below, and why
+    without: Mapping[str, str]  # baselines that have no rule for a node below, with the reason
     signed: bool  # whether its maps may be negative: F = Z instead of F = max(Z, 0)
     block: str
-    main: bool  # whether it is among those that one looks at first
+    main: bool  # whether it is listed first
 
 
 class Graph:
-    """A network without numbers: what nodes it has, which parameters each needs, and how it is cut.
-
-    Nodes are called by torchvision's names here.
+    """A network without weights: its nodes by torchvision's names, the parameters of each, and cuts.
 
     Args:
-        network: as `traced` makes it, on the meta device.
+        network: a result of `traced`, on the meta device.
         frame: of its input.
-        within: the part of it whose nodes count; all unless named.
+        within: a prefix of the names of the nodes; all by default.
     """
 
     def __init__(self, network: fx.GraphModule, frame: Frame, within: str = "") -> None:
@@ -66,21 +64,21 @@ class Graph:
         self.seen = of_the_pixels(network.graph)
         self.parameters = [key for key in network.state_dict() if not key.endswith("num_batches_tracked")]
         self._shapes = shapes(network, frame)
-        self._last: set[fx.Node] = set()  # whose channels come last
+        self._last: set[fx.Node] = set()  # nodes with the channels last
         self._fields: dict[fx.Node, Field] = {}
-        self._needs: dict[fx.Node, int] = {}  # the parameters of each node and of all below, as bits
+        self._needs: dict[fx.Node, int] = {}  # bit set of the parameters of each node and of all below
         self._sources: dict[fx.Node, list[fx.Node] | None] = {}
-        self._kinds: dict[fx.Node, frozenset[str]] = {}  # that baselines may have no rule for
+        self._kinds: dict[fx.Node, frozenset[str]] = {}  # operations for which baselines may have no rule
         numbers = {key: number for number, key in enumerate(self.parameters)}
         for node in network.graph.nodes:
-            self._note(node, numbers)
+            self._analyse(node, numbers)
         self.found = {
             node.meta["name"]: node
             for node in network.graph.nodes
             if self._has_maps(node) and node.meta["name"].startswith(within)
         }
 
-    def _note(self, node: fx.Node, numbers: Mapping[str, int]) -> None:
+    def _analyse(self, node: fx.Node, numbers: Mapping[str, int]) -> None:
         inputs, module = node.all_input_nodes, module_of(self.network, node)
         permuted = _permutation(node)
         if permuted == LAST or (not permuted and any(one in self._last for one in inputs)):
@@ -107,11 +105,11 @@ class Graph:
         return (three, one, two) if node in self._last else (one, two, three)
 
     def nodes(self, aliases: Mapping[str, tuple[str, str]]) -> dict[str, Node]:
-        """Every node that has maps, by name, in order.
+        """The nodes with maps by name, in order.
 
         Args:
-            aliases: the papers' names of nodes, and the blocks that these are in; where there are any, they are what
-                one looks at first.
+            aliases: the papers' names and blocks of nodes, by torchvision's name; if there are any, these are the main
+                nodes.
         """
         blocks = self._blocks(aliases) if aliases else {name: _block(name, self.found) for name in self.found}
         main = set(aliases) or {name for name in _last_of_units(blocks) if self._finished(self.found[name])}
@@ -131,7 +129,7 @@ class Graph:
         return {one.name: one for one in described}
 
     def _blocks(self, aliases: Mapping[str, tuple[str, str]]) -> dict[str, str]:
-        """Of every node: that of the next with a papers' name; of one without parameters, as pooling, the last's."""
+        """Each node's block: of the next node with a papers' name; without parameters (pooling), of the last."""
         blocks: dict[str, str] = {}
         waiting: list[str] = []
         last = ""
@@ -148,26 +146,26 @@ class Graph:
         return {name: blocks.get(name, last) for name in self.found}
 
     def _finished(self, node: fx.Node) -> bool:
-        """Whether something else follows than batch normalisation or an activation."""
+        """Whether it is followed by anything but batch normalisation or an activation."""
         return not all(isinstance(module_of(self.network, user), UNFINISHED) for user in node.users)
 
     def reached(self, keys: Iterable[str]) -> list[str]:
-        """The nodes whose every parameter, and every one below, is among the keys."""
+        """The nodes all of whose parameters, including those below, are among the keys."""
         known = frozenset(keys)
         absent = sum(1 << number for number, key in enumerate(self.parameters) if key not in known)
         return [name for name, node in self.found.items() if not self._needs[node] & absent]
 
     def used(self, key: str) -> bool:
-        """Whether maps of any node depend on a parameter."""
+        """Whether the maps of any node depend on this parameter."""
         bit = 1 << self.parameters.index(key)
         return any(self._needs[node] & bit for node in self.found.values())
 
     @cached_property
     def first(self) -> list[str]:
-        """The parameters that the pixels meet: the weights of the convolutions that see them.
+        """The weights of the first convolutions, which are applied to the pixels.
 
         Raises:
-            ValueError: something else sees them too.
+            ValueError: another operation is applied to the pixels too.
         """
         (pixels,) = (node for node in self.network.graph.nodes if node.op == "placeholder")
         found, left = [], list(pixels.users)
@@ -182,29 +180,30 @@ class Graph:
                 found.append(str(node.all_input_nodes[1].target))
             elif node.target not in ("size", getattr):
                 raise ValueError(
-                    "its order or range cannot be taken into account: its pixels meet no convolution first"
+                    "its order or range cannot be taken into account: its first operation is no convolution"
                 )
         return found
 
     def below(self, nodes: Iterable[str]) -> fx.GraphModule:
-        """As much of the network as these nodes need. It shares the modules."""
+        """The part of the network that these nodes need. It shares the modules."""
         wanted = [self.found[name] for name in nodes]
         graph, copies = _copied(self.network.graph, wanted)
         graph.output(copies[wanted[-1]])
         return fx.GraphModule(self.network, graph)
 
     def cut(self, filled: fx.GraphModule, name: str) -> fx.GraphModule:
-        """The network up to a node: (B, 3, H, W) → Z (B, C, h, w); F = max(Z, 0) or, of signed maps, F = Z.
+        """The network up to a node: (B, 3, H, W) → Z (B, C, h, w); F = max(Z, 0), or F = Z if maps have a sign.
 
         Args:
-            filled: a copy of `below`, with numbers; cuts of it share its modules.
+            filled: a copy of `below` with weights; its cuts share its modules.
+            name: of the node.
         """
         sources = self._sources[self.found[name]]
         node = next(one for one in filled.graph.nodes if one.meta.get("name") == name)
         own = {one.meta["name"]: one for one in filled.graph.nodes if "name" in one.meta}
         wanted = [node] if sources is None else [own[one.meta["name"]] for one in sources]
         graph, copies = _copied(filled.graph, wanted)
-        if sources is None and isinstance(last := module_of(filled, node), ACTIVATIONS):  # what is watched is below it
+        if sources is None and isinstance(last := module_of(filled, node), ACTIVATIONS):  # taps are below it
             copies[node].target = f"{node.target}_last"
             filled.add_submodule(f"{node.target}_last", Last(last))
         found = copies[node] if sources is None else _before_relu(filled, graph, node, copies)
@@ -214,31 +213,31 @@ class Graph:
         return fx.GraphModule(filled, graph).eval()
 
     def each(
-        self, filled: fx.GraphModule, names: Collection[str], images: Tensor, see: Callable[[str, Tensor], None]
+        self, filled: fx.GraphModule, names: Collection[str], images: Tensor, hook: Callable[[str, Tensor], None]
     ) -> None:
-        """One pass of images (B, 3, H, W) through `filled`, up to the last of the nodes: `see(name, F)` of each."""
+        """One forward pass of images (B, 3, H, W) up to the last of the nodes, with `hook(name, F)` for each."""
         last, left = {node.meta["name"] for node in self._last}, set(names)
 
         class Reader(fx.Interpreter):
             def run_node(self, node: fx.Node) -> Any:
                 value: Any = super().run_node(node) if left else None
                 if (name := node.meta.get("name", "")) in left:
-                    see(name, value.permute(FIRST) if name in last else value)
+                    hook(name, value.permute(FIRST) if name in last else value)
                     left.remove(name)
                 return value
 
         Reader(filled).run(images)
 
 
-def watched(cut: fx.GraphModule) -> Iterator[str]:
-    """Torchvision's names of what is watched in a cut network, in order."""
+def tapped(cut: fx.GraphModule) -> Iterator[str]:
+    """Torchvision's names of the tapped nodes of a cut network, in order."""
     for node in cut.graph.nodes:
         if isinstance(module_of(cut, node), (*ACTIVATIONS, Sum)):
-            yield node.meta["name"].removesuffix(BEHIND)
+            yield node.meta["name"].removesuffix(SUM_SUFFIX)
 
 
 def _sources(node: fx.Node, module: nn.Module | None, inputs: list[list[fx.Node] | None]) -> list[fx.Node] | None:
-    """What comes before the ReLUs whose values these are; None where they may be negative, or are computed further."""
+    """The inputs of the ReLUs whose values these are; None if the values may be negative or are processed further."""
     if isinstance(module, nn.ReLU | nn.ReLU6):
         return list(node.all_input_nodes)
     commutes = isinstance(module, nn.MaxPool2d | nn.Dropout | nn.Identity) if module else node.target in COMMUTING
@@ -247,7 +246,7 @@ def _sources(node: fx.Node, module: nn.Module | None, inputs: list[list[fx.Node]
 
 
 def _before_relu(network: fx.GraphModule, graph: fx.Graph, node: fx.Node, copies: Mapping[fx.Node, fx.Node]) -> fx.Node:
-    """The node's value but for the ReLUs in it, in the other graph; what ReLU6 cuts off above is cut off."""
+    """The node's value without its ReLUs, in the other graph; the upper limit of ReLU6 remains."""
     module = module_of(network, node)
     if isinstance(module, nn.ReLU):
         return copies[node.all_input_nodes[0]]
@@ -257,7 +256,7 @@ def _before_relu(network: fx.GraphModule, graph: fx.Graph, node: fx.Node, copies
 
 
 def _copied(graph: fx.Graph, wanted: Iterable[fx.Node]) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
-    """A graph of these nodes and all below, in order, and which node is which."""
+    """A graph of these nodes and all below, and the copy of each node."""
     needed, left = set[fx.Node](), list(wanted)
     while left:
         node = left.pop()
@@ -273,7 +272,7 @@ def _copied(graph: fx.Graph, wanted: Iterable[fx.Node]) -> tuple[fx.Graph, dict[
 
 
 def _permutation(node: fx.Node) -> tuple[int, ...]:
-    """Of the axes of images, as a node makes it; () where it does not."""
+    """The permutation of axes by a node; () if it is none."""
     if node.target == "permute" or node.target is torch.permute:
         rest = node.args[1:] or (node.kwargs.get("dims", ()),)
         axes = rest[0] if rest and isinstance(rest[0], tuple | list) else rest
@@ -282,14 +281,14 @@ def _permutation(node: fx.Node) -> tuple[int, ...]:
 
 
 def _block(name: str, names: Iterable[str]) -> str:
-    """The part of the network that a node is in: its first name, or two where nearly all have the same first one."""
+    """A node's block: the first component of its name, or the first two if nearly all nodes share the first."""
     counts = Counter(one.partition(".")[0] for one in names)
     first, _, rest = name.partition(".")
     return f"{first}.{rest.partition('.')[0]}" if rest and counts[first] > WHOLE * counts.total() else first
 
 
 def _last_of_units(blocks: Mapping[str, str]) -> Iterator[str]:
-    """The last node of each part of a block."""
+    """The last node of each unit of a block."""
     last: dict[str, str] = {}
     for name, block in blocks.items():
         rest = name.removeprefix(block).removeprefix(".")

@@ -1,10 +1,10 @@
-"""Networks from the operator's own code: `KERNELSCOPE_MODELS=package.module:function`, imported by workers alone.
+"""Networks of the operator's own code: `KERNELSCOPE_MODELS=package.module:function`, imported by workers only.
 
     def networks():
         return {"mine": {"network": module, "mean": [0.5] * 3, "std": [0.5] * 3, "input_size": 224}}
 
-The function gives each name an `nn.Module` with its weights in it, in what training has left it, and what it is fed:
-as in `networks.toml`, ImageNet's where nothing is said; and `input_size` and `channels` of its input.
+The function returns an `nn.Module` with its weights for each name, and its preprocessing, `input_size` and `channels`
+as in `networks.toml`; by default ImageNet's.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from shared.schemas import Preprocessing
 from shared.workers import NetworkState
 from worker.networks.architectures import ARCHITECTURES, IMAGENET_FRAME, Architecture, Traced, catalogued
 from worker.networks.checkpoints import IMAGENET
-from worker.networks.definitions import NAME, Feeding, told
+from worker.networks.definitions import NAME, InputDefinition, validation_message
 
 log = logging.getLogger(__name__)
 
 
-class Own(Feeding):
-    """What the function says of a name."""
+class OwnDefinition(InputDefinition):
+    """An entry of the function's result."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
@@ -42,14 +42,16 @@ class Own(Feeding):
 
 @dataclass(frozen=True)
 class OwnNetwork:
-    """A network that the operator's code has made.
+    """A network that the operator's code has created.
 
     Args:
-        source: where it is from, `package.module:function`.
+        name: of the network.
+        own: its definition.
+        source: `package.module:function`.
     """
 
     name: str
-    own: Own
+    own: OwnDefinition
     source: str
 
     @property
@@ -57,10 +59,10 @@ class OwnNetwork:
         """Its layers.
 
         Raises:
-            ValueError: it cannot be written as a graph.
+            ValueError: it cannot be traced.
         """
         if isinstance(self._traced, str):
-            raise ValueError(self._traced)  # noqa: TRY004 - it is not of a type
+            raise ValueError(self._traced)  # noqa: TRY004 - not an error of types
         return self._traced
 
     @cached_property
@@ -82,13 +84,13 @@ class OwnNetwork:
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Its parameters and buffers, also those that no file would have."""
+        """Its parameters and buffers, including those that are not stored in files."""
         network = self.own.network
         return {key: tensor.detach() for key, tensor in (*network.named_parameters(), *network.named_buffers())}
 
     @cached_property
     def sha256(self) -> str:
-        """Of what it does, and of its parameters in order: name, shape and numbers."""
+        """The SHA-256 of its code and of its parameters in order: name, shape, dtype and values."""
         digest = hashlib.sha256(f"{self.traced.graph.network.code}{self.own.network!r}".encode())
         for key, tensor in self.tensors.items():
             digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -97,17 +99,17 @@ class OwnNetwork:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """As the function says; else ImageNet's, which is assumed."""
+        """The function's; by default ImageNet's, marked as assumed."""
         return self.own.preprocessing(IMAGENET.model_copy(update={"assumed": True}))
 
     @property
     def reason(self) -> str:
-        """One phrase on where the weights are from."""
+        """The source of the weights, as a phrase."""
         return f"made by {self.source}"
 
     @property
     def state(self) -> NetworkState:
-        """As long as it is not loaded."""
+        """Its state before it is loaded."""
         try:
             layers = [layer.name for layer in self.network.layers]
         except ValueError as error:
@@ -123,10 +125,10 @@ class OwnNetwork:
 
 
 def own_networks(source: str) -> dict[str, OwnNetwork]:
-    """What the function makes, by name; nothing where none is named.
+    """The networks that the function returns, by name; none without a function.
 
     Raises:
-        ValueError: it cannot be imported, fails, or gives something else; says what.
+        ValueError: the function cannot be imported, fails, or returns something else.
     """
     if not source:
         return {}
@@ -136,17 +138,17 @@ def own_networks(source: str) -> dict[str, OwnNetwork]:
     except Exception as error:
         raise ValueError(f"KERNELSCOPE_MODELS={source}: {type(error).__name__}: {error}") from error
     if not isinstance(made, Mapping):
-        raise ValueError(f"KERNELSCOPE_MODELS={source} gives {type(made).__name__}; it must give networks by name")  # noqa: TRY004
+        raise ValueError(f"KERNELSCOPE_MODELS={source} returns {type(made).__name__}; it must return networks by name")  # noqa: TRY004
     return {name: OwnNetwork(name, _checked(source, name, entry), source) for name, entry in made.items()}
 
 
-def _checked(source: str, name: Any, entry: Any) -> Own:
+def _checked(source: str, name: Any, entry: Any) -> OwnDefinition:
     where = f"KERNELSCOPE_MODELS={source}: {name}"
     if not isinstance(name, str) or name in ARCHITECTURES or not NAME.fullmatch(name):
         raise ValueError(
             f"{where}: a name has lower-case letters, digits, '.', '_' and '-', 64 at most, and is no architecture's"
         )
     try:
-        return Own.model_validate({"network": entry} if isinstance(entry, nn.Module) else entry)
+        return OwnDefinition.model_validate({"network": entry} if isinstance(entry, nn.Module) else entry)
     except ValidationError as error:
-        raise ValueError(f"{where}: {told(error, Own)}") from None
+        raise ValueError(f"{where}: {validation_message(error, OwnDefinition)}") from None

@@ -1,12 +1,12 @@
-"""From what a network was trained on to what it is shown here, which is the same to the network.
+"""The normalised space of a network's input, and the conversion of its first weights to that space.
 
-A network sees (v − mean) / std of each channel, with the pixel's value v from 0 to 1 or to 255, as RGB, BGR or grey.
-Here x is RGB, or grey, x = (v − mean) / s for v from 0 to 1. Where s is not the network's own, the first convolution's
-weights are multiplied by s / std and its channels turned round, so that it computes the same; padding is 0, the mean
-colour, in both.
+A network is trained on (v − mean) / std per channel, where the pixel value v is in [0, 1] or [0, 255], in RGB, BGR or
+grey. Here x = (v − mean) / s with v in [0, 1], in RGB or grey. Where s ≠ std or the order is BGR, the weights of the
+first convolution are multiplied by s / std and its input channels reversed, so that the network computes the same. The
+padding is 0, the mean colour, in both.
 
-s is the network's own std, unless that is so small that x would be of another order than everything that α and β were
-made for, as where a network sees pixels up to 255 that nobody has divided: then it is ImageNet's, of grey its mean.
+s = std, unless std is so small that x would be of another order of magnitude than α and β are made for, for example for
+a network trained on undivided pixels up to 255. Then s is ImageNet's std; for grey input, its mean.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ Space = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of pixels fr
 USUAL_STD = {3: IMAGENET_STD, 1: (fmean(IMAGENET_STD),)}
 
 
-def fed(inputs: Preprocessing) -> tuple[Space, Callable[[Tensor], Tensor] | None]:
-    """The space of x, and what becomes of weights that see it, (C, 3 or 1, k, k); None: nothing."""
+def input_space(inputs: Preprocessing) -> tuple[Space, Callable[[Tensor], Tensor] | None]:
+    """(mean, std) of x, and the conversion of weights (C, 3 or 1, k, k) that are applied to it; None: unchanged."""
     most = 255.0 if inputs.range == "0-255" else 1.0
     mean, std = [one / most for one in inputs.mean], [one / most for one in inputs.std]
-    turned = inputs.order == "bgr"
-    if turned:
+    reversed_ = inputs.order == "bgr"
+    if reversed_:
         mean, std = mean[::-1], std[::-1]
     space = (tuple(mean), tuple(std))
     scale = [1.0] * len(mean)
     if min(std) < LEAST_STD:
         usual = USUAL_STD[len(std)]
         space, scale = (tuple(mean), usual), [ours / own for ours, own in zip(usual, std, strict=True)]
-    elif not turned:
+    elif not reversed_:
         return space, None
 
-    def changed(weight: Tensor) -> Tensor:
-        weight = weight.flip(1) if turned else weight
+    def convert(weight: Tensor) -> Tensor:
+        weight = weight.flip(1) if reversed_ else weight
         return weight * torch.tensor(scale, dtype=weight.dtype)[None, :, None, None]
 
-    return space, changed
+    return space, convert

@@ -1,4 +1,4 @@
-"""Put networks into the object store, where every worker finds them: `kernelscope models add`, and `remove`.
+"""Register networks in the object store for all workers: `kernelscope models add`, and `remove`.
 
 python -m worker.networks.register add NAME --arch vgg16 --weights FILE [--mean … --std … --range … --order … --title …]
 python -m worker.networks.register remove NAME
@@ -13,13 +13,13 @@ from pathlib import Path
 from shared.errors import KernelscopeError
 from shared.settings import settings
 from shared.store import BlobStore
-from worker.networks.checkpoints import Meant, read
+from worker.networks.checkpoints import ExpectedNetwork, read
 from worker.networks.contents import Refused, sha256
 from worker.networks.definitions import FILE, Definition, checked, definitions
 from worker.networks.registry import Entry, Registry
 from worker.networks.weights import cached
 
-SAID = (
+FIELDS = (  # options that are fields of a definition
     "arch",
     "mean",
     "std",
@@ -29,24 +29,24 @@ SAID = (
     "input_size",
     "resize",
     "title",
-)  # options that a definition is made of
+)
 
 
 def add(registry: Registry, options: argparse.Namespace) -> str:
-    """Check a file and register it. Returns what was done, in words.
+    """Check a file and register it. Returns a report.
 
     Raises:
-        Refused: what is wrong with the file, or with what is said of it.
+        Refused: the file or the definition is invalid.
         StoreUnavailable.
     """
     name, file = options.name, Path(options.weights)
-    said = {option: value for option in SAID if (value := getattr(options, option)) is not None}
+    given = {option: value for option in FIELDS if (value := getattr(options, option)) is not None}
     try:
-        definition = checked(name, {**said, "weights": file.name})
+        definition = checked(name, {**given, "weights": file.name})
     except ValueError as error:
         raise Refused(str(error)) from None
-    if told := _taken(registry, name, replace=options.replace):
-        raise Refused(told)
+    if reason := _taken(registry, name, replace=options.replace):
+        raise Refused(reason)
     entry = _entry(definition, file)
     registry.add(name, entry, file)
     fed = entry.preprocessing(entry.of_file)
@@ -57,23 +57,23 @@ def add(registry: Registry, options: argparse.Namespace) -> str:
 
 
 def _taken(registry: Registry, name: str, *, replace: bool) -> str:
-    """Why the name cannot be had; empty: it can."""
+    """Why the name cannot be used; empty: it can."""
     known = definitions(settings().weights)
     if name in known.networks or name in known.wrong:
-        return f"{name} is in {settings().weights / FILE} already; take another name, or remove it there"
+        return f"{name} is in {settings().weights / FILE} already; choose another name, or remove it there"
     try:
         before = registry.entry(name)
     except ValueError:
-        told = "in a way that this version cannot read"
+        how = "in a format that this version cannot read"
     else:
-        told = f"as {before.arch} with {before.weights}" if before else ""
-    return f"{name} is registered already, {told}; --replace replaces it" if told and not replace else ""
+        how = f"as {before.arch} with {before.weights}" if before else ""
+    return f"{name} is registered already, {how}; --replace replaces it" if how and not replace else ""
 
 
 def _entry(definition: Definition, file: Path) -> Entry:
-    """What is registered, once every number of the file was looked at."""
+    """The entry, after all values of the file were read."""
     try:
-        checkpoint = read(file, Meant(definition.arch, definition.channels))
+        checkpoint = read(file, ExpectedNetwork(definition.arch, definition.channels))
         return Entry(
             **definition.model_dump(),
             sha256=sha256(file),
@@ -109,7 +109,7 @@ def main() -> int:
         if options.command == "add":
             print(add(registry, options))
         elif registry.remove(options.name):
-            print(f"{options.name} is registered no more; what was explained with it stays")
+            print(f"{options.name} has been removed; results that were computed with it remain")
         else:
             print(f"no network {options.name} is registered in the object store", file=sys.stderr)
             return 1

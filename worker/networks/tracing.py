@@ -1,8 +1,8 @@
-"""Any CNN as a graph (torch.fx), in which every activation is a module of its own and nothing works in place.
+"""Traces a CNN as a graph (torch.fx) in which each activation is a module of its own and nothing works in place.
 
-A function that is an activation becomes the module of the same name, one that is called several times as many modules
-(unless it has parameters, whose names files have), and an addition that no activation follows is given a module behind
-it, `Sum`: so all that may be watched (methods/suppression/taps.py) is a module.
+Activation functions become modules. A module that is called several times becomes several modules, unless it has
+parameters, whose names occur in files. A `Sum` module is added after each addition that no activation follows. Thus
+everything that may be tapped (methods/suppression/taps.py) is a module.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torchvision.models.feature_extraction import NodePathTracer
 from shared.images import Frame
 from worker.methods.suppression.taps import ACTIVATIONS, Sum
 
-AS_MODULES: dict[Any, tuple[type[nn.Module], int]] = {  # and how many arguments after the first are options of it
+AS_MODULES: dict[Any, tuple[type[nn.Module], int]] = {  # (module, number of its options after the first argument)
     functional.relu: (nn.ReLU, 0),
     torch.relu: (nn.ReLU, 0),
     torch.relu_: (nn.ReLU, 0),
@@ -39,24 +39,25 @@ AS_MODULES: dict[Any, tuple[type[nn.Module], int]] = {  # and how many arguments
     functional.mish: (nn.Mish, 0),
     functional.softplus: (nn.Softplus, 2),
 }
-BEHIND = ":sum"  # after an addition's name, what is behind it
+SUM_SUFFIX = ":sum"  # an addition's name with it is that of its `Sum`
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
 class OnMeta(TorchFunctionMode):
-    """Modules made meanwhile have parameters without memory; numbers that an architecture is computed from are real."""
+    """Within this mode new modules have their parameters on the meta device; other numbers are real."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """What makes an uninitialised or constant tensor makes it on the meta device."""
+        """Create uninitialised and constant tensors on the meta device."""
         if func in (torch.empty, torch.ones, torch.zeros):
             kwargs = {**(kwargs or {}), "device": "meta"}
         return func(*args, **(kwargs or {}))
 
 
 class _Tracer(NodePathTracer):  # type: ignore[misc]  # torchvision has no types
-    """Meanwhile torch.fx has replaced every module's call, in the whole process: other threads' calls stay as they are.
+    """A tracer that does not affect other threads.
 
-    Without that an explanation that runs while a network is traced would fail, or become a part of its graph.
+    While it traces, torch.fx replaces the call of every module in the process. Calls of other threads are passed to the
+    original, since otherwise they would fail or become part of the graph.
     """
 
     def __init__(self) -> None:
@@ -64,27 +65,27 @@ class _Tracer(NodePathTracer):  # type: ignore[misc]  # torchvision has no types
         self._thread = get_ident()
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """A node of the graph, or what the module computes for another thread."""
+        """A node of the graph; for another thread, the module's result."""
         return super().call_module(m, forward, args, kwargs) if self._own() else forward(*args, **kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        """The same for what belongs to a module."""
+        """The same for attributes of a module."""
         return super().getattr(attr, attr_val, parameter_proxy_cache) if self._own() else attr_val
 
     def _own(self) -> bool:
         return get_ident() == self._thread
 
 
-TRACING = Lock()  # of two at a time, the one that ends first would take the other's replacements for the originals
+TRACING = Lock()  # two concurrent tracers would restore each other's replacements
 
 
 def traced(module: nn.Module) -> fx.GraphModule:
     """The graph of a network, frozen, in eval mode. It shares the parameters of `module`.
 
-    Each node's name, as torchvision's feature extraction has it, is in its `meta["name"]`.
+    `meta["name"]` of a node is its name as of torchvision's feature extraction.
 
     Raises:
-        ValueError: the network cannot be written as a graph; says why.
+        ValueError: the network cannot be traced; says why.
     """
     tracer = _Tracer()
     try:
@@ -101,14 +102,14 @@ def traced(module: nn.Module) -> fx.GraphModule:
     for inner in network.modules():
         if hasattr(inner, "inplace"):
             setattr(inner, "inplace", False)  # noqa: B010 - modules are typed as having tensors and modules only
-    _alone(network)
-    _behind_additions(network)
+    _separate_activations(network)
+    _add_sums(network)
     network.recompile()
     return network
 
 
-def _alone(network: fx.GraphModule) -> None:
-    """Each activation is a module that is called once, but for one with parameters, whose names files have."""
+def _separate_activations(network: fx.GraphModule) -> None:
+    """Make each activation a module that is called once, except those with parameters, whose names occur in files."""
     called: set[str] = set()
     for node in list(network.graph.nodes):
         if (activation := _activation(network, node)) is not None:
@@ -116,11 +117,11 @@ def _alone(network: fx.GraphModule) -> None:
             if alone or any(True for _ in activation.parameters()):
                 called.add(str(node.target))
             else:
-                _becomes(network, node, activation)
+                _call_module(network, node, activation)
 
 
-def _behind_additions(network: fx.GraphModule) -> None:
-    """A `Sum` behind each addition of maps that something else follows than an activation."""
+def _add_sums(network: fx.GraphModule) -> None:
+    """Add a `Sum` after each addition of maps that is followed by anything but an activation."""
     seen = of_the_pixels(network.graph)
     for node in list(network.graph.nodes):
         follows = any(_activation(network, user) is None for user in node.users)
@@ -128,11 +129,11 @@ def _behind_additions(network: fx.GraphModule) -> None:
             with network.graph.inserting_after(node):
                 behind = network.graph.call_module(_added(network, f"{node.meta['name']}_sum", Sum()), (node,))
             node.replace_all_uses_with(behind, lambda user, own=behind: user is not own)
-            behind.meta["name"] = f"{node.meta['name']}{BEHIND}"
+            behind.meta["name"] = f"{node.meta['name']}{SUM_SUFFIX}"
 
 
 def of_the_pixels(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes whose values are computed from the pixels, and not from their sizes."""
+    """The nodes whose values are computed from the pixels, not only from sizes."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
         sizes = node.target in ("size", "dim", getattr) or (node.op == "get_attr")
@@ -142,18 +143,18 @@ def of_the_pixels(graph: fx.Graph) -> set[fx.Node]:
 
 
 def module_of(network: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    """The module that a node calls."""
+    """The module that a node calls, if any."""
     return network.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def shapes(network: fx.GraphModule, frame: Frame) -> dict[fx.Node, tuple[int, ...]]:
-    """The shape of each node's value for one image; nodes whose value is no tensor are left out. Nothing is computed.
+    """The shape of each node's value for one image, without those that are no tensors. Nothing is computed.
 
     Args:
         network: on the meta device.
 
     Raises:
-        ValueError: it cannot take such images.
+        ValueError: the network cannot process such images.
     """
     found: dict[fx.Node, tuple[int, ...]] = {}
 
@@ -169,13 +170,13 @@ def shapes(network: fx.GraphModule, frame: Frame) -> dict[fx.Node, tuple[int, ..
             image = torch.empty(1, frame.channels, frame.height, frame.width, device="meta")
             Reader(network, garbage_collect_values=False).run(image)
     except RuntimeError as error:
-        told = f"{frame.width} × {frame.height} pixels in {'colour' if frame.channels == 3 else 'grey'}"
-        raise ValueError(f"it cannot take images of {told}: {str(error).splitlines()[0]}") from error
+        size = f"{frame.width} × {frame.height} pixels in {'colour' if frame.channels == 3 else 'grey'}"
+        raise ValueError(f"it cannot process images of {size}: {str(error).splitlines()[0]}") from error
     return found
 
 
 def _works_in_place(network: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether it changes the value that it is given."""
+    """Whether it modifies its input."""
     module, target = module_of(network, node), node.target
     if module is not None:
         return bool(getattr(module, "inplace", False))
@@ -187,7 +188,7 @@ def _works_in_place(network: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _out_of_place(graph: fx.Graph, node: fx.Node) -> None:
-    """What changes a value becomes what makes a new one, which those see who came after the change."""
+    """Make an in-place operation return a new value, which replaces the old one in all later nodes."""
     target = node.target
     if "inplace" in node.kwargs:
         node.kwargs = {**node.kwargs, "inplace": False}
@@ -201,7 +202,7 @@ def _out_of_place(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def _activation(network: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    """The activation that a node is, if it is one."""
+    """The activation of a node, if it is one."""
     if (module := module_of(network, node)) is not None:
         return module if isinstance(module, ACTIVATIONS) else None
     if _is(node, *AS_MODULES):
@@ -211,15 +212,15 @@ def _activation(network: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     return None
 
 
-def _becomes(network: fx.GraphModule, node: fx.Node, activation: nn.Module) -> None:
-    """The node calls a module of its own."""
+def _call_module(network: fx.GraphModule, node: fx.Node, activation: nn.Module) -> None:
+    """Let the node call a copy of this activation."""
     value = node.args[0] if node.args else node.kwargs["input"]
     node.op, node.target = "call_module", _added(network, node.meta["name"], copy.copy(activation))
     node.args, node.kwargs = (value,), {}
 
 
 def _added(network: fx.GraphModule, name: str, module: nn.Module) -> str:
-    """Where the module was put: by this name, or a longer one where that is taken."""
+    """Add a module under this name, or a longer one if that is taken. Returns the name."""
     taken = {path for path, _ in network.named_modules()} | {path for path, _ in network.named_parameters()}
     while name in taken:
         name += "_"

@@ -1,4 +1,4 @@
-"""Where a network's weights come from: the weights folder, else the program itself, else torchvision's download."""
+"""Finds a network's weights: in the weights folder, bundled, in torch's cache, or as torchvision's download."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worker.networks.architectures import ARCHITECTURES, layers_of
 from worker.networks.checkpoints import (
     IMAGENET,
     Checkpoint,
-    Meant,
+    ExpectedNetwork,
     inspect,
     network_of,
     published,
@@ -31,7 +31,7 @@ from worker.networks.download import cache_file, fetch, megabytes
 from worker.networks.registry import Entry, Registry
 from worker.networks.vgg_mini import WEIGHTS_FILE
 
-BUNDLED = Path(__file__).parent / "bundled"  # what the worker image's build argument WEIGHTS downloaded
+BUNDLED = Path(__file__).parent / "bundled"  # downloaded by the worker image's build argument WEIGHTS
 
 PUBLISHED = frozenset(list_models())  # torchvision's
 
@@ -40,7 +40,7 @@ Source = Literal["folder", "store", "bundled", "cache", "download"]
 
 @dataclass(frozen=True)
 class Weights(Checkpoint):
-    """A network's weights, and where they are from."""
+    """A network's weights and their source."""
 
     preprocessing: Preprocessing
     file: Path
@@ -50,38 +50,38 @@ class Weights(Checkpoint):
 
 
 @dataclass(frozen=True)
-class Found:
-    """A weights file that is there, or that would be downloaded."""
+class LocatedWeights:
+    """A weights file that exists or can be downloaded."""
 
     file: Path
     source: Source
     architecture: str
-    layers: list[str]  # that it covers, as far as is known before it is read
+    layers: list[str]  # that it covers, by its header
     preprocessing: Preprocessing
     megabytes: float = 0  # to download
 
     @property
-    def meant(self) -> Meant:
-        """What its parameters are of."""
-        return Meant(self.architecture, len(self.preprocessing.mean))
+    def expected(self) -> ExpectedNetwork:
+        """The network of its parameters."""
+        return ExpectedNetwork(self.architecture, len(self.preprocessing.mean))
 
     @property
     def reason(self) -> str:
-        """One phrase on where the weights are from."""
+        """The source of the weights, as a phrase."""
         return {
             "folder": f"{self.file.name} in the weights folder",
             "store": f"{self.file.name}, which is registered in the object store, {self.megabytes:.0f} MB",
-            "bundled": f"{self.file.name}, which comes with Kernelscope",
-            "cache": f"torchvision's {self.file.name}, downloaded before",
+            "bundled": f"{self.file.name}, bundled with Kernelscope",
+            "cache": f"torchvision's {self.file.name}, from torch's cache",
             "download": f"torchvision's {self.file.name}, {self.megabytes:.0f} MB, downloaded on first use",
         }[self.source]
 
 
-def find(name: str, folder: Path, registry: Registry | None = None, *, download: bool) -> Found:
-    """The weights for a network.
+def find(name: str, folder: Path, registry: Registry | None = None, *, download: bool) -> LocatedWeights:
+    """Locate the weights of a network.
 
-    Where the folder has files of the network's name and none can be used, it has no weights: whoever put them there
-    does not want others instead. Where two can be used nobody but the user knows which is meant.
+    If the folder has files of the network's name and none can be used, the network has no weights: others are not used
+    instead. Two usable files are an error.
 
     Raises:
         ModelUnavailable: no weights; says why.
@@ -91,7 +91,7 @@ def find(name: str, folder: Path, registry: Registry | None = None, *, download:
         return _in_store(name, entry, folder, registry)
     if found := _in_folder(name, folder):
         return found
-    for file, source in _kept(name):
+    for file, source in _bundled_or_cached(name):
         try:
             return _found(file, source, name)
         except Refused as error:
@@ -103,10 +103,10 @@ def find(name: str, folder: Path, registry: Registry | None = None, *, download:
         )
     own = layers_of(name)
     fed = published(cache_file(name), name) or IMAGENET
-    return Found(cache_file(name), "download", name, own.main(own.layers), fed, megabytes(name))
+    return LocatedWeights(cache_file(name), "download", name, own.main(own.layers), fed, megabytes(name))
 
 
-def _in_store(name: str, entry: Entry, folder: Path, registry: Registry) -> Found:
+def _in_store(name: str, entry: Entry, folder: Path, registry: Registry) -> LocatedWeights:
     known = definitions(folder)
     if name in known.networks or name in known.wrong:
         raise ModelUnavailable(
@@ -114,23 +114,23 @@ def _in_store(name: str, entry: Entry, folder: Path, registry: Registry) -> Foun
             f"that is meant (kernelscope models remove {name})"
         )
     fed = entry.preprocessing(entry.of_file)
-    return Found(registry.place(entry), "store", entry.arch, list(entry.layers), fed, entry.size / 1e6)
+    return LocatedWeights(registry.place(entry), "store", entry.arch, list(entry.layers), fed, entry.size / 1e6)
 
 
-def _in_folder(name: str, folder: Path) -> Found | None:
-    """The registered network's file, or else the one that has the network's name."""
+def _in_folder(name: str, folder: Path) -> LocatedWeights | None:
+    """The registered network's file, else the file with the network's name, if any."""
     known = definitions(folder)
     if definition := known.networks.get(name):
         return _registered(name, definition, folder)
     if name not in ARCHITECTURES:
-        raise ModelUnavailable(f"no weights for {name}: it is not registered here, or not any more")
-    usable: list[Found] = []
+        raise ModelUnavailable(f"no weights for {name}: no network of this name is registered")
+    usable: list[LocatedWeights] = []
     reasons: list[str] = []
     files = _own_files(name, folder)
     if files and known.unreadable:
         raise ModelUnavailable(
-            f"no weights for {name}: {folder / FILE} {known.unreadable}; until that is mended nobody knows what "
-            f"{files[0].name} is"
+            f"no weights for {name}: {folder / FILE} {known.unreadable}; correct it first: it may define "
+            f"{files[0].name}"
         )
     for file in files:
         try:
@@ -140,7 +140,7 @@ def _in_folder(name: str, folder: Path) -> Found | None:
     if len(usable) > 1:
         names = " and ".join(found.file.name for found in usable)
         raise ModelUnavailable(
-            f"no weights for {name}: {names} in {folder} can both be used; leave the one that is meant, or give each a "
+            f"no weights for {name}: {names} in {folder} can both be used; keep one of them, or give each a "
             f"name of its own in {FILE}"
         )
     if reasons and not usable:
@@ -148,51 +148,51 @@ def _in_folder(name: str, folder: Path) -> Found | None:
     return usable[0] if usable else None
 
 
-def _found(file: Path, source: Source, name: str) -> Found:
+def _found(file: Path, source: Source, name: str) -> LocatedWeights:
     checkpoint = inspect(file)
     assert checkpoint.preprocessing  # only what is registered may see grey
-    return Found(file, source, name, checkpoint.layers, checkpoint.preprocessing)
+    return LocatedWeights(file, source, name, checkpoint.layers, checkpoint.preprocessing)
 
 
-def _registered(name: str, definition: Definition, folder: Path) -> Found:
+def _registered(name: str, definition: Definition, folder: Path) -> LocatedWeights:
     file = folder / definition.weights
     try:
-        checkpoint = inspect(file, Meant(definition.arch, definition.channels))
+        checkpoint = inspect(file, ExpectedNetwork(definition.arch, definition.channels))
     except Refused as error:
         raise ModelUnavailable(f"no weights for {name}: {file}: {error}") from error
     fed = definition.preprocessing(checkpoint.preprocessing)
-    return Found(file, "folder", definition.arch, checkpoint.layers, fed)
+    return LocatedWeights(file, "folder", definition.arch, checkpoint.layers, fed)
 
 
 def refused(folder: Path) -> dict[Path, str]:
-    """The files of the weights folder that cannot be used, as far as is known before they are read, and why."""
-    told = {}
+    """The files of the weights folder that cannot be used, by their headers, with the reason."""
+    reasons = {}
     known = definitions(folder)
     if known.troubles:
-        told[folder / FILE] = known.troubles
-    with suppress(OSError):  # `find` tells it
+        reasons[folder / FILE] = known.troubles
+    with suppress(OSError):  # `find` reports it
         for file in weights_files(folder):
             if file.name in known.files and registered_for(file) is None:
-                continue  # its table is wrong, which is told
+                continue  # the error of its table is reported
             try:
                 inspect(file, registered_for(file))
             except Refused as error:
-                told[file] = str(error)
-    return told
+                reasons[file] = str(error)
+    return reasons
 
 
-def registered_for(file: Path) -> Meant | None:
-    """What a file of the weights folder is registered for."""
+def registered_for(file: Path) -> ExpectedNetwork | None:
+    """The network that a file of the weights folder is registered for, if any."""
     known = definitions(file.parent).networks.values()
-    return next((Meant(one.arch, one.channels) for one in known if one.weights == file.name), None)
+    return next((ExpectedNetwork(one.arch, one.channels) for one in known if one.weights == file.name), None)
 
 
 def load(name: str, folder: Path, registry: Registry | None = None, *, download: bool) -> Weights:
-    """Read the weights; download them first where that is the only way.
+    """Read the weights, after a download if necessary.
 
     Raises:
         ModelUnavailable: no weights, a file that cannot be used, or a download that failed; says which.
-        StoreUnavailable: it is in the object store, which is away.
+        StoreUnavailable: the weights are in the object store, which is unavailable.
     """
     found = find(name, folder, registry, download=download)
     if found.source == "download":
@@ -207,9 +207,9 @@ def load(name: str, folder: Path, registry: Registry | None = None, *, download:
         raise ModelUnavailable(f"no weights for {name}: {found.file}: {error}") from error
 
 
-def _read(found: Found) -> Weights:
+def _read(found: LocatedWeights) -> Weights:
     seen = version(found.file)
-    checkpoint = replace(read(found.file, found.meant), preprocessing=found.preprocessing)
+    checkpoint = replace(read(found.file, found.expected), preprocessing=found.preprocessing)
     digest = sha256(found.file)
     if version(found.file) != seen:
         raise Refused("it was written to while it was read")
@@ -217,21 +217,21 @@ def _read(found: Found) -> Weights:
 
 
 def network_names(folder: Path) -> set[str]:
-    """Networks by torchvision's names of which there are weights: in the folder, or downloaded before."""
+    """Architectures with weights on this machine: in the folder, bundled, or in torch's cache."""
     names: set[str | None] = set()
-    with suppress(OSError):  # `find` tells it
+    with suppress(OSError):  # `find` reports it
         taken = definitions(folder).files
         names = {network_of(file) for file in weights_files(folder) if file.name not in taken}
-    return {name for name in names if name} | {name for name in ARCHITECTURES if any(_kept(name))}
+    return {name for name in names if name} | {name for name in ARCHITECTURES if any(_bundled_or_cached(name))}
 
 
 def cached() -> Path:
-    """Where weights are kept that were registered in the object store and fetched."""
+    """The folder for weights that were fetched from the object store."""
     return Path(torch.hub.get_dir()) / "kernelscope"
 
 
-def trouble(file: Path) -> str:
-    """What is wrong with a weights file, every number of it read; empty: nothing."""
+def file_error(file: Path) -> str:
+    """The error of a weights file after reading it completely; empty: none."""
     try:
         read(file, registered_for(file))
     except Refused as error:
@@ -250,8 +250,8 @@ def _own_files(name: str, folder: Path) -> list[Path]:
         raise ModelUnavailable(f"no weights for {name}: {folder} cannot be read ({error.strerror})") from error
 
 
-def _kept(name: str) -> Iterator[tuple[Path, Source]]:
-    """What comes with the program, then what was downloaded before."""
+def _bundled_or_cached(name: str) -> Iterator[tuple[Path, Source]]:
+    """The bundled files of a network, then the one in torch's cache."""
     for file in (WEIGHTS_FILE, *weights_files(BUNDLED)):
         if network_of(file) == name:
             yield file, "bundled"

@@ -15,15 +15,17 @@ Pure torch on a batch of independent problems: no Celery, no Redis, no files, no
       constraints.py             upper bounds on L_p and L_e, lower bounds on SSIM
     reference.py       the paper's procedure: SGD with momentum
     loop.py            the iteration over a batch that problems join and leave
+    solve.py           the same for a batch that is solved at once
 """
 
 from worker.methods.suppression.fast import FastSolver
-from worker.methods.suppression.loop import Solution, Solver, SolverBatch, after, solve
+from worker.methods.suppression.loop import Solution, Solver, SolverBatch
 from worker.methods.suppression.objective import BatchLosses, losses
 from worker.methods.suppression.pixel_space import PixelSpace
 from worker.methods.suppression.problem_batch import Problems, silent
 from worker.methods.suppression.reference import ReferenceSolver
 from worker.methods.suppression.schedule import EFFORTS, Schedule
+from worker.methods.suppression.solve import after, solve
 from worker.methods.suppression.taps import ActivationBounds, TappedNetwork
 
 VERSION = 4  # of the solvers' results: raise it whenever the same problem would get another X̂

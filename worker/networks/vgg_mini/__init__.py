@@ -1,7 +1,7 @@
-"""`vgg_mini`: a small VGG that comes with the program, for machines that cannot have ImageNet weights.
+"""`vgg_mini`: a small bundled VGG, for machines without ImageNet weights.
 
-It tells the shape, the colour and the texture of a drawn figure (`shared/drawings.py`). Its weights,
-`vgg_mini.safetensors`, are made by `python -m worker.networks.vgg_mini.train`.
+It classifies the shape, the colour and the texture of a drawn figure (`shared/drawings.py`). Its weights,
+`vgg_mini.safetensors`, are trained by `python -m worker.networks.vgg_mini.train`.
 """
 
 from __future__ import annotations

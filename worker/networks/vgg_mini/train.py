@@ -2,7 +2,7 @@
 
     python -m worker.networks.vgg_mini.train [--seed 0] [--out worker/networks/vgg_mini/vgg_mini.safetensors]
 
-Trained with batch normalisation, which is folded into the convolutions at the end: the file is a plain VGG.
+Batch normalisation is used in training and folded into the convolutions at the end: the file is a plain VGG.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
-    """Share of pictures whose shape, colour, texture, and all three, are named rightly."""
+    """The fractions of pictures whose shape, colour, texture, and all three, are classified correctly."""
     logits = torch.cat([model(normalised(batch)) for batch in images.split(BATCH)])
     right = torch.stack([part.argmax(1) for part in logits.split(VggMini.OUTPUTS, dim=1)], dim=1) == labels
     shares = right.float().mean(0).tolist()
