@@ -26,7 +26,6 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -35,12 +34,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from api.pictures.consistency import Description, consistency, description, discrimination
 from benchmarks import planted
+from benchmarks.labels import MINI_SIZE, labels, shown
 from benchmarks.unbiased import UnbiasedNetworks
-from shared.drawings import COLOURS, TEXTURES, Drawing, Figure, draw, random_background, scene
+from shared.drawings import scene
 from worker.engine.device import TorchDevice
 from worker.engine.engine import Engine
 from worker.engine.memory import reuse_memory
@@ -61,25 +60,7 @@ METHODS: dict[str, dict[str, Any]] = {
 OPTIMIZED = ("evidence", "suppression", "suppression, only removing")
 SCORES = ("average_precision", "mass_accuracy", "rank_accuracy", "precision", "recall", "f1")
 KEPT = 0.1  # of the picture's largest deviation from the mean colour
-LABELLED = 2.0  # times the response to every alternative
-SHAPES_SHOWN = ("circle", "square", "star")
 MINI_LAYERS = ("conv1_2", "conv2_2", "conv3_2", "conv4_2")
-MINI_SIZE = 96
-
-
-@dataclass(frozen=True)
-class Label:
-    """What a kernel of `vgg_mini` responds to, by intervention."""
-
-    kernel: int
-    colour: str | None
-    texture: str | None
-    ratio: float  # response to it over the response to the next best
-
-    @property
-    def text(self) -> str:
-        """In words."""
-        return " ".join(word for word in (self.colour, self.texture) if word)
 
 
 def main() -> int:
@@ -136,66 +117,6 @@ def mini_rows(networks: Networks, count: int, most: int, how: dict[str, Any]) ->
                 questions = _questions("vgg_mini", layer, picture, label.kernel, how)
                 yield from _scored(engine, questions, {**where, "picture": seed}, truth, space)
     engine.close()
-
-
-def labels(engine: Engine, layer: str) -> list[Label]:
-    """By intervention: figures that differ in nothing but their colour, or nothing but their texture."""
-    every = [_responses(engine, layer, shape, seed) for seed, shape in enumerate(SHAPES_SHOWN)]
-    figure, place = (np.mean(part, axis=0) for part in zip(*every, strict=True))
-    found = []
-    for kernel, response in enumerate(figure.transpose(2, 0, 1)):  # (colours, textures)
-        colour, by_colour = _preferred(response.mean(axis=1), place[kernel])
-        texture, by_texture = _preferred(response.mean(axis=0), place[kernel])
-        if max(by_colour, by_texture) >= LABELLED:
-            found.append(
-                Label(
-                    kernel,
-                    list(COLOURS)[colour] if by_colour >= LABELLED else None,
-                    TEXTURES[texture] if by_texture >= LABELLED else None,
-                    max(by_colour, by_texture),
-                )
-            )
-    return found
-
-
-def _responses(engine: Engine, layer: str, shape: str, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean activation inside one figure, (colours, textures, kernels), and there without the figure, (kernels,)."""
-    background = random_background(np.random.default_rng(seed), MINI_SIZE)
-    inside = draw([Figure(shape, "solid", 0)], MINI_SIZE, background).shapes[0]
-
-    def response(picture: Image.Image) -> NDArray[np.float64]:
-        maps = engine.call(engine.device.feature_maps, "vgg_mini", layer, np.asarray(picture))
-        step = MINI_SIZE // maps.shape[1]
-        mean: NDArray[np.float64] = maps[:, inside[step // 2 :: step, step // 2 :: step]].mean(axis=1)
-        return mean
-
-    found = [
-        [response(draw([Figure(shape, texture, hue)], MINI_SIZE, background).image) for texture in TEXTURES]
-        for hue in COLOURS.values()
-    ]
-    return np.array(found), response(background)
-
-
-def _preferred(response: NDArray[np.float64], place: float) -> tuple[int, float]:
-    """The best, and how many times the next best it is, or what is there without a figure; 0: it never responds."""
-    order = response.argsort()[::-1]
-    best, second = response[order[0]], max(response[order[1]], place, 1e-9)
-    return int(order[0]), float(best / second) if best > 0 else 0.0
-
-
-def shown(drawing: Drawing, label: Label) -> Mask:
-    """The pixels of the figures that have it: of a colour the ink, of a texture all of the shape."""
-    found = np.zeros((MINI_SIZE, MINI_SIZE), dtype=bool)
-    for figure, shape, ink in zip(drawing.figures, drawing.shapes, drawing.inks, strict=True):
-        right_hue = label.colour is None or _apart(figure.hue, COLOURS[label.colour]) < 30
-        if right_hue and label.texture in (None, figure.texture):
-            found |= shape & ink if label.texture is None else shape
-    return found
-
-
-def _apart(one: float, other: float) -> float:
-    """Degrees between two hues."""
-    return abs((one - other + 180) % 360 - 180)
 
 
 def _questions(model: str, layer: str, picture: Picture, kernel: int, how: dict[str, Any]) -> list[Question]:

@@ -20,9 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -31,17 +29,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import httpx
 import numpy as np
 import torch
 
 from benchmarks.load import Plan, pictures
-from benchmarks.random_weights import vgg16_file
+from benchmarks.service_stack import stack_of, unserved, weights_folder
 from kernelscope.client import Client, Job
-from kernelscope.stack import Child, Stack, free_port
-from shared import images, workers
-from shared.jobs import connect
-from shared.settings import Settings
+from shared import images
 from worker.engine.answers import pose
 from worker.engine.memory import reuse_memory
 from worker.engine.questions import Question
@@ -76,69 +70,6 @@ class Effort:
 
 
 WHOLE, QUICK = Effort(rounds=3, seconds=20, starts=30, pairs=6), Effort(rounds=1, seconds=5, starts=8, pairs=2)
-
-
-def weights_folder(otherwise: Path) -> Path:
-    """The folder that the environment names; else one with a VGG16 of random weights."""
-    for name in ("KERNELSCOPE_WEIGHTS_DIR", "KERNELSCOPE_TEST_WEIGHTS"):
-        if folder := os.environ.get(name):
-            return Path(folder)
-    vgg16_file(otherwise)
-    return otherwise
-
-
-@contextmanager
-def stack_of(folder: Path, weights: Path) -> Iterator[Stack]:
-    """Every process of a machine, in a folder of its own."""
-    settings = Settings(_env_file=None).model_copy(
-        update={
-            "data_dir": folder,
-            "store_url": "",
-            "weights_dir": weights,
-            "download_weights": False,
-            "preload": ("vgg_mini",),
-            "host": "127.0.0.1",
-            "port": free_port(),
-        }
-    )
-    with Stack(settings, lambda line: print(line, file=sys.stderr)).running() as stack:
-        yield stack
-
-
-def unserved(stack: Stack, folder: Path) -> str:
-    """The address of a second API, with housekeeping, whose jobs no worker takes: their Redis database is its own.
-
-    It believes that the worker lives there too, so that it checks a request against what the worker says.
-    """
-    port, url = str(free_port()), stack.environment["KERNELSCOPE_REDIS_URL"]
-    other = f"{url.removesuffix('/0')}/1"
-    here, there = connect(url), connect(other)
-    for state in workers.living(here):
-        workers.publish(there, state)
-        there.persist(f"ks:worker:{state.id}")
-    environment = {**stack.environment, "KERNELSCOPE_REDIS_URL": other, "KERNELSCOPE_PORT": port}
-    for child in [child for child in stack.children if child.name in ("api", "housekeeping")]:
-        second = Child(f"second-{child.name}", child.command, environment, folder / "logs" / f"second-{child.name}.log")
-        second.start()
-        stack.children.append(second)
-    address = f"http://127.0.0.1:{port}"
-    _until(lambda: _answers(address), "the second API")
-    return address
-
-
-def _answers(address: str) -> bool:
-    try:
-        return httpx.get(f"{address}/readyz").is_success
-    except httpx.TransportError:
-        return False
-
-
-def _until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what} was not ready within {seconds:.0f} s")
-        time.sleep(0.1)
 
 
 def load(plan: Plan) -> dict[str, Any]:

@@ -33,7 +33,8 @@ import torch
 from PIL import Image
 
 from benchmarks import tables
-from benchmarks.solver import operations
+from benchmarks.arithmetic import operations
+from benchmarks.kernel_choice import SEED, KernelChoices
 from shared import catalogue, images
 from shared.drawings import scene
 from shared.schemas import OPTIMIZED
@@ -51,11 +52,7 @@ ABLATION: dict[str, dict[str, Any]] = {
     "SSIM ≥ 0.95": {"alpha": 1.0, "beta": 1.0, "target_ssim": 0.95},
 }
 FIRES = ("fire3", "fire5", "fire7", "fire9")
-SEED = 0
 HELD_OUT = 2  # images on which kernels are chosen
-KEPT = 0.9  # SSIM
-SHORT = 80  # evaluations
-TRIED_AT_ONCE, TRIED_AT_MOST = 8, 64
 PASSES = 8  # what a baseline costs, in gradient evaluations
 MAX_PIXELS = 10**9
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -155,7 +152,7 @@ def read(file: Path) -> Iterator[dict[str, Any]]:
 def plan(engine: Engine, options: argparse.Namespace) -> Iterator[Cell]:
     """All cells, block by block."""
     device = engine.device
-    choices = _Choices(engine, options)
+    choices = KernelChoices(engine, options)
     states = device.states()
     names = options.networks or [name for name, state in states.items() if state.available and name != "vgg_mini"]
     for name in names or ["vgg_mini"]:
@@ -213,50 +210,6 @@ def pictures(folder: Path | None, count: int, frame: images.Frame) -> dict[str, 
     if len(files) < count - HELD_OUT:
         raise SystemExit(f"{folder} has {len(files)} images ({', '.join(SUFFIXES)}), fewer than --images asks for")
     return found | dict(list(pictures(None, count, frame).items())[len(files) :])
-
-
-class _Choices:
-    """Which kernels stand in the table; kept, so that an interrupted run goes on with the same ones."""
-
-    def __init__(self, engine: Engine, options: argparse.Namespace) -> None:
-        self.engine, self.options = engine, options
-        self.file = options.out / "kernels.json"
-        self.kept: dict[str, list[int]] = json.loads(self.file.read_text()) if self.file.exists() else {}
-
-    def get(self, model: str, layer: str, shown: list[Picture], held_out: list[Picture]) -> list[int]:
-        """Of a layer, in ascending order."""
-        count, how = self.options.kernels, self.options.choose
-        key = f"{how} {count} of {model} {layer} on {len(shown)} images"
-        if key not in self.kept:
-            active = [
-                set(self.engine.call(self.engine.device.ranking, model, layer, one)) for one in (*shown, *held_out)
-            ]
-            order = sorted(set.intersection(*active))
-            random.Random(f"{SEED} {model} {layer}").shuffle(order)  # noqa: S311
-            found = order[:count] if how == "any" else self._explained(model, layer, order[:TRIED_AT_MOST], held_out)
-            self.kept[key] = sorted(found)
-            self.file.write_text(json.dumps(self.kept, indent=1))
-        return self.kept[key]
-
-    def _explained(self, model: str, layer: str, order: list[int], held_out: list[Picture]) -> list[int]:
-        """The first whose map is kept; if there are too few, those whose map is kept best."""
-        worst: dict[int, float] = {}
-        count = self.options.kernels
-        for start in range(0, len(order), TRIED_AT_ONCE):
-            asked = [
-                Question(model, layer, picture, kernel, 1.0, 1.0, effort="quick", iterations=SHORT)
-                for kernel in order[start : start + TRIED_AT_ONCE]
-                for picture in held_out
-            ]
-            for number, answer in self.engine.ask(asked):
-                kept = (answer.metrics.ssim or 0) if isinstance(answer, Answer) else 0
-                kernel = asked[number].kernel
-                worst[kernel] = min(worst.get(kernel, 1.0), kept)
-            good = [kernel for kernel in order if worst.get(kernel, 0) >= KEPT]
-            sys.stderr.write(f"{model} {layer}: {len(good)} of {len(worst)} kernels tried have an explanation\n")
-            if len(good) >= count:
-                return good[:count]
-        return sorted(worst, key=worst.__getitem__, reverse=True)[:count]
 
 
 def answers(engine: Engine, cells: list[Cell]) -> Iterator[tuple[Cell, dict[str, Any], Picture | None]]:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.ground_truth import Label, concordance, score, shown
+from benchmarks.ground_truth import concordance, score
+from benchmarks.labels import Label, shown
 from benchmarks.planted import CONV1, CONV2, LAYERS, SIDE, PlantedNetworks, drivers, network, overlap, picture
 from shared.drawings import COLOURS, scene
 

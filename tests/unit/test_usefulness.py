@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.usefulness import Crops, answered, cut, markdown, summary
+from benchmarks.crops import Crops, cut
+from benchmarks.usefulness import answered, markdown, summary
 from shared.drawings import scene
 
 
