@@ -1,7 +1,7 @@
 """A million finished jobs: `python -m benchmarks.archive [--json] [--jobs N]`.
 
-What Redis holds of them once they are archived, what a job that is alive takes, and how long pages of the list take:
-the newest ones, pages far behind, and those of a filter that few fit. Redis is a private one; records are in a folder.
+Measures the memory in Redis per archived and per running job, and the time of a page of the list: the newest, one in
+the middle, and one with a filter that few jobs match. Redis is private; records are in a folder.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ OWNER = "lab"
 LIVE = 2000
 PAGE = 20
 COMPACT = ("--" + stack.COMPACT).split()  # as the stack and Docker Compose configure theirs
-RARE = 1000  # one job in so many is on another layer
+RARE = 1000  # one of this many jobs is on another layer
 IMAGE = "0" * 64
 
 
 def measure(jobs: int, folder: Path) -> dict[str, Any]:
-    """All of it, on a Redis of its own."""
+    """Measure on a private Redis."""
     port = free_port()
     options = ["--port", str(port), *COMPACT, "--save", "", "--dir", str(folder)]
     with Popen([redis_server(), *options], stdout=DEVNULL) as process:
@@ -73,7 +73,7 @@ def _used(redis: Redis) -> int:
 
 
 def _live(redis: Redis) -> int:
-    """Of jobs of one item that run and have told of progress: bytes, all together."""
+    """Bytes of running jobs with one item and a progress report."""
     transitions, before = Transitions(redis), _used(redis)
     for _ in range(LIVE):
         job_id = new_id()
@@ -103,7 +103,7 @@ def _archived(redis: Redis, begin: float, numbers: range) -> None:
 
 
 def _timed(records: Records, store: BlobStore, after: Callable[[], Place | None]) -> float:
-    """The median of pages one behind the other, their records being there."""
+    """The median time of consecutive pages, whose records exist, in ms."""
     place, seconds = after(), []
     for _ in range(10):
         _write(records, store, place)

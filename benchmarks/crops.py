@@ -27,26 +27,26 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Crops:
-    """Of a half of the photographs, as a layer sees them."""
+    """The crops of a half of the photographs."""
 
     pictures: list[Picture]
-    of: NDArray[np.int64]  # which photograph each is of
-    peaks: NDArray[np.float32]  # the highest activation of each kernel in each, (N, C)
+    of: NDArray[np.int64]  # the number of each crop's photograph
+    peaks: NDArray[np.float32]  # the highest activation of each kernel on each crop, (N, C)
 
     def best(self, kernel: int, count: int) -> list[int]:
-        """Those that activate a kernel most, the most first; at most three of one photograph, where that is enough."""
+        """The crops that activate a kernel most, in order; at most three of one photograph if that suffices."""
         most = max(OF_ONE, math.ceil(count / len(set(self.of.tolist()))))
-        taken: Counter[int] = Counter()
+        count_of: Counter[int] = Counter()
         found: list[int] = []
         for number in np.argsort(-self.peaks[:, kernel], kind="stable").tolist():
             one = int(self.of[number])
-            if taken[one] < most and len(found) < count:
-                taken[one] += 1
+            if count_of[one] < most and len(found) < count:
+                count_of[one] += 1
                 found.append(number)
         return found
 
     def pairs(self, kernel: int) -> list[tuple[int, int]]:
-        """(one of the upper tenth that activates it most, one of the lower half); fewer where there are no more."""
+        """Pairs of a crop of the most active tenth and one of the lower half; at most 20."""
         own = self.peaks[:, kernel]
         middle, high = np.median(own), np.quantile(own, HIGH)
         lower = np.flatnonzero(own <= middle).tolist()
@@ -56,7 +56,7 @@ class Crops:
 
 
 def cut(photographs: Sequence[Image.Image], side: int, step: int) -> tuple[list[Picture], NDArray[np.int64]]:
-    """Crops at even steps, and which photograph each is of."""
+    """Crops at regular steps, and the number of each one's photograph."""
     found, of = [], []
     for number, photograph in enumerate(photographs):
         scale = CROPS_LONG * side / min(photograph.size)
@@ -71,7 +71,7 @@ def cut(photographs: Sequence[Image.Image], side: int, step: int) -> tuple[list[
 
 @torch.no_grad()
 def seen(layer: LoadedLayer, photographs: Sequence[Image.Image], step: int) -> Crops:
-    """The crops of these, and how active they make each kernel."""
+    """The crops of these photographs, with the activations of each kernel."""
     pictures, of = cut(photographs, layer.frame.height, step)
     peaks = [
         layer.features(layer.space.from_bytes(tensor(*pictures[start : start + BATCH]))).amax(dim=(2, 3)).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Loss against evaluations and against seconds, both solvers, one panel a problem."""
+"""Plots the loss of both solvers against evaluations and against seconds, one panel per problem."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def draw(problems: list[dict[str, Any]], file: Path) -> None:
 
 
 def _panel(evaluations: Axes, seconds: Axes, problem: dict[str, Any]) -> None:
-    paces = (1.0, 1.0), (problem["seconds_per_eval"], problem["reference_seconds_per_eval"])
-    for axis, (fast, reference) in zip((evaluations, seconds), paces, strict=True):
+    scales = (1.0, 1.0), (problem["seconds_per_eval"], problem["reference_seconds_per_eval"])
+    for axis, (fast, reference) in zip((evaluations, seconds), scales, strict=True):
         axis.plot(*_stairs(problem["reference_curve"], reference), color=REFERENCE, label="reference procedure")
         axis.plot(*_stairs(problem["curve"], fast), color=FAST, label="fast solver")
-        axis.axhline(problem["target_loss"], color="0.6", linewidth=0.8, linestyle=":", label="to be reached")
+        axis.axhline(problem["target_loss"], color="0.6", linewidth=0.8, linestyle=":", label="target")
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.tick_params(labelsize=6, which="both")
@@ -51,5 +51,5 @@ def _panel(evaluations: Axes, seconds: Axes, problem: dict[str, Any]) -> None:
     seconds.set_xlabel("seconds", fontsize=7)
 
 
-def _stairs(curve: list[tuple[int, float]], pace: float) -> tuple[list[float], list[float]]:
-    return [count * pace for count, _ in curve], [loss for _, loss in curve]
+def _stairs(curve: list[tuple[int, float]], seconds: float) -> tuple[list[float], list[float]]:
+    return [count * seconds for count, _ in curve], [loss for _, loss in curve]

@@ -1,13 +1,12 @@
-"""The paper's figures, made here: `make figures`, or `python -m benchmarks.figures [--out DIR]`.
+"""The paper's figures: `make figures`, or `python -m benchmarks.figures [--out DIR]`.
 
     1 one kernel on an image of all colours      5 the same for another kernel
     2 its map and two other kernels', all methods 6, 7 two kernels of one layer on several images
     4 several images × methods                    8 several β: X̂, stretched, maps, differences
 
-Figure 3, the joint distribution, is `benchmarks.table1`'s. Without `--weights-dir` the network is `vgg_mini`; without
-`--images-dir` the photographs are four that scikit-image ships: a cat, an astronaut, coffee, a rocket. The methods are
-evidence and the paper's, side by side, and those that both are compared with. Each figure is made by a job of the
-service on a private stack, and is the file that the service answers.
+Figure 3, the joint distribution, is drawn by `benchmarks.table1`. Without `--weights-dir` the network is `vgg_mini`;
+without `--images-dir` the photographs are four of scikit-image: a cat, an astronaut, coffee, a rocket. The methods are
+evidence, the paper's, and the baselines. Each figure is a file that the service returns for a job on a private stack.
 """
 
 from __future__ import annotations
@@ -32,12 +31,15 @@ from shared.settings import settings
 BOTH = "evidence,suppression"
 METHODS = f"{BOTH},guided_backprop,deconvnet,lrp"
 LOW = {"vgg16": "conv1_1", "vgg_mini": "conv1_2"}
-HIGH = {"vgg16": ("conv5_3", "conv4_3", "conv3_3", "conv2_2"), "vgg_mini": ("conv3_2",)}  # the first that is covered
+HIGH = {
+    "vgg16": ("conv5_3", "conv4_3", "conv3_3", "conv2_2"),
+    "vgg_mini": ("conv3_2",),
+}  # the first covered one is used
 SIDE = 224
 
 
 def main() -> int:
-    """Start a stack, ask for the jobs, write their pictures."""
+    """Start a stack, submit the jobs, and write their figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights-dir", type=Path)
     parser.add_argument("--images-dir", type=Path)
@@ -63,7 +65,7 @@ def main() -> int:
 
 
 def shown(folder: Path | None) -> list[bytes]:
-    """Four images."""
+    """Four images of the folder, or those of scikit-image."""
     if folder:
         files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
         return [file.read_bytes() for file in files[:: max(1, len(files) // 4)][:4]]
@@ -72,7 +74,7 @@ def shown(folder: Path | None) -> list[bytes]:
 
 
 def figures(client: Client, model: str, images: list[bytes]) -> list[tuple[str, bytes]]:
-    """Each with its file's name."""
+    """(file name, figure) of each."""
     low, covered = LOW[model], [layer.name for layer in client.model(model).layers if layer.available]
     high = next(layer for layer in HIGH[model] if layer in covered)
     colours = explained(client, [png(all_colours(SIDE))], model=model, layer=low, kernels="top:6", methods=METHODS)
@@ -94,12 +96,12 @@ def figures(client: Client, model: str, images: list[bytes]) -> list[tuple[str, 
 
 
 def _emptiness(result: ItemResult) -> float:
-    """A kernel that responds to few of all colours leaves the most at the mean colour."""
+    """The sparsity, which is highest for a kernel that responds to few colours."""
     return result.metrics.sparsity if result.metrics else 0.0
 
 
 def explained(client: Client, images: list[bytes], **fields: str) -> Any:
-    """A job that succeeded."""
+    """A succeeded job with these fields."""
     job = client.explain(images, **fields, effort="quick").wait()
     if job.status != "succeeded":
         raise SystemExit(f"job {job.id} {job.status}: {job.error}")
@@ -107,7 +109,7 @@ def explained(client: Client, images: list[bytes], **fields: str) -> Any:
 
 
 def png(picture: Image.Image) -> bytes:
-    """As a file."""
+    """The picture as a PNG."""
     buffer = BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()

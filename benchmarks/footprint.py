@@ -1,8 +1,8 @@
-"""What one explanation costs around the solver: `python -m benchmarks.footprint [--json] [--jobs N] [--kernels N]`.
+"""The cost of an explanation outside the solver: `python -m benchmarks.footprint [--json] [--jobs N] [--kernels N]`.
 
-Jobs on a picture each (`vgg_mini`, `effort=quick`; one kernel, or several), on a private stack: Redis commands, its
-memory and its append-only file; blobs and bytes in the object store, before and after the panel is drawn; CPU time of
-the API, of Redis and of housekeeping. docs/operations.md plans capacity with these figures.
+Jobs with one picture each (`vgg_mini`, `effort=quick`, one or several kernels) on a private stack: Redis commands,
+memory and append-only file; blobs and bytes in the object store, before and after the panel is drawn; CPU time of the
+API, Redis and housekeeping. docs/operations.md plans capacity with these figures.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ Figures = dict[str, float]
 
 
 class Meter:
-    """Readings of a stack, as differences for each explanation.
+    """Measures differences of a stack's counters per explanation.
 
     Args:
-        stack: that runs.
-        explanations: that share what is read.
+        stack: a running one.
+        explanations: over which a difference is divided.
     """
 
     def __init__(self, stack: Stack, explanations: int) -> None:
@@ -47,7 +47,7 @@ class Meter:
         self.processes = {child.name: psutil.Process(child.process.pid) for child in stack.children if child.process}
 
     def read(self) -> Figures:
-        """As it stands."""
+        """The present counters."""
         blobs = [path.stat().st_size for path in (self.stack.settings.data_dir / "store").rglob("*") if path.is_file()]
         info: dict[str, Any] = self.redis.info("all")
         figures: Figures = {
@@ -63,7 +63,7 @@ class Meter:
 
     @contextmanager
     def over(self, found: dict[str, Figures], name: str) -> Iterator[None]:
-        """What happens inside, for each explanation."""
+        """Records the differences within the context, per explanation."""
         before = self.read()
         yield
         after = self.read()
@@ -81,13 +81,13 @@ def pictures(count: int) -> list[bytes]:
 
 
 def measure(jobs: int, kernels: int) -> dict[str, Figures]:
-    """For a submission with its solving, for a drawn panel, for a poll; and for the same time with nothing to do."""
+    """Figures of a submission with its solution, the same time idle, a drawn panel, and polls."""
     found: dict[str, Figures] = {}
     with private_stack(Settings(), "vgg_mini") as stack, Client(stack.url) as client:
         meter = Meter(stack, jobs * kernels)
         files = pictures(jobs)
         asked = {"model": "vgg_mini", "layer": "conv2_2", "kernels": f"top:{kernels}", "effort": "quick"}
-        client.explain([pictures(jobs + 1)[-1]], **asked).wait()  # what is made once is made
+        client.explain([pictures(jobs + 1)[-1]], **asked).wait()  # warm up
         begin = time.monotonic()
         with meter.over(found, "explained"):
             ended = [job.wait() for job in [client.explain([file], **asked) for file in files]]
@@ -108,7 +108,7 @@ def measure(jobs: int, kernels: int) -> dict[str, Figures]:
 
 
 def _archived(meter: Meter, jobs: int) -> float:
-    """What Redis holds of a job once it is archived and what runs out within a day has run out."""
+    """Bytes in Redis of an archived job, after all keys that expire within a day are deleted."""
     deadline = time.monotonic() + 60
     while meter.redis.zcard("ks:finished") and time.monotonic() < deadline:
         time.sleep(0.5)
@@ -117,7 +117,7 @@ def _archived(meter: Meter, jobs: int) -> float:
             meter.redis.delete(key)
     lists = [key for pattern in ("ks:jobs:*", "ks:expiring:*") for key in meter.redis.scan_iter(pattern)]
     left = [key for key in meter.redis.scan_iter("ks:*") if key not in lists and meter.redis.ttl(key) < 0]
-    print("left:", ", ".join(sorted(left)), file=sys.stderr)
+    print("remaining keys:", ", ".join(sorted(left)), file=sys.stderr)
     return round(sum(meter.redis.memory_usage(key, samples=0) or 0 for key in lists) / (jobs + 1), 1)
 
 
@@ -126,7 +126,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--jobs", type=int, default=50)
-    parser.add_argument("--kernels", type=int, default=1, help="of each job; figures are for each explanation")
+    parser.add_argument("--kernels", type=int, default=1, help="of each job; figures are per explanation")
     options = parser.parse_args()
     found = measure(options.jobs, options.kernels)
     if options.json:
@@ -137,7 +137,7 @@ def main() -> int:
             )
         )
         return 0
-    print(f"for each explanation; {options.jobs} jobs of {options.kernels} on a picture of {SIDE}×{SIDE}")
+    print(f"per explanation; {options.jobs} jobs of {options.kernels} on a picture of {SIDE}×{SIDE}")
     for name, figures in found.items():
         print(f"{name:14}", "  ".join(f"{key} {value:,.1f}" for key, value in figures.items() if value))
     return 0

@@ -1,8 +1,8 @@
-"""Everything that only a GPU can show, in one run: `make bench-gpu`, or `python -m benchmarks.gpu [--quick] [--json]`.
+"""All measurements that need a GPU, in one run: `make bench-gpu`, or `python -m benchmarks.gpu [--quick] [--json]`.
 
-Runs the tests that need a card (`pytest -m gpu`), the engine's throughput with the memory that it takes, and the
-service around it, and writes what they found into docs/performance-gpu.md, with card, driver and date. A part
-that fails is told there and does not end the others; the exit code is 1 then, and 2 where there is no such device.
+Runs the tests that need a card (`pytest -m gpu`), the engine's throughput and memory, and the service, and writes the
+results to docs/performance-gpu.md with card, driver and date. A part that fails is reported there and does not stop the
+others; the exit code is then 1, and 2 without such a device.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Report = dict[str, Any]
 
 
 def tests(options: argparse.Namespace) -> Report:
-    """How many tests with the marker `gpu` passed, and which did not."""
+    """The number of passed tests with the marker `gpu`, and the failed ones."""
     del options
     with tempfile.TemporaryDirectory() as folder:
         xml = Path(folder) / "junit.xml"
@@ -67,7 +67,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Report]] = {
 def machine(device: torch.device) -> dict[str, str]:
     """Card, driver, versions, date."""
     found = {
-        "device": "the CPU, to try this command" if device.type == "cpu" else str(device),
+        "device": "the CPU, as a trial of this command" if device.type == "cpu" else str(device),
         "torch": torch.__version__,
         "CUDA": torch.version.cuda or "none",
         "Python": sys.version.split()[0],
@@ -103,7 +103,7 @@ def _tests(part: Report) -> list[str]:
 
 def _throughput(part: Report) -> list[str]:
     lines = [
-        f"Explanations of {part['evals']} evaluations; `gain` is against one after another, in the same run.",
+        f"Explanations of {part['evals']} evaluations; `gain` is relative to one after another, in the same run.",
         "",
         "| layer | batch | explanations a second | gain | largest difference of a final loss | memory, MB |",
         "|---|---|---|---|---|---|",
@@ -129,7 +129,7 @@ def _as_json(part: Report) -> list[str]:
 def main() -> int:
     """Run the parts, write the document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda", help="`cuda:1`; `cpu` only tries the command")
+    parser.add_argument("--device", default="cuda", help="such as `cuda:1`; `cpu` as a trial")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--layer", action="append", help="of the throughput, `vgg16/conv3_3`; may be repeated")
     parser.add_argument("--evals", type=int, default=100, help="of an explanation of the throughput")
@@ -141,7 +141,7 @@ def main() -> int:
     try:
         device = choose(options.device)
     except NoSuchDevice as error:
-        print(f"there is nothing to measure here: {error}".replace("KERNELSCOPE_DEVICE", "--device"), file=sys.stderr)
+        print(f"no device to measure: {error}".replace("KERNELSCOPE_DEVICE", "--device"), file=sys.stderr)
         return 2
     command = " ".join(["python -m benchmarks.gpu", *sys.argv[1:]])
     report: Report = {"command": command, "machine": machine(device), "parts": {}, "seconds": {}}
@@ -153,7 +153,7 @@ def main() -> int:
         except (subprocess.SubprocessError, json.JSONDecodeError, ET.ParseError, OSError) as error:
             report["parts"][name] = {"error": str(error)}
         report["seconds"][name] = time.monotonic() - begin
-        options.out.write_text(document(report), encoding="utf-8")  # what is measured is kept, whatever happens next
+        options.out.write_text(document(report), encoding="utf-8")  # after each part, in case the next one fails
     if options.json:
         print(json.dumps(report, indent=1, ensure_ascii=False))
     print(f"written: {options.out}", file=sys.stderr)

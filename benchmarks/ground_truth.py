@@ -1,22 +1,22 @@
 """Do the methods keep what drives a kernel, and nothing else? `python -m benchmarks.ground_truth [--json] [--quick]`.
 
-Where the answer is known: on the planted network (`benchmarks/planted.py`) it is exact, for each pixel and channel; on
-`vgg_mini` a kernel is labelled with a colour or a texture by intervention (only that is changed in a drawn figure, and
-the response measured), and the answer is the pixels of the figures that have it. Each method's delivered picture is
-scored without a threshold by average precision (the area under the curve of precision and recall), by mass accuracy
-(the share of |X̂| on true pixels) and by rank accuracy (of the |T| pixels of the largest |X̂|, the share that is true);
-and by precision and recall of what it keeps, and F1.
+The ground truth of the planted network (`benchmarks/planted.py`) is exact for each pixel and channel. A kernel of
+`vgg_mini` is labelled with a colour or texture by intervention (only that is changed in a drawn figure, and the
+response measured, `benchmarks/labels.py`), and the truth T is the pixels of the figures that have it. Each delivered picture is
+scored without a threshold by average precision (the area under the precision-recall curve), mass accuracy (the fraction
+of |X̂| on true pixels) and rank accuracy (the fraction of the |T| pixels with the largest |X̂| that is true); and by
+precision, recall and F1 of the values that it keeps.
 
-Kernels of `vgg_mini` answer to the mean colour itself, so that X̂ has to hold patterns against that. So there is a
-second network of its kind, trained here in some minutes and kept in `--unbiased`, which has no biases: a blank picture
-excites nothing in it.
+Kernels of `vgg_mini` respond to the mean colour itself, so that X̂ must contain patterns that suppress this. Therefore a
+second network of this architecture without biases, which does not respond to a blank picture, is trained here in some
+minutes and saved in `--unbiased`.
 
-The thresholds were fixed before anything was scored: a value is kept where it stands out from the mean colour by a
-tenth of the picture's largest deviation; it drives a planted kernel where ΣF_i falls without it by a tenth of the
-largest fall; a label needs twice the response to every alternative, and to the place without the figure.
+The thresholds were fixed before any scoring: a value is kept if it differs from the mean colour by a tenth of the
+picture's largest deviation; it drives a planted kernel if ΣF_i decreases without it by a tenth of the largest decrease;
+a label requires twice the response to every alternative, and to the background without the figure.
 
-Last, whether the scores of consistency and discrimination (`api/pictures/consistency.py`) rank the planted kernels as
-the truth does: the share of pairs with a different truth that stand in the right order.
+Finally, the concordance of the scores consistency and discrimination (`api/pictures/consistency.py`) with the truth on
+the planted kernels: the fraction of pairs with different truths that are ordered correctly.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def main() -> int:
 
 
 def planted_rows(count: int, how: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every kernel of the planted network on every picture that it is active on."""
+    """Rows of all kernels of the planted network, on the pictures on which they are active."""
     engine = Engine(TorchDevice(planted.PlantedNetworks()))
     space = planted.PlantedNetworks().planted.space
     for layer, names in planted.LAYERS.items():
@@ -101,7 +101,7 @@ def planted_rows(count: int, how: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def mini_rows(networks: Networks, count: int, most: int, how: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Labelled kernels of `vgg_mini`, or of its kind, on drawn scenes that show what they are labelled with."""
+    """Rows of labelled kernels of `vgg_mini`, or of its architecture, on drawn scenes with their labels."""
     engine = Engine(TorchDevice(networks))
     network = networks.get("vgg_mini")
     space = network.space
@@ -142,13 +142,13 @@ def _scored(
 
 
 def score(deviation: NDArray[Any], truth: Mask) -> dict[str, float]:
-    """How well what a picture keeps agrees with the truth, of the same shape."""
+    """The scores of a picture's deviation from the mean colour against the truth, of the same shape."""
     kept = deviation >= KEPT * deviation.max() if deviation.any() else np.zeros_like(truth)
     hits = float((kept & truth).sum())
     precision = hits / kept.sum() if kept.any() else 0.0
     recall = hits / truth.sum()
     f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
-    order = np.random.default_rng(0).permutation(truth.size)  # decides between equals
+    order = np.random.default_rng(0).permutation(truth.size)  # breaks ties
     ranked = truth.ravel()[order[np.argsort(-deviation.ravel()[order], kind="stable")]]
     at = np.cumsum(ranked) / np.arange(1, ranked.size + 1)
     return {
@@ -176,14 +176,14 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def ranking(count: int, how: dict[str, Any]) -> dict[str, Any]:
-    """Consistency against how many things a kernel responds to, discrimination against what two have in common."""
+    """Consistency against the number of a kernel's alternatives, discrimination against the overlap of two kernels."""
     found = described("conv2", count, **how)
     scores = {kernel: value for kernel, one in found.items() if (value := consistency(one)) is not None}
     truth = planted.alternatives("conv2")
     pairs = [
-        (told, -planted.overlap("conv2", one, other))
+        (score_, -planted.overlap("conv2", one, other))
         for one, other in combinations(scores, 2)
-        if (told := discrimination(found[one], [found[other]])) is not None
+        if (score_ := discrimination(found[one], [found[other]])) is not None
     ]
     return {
         "kernels": [
@@ -196,7 +196,7 @@ def ranking(count: int, how: dict[str, Any]) -> dict[str, Any]:
 
 
 def described(layer: str, count: int, **how: Any) -> dict[int, dict[int, Description]]:
-    """X̂ of every active kernel of the planted network on some pictures, described."""
+    """Descriptions of X̂ of each active kernel of the planted network, by kernel and picture."""
     engine = Engine(TorchDevice(planted.PlantedNetworks()))
     pictures = {seed: planted.picture(seed) for seed in range(count)}
     asked = [
@@ -214,7 +214,7 @@ def described(layer: str, count: int, **how: Any) -> dict[int, dict[int, Descrip
 
 
 def concordance(pairs: Sequence[tuple[float, float]]) -> float:
-    """Of all pairs whose truth (second) differs, the share whose score (first) differs the same way; ties are half."""
+    """The fraction of pairs with different truths (second) whose scores (first) have the same order; ties: half."""
     wins = [
         0.5 if one[0] == other[0] else float((one[0] > other[0]) == (one[1] > other[1]))
         for one, other in combinations(pairs, 2)

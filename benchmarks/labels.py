@@ -20,21 +20,21 @@ MINI_SIZE = 96
 
 @dataclass(frozen=True)
 class Label:
-    """What a kernel of `vgg_mini` responds to, by intervention."""
+    """The colour or texture that a kernel of `vgg_mini` responds to."""
 
     kernel: int
     colour: str | None
     texture: str | None
-    ratio: float  # response to it over the response to the next best
+    ratio: float  # of the response to the next best
 
     @property
     def text(self) -> str:
-        """In words."""
+        """The label as text."""
         return " ".join(word for word in (self.colour, self.texture) if word)
 
 
 def labels(engine: Engine, layer: str) -> list[Label]:
-    """By intervention: figures that differ in nothing but their colour, or nothing but their texture."""
+    """The labels of a layer's kernels, from figures that differ only in their colour or texture."""
     every = [_responses(engine, layer, shape, seed) for seed, shape in enumerate(SHAPES_SHOWN)]
     figure, place = (np.mean(part, axis=0) for part in zip(*every, strict=True))
     found = []
@@ -54,7 +54,7 @@ def labels(engine: Engine, layer: str) -> list[Label]:
 
 
 def _responses(engine: Engine, layer: str, shape: str, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean activation inside one figure, (colours, textures, kernels), and there without the figure, (kernels,)."""
+    """Mean activation inside a figure, (colours, textures, kernels), and of the background there, (kernels,)."""
     background = random_background(np.random.default_rng(seed), MINI_SIZE)
     inside = draw([Figure(shape, "solid", 0)], MINI_SIZE, background).shapes[0]
 
@@ -72,14 +72,14 @@ def _responses(engine: Engine, layer: str, shape: str, seed: int) -> tuple[NDArr
 
 
 def _preferred(response: NDArray[np.float64], place: float) -> tuple[int, float]:
-    """The best, and how many times the next best it is, or what is there without a figure; 0: it never responds."""
+    """The best, and its ratio to the next best or the background; 0 without any response."""
     order = response.argsort()[::-1]
     best, second = response[order[0]], max(response[order[1]], place, 1e-9)
     return int(order[0]), float(best / second) if best > 0 else 0.0
 
 
 def shown(drawing: Drawing, label: Label) -> Mask:
-    """The pixels of the figures that have it: of a colour the ink, of a texture all of the shape."""
+    """The pixels of the figures with this label: the ink for a colour, the whole shape for a texture."""
     found = np.zeros((MINI_SIZE, MINI_SIZE), dtype=bool)
     for figure, shape, ink in zip(drawing.figures, drawing.shapes, drawing.inks, strict=True):
         right_hue = label.colour is None or _apart(figure.hue, COLOURS[label.colour]) < 30

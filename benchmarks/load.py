@@ -1,7 +1,7 @@
-"""The load generator of `benchmarks/service.py`, a process of its own: `python -m benchmarks.load < plan > requests`.
+"""The load generator of `benchmarks/service.py`, in its own process: `python -m benchmarks.load < plan > requests`.
 
-Requests arrive at a constant rate, from many users in turn, whether or not earlier ones have been answered. Locust's
-own statistics are rounded; every request is written out instead.
+Requests are sent at a constant rate by many users in turn, whether or not earlier ones have been answered. Each request
+is written out, since Locust's own statistics are rounded.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ FIELDS = {"model": "vgg_mini", "layer": "conv2_2", "kernels": "3"}
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to be sent, and how often."""
+class LoadPlan:
+    """The requests of a measurement."""
 
     url: str
-    rate: float  # a second
+    rate: float  # per second
     seconds: float
     users: int
-    paths: list[str]  # to get, in turn; none: post jobs instead
-    warm_up: float = 4.0  # seconds before, whose requests are not counted
+    paths: list[str]  # of GET requests, in turn; empty: POST jobs instead
+    warm_up: float = 4.0  # seconds whose requests are not counted
 
     def command(self) -> str:
-        """As this module's standard input has it."""
+        """The plan as JSON, for standard input."""
         return json.dumps(asdict(self))
 
 
 def pictures(seed: int) -> Iterator[bytes]:
-    """224 × 224 JPEGs, no two alike: a drawing with some pixels changed."""
+    """224 × 224 JPEGs, all different: a drawing with some changed pixels."""
     rng = np.random.default_rng(seed)
     base = np.asarray(scene(seed, SIDE).image)
     while True:
@@ -61,8 +61,8 @@ def _form(picture: bytes) -> tuple[bytes, str]:
     return encode_multipart_formdata({**FIELDS, "image": ("image.jpg", picture, "image/jpeg")})
 
 
-def _sender(plan: Plan) -> Callable[[Any], None]:
-    """Sends the next request through a Locust client. All bodies are made beforehand."""
+def _sender(plan: LoadPlan) -> Callable[[Any], None]:
+    """Returns a function that sends the next request. All bodies are created in advance."""
     if plan.paths:
         paths = cycle(plan.paths)
         return lambda client: client.get(next(paths))
@@ -76,9 +76,9 @@ def _sender(plan: Plan) -> Callable[[Any], None]:
     return post
 
 
-def run(plan: Plan) -> list[tuple[float, float, str]]:
-    """(seconds since the measurement's begin, milliseconds until answered, error or '') of each request."""
-    from locust import FastHttpUser, constant_throughput, task  # here: it replaces Python's sockets by its own
+def run(plan: LoadPlan) -> list[tuple[float, float, str]]:
+    """(seconds since the start of the measurement, response time in ms, error or "") of each request."""
+    from locust import FastHttpUser, constant_throughput, task  # imported here, since it replaces Python's sockets
     from locust.env import Environment
 
     send, numbers = _sender(plan), count()
@@ -88,20 +88,20 @@ def run(plan: Plan) -> list[tuple[float, float, str]]:
         wait_time = constant_throughput(plan.rate / plan.users)
 
         def on_start(self) -> None:
-            """Users begin one after the other, so that their requests are spread evenly."""
+            """Start the users one after the other, so that their requests are spread evenly."""
             time.sleep(next(numbers) / plan.rate)
-            self._cp_last_run = time.perf_counter()  # else the pacing makes up for the sleep
+            self._cp_last_run = time.perf_counter()  # otherwise Locust would make up for the sleep
 
         @task
         def ask(self) -> None:
             """One request."""
             send(self.client)
 
-    def note(start_time: float, response_time: float, exception: Exception | None, **_: Any) -> None:
+    def record(start_time: float, response_time: float, exception: Exception | None, **_: Any) -> None:
         rows.append((start_time, response_time, "" if exception is None else repr(exception)))
 
     environment = Environment(user_classes=[User], host=plan.url)
-    environment.events.request.add_listener(note)  # type: ignore[no-untyped-call]
+    environment.events.request.add_listener(record)  # type: ignore[no-untyped-call]
     runner = environment.create_local_runner()
     begin = time.time() + plan.warm_up
     runner.start(plan.users, spawn_rate=100)
@@ -113,8 +113,8 @@ def run(plan: Plan) -> list[tuple[float, float, str]]:
 
 
 def main() -> None:
-    """From a plan on standard input to the requests on standard output, as JSON."""
-    json.dump(run(Plan(**json.load(sys.stdin))), sys.stdout)
+    """Read a plan from standard input, and write the requests to standard output, as JSON."""
+    json.dump(run(LoadPlan(**json.load(sys.stdin))), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""How much slower an explanation is beside busy programs: `python -m benchmarks.neighbours [--json] [--busy N]`.
+"""How much slower an explanation is beside other busy programs: `python -m benchmarks.neighbours [--json] [--busy N]`.
 
-The engine on this machine's CPU: one question, alone, then beside N processes that do nothing but compute, then alone
-again. The engine watches how long its steps take and goes to fewer threads while that is faster
-(worker/engine/threads.py); `--fixed` switches that off. Without `--weights-dir` VGG16's weights are random.
+One question on this machine's CPU: alone, beside N busy processes, and alone again. `--fixed` disables the engine's
+adaptation of the number of threads (worker/engine/threads.py). Without `--weights-dir` VGG-16's weights are random.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights-dir", type=Path)
-    parser.add_argument("--busy", type=int, default=1, help="programs beside it")
+    parser.add_argument("--busy", type=int, default=1, help="number of busy processes")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--fixed", action="store_true", help="keep all threads, whatever happens")
+    parser.add_argument("--fixed", action="store_true", help="use all threads throughout")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     reuse_memory()
@@ -58,10 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measured(networks: Networks, model: str, layer: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The medians of both."""
+    """The median times alone and beside busy processes."""
     device = TorchDevice(networks)
     if options.fixed:
-        device.threads.most = 1  # there is nothing to choose
+        device.threads.most = 1  # disables the adaptation
     engine = Engine(device)
     picture = np.asarray(scene(5, device.frame(model).width).image)
     kernel = engine.call(device.ranking, model, layer, picture)[0]
@@ -74,8 +73,8 @@ def measured(networks: Networks, model: str, layer: str, options: argparse.Names
     times["after"] = [_seconds(engine, question) for _ in range(options.rounds)]
     engine.close()
     alone, beside = (statistics.median(times[name]) for name in ("alone", "beside"))
-    told = {"alone": alone, "beside": beside, "ratio": beside / alone, "times": times}
-    return {"model": model, "layer": layer, "busy": options.busy, **told}
+    times_ = {"alone": alone, "beside": beside, "ratio": beside / alone, "times": times}
+    return {"model": model, "layer": layer, "busy": options.busy, **times_}
 
 
 def _seconds(engine: Engine, question: Question) -> float:
@@ -88,7 +87,7 @@ def _seconds(engine: Engine, question: Question) -> float:
 
 @contextmanager
 def busy(count: int) -> Iterator[None]:
-    """So many programs that compute."""
+    """Runs this many busy processes."""
     command = [sys.executable, "-c", "while True: pass"]
     programs = [subprocess.Popen(command) for _ in range(count)]
     time.sleep(SETTLE_SECONDS)

@@ -1,9 +1,8 @@
-"""Every family of networks: what of it can be explained, how fast, and how it ends: `python -m benchmarks.networks`.
+"""Layers, speed and losses of a network of each family: `python -m benchmarks.networks`.
 
-Weights are random, batch normalisation has the statistics of the pictures; so nothing is to be seen in X̂, but shapes,
-speed and the descent are the real thing. For each network one kernel, the third most active, of a layer
-a third of the way up, by evidence and by the paper's method at `quick`. With --markdown the table of
-docs/networks.md.
+The weights are random, with batch statistics of the pictures: X̂ has no meaning, but shapes, speed and the course of the
+loss are realistic. For each network the third most active kernel of a layer at a third of the depth is explained by
+evidence and by the paper's method at `quick`. `--markdown` prints the table of docs/networks.md.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ def measured(names: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def weights(name: str) -> dict[str, torch.Tensor]:
-    """Torchvision's initial weights, He's for convolutions, with the statistics of the pictures."""
+    """Torchvision's initial weights, He-initialised convolutions, and batch statistics of the pictures."""
     torch.manual_seed(0)
     model = ARCHITECTURES[name].module().to_empty(device="cpu")
     for module in model.modules():
@@ -91,20 +90,20 @@ def weights(name: str) -> dict[str, torch.Tensor]:
 
 
 def picture(name: str, number: int) -> Image.Image:
-    """One at the size of the network."""
+    """A picture at the network's input size."""
     size = ARCHITECTURES[name].frame.width
     return Image.fromarray(PICTURES[number]()).convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
 
 
 def pixels(name: str, number: int) -> torch.Tensor:
-    """The same, normalised."""
+    """The picture, normalised, (1, 3, H, W)."""
     values = torch.tensor(np.array(picture(name, number))).permute(2, 0, 1)[None] / 255
     mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (IMAGENET_MEAN, IMAGENET_STD))
     return (values - mean) / std
 
 
 def explained(name: str, folder: Path) -> dict[str, Any]:
-    """One kernel, by both methods."""
+    """The row of one network."""
     own = layers_of(name)
     main = own.main(own.layers)
     node = own.layers[main[len(main) // 3]]
@@ -145,8 +144,8 @@ def explained(name: str, folder: Path) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """For people."""
-    heads = "network,nodes,of these first,tried,maps,ms,loss: evidence,paper,blank,invention: evidence,paper,baselines"
+    """The table in Markdown."""
+    heads = "network,nodes,main layers,layer,maps,ms,loss: evidence,paper,blank,invention: evidence,paper,baselines"
     yield f"| {heads.replace(',', ' | ')} |"
     yield "|---" * (heads.count(",") + 1) + "|"
     short = {"guided_backprop": "guided", "deconvnet": "deconv", "lrp": "LRP"}

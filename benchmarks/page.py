@@ -1,7 +1,7 @@
-"""How fast the page is: `python -m benchmarks.page [--json] [--repeat N]`.
+"""The speed of the page: `python -m benchmarks.page [--json] [--repeat N]`.
 
-In the system's Chromium, against a private stack with `vgg_mini` on this machine: bytes and time to the first paint,
-seconds from a job's start to its first intermediate picture on the page, and to its end. Each is a new visit.
+In the system's Chromium, with a private stack and `vgg_mini`: bytes and time to the first paint, and seconds from a
+job's start to its first preview on the page. Each measurement is a new visit.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from shared.settings import Settings
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PAINT = "() => performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
-STARTED = """() => new Promise((told) => {
-  if (document.querySelector('.tile.forming img')) told(Date.now());
-  new MutationObserver((_, watching) => {
+STARTED = """() => new Promise((resolve) => {
+  if (document.querySelector('.tile.forming img')) resolve(Date.now());
+  new MutationObserver((_, observer) => {
     if (!document.querySelector('.tile.forming img')) return;
-    watching.disconnect();
-    told(Date.now());
+    observer.disconnect();
+    resolve(Date.now());
   }).observe(document.querySelector('#overview'), { childList: true, subtree: true });
 })"""
 
 
 def visit(browser: Browser, url: str, client: Client) -> dict[str, float]:
-    """One visit: the page, an explanation."""
+    """One visit with an explanation."""
     page = browser.new_page()
     weighed: list[Response] = []
     page.on("response", lambda response: weighed.append(response))  # noqa: PLW0108 - playwright marks its handlers
@@ -47,7 +47,7 @@ def visit(browser: Browser, url: str, client: Client) -> dict[str, float]:
 
 
 def _explained(page: Page, client: Client) -> tuple[float, float]:
-    """When the job began to run, by its record, and when its first intermediate picture was on the page."""
+    """The job's start by its record, and the time of its first preview on the page, in seconds."""
     page.get_by_label("Network").select_option("vgg_mini")
     page.get_by_role("radio", name="conv3_1").check()
     page.get_by_role("button", name="sample: drawn shapes").click()
@@ -61,7 +61,7 @@ def _explained(page: Page, client: Client) -> tuple[float, float]:
 
 
 def measure(repeat: int) -> dict[str, Any]:
-    """Medians and worsts over so many visits."""
+    """The median and the worst of this many visits."""
     with TemporaryDirectory() as folder, sync_playwright() as playwright:
         own = {"data_dir": Path(folder), "port": free_port(), "preload": ("vgg_mini",), "download_weights": False}
         settings = Settings(_env_file=None).model_copy(update=own)
@@ -72,10 +72,10 @@ def measure(repeat: int) -> dict[str, Any]:
             visits = []
             for _ in range(repeat + 1):
                 visits.append(visit(browser, stack.url, client))
-                for job in client.jobs():  # the next one is not to be answered from the cache
+                for job in client.jobs():  # otherwise the next one would be answered from the cache
                     client.job(job.id).delete()
             browser.close()
-    del visits[0]  # which measured the pace of the layer
+    del visits[0]  # it included the measurement of the layer's speed
     return {
         name: {"median": statistics.median(values), "worst": max(values)}
         for name in visits[0]

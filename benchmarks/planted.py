@@ -1,8 +1,8 @@
-"""A network whose kernels are set by hand, pictures for it, and the exact answer to what drives a kernel on a picture.
+"""A network whose kernels are set by hand, pictures for it, and the exact pixels that drive a kernel on a picture.
 
-Layer `conv1` has a kernel for each of six colours and four for edges: horizontal and vertical ones, each either way.
-Layer `conv2` has kernels for conjunctions (an edge of one colour), and for disjunctions (one colour or another), whose
-pictures have the less in common the more alternatives they have.
+Layer `conv1` has a kernel for each of six colours, and four for horizontal and vertical edges in either direction.
+Layer `conv2` has kernels for conjunctions (an edge of one colour) and for disjunctions (one colour or another), whose
+pictures have less in common the more alternatives there are.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from worker.networks.loaded import Networks
 
 SIDE = 48
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-DRIVES = 0.1  # of the largest fall of ΣF_i: what lowers it by less when it is taken away does not drive the kernel
+DRIVES = 0.1  # of the largest decrease of ΣF_i: a value whose removal decreases it by less does not drive the kernel
 FIELD = 5  # side of the receptive field of `conv2`, in pixels
 PATCH, CELL = 14, 16  # pixels; three by three patches
 PERIOD = 4  # of stripes
@@ -41,7 +41,7 @@ RGB = {
     "blue": (0, 0, 1),
     "magenta": (1, 0, 1),
 }
-EDGES = ("horizontal", "horizontal'", "vertical", "vertical'")  # and with dark and bright exchanged
+EDGES = ("horizontal", "horizontal'", "vertical", "vertical'")  # a prime: with dark and bright exchanged
 CONV1 = (*COLOURS, *EDGES)
 CONV2: dict[str, tuple[str, tuple[str, ...]]] = {
     **{f"{colour} and {edge}": ("and", (colour, edge)) for colour in ("red", "green", "blue") for edge in EDGES[::2]},
@@ -68,7 +68,7 @@ def network() -> nn.Sequential:
 
 
 def _set_first(layer: nn.Conv2d, kernel: int, name: str) -> None:
-    """A colour: its channels against the others, at one pixel; 4 on the pure colour, 2 on its neighbours, and less."""
+    """Set a kernel for a colour (its channels minus the others at one pixel) or an edge."""
     assert layer.bias is not None
     if name in RGB:
         on = torch.tensor(RGB[name]).bool()
@@ -81,7 +81,7 @@ def _set_first(layer: nn.Conv2d, kernel: int, name: str) -> None:
 
 
 def _set_second(layer: nn.Conv2d, kernel: int, kind: str, parts: tuple[str, ...]) -> None:
-    """An edge in the map of a colour, or any of some colours."""
+    """Set a kernel for an edge in the map of a colour, or for any of several colours."""
     assert layer.bias is not None
     if kind == "or":
         for part in parts:
@@ -93,14 +93,14 @@ def _set_second(layer: nn.Conv2d, kernel: int, kind: str, parts: tuple[str, ...]
 
 
 def _step(name: str) -> Tensor:
-    """Bright above dark, or left of it; the other way round with a prime."""
+    """An edge filter: bright above dark, or left of it; reversed with a prime."""
     step = torch.tensor([[1.0, 1, 1], [0, 0, 0], [-1, -1, -1]]) / 3
     step = step if name.startswith("horizontal") else step.T
     return -step if name.endswith("'") else step
 
 
 class PlantedNetworks(Networks):
-    """The planted network, as an engine's device takes it, under the name `planted`."""
+    """The planted network for a `TorchDevice`, under the name `planted`."""
 
     def __init__(self) -> None:
         super().__init__(Path("/nonexistent"), torch.device("cpu"), download=False)
@@ -122,7 +122,7 @@ class PlantedNetworks(Networks):
 
 
 def picture(seed: int) -> Picture:
-    """Up to nine patches on grey: one of some colours, plain or striped across or along, the gaps black or grey."""
+    """Six patches on grey, each of one colour, plain or striped in either direction with black or grey gaps."""
     rng = np.random.default_rng(seed)
     grey = int(rng.integers(90, 166))
     image = Image.new("RGB", (SIDE, SIDE), (grey, grey, grey))
@@ -143,34 +143,36 @@ def picture(seed: int) -> Picture:
 
 @torch.no_grad()
 def drivers(cut: nn.Module, image: Tensor, kernel: int) -> Tensor:
-    """Which values of X drive a kernel, (3, H, W): those without which ΣF_i is lower.
+    """The values of X that drive a kernel, (3, H, W) bool: those without which ΣF_i is lower.
 
-    Each value is set to the mean colour and the network run: this is what the word means, not an estimate. Values so
-    far apart that no position sees two of them are taken away together.
+    The definition is evaluated directly: each value is set to the mean colour, and the network run. Values so far apart
+    that no position has two of them in its receptive field are removed together.
 
     Args:
+        cut: images → Z.
         image: X, (1, 3, H, W), normalised.
+        kernel: i.
     """
     whole = cut(image)[:, kernel].clamp_min(0)
-    fall = torch.zeros(image.shape[1:])
+    decrease = torch.zeros(image.shape[1:])
     for channel, row, column in product(range(3), range(FIELD), range(FIELD)):
         without = image.clone()
         without[:, channel, row::FIELD, column::FIELD] = 0
         change = whole - cut(without)[:, kernel].clamp_min(0)
-        around = FIELD**2 * functional.avg_pool2d(change, FIELD, 1, FIELD // 2)  # where a value is seen
-        fall[channel, row::FIELD, column::FIELD] = around[0, row::FIELD, column::FIELD]
-    return (fall >= DRIVES * fall.max()) & (fall > 0)
+        around = FIELD**2 * functional.avg_pool2d(change, FIELD, 1, FIELD // 2)  # over the positions that see a value
+        decrease[channel, row::FIELD, column::FIELD] = around[0, row::FIELD, column::FIELD]
+    return (decrease >= DRIVES * decrease.max()) & (decrease > 0)
 
 
 def alternatives(layer: str) -> dict[int, int]:
-    """Of each kernel, how many different things it responds to: what is more has less in common between images."""
+    """The number of different things that each kernel responds to."""
     if layer == "conv1":
         return dict.fromkeys(range(len(CONV1)), 1)
     return {kernel: len(parts) if kind == "or" else 1 for kernel, (kind, parts) in enumerate(CONV2.values())}
 
 
 def overlap(layer: str, one: int, other: int) -> float:
-    """What share of the things that two kernels respond to is common to both (Jaccard)."""
+    """The Jaccard index of the things that two kernels respond to."""
     a, b = (set(_parts(layer, kernel)) for kernel in (one, other))
     return len(a & b) / len(a | b)
 

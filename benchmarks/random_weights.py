@@ -1,4 +1,4 @@
-"""VGG16 with random weights, for speed where there are no others: the size of the real thing, and nothing to see."""
+"""VGG-16 with random weights, to measure speed without real weights."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def vgg16_tensors() -> dict[str, Tensor]:
 
 
 def vgg16_cut(layer: str) -> nn.Module:
-    """The network up to a layer but for its ReLU, on the CPU."""
+    """The network up to a layer without its ReLU, on the CPU."""
     own = layers_of("vgg16")
     return own.cut(own.filled(vgg16_tensors(), own.layers).to(memory_format=torch.channels_last), layer)
 
 
 def vgg16_file(folder: Path) -> Path:
-    """The same as a weights file that a worker takes."""
+    """A weights file of the network in this folder."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "vgg16-random.safetensors"
     save_file(vgg16_tensors(), file)

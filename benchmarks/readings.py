@@ -1,4 +1,4 @@
-"""What can be read off an X̂ that nothing was optimised for: another network's eye, deletion, small changes."""
+"""Readings of X̂ that are not optimised: in another network, under deletion, and after small changes."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ from worker.networks.layer import LoadedNetwork
 from worker.networks.loaded import Networks
 
 OTHER = "squeezenet1_1"
-STEPS = 10  # of deletion, from nothing to everything
+STEPS = 10  # of deletion
 NOISE = 4  # 8-bit levels
 
 
 @dataclass(frozen=True)
-class OtherEye:
-    """A network that nothing is optimised for."""
+class OtherNetwork:
+    """Another network, for which X̂ is not optimised."""
 
     folder: Path
 
     @cached_property
     def network(self) -> LoadedNetwork:
-        """Its convolutions."""
+        """Its layers."""
         return Networks(self.folder, torch.device("cpu"), download=False).get(OTHER)
 
     @cached_property
     def classifier(self) -> torch.nn.Module:
-        """All of it."""
+        """The whole network."""
         net: torch.nn.Module = models.squeezenet1_1(weights=None).eval().requires_grad_(False)
         net.load_state_dict(load_file(self.folder / self.network.weights.source))
         return net
 
     def read(self, original: Picture, picture: Picture) -> dict[str, float]:
-        """`other_invention`: L_e of X̂ in this network; `other_rank`: where its own first class of X stands for X̂."""
+        """`other_invention`: L_e of X̂ in this network; `other_rank`: the rank for X̂ of its first class for X."""
         images = self.network.space.from_bytes(tensor(original, picture))
         *_, last = self.network.layers.values()
-        _, shares, _ = last.tapped.invention(images[:1], images[1:], [0])
+        _, invented, _ = last.tapped.invention(images[:1], images[1:], [0])
         before, after = self.classifier(images)
         rank = int((after > after[int(before.argmax())]).sum()) + 1
-        return {"other_invention": float(shares.mean()), "other_rank": rank}
+        return {"other_invention": float(invented.mean()), "other_rank": rank}
 
 
 def small_changes(
@@ -82,13 +82,15 @@ def _changes(picture: Image.Image) -> Iterator[tuple[str, Image.Image]]:
 def deletion(
     network: LoadedNetwork, layer: str, kernel: int, original: Picture, strength: NDArray[np.floating] | None
 ) -> float:
-    """Area under ΣF_i / ΣF_i(X) while the pixels of X become the mean colour, the strongest first.
+    """Area under ΣF_i / ΣF_i(X) while the pixels of X are set to the mean colour, the strongest first.
 
     Args:
-        strength: of each pixel, (H, W); None: an order of chance.
+        network, layer, kernel: whose maps are summed.
+        original: X.
+        strength: of each pixel, (H, W); None: a random order.
     """
     side = original.shape[0] * original.shape[1]
-    order = np.random.default_rng(0).permutation(side)  # decides between equals too
+    order = np.random.default_rng(0).permutation(side)  # random, and breaks ties
     if strength is not None:
         order = order[np.argsort(-strength.ravel()[order], kind="stable")]
     image = network.space.from_bytes(tensor(original))
@@ -103,11 +105,11 @@ def deletion(
 
 
 def strength(network: LoadedNetwork, picture: Picture) -> NDArray[np.float32]:
-    """How far each pixel of X̂ is from the mean colour, (H, W)."""
+    """The deviation of each pixel of X̂ from the mean colour, (H, W)."""
     found: NDArray[np.float32] = network.space.weighed(tensor(picture))[0].abs().amax(dim=0).numpy()
     return found
 
 
 def tensor(*pictures: Picture) -> Tensor:
-    """(B, 3, H, W), uint8."""
+    """The pictures as a batch, (B, 3, H, W) uint8."""
     return torch.from_numpy(np.stack(pictures).copy()).permute(0, 3, 1, 2)

@@ -1,12 +1,12 @@
-"""How fast the service is around the solver: `python -m benchmarks.service [--json] [--quick]`.
+"""The latency of the service: `python -m benchmarks.service [--json] [--quick]`.
 
-Real processes, as `kernelscope up` starts them: Redis that syncs every write, the API, housekeeping and one worker.
+The processes are those of `kernelscope up`: Redis that syncs every write, the API, housekeeping and one worker.
 
-- Submit and poll: many callers at a constant rate (`benchmarks/load.py`). The jobs go to a second API on a database of
-  its own in the same Redis, from which no worker takes them: the worker is there and idle.
-- Start: from a job's creation to the moment at which the idle worker begins with it, one job after the other.
-- Overhead: a VGG16 conv2_2 job from POST to seeing it done, against `suppression.solve` alone, in turns. The
-  weights are those of `KERNELSCOPE_WEIGHTS_DIR` or `KERNELSCOPE_TEST_WEIGHTS`; without one they are random.
+- Submit and poll: many clients at a constant rate (`benchmarks/load.py`). The jobs are sent to a second API with its
+  own database in the same Redis, whose queues no worker reads, so that the worker is idle.
+- Start: from a job's creation to its start on the idle worker, one job after the other.
+- Overhead: a VGG-16 conv2_2 job from POST to its end, against `suppression.solve` alone, in turns. The weights are
+  those of `KERNELSCOPE_WEIGHTS_DIR` or `KERNELSCOPE_TEST_WEIGHTS`, otherwise random.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.load import Plan, pictures
+from benchmarks.load import LoadPlan, pictures
 from benchmarks.service_stack import stack_of, unserved, weights_folder
 from kernelscope.client import Client, Job
 from shared import images
@@ -48,9 +48,9 @@ from worker.networks.loaded import Networks
 MINI = {"model": "vgg_mini", "layer": "conv2_2", "kernels": "3", "effort": "quick"}
 VGG16 = {"model": "vgg16", "layer": "conv2_2", "kernels": "12", "effort": "quick"}
 POLLED_JOBS = 50
-GLANCE_SECONDS = 0.005  # between polls of a job whose start is awaited
+POLL_SECONDS = 0.005  # between polls of a job that has not started
 
-# name, what it is, unit, the most that it may be
+# name, title, unit, upper limit
 BARS = (
     ("submit_p99", "submit, p99", "ms", 50.0),
     ("poll_p99", "poll, p99", "ms", 20.0),
@@ -61,7 +61,7 @@ BARS = (
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured."""
+    """The number of repetitions."""
 
     rounds: int
     seconds: float
@@ -72,8 +72,8 @@ class Effort:
 WHOLE, QUICK = Effort(rounds=3, seconds=20, starts=30, pairs=6), Effort(rounds=1, seconds=5, starts=8, pairs=2)
 
 
-def load(plan: Plan) -> dict[str, Any]:
-    """Run the generator; percentiles of its raw response times in milliseconds, of all requests that were answered."""
+def load(plan: LoadPlan) -> dict[str, Any]:
+    """Run the load generator. Returns percentiles of the response times in milliseconds, rate and errors."""
     command = [sys.executable, "-m", "benchmarks.load"]
     found = subprocess.run(command, input=plan.command(), stdout=subprocess.PIPE, text=True, check=True)
     rows: list[tuple[float, float, str]] = json.loads(found.stdout)
@@ -93,23 +93,23 @@ def load(plan: Plan) -> dict[str, Any]:
 
 
 def median_of(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Each figure's median over the rounds, all errors, and the rounds themselves."""
+    """The median of each figure, the sum of errors, and the rounds themselves."""
     figures = {name: statistics.median(found[name] for found in rounds) for name in ("p50", "p95", "p99", "rate")}
     return {**figures, "errors": sum(found["errors"] for found in rounds), "rounds": rounds}
 
 
 def submits(address: str, effort: Effort) -> dict[str, Any]:
-    """`POST /explain` at 100 a second."""
-    plan = Plan(address, rate=100, seconds=effort.seconds, users=100, paths=[])
+    """`POST /explain` at 100 per second."""
+    plan = LoadPlan(address, rate=100, seconds=effort.seconds, users=100, paths=[])
     return median_of([load(plan) for _ in range(effort.rounds)])
 
 
 def polls(address: str, effort: Effort) -> dict[str, Any]:
-    """`GET /jobs/{id}` of queued jobs at 1,000 a second."""
+    """`GET /jobs/{id}` of queued jobs at 1,000 per second."""
     with Client(address) as client:
         jobs = [client.explain([picture], **MINI) for picture, _ in zip(pictures(1), range(POLLED_JOBS), strict=False)]
     paths = [job.links["self"] for job in jobs]
-    plan = Plan(address, rate=1000, seconds=effort.seconds, users=200, paths=paths)
+    plan = LoadPlan(address, rate=1000, seconds=effort.seconds, users=200, paths=paths)
     return median_of([load(plan) for _ in range(effort.rounds)])
 
 
@@ -123,7 +123,7 @@ def starts(client: Client, effort: Effort) -> dict[str, Any]:
         job = client.explain([next(fresh)], **MINI)
         answered.append(time.perf_counter() - begin)
         while job.started_at is None:
-            time.sleep(GLANCE_SECONDS)
+            time.sleep(POLL_SECONDS)
             job = client.job(job.id)
         seen.append(time.perf_counter() - begin)
         recorded.append((job.started_at - job.created_at).total_seconds())
@@ -139,7 +139,7 @@ def starts(client: Client, effort: Effort) -> dict[str, Any]:
 
 
 def _finished(client: Client, job: Job) -> Job:
-    """The job once it has ended; it must have succeeded."""
+    """Wait for a job, which must succeed."""
     job = client.job(job.id).wait()
     if job.status != "succeeded":
         raise RuntimeError(f"job {job.id} {job.status}: {job.error}")
@@ -147,7 +147,7 @@ def _finished(client: Client, job: Job) -> Job:
 
 
 def overhead(client: Client, weights: Path, effort: Effort) -> dict[str, Any]:
-    """The service's time over the solver's, never both at once. Each pair has a picture of its own."""
+    """The service's time relative to the solver's, measured alternately, with a new picture for each pair."""
     rows: list[dict[str, Any]] = []
     with ProcessPoolExecutor(1, get_context("spawn"), reuse_memory) as alone:
         for number, picture in zip(range(effort.pairs + 1), pictures(3), strict=False):
@@ -158,20 +158,20 @@ def overhead(client: Client, weights: Path, effort: Effort) -> dict[str, Any]:
                 else:
                     row[side], row["solver_evaluations"] = alone.submit(_alone, picture, weights).result()
             rows.append({**row, "overhead": 100 * (row["service"] / row["solver"] - 1)})
-    del rows[0]  # it loaded the networks and measured their pace
+    del rows[0]  # it included loading and measuring the networks
     figures = ("service", "solver_in_worker", "solver", "overhead")
     return {name: statistics.median(row[name] for row in rows) for name in figures} | {"pairs": rows}
 
 
 def _through_the_service(client: Client, picture: bytes) -> tuple[float, float, int]:
-    """Seconds from POST to seeing the job succeeded, those of them that the worker's solver took, its evaluations."""
+    """Seconds from POST to the end of the job, seconds of the worker's solver, and its evaluations."""
     begin = time.perf_counter()
     result = (_finished(client, client.explain([picture], **VGG16)).results or [])[0]
     return time.perf_counter() - begin, result.seconds or 0.0, result.iterations or 0
 
 
 def _alone(picture: bytes, weights: Path) -> tuple[float, int]:
-    """Seconds of `solve` in this process, as a worker would call it, and its evaluations."""
+    """Seconds of `solve` in this process with a worker's parameters, and its evaluations."""
     network = _network(weights)
     cut = network.layer(VGG16["layer"]).cut
     pixels = np.asarray(images.resized(images.decode(picture, 10**9), network.frame))
@@ -200,7 +200,7 @@ def _network(weights: Path) -> LoadedNetwork:
 
 
 def machine() -> dict[str, Any]:
-    """Where and when this was measured."""
+    """The machine, versions and date."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
@@ -214,7 +214,7 @@ def machine() -> dict[str, Any]:
 
 
 def measure(effort: Effort) -> dict[str, Any]:
-    """Everything, one after the other."""
+    """Run all measurements."""
     with TemporaryDirectory(prefix="kernelscope-benchmark-") as name:
         folder = Path(name)
         weights = weights_folder(folder / "weights")
@@ -240,7 +240,7 @@ def measure(effort: Effort) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """For people."""
+    """The report as text."""
     where, start, over = report["machine"], report["start"], report["overhead"]
     lines = [f"{where['cpus']} × {where['model']}, torch {where['torch']}, {where['date']}"]
     for name in ("submit", "poll"):
@@ -251,7 +251,7 @@ def table(report: dict[str, Any]) -> str:
         )
     lines += [
         f"start     median {start['median']:.0f}  worst {start['worst']:.0f} ms"
-        f"  (a caller sees it after {start['client_median']:.0f}, at worst {start['client_worst']:.0f} ms)",
+        f"  (a client sees it after {start['client_median']:.0f}, at worst {start['client_worst']:.0f} ms)",
         f"overhead  {over['overhead']:.1f} %  (service {over['service']:.2f} s, of which its solver "
         f"{over['solver_in_worker']:.2f} s; solver alone {over['solver']:.2f} s)",
         "",

@@ -19,7 +19,7 @@ from shared.settings import Settings
 
 
 def weights_folder(otherwise: Path) -> Path:
-    """The folder that the environment names; else one with a VGG16 of random weights."""
+    """The folder of the environment, else one with random VGG-16 weights."""
     for name in ("KERNELSCOPE_WEIGHTS_DIR", "KERNELSCOPE_TEST_WEIGHTS"):
         if folder := os.environ.get(name):
             return Path(folder)
@@ -29,7 +29,7 @@ def weights_folder(otherwise: Path) -> Path:
 
 @contextmanager
 def stack_of(folder: Path, weights: Path) -> Iterator[Stack]:
-    """Every process of a machine, in a folder of its own."""
+    """A private stack in this folder."""
     settings = Settings(_env_file=None).model_copy(
         update={
             "data_dir": folder,
@@ -46,9 +46,9 @@ def stack_of(folder: Path, weights: Path) -> Iterator[Stack]:
 
 
 def unserved(stack: Stack, folder: Path) -> str:
-    """The address of a second API, with housekeeping, whose jobs no worker takes: their Redis database is its own.
+    """Start a second API with housekeeping and its own Redis database, whose jobs no worker runs. Returns its address.
 
-    It believes that the worker lives there too, so that it checks a request against what the worker says.
+    The workers' states are copied to that database, so that the API validates requests against them.
     """
     port, url = str(free_port()), stack.environment["KERNELSCOPE_REDIS_URL"]
     other = f"{url.removesuffix('/0')}/1"

@@ -1,9 +1,9 @@
-"""What a survey costs: `python -m benchmarks.survey [--weights-dir W] [--images-dir I] [--json] [--quick]`.
+"""The cost of a survey: `python -m benchmarks.survey [--weights-dir W] [--images-dir I] [--json] [--quick]`.
 
-Every layer of VGG-16 on many image files, as a worker does it: read from the store, decoded, looked at, counted,
-written and joined; against the bare forward passes of the decoded images up to the last layer, in turns:
-`ratio` is the median over the rounds. Images are photographs, each at several shifts, or drawn scenes without a folder;
-without weights they are random: the arithmetic is the same.
+A survey of all layers of VGG-16 on many image files, as by a worker (read from the store, decode, forward pass,
+statistics, write), against the forward passes of the decoded images up to the last layer, measured alternately. `ratio`
+is the median over the rounds. The images are photographs at several shifts, or drawn scenes; without weights they are
+random, which does not affect the speed.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _pixels(network: LoadedNetwork, files: list[bytes]) -> Tensor:
 
 
 def _files(folder: Path | None, count: int) -> list[bytes]:
-    """JPEG files of photographs, or of drawn scenes, at several shifts."""
+    """JPEG files of photographs or drawn scenes, at several shifts."""
     found = (
         sorted(file for file in folder.iterdir() if file.suffix.lower() in (".jpeg", ".jpg", ".png")) if folder else []
     )
@@ -141,7 +141,7 @@ def main() -> int:
     parser.add_argument("--images-dir", type=Path, help="photographs")
     parser.add_argument("--images", type=int, default=1000, metavar="N")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", default="auto", help="`cpu`, `cuda`; default: a card where there is one")
+    parser.add_argument("--device", default="auto", help="`cpu`, `cuda`; default: a card if there is one")
     parser.add_argument("--quick", action="store_true", help="96 images, two rounds")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

@@ -1,16 +1,15 @@
 """The paper's Tables 1 and 2 and Figure 3: `python -m benchmarks.table1 [--json] [--quick]`.
 
-For the last layer of each block that the weights cover: every method on the same kernels and images, X̂ fed back through
-the network as the service does it, through the service's engine. Then the ablation, on fewer images: suppression
-without L_r (β = 0), without L_s (α = 0), and with a bound on the SSIM instead of a weight of L_p. SqueezeNet's blocks
-are its fire modules 3, 5, 7 and 9.
+For the last layer of each block that the weights cover: every method on the same kernels and images, measured by the
+service's engine. Then the ablation on fewer images: suppression without L_r (β = 0), without L_s (α = 0), and with a
+bound on the SSIM instead of L_p in the loss. SqueezeNet's blocks are its fire modules 3, 5, 7 and 9.
 
-The images are in an order of chance with a fixed seed. So are the kernels, of which those that are silent on an image
-are left out, and, unless `--choose any` is given, those that have no explanation with α = β = 1: whose map a short
-suppression does not keep (SSIM ≥ 0.9) on two images that are not the table's. How many were tried is told.
+The images are in a random order with a fixed seed. So are the kernels, without those that are silent on an image and,
+unless `--choose any`, those without an explanation for α = β = 1: whose map a short suppression does not preserve
+(SSIM ≥ 0.9) on two further images. The number of kernels tried is printed.
 
-Each result is kept in `--out` as soon as it is there, its picture too: the same command goes on where it was
-interrupted. In the end `table1.json`, `table1.md` and the joint distributions of the two errors lie there.
+Each result is written to `--out` at once with its picture, so that the same command continues after an interruption. At
+the end `table1.json`, `table1.md` and the joint distributions of the two errors are written there.
 
 Without `--weights-dir` the network is `vgg_mini`; without `--images-dir` the images are drawn.
 """
@@ -53,7 +52,7 @@ ABLATION: dict[str, dict[str, Any]] = {
 }
 FIRES = ("fire3", "fire5", "fire7", "fire9")
 HELD_OUT = 2  # images on which kernels are chosen
-PASSES = 8  # what a baseline costs, in gradient evaluations
+PASSES = 8  # the cost of a baseline in gradient evaluations
 MAX_PIXELS = 10**9
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -73,22 +72,22 @@ class Cell:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is not there yet, then draw the tables."""
+    """Compute the missing results, then write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights-dir", type=Path, help="folder of weights files, as the worker takes it")
+    parser.add_argument("--weights-dir", type=Path, help="weights folder")
     parser.add_argument("--images-dir", type=Path, help="folder of photographs")
-    parser.add_argument("--networks", nargs="+", metavar="NAME", help="default: those that the weights folder has")
+    parser.add_argument("--networks", nargs="+", metavar="NAME", help="default: those of the weights folder")
     parser.add_argument(
         "--blocks", nargs="+", type=int, choices=range(1, 6), help="default: all that the weights cover"
     )
     parser.add_argument("--kernels", type=int, default=4, help="of each layer")
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--choose", choices=("explained", "any"), default="explained", help="which kernels")
-    parser.add_argument("--ablation-images", type=int, metavar="N", help="a quarter of --images unless given")
+    parser.add_argument("--ablation-images", type=int, metavar="N", help="default: a quarter of --images")
     parser.add_argument("--effort", choices=list(EFFORTS), default="standard")
     parser.add_argument("--rule", choices=("zplus", "gamma_epsilon"), default="zplus", help="of LRP")
     parser.add_argument("--quick", action="store_true", help="2 kernels, 2 images, effort quick: within 10 minutes")
-    parser.add_argument("--out", type=Path, default=Path("evidence/table1"), help="where the results are kept")
+    parser.add_argument("--out", type=Path, default=Path("evidence/table1"), help="folder of the results")
     parser.add_argument("--json", action="store_true", help="print the tables as JSON instead of Markdown")
     options = parser.parse_args(arguments)
     if options.quick:
@@ -103,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         rows = measured(networks, options)
     except KeyboardInterrupt:
-        sys.stderr.write(f"\ninterrupted; the same command goes on from what is in {options.out}\n")
+        sys.stderr.write(f"\ninterrupted; the same command continues with {options.out}\n")
         return 130
     report = tables.report(rows)
     (options.out / "table1.json").write_text(json.dumps(report, indent=1))
@@ -115,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measured(networks: Networks, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every row of the tables, from `--out` where it is there already."""
+    """All rows of the tables; those of an earlier run are read from `--out`."""
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "pictures").mkdir(exist_ok=True)
     file = options.out / "cells.jsonl"
@@ -132,14 +131,14 @@ def measured(networks: Networks, options: argparse.Namespace) -> list[dict[str, 
                 lines.write(json.dumps(row) + "\n")
                 lines.flush()
                 known[cell.fingerprint] = row
-                progress.tell(cell, row)
+                progress.report(cell, row)
     finally:
         engine.close()
     return [known[cell.fingerprint] for cell in cells]
 
 
 def read(file: Path) -> Iterator[dict[str, Any]]:
-    """The rows of an earlier run; a last line that was not finished is cut off."""
+    """The rows of an earlier run; an incomplete last line is removed."""
     if not file.exists():
         return
     whole = file.read_text()
@@ -189,7 +188,7 @@ def variants(
 
 
 def blocks(network: catalogue.Network, covered: list[str]) -> list[tuple[int, str]]:
-    """(block, its last layer) as far as the weights cover them whole."""
+    """(block, its last layer) of the blocks that the weights cover."""
     if network.name.startswith("squeezenet"):
         last = dict(enumerate(FIRES, start=1))
     else:
@@ -198,7 +197,7 @@ def blocks(network: catalogue.Network, covered: list[str]) -> list[tuple[int, st
 
 
 def pictures(folder: Path | None, count: int, frame: images.Frame) -> dict[str, Picture]:
-    """By name: photographs of the folder, in an order of chance, or drawn scenes."""
+    """Photographs of the folder in a random order, or drawn scenes, by name."""
     if folder is None:
         return {f"scene-{seed}": np.asarray(scene(seed, frame.width).image) for seed in range(count)}
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
@@ -208,12 +207,12 @@ def pictures(folder: Path | None, count: int, frame: images.Frame) -> dict[str, 
         for file in files[:count]
     }
     if len(files) < count - HELD_OUT:
-        raise SystemExit(f"{folder} has {len(files)} images ({', '.join(SUFFIXES)}), fewer than --images asks for")
+        raise SystemExit(f"{folder} has {len(files)} images ({', '.join(SUFFIXES)}), fewer than --images")
     return found | dict(list(pictures(None, count, frame).items())[len(files) :])
 
 
 def answers(engine: Engine, cells: list[Cell]) -> Iterator[tuple[Cell, dict[str, Any], Picture | None]]:
-    """Each cell with its row as it comes; a block at a time."""
+    """(cell, its row, its picture) in the order of completion, layer by layer."""
     for layer in dict.fromkeys((cell.network, cell.layer) for cell in cells):
         these = [cell for cell in cells if (cell.network, cell.layer) == layer]
         for number, answer in engine.ask([cell.question for cell in these]):
@@ -221,7 +220,7 @@ def answers(engine: Engine, cells: list[Cell]) -> Iterator[tuple[Cell, dict[str,
 
 
 def row(cell: Cell, answer: Answer | Exception) -> dict[str, Any]:
-    """What is kept of an answer; its numbers are of the 8-bit picture."""
+    """The row of an answer; its numbers are of the 8-bit picture."""
     found: dict[str, Any] = {name: getattr(cell, name) for name in ("network", "block", "layer", "image", "variant")}
     found |= {"kernel": cell.question.kernel, "effort": cell.question.effort, "fingerprint": cell.fingerprint}
     if not isinstance(answer, Answer):
@@ -232,17 +231,17 @@ def row(cell: Cell, answer: Answer | Exception) -> dict[str, Any]:
 
 
 class _Progress:
-    """A line for each result, with the time left: by what is left of the arithmetic."""
+    """Prints a line for each result with an estimate of the remaining time, by cost."""
 
     def __init__(self, total: int, left: int, cost: float) -> None:
         self.total, self.done = total, total - left
-        self.cost, self.paid = cost, 0.0
+        self.cost, self.spent = cost, 0.0
         self.begin = time.monotonic()
 
-    def tell(self, cell: Cell, row: dict[str, Any]) -> None:
+    def report(self, cell: Cell, row: dict[str, Any]) -> None:
         self.done += 1
-        self.paid += cell.cost
-        left = (time.monotonic() - self.begin) * (self.cost - self.paid) / self.paid
+        self.spent += cell.cost
+        left = (time.monotonic() - self.begin) * (self.cost - self.spent) / self.spent
         number = "silent" if "error" in row else f"SSIM {row['ssim'] or 0:.3f}, leakage {row['leakage']:.1%}"
         sys.stderr.write(
             f"[{self.done}/{self.total}] {cell.network} {cell.layer} kernel {cell.question.kernel}, {cell.image}, "

@@ -1,4 +1,4 @@
-"""What `benchmarks.table1` measured, as the paper shows it: two tables and the joint distribution of the two errors."""
+"""The results of `benchmarks.table1` as in the paper: two tables, and the joint distribution of the two errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LEAST = 1e-9
 
 
 def report(rows: Sequence[Row]) -> dict[str, Any]:
-    """`blocks`: Table 1, `ablation`: Table 2, whose three rows are of the same kernels and images."""
+    """`blocks`: Table 1; `ablation`: Table 2, whose rows are of the same kernels and images."""
     found: dict[str, Any] = {"blocks": [], "ablation": []}
     for network, block, layer in dict.fromkeys((row["network"], row["block"], row["layer"]) for row in rows):
         these = [row for row in rows if (row["network"], row["layer"]) == (network, layer)]
@@ -58,7 +58,7 @@ def report(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
-    """Mean and standard deviation over kernels and images; `silent` were not counted."""
+    """Mean and standard deviation over kernels and images, without the `silent` ones."""
     good = [row for row in rows if "error" not in row]
     numbers: dict[str, Any] = {"cells": len(good), "silent": len(rows) - len(good)}
     for measure in MEASURES:
@@ -70,7 +70,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """Both tables; a cell: SSIM ± sd, MSE of the others ± sd, and what share of it is left."""
+    """Both tables. A cell: SSIM ± sd / MSE of the others ± sd (relative to the original's)."""
     parts: list[str] = []
     for network in dict.fromkeys(block["network"] for block in found["blocks"]):
         own = [block for block in found["blocks"] if block["network"] == network]
@@ -116,7 +116,7 @@ def of_block(row: Row, block: dict[str, Any]) -> bool:
 def joint(rows: Sequence[Row], block: dict[str, Any], folder: Path) -> Path:
     """The joint distribution of the MSE of the selected kernel's map and of the others', with its marginals.
 
-    Lower left is better: the kernel's map is kept, and the others are silent.
+    Lower left is better: the kernel's map is preserved, and the others are silent.
     """
     mpl.use("Agg")
     figure, axes = plt.subplot_mosaic(
@@ -140,8 +140,8 @@ def joint(rows: Sequence[Row], block: dict[str, Any], folder: Path) -> Path:
             label=TITLES.get(method, method),
         )
     axes["joint"].set(xscale="log", yscale="log")
-    axes["joint"].set_xlabel("MSE of the selected kernel's map (left: it is kept)")
-    axes["joint"].set_ylabel("MSE of the other kernels' maps (below: they are silent)")
+    axes["joint"].set_xlabel("MSE of the selected kernel's map (left: preserved)")
+    axes["joint"].set_ylabel("MSE of the other kernels' maps (below: silent)")
     axes["joint"].legend(frameon=False, fontsize=8)
     axes["joint"].grid(alpha=0.2)
     axes["top"].set(xscale="log", xlim=axes["joint"].get_xlim(), xticklabels=[], yticks=[])
@@ -155,7 +155,7 @@ def joint(rows: Sequence[Row], block: dict[str, Any], folder: Path) -> Path:
 
 
 def _margin(axes: Axes, rows: Sequence[Row], name: str, orientation: Literal["vertical", "horizontal"]) -> None:
-    """How one error is distributed, a histogram for each method, on the same bins; no axis of its own."""
+    """The marginal distribution of one error: a histogram for each method, with shared bins."""
     logs = {method: _logs([row[name] for row in own]) for method, own in _by_method(rows).items()}
     everything = np.concatenate(list(logs.values()))
     edges = 10 ** np.linspace(everything.min() - 0.1, everything.max() + 0.1, BINS + 1)
@@ -178,5 +178,5 @@ def _by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _logs(values: Sequence[float]) -> NDArray[np.float64]:
-    """Decimal logarithms; an error of 0 is drawn at the left."""
+    """Decimal logarithms, with 0 as 10⁻⁹."""
     return np.log10(np.maximum(values, LEAST))

@@ -1,12 +1,11 @@
-"""How many explanations a second: `python -m benchmarks.throughput [--json] [--quick] [--device cuda]`.
+"""Explanations per second: `python -m benchmarks.throughput [--json] [--quick] [--device cuda]`.
 
-For each layer: one question after another, then all at once with at most 1, 2, 4, … of them in a batch, and with the
-batch that the engine chooses itself. Every explanation is one descent of `--evals` evaluations (100, as in
-`effort=quick`), posed, solved, and measured on the delivered picture. VGG16 has random weights unless the weights
-folder covers the layer: the arithmetic is the same.
+For each layer: one question after another, then all at once in batches of at most 1, 2, 4, … and the engine's choice.
+Each explanation is one descent of `--evals` evaluations (100, as in `effort=quick`), including the measurement of the
+delivered picture. VGG-16 has random weights, which do not affect the speed.
 
-`gain` is against one after another, measured in the same run; `loss_difference` is the largest relative difference of a
-final loss from that of the same question alone.
+`gain` is relative to one after another in the same run; `loss_difference` is the largest relative difference of a final
+loss from that of the same question alone.
 """
 
 from __future__ import annotations
@@ -48,13 +47,13 @@ def questions(engine: Engine, model: str, layer: str, count: int, evaluations: i
     for seed in range(4):
         picture = np.asarray(scene(seed, size).image)
         ranking = engine.call(engine.device.ranking, model, layer, picture)
-        share = ranking[: -(-count // 4)]
-        asked += [Question(model, layer, picture, k, 1.0, 1.0, "fast", "quick", evaluations) for k in share]
+        kernels = ranking[: -(-count // 4)]
+        asked += [Question(model, layer, picture, k, 1.0, 1.0, "fast", "quick", evaluations) for k in kernels]
     return asked[:count]
 
 
 def measure(engine: Engine, asked: list[Question], *, one_by_one: bool) -> tuple[float, list[float]]:
-    """Seconds, and each question's final loss."""
+    """The seconds, and each question's final loss."""
     begin = time.perf_counter()
     rounds = [[question] for question in asked] if one_by_one else [asked]
     losses: list[float] = []
@@ -69,7 +68,7 @@ def measure(engine: Engine, asked: list[Question], *, one_by_one: bool) -> tuple
 
 
 def runs(device: TorchDevice, model: str, layer: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One line for one after another, one for each size, and one for the engine's own choice."""
+    """A row for one after another, one for each batch size, and one for the engine's choice."""
     engine = Engine(device)
     cut = device.networks.get(model).layer(layer).cut
     speed = measured_speed(cut, device.frame(model), device.networks.device)
@@ -108,7 +107,7 @@ def main() -> int:
     """Measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="20 evaluations an explanation, batches up to 4")
+    parser.add_argument("--quick", action="store_true", help="20 evaluations per explanation, batches up to 4")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--evals", type=int, default=100)
     parser.add_argument("--most", type=int, default=256, help="largest batch")

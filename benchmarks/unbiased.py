@@ -1,4 +1,4 @@
-"""For `benchmarks.ground_truth`: `vgg_mini` trained without biases, so that a blank picture excites nothing in it."""
+"""For `benchmarks.ground_truth`: `vgg_mini` trained without biases, so that no kernel responds to a blank picture."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PICTURES, HELD_OUT, EPOCHS, RATE = 6000, 500, 6, 2e-3
 
 
 def trained(file: Path) -> VggMini:
-    """From the file; trained, and written there, where it is not."""
+    """Load the network from the file; train it and write the file if there is none."""
     model = VggMini(bias=False)
     if file.exists():
         model.load_state_dict(load_file(file))
@@ -47,10 +47,10 @@ def trained(file: Path) -> VggMini:
 
 
 class UnbiasedNetworks(Networks):
-    """That network, as an engine's device takes it, under the name `vgg_mini`.
+    """The network for a `TorchDevice`, under the name `vgg_mini`.
 
     Args:
-        file: where it is kept.
+        file: of its weights.
     """
 
     def __init__(self, file: Path) -> None:

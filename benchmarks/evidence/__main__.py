@@ -4,17 +4,17 @@ On VGG-16 conv2_2, conv3_3, conv4_3 and conv5_3, the third most active kernel of
 
 methods    the paper's method, evidence, the paper's method with only_remove, guided backpropagation, deconvolution,
            LRP, and three controls: X itself, t·X with the t of the lowest loss, X masked by the upsampled F_i
-readings   of each delivered picture: the loss, SSIM, leakage, invention; invention in SqueezeNet 1.1, which is never
+readings   of each delivered picture: the loss, SSIM, leakage, invention; invention in SqueezeNet 1.1, which is not
            optimised; deletion; SSIM after small changes of the picture
 pairs      discrimination (api/pictures/consistency.py): three kernels on three photographs
-grid       four photographs in one image: the share of X̂² in the one quadrant that drives the kernel; the most active
-           16 kernels of those that one quadrant drives (there are 167 of them, an hour and a half)
+grid       four photographs in one image: the fraction of X̂² in the quadrant that drives the kernel, for the 16 most
+           active kernels that a single quadrant drives (an hour and a half)
 efforts    `--efforts`, three quarters of an hour: γ × effort on the problems of `--reference`
-           (docs/evidence/deep.json), and the paper's own procedure on its way, from the pictures beside that file
-cost       ms of an evaluation with the term over one without
+           (docs/evidence/deep.json), and iterates of the paper's procedure, from the pictures beside that file
+cost       time of an evaluation with γ·L_e relative to one without
 
-Each row is kept in `--rows` as soon as it is there: the same command goes on where it was interrupted. `--quick` takes
-two photographs a layer. `--plot FILE` draws images × methods there, and beside it the curve of `--efforts`.
+Each row is appended to `--rows` at once, so that the same command continues after an interruption. `--quick` uses two
+photographs per layer. `--plot FILE` draws images × methods, and beside that file the curve of `--efforts`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from benchmarks.evidence.grid import grid
 from benchmarks.evidence.methods import methods, pairs
 from benchmarks.evidence.tables import markdown, summary
 from benchmarks.figures import shown as photographs
-from benchmarks.readings import OtherEye
+from benchmarks.readings import OtherNetwork
 from benchmarks.table1 import pictures, read
 from worker.engine.device import TorchDevice
 from worker.engine.engine import Engine
@@ -49,7 +49,7 @@ from worker.networks.loaded import Networks
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make what is not there yet, then sum up."""
+    """Compute the missing rows, then print the summary."""
     options = _options(arguments)
     reuse_memory()
     logging.getLogger("worker").setLevel(logging.WARNING)
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         engine,
         network,
         options.layers,
-        OtherEye(options.other_weights_dir),
+        OtherNetwork(options.other_weights_dir),
         shown,
         known,
         options.rows,
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.efforts:
             efforts(bench, options.reference, options.images_dir)
     except KeyboardInterrupt:
-        sys.stderr.write(f"\ninterrupted; the same command goes on from what is in {options.rows}\n")
+        sys.stderr.write(f"\ninterrupted; the same command continues with {options.rows}\n")
         return 130
     finally:
         engine.close()
@@ -97,12 +97,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights-dir", type=Path, required=True, help="the complete VGG-16")
-    parser.add_argument("--images-dir", type=Path, help="photographs; four that scikit-image ships unless given")
+    parser.add_argument("--images-dir", type=Path, help="photographs; default: four of scikit-image")
     parser.add_argument("--other-weights-dir", type=Path, required=True, help="SqueezeNet 1.1")
     parser.add_argument("--layers", nargs="+", choices=LAYERS, default=LAYERS, help="default: all four")
     parser.add_argument("--photographs", type=int, default=12, metavar="N", help="of a layer")
     parser.add_argument("--reference", type=Path, metavar="FILE", help="deep.json, with pictures beside it")
-    parser.add_argument("--efforts", action="store_true", help="the curve of leakage against invention, too")
+    parser.add_argument("--efforts", action="store_true", help="also the curve of leakage against invention")
     parser.add_argument("--quick", action="store_true", help="two photographs a layer; no pairs, no grid")
     parser.add_argument("--rows", type=Path, default=Path("docs/evidence/evidence.jsonl"))
     parser.add_argument("--pictures", type=Path, default=Path("evidence/pictures"))
@@ -110,12 +110,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     if options.efforts and not (options.reference and options.images_dir):
-        parser.error("--efforts needs --reference, whose problems it takes, and --images-dir with their photographs")
+        parser.error("--efforts needs --reference with its problems, and --images-dir with their photographs")
     return options
 
 
 def shipped() -> dict[str, Picture]:
-    """By name: the photographs that `benchmarks.figures` draws on."""
+    """The photographs of `benchmarks.figures`, by name."""
     names = ("cat", "astronaut", "coffee", "rocket")
     return {name: np.asarray(Image.open(BytesIO(file))) for name, file in zip(names, photographs(None), strict=True)}
 

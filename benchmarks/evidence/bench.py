@@ -1,4 +1,4 @@
-"""What all parts of the benchmark share: the engine, the rows that are kept, and pictures that no solver made."""
+"""What all parts of the benchmark share: the engine, the rows of the results, and the controls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from benchmarks.readings import OtherEye
+from benchmarks.readings import OtherNetwork
 from worker.engine.answers import measured, pose
 from worker.engine.engine import Engine
 from worker.engine.questions import Answer, Picture, Question
@@ -57,50 +57,50 @@ MEASURES = (
 
 @dataclass
 class Bench:
-    """What all parts share."""
+    """The state of a run."""
 
     engine: Engine
     network: LoadedNetwork
     layers: Sequence[str]
-    other: OtherEye
+    other: OtherNetwork
     shown: dict[str, Picture]
     rows: dict[str, Row]  # by key
     file: Path
     pictures: Path
 
     def missing(self, key: str, question: Question) -> bool:
-        """Whether a row is still to be made: there is none, or it is of other work than this question's."""
+        """Whether a row must be computed: there is none, or its fingerprint is not this question's."""
         row = self.rows.get(key)
         return row is None or row["fingerprint"] != self.fingerprint(question)
 
     def fingerprint(self, question: Question) -> str:
-        """Of pixels, weights, parameters and the solver's version."""
+        """A digest of pixels, weights, parameters and the solver's version."""
         return question.fingerprint(self.network.weights, self.engine.device.version)[:16]
 
     def keep(self, key: str, question: Question, row: Row, picture: Picture | None = None) -> None:
-        """A row, at once; its picture for `--plot` and for people."""
+        """Append a row to the file, and save its picture."""
         if picture is not None:
             Image.fromarray(picture).save(self.pictures / f"{key.replace('/', '-')}.png")
         self.rows[key] = {"key": key, "fingerprint": self.fingerprint(question), **row}
         with self.file.open("a") as lines:
             lines.write(json.dumps(self.rows[key]) + "\n")
-        told = " ".join(f"{name} {row[name]:.3f}" for name in MEASURES[:6] if isinstance(row.get(name), float))
-        sys.stderr.write(f"{key}: {told}\n")
+        line = " ".join(f"{name} {row[name]:.3f}" for name in MEASURES[:6] if isinstance(row.get(name), float))
+        sys.stderr.write(f"{key}: {line}\n")
 
     def asked(self, questions: dict[str, Question]) -> Iterator[tuple[str, Answer]]:
-        """(name, answer), each as it comes; a kernel that has none is left out."""
+        """(name, answer) in the order of completion, without failed questions."""
         names = list(questions)
         for number, answer in self.engine.ask(list(questions.values())):
             if isinstance(answer, Answer):
                 yield names[number], answer
 
     def ranking(self, layer: str, picture: Picture) -> list[int]:
-        """The active kernels, the most active first."""
+        """The active kernels, most active first."""
         return self.engine.call(self.engine.device.ranking, MODEL, layer, picture)
 
 
 def numbers(answer: Answer) -> Row:
-    """What the service says of a result."""
+    """The numbers of an answer."""
     metrics, losses = answer.metrics, answer.losses
     return {
         "loss": losses.total,
@@ -118,7 +118,7 @@ def numbers(answer: Answer) -> Row:
 
 
 def controls(network: LoadedNetwork, question: Question) -> dict[str, Answer]:
-    """X itself, the fade t·X of the lowest loss, and X masked by its upsampled feature map, measured as X̂ is."""
+    """The controls: X itself, t·X with the lowest loss, and X masked by its upsampled feature map, measured as X̂."""
     (posed,) = pose([question], network.layer(question.layer))
     image, target = posed.problem.image[0], posed.problem.target
     fades = [given(network, question, t * image) for t in FADES]
@@ -131,10 +131,10 @@ def controls(network: LoadedNetwork, question: Question) -> dict[str, Answer]:
 
 
 def given(network: LoadedNetwork, question: Question, x: Tensor) -> Answer:
-    """The measurement of an X̂ that no solver made."""
+    """The measurements of a given X̂."""
     layer = network.layer(question.layer)
     (posed,) = pose([question], layer)
-    # As a baseline's, which stays as it is where X itself has the lower loss.
+    # As a baseline's X̂, which is not replaced by X if that has the lower loss.
     shown = replace(question, method="guided_backprop")
     (answer,) = measured(layer, [(shown, posed, Solution(x, nan, 1, 0.0, "converged", "float32", []))])
     assert isinstance(answer, Answer)

@@ -1,4 +1,4 @@
-"""What an evaluation costs with the term."""
+"""The cost of an evaluation with γ·L_e."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ TIMED = 12
 
 
 def cost(network: LoadedNetwork, layer: str, picture: Picture) -> float:
-    """Time of an evaluation with the term over one without, the median of both in turns."""
-    chosen, kernel = network.layer(layer), _loudest(network, layer, picture)
+    """The median time of an evaluation with γ·L_e relative to one without, measured alternately."""
+    chosen, kernel = network.layer(layer), _most_active(network, layer, picture)
     (posed,) = pose([Question(MODEL, layer, picture, kernel, 1.0, 1.0)], chosen)
-    cut, watched = chosen.cut, chosen.tapped
+    cut, tapped = chosen.cut, chosen.tapped
     precision = measured_speed(cut, network.frame, network.space.mean.device).precision
     one = torch.ones(1)
-    asked = posed.problem.with_invention([watched.bounds(posed.problem.image, precision)], one, one * torch.inf)
-    batches: list[SolverBatch[Any]] = [SolverBatch(cut, precision), SolverBatch(watched, precision)]
+    asked = posed.problem.with_invention([tapped.bounds(posed.problem.image, precision)], one, one * torch.inf)
+    batches: list[SolverBatch[Any]] = [SolverBatch(cut, precision), SolverBatch(tapped, precision)]
     for batch, problem in zip(batches, (posed.problem, asked.with_only_remove(torch.tensor([True]))), strict=True):
         batch.add(problem, FastSolver.of(network.space, "standard"))
     steps: list[Callable[[], object]] = [batch.step for batch in batches]
@@ -38,11 +38,11 @@ def cost(network: LoadedNetwork, layer: str, picture: Picture) -> float:
             begin = time.perf_counter()
             step()
             taken.append(time.perf_counter() - begin)
-    plain, tapped = (statistics.median(taken[2:]) for taken in times)
-    return tapped / plain
+    without, with_term = (statistics.median(taken[2:]) for taken in times)
+    return with_term / without
 
 
-def _loudest(network: LoadedNetwork, layer: str, picture: Picture) -> int:
+def _most_active(network: LoadedNetwork, layer: str, picture: Picture) -> int:
     with torch.no_grad():
         maps = network.layer(layer).features(network.space.from_bytes(tensor(picture)))
         return int(maps[0].mean(dim=(1, 2)).argmax())

@@ -1,4 +1,4 @@
-"""The curve of leakage against invention: γ × effort, the paper's procedure on its way, and t·X."""
+"""The curve of leakage against invention: γ × effort, iterates of the paper's procedure, and t·X."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from shared import images
 from worker.engine.questions import Answer, Question
 from worker.networks.layer import LoadedNetwork
 
-WEIGHED: dict[str, dict[str, Any]] = {
+WEIGHTED: dict[str, dict[str, Any]] = {
     "paper": METHODS["paper"],
     **{f"γ = {gamma:g}": {"method": "evidence", "gamma": gamma} for gamma in (0.0, 0.3, 1.0, 3.0, 10.0)},
 }
 EFFORTS = ("quick", "standard", "thorough")
 FADES_OF_EFFORTS = (0.1, 0.3, 0.5, 0.7, 0.9)
-ON_THE_WAY = (300, 1000, 3000, 6000)  # evaluations of the paper's procedure
+ITERATES = (300, 1000, 3000, 6000)  # evaluations of the paper's procedure
 
 
 def efforts(bench: Bench, reference: Path, folder: Path) -> None:
-    """The curve of leakage against invention: γ × effort, the paper's procedure on its way, and t·X."""
+    """The curve of leakage against invention: γ × effort, iterates of the paper's procedure, and t·X."""
     for problem in json.loads(reference.read_text())["problems"]:
         layer, kernel, file = problem["layer"], problem["kernel"], problem["image"]
         data = (folder / file).read_bytes()
@@ -39,18 +39,18 @@ def efforts(bench: Bench, reference: Path, folder: Path) -> None:
         for effort in EFFORTS:
             asked = {
                 f"{effort} {name}": Question(MODEL, layer, picture, kernel, 1.0, 1.0, effort=effort, **options)
-                for name, options in WEIGHED.items()
+                for name, options in WEIGHTED.items()
             }
             for name, answer in bench.asked(
                 {name: one for name, one in asked.items() if bench.missing(_of_effort(where, name), one)}
             ):
                 keep(name, asked[name], {"method": name.partition(" ")[2], "effort": effort}, answer)
         question = Question(MODEL, layer, picture, kernel, 1.0, 1.0)
-        for count in ON_THE_WAY:
+        for count in ITERATES:
             x = reference.parent / f"{problem['name'].replace('/', '-')}-{count}.png"
             if x.exists() and bench.missing(_of_effort(where, f"procedure {count}"), question):
-                seen = bench.network.space.from_bytes(tensor(np.asarray(Image.open(x))))[0]
-                answer = bench.engine.call(given, bench.network, question, seen)
+                picture_x = bench.network.space.from_bytes(tensor(np.asarray(Image.open(x))))[0]
+                answer = bench.engine.call(given, bench.network, question, picture_x)
                 keep(f"procedure {count}", question, {"method": "procedure", "evaluations": count}, answer)
         for t in FADES_OF_EFFORTS:
             if bench.missing(_of_effort(where, f"t·X {t:g}"), question):

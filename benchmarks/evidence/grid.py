@@ -1,4 +1,4 @@
-"""Four photographs in one image: whether X̂ is where the kernel looks."""
+"""Four photographs in one image: whether X̂ is in the quadrant that drives the kernel."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from worker.engine.questions import Picture, Question
 from worker.networks.layer import LoadedNetwork
 
 GRID = 16  # kernels of the grid
-ALONE, WITHOUT = 0.7, 0.25  # a quadrant drives a kernel: ΣF_i with nothing else, and without it, over all of it
+ALONE, WITHOUT = 0.7, 0.25  # a quadrant drives a kernel: fractions of ΣF_i with this quadrant only, and without it
 
 
 def grid(bench: Bench, layer: str = "conv5_3") -> None:
-    """The most active kernels that one of four photographs drives alone."""
+    """The most active kernels that a single one of four photographs drives."""
     four = list(bench.shown.values())[:4]
     side = bench.network.frame.width // 2
     small = [np.asarray(Image.fromarray(one).resize((side, side), Image.Resampling.BILINEAR)) for one in four]
@@ -32,11 +32,11 @@ def grid(bench: Bench, layer: str = "conv5_3") -> None:
         for name, answer in found.items():
             deviation = bench.network.space.weighed(tensor(answer.picture))[0].abs().numpy()
             own = {"grid_energy": deviation**2, "grid_share": deviation}
-            shares = {
+            fractions = {
                 n: float(_quadrant(d.sum(0), quadrant).sum() / max(float(d.sum()), 1e-12)) for n, d in own.items()
             }
             row = {"part": "grid", "layer": layer, "kernel": kernel, "quadrant": quadrant, "method": name}
-            row |= {**shares, "grid_ssim": answer.metrics.ssim, "seconds": round(answer.seconds, 2)}
+            row |= {**fractions, "grid_ssim": answer.metrics.ssim, "seconds": round(answer.seconds, 2)}
             bench.keep(f"{prefix}/{name}", questions.get(name, question), row, answer.picture)
 
 

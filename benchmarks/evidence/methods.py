@@ -1,4 +1,4 @@
-"""The methods and the controls on photographs, by readings that nothing is optimised for; and pairs of kernels."""
+"""The methods and the controls on photographs, by readings that are not optimised; and pairs of kernels."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def methods(bench: Bench, count: int) -> None:
 
 
 def _readings(bench: Bench, layer: str, kernel: int, original: Picture, answer: Answer) -> Row:
-    """What nothing was optimised for; on the engine's thread, which has the cores."""
+    """The readings that are not optimised, computed on the engine's thread."""
 
     def all_of_them() -> Row:
         found: Row = bench.other.read(original, answer.picture)
@@ -92,7 +92,7 @@ def _apart(answers: dict[str, Answer], shown: list[str], kernels: list[int], lay
 
 
 def _common(bench: Bench, layer: str, shown: list[Picture]) -> list[int]:
-    """The kernels of the best worst rank."""
+    """The kernels whose worst rank on these images is best."""
     ranks = [{kernel: place for place, kernel in enumerate(bench.ranking(layer, picture))} for picture in shown]
     everywhere = set.intersection(*(set(one) for one in ranks))
     return sorted(everywhere, key=lambda kernel: max(one[kernel] for one in ranks))[:PAIRS]

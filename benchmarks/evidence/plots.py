@@ -1,4 +1,4 @@
-"""What `benchmarks.evidence` found, drawn: images × methods, and leakage against invention."""
+"""Figures of `benchmarks.evidence`: images × methods, and leakage against invention."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LABELS = {
 
 
 def mosaic(rows: Sequence[Row], originals: Mapping[str, Picture], pictures: Path, file: Path) -> None:
-    """A row for each layer and image, the deepest layer first: X, then each method's picture with its invention."""
+    """A row for each layer and image, deepest layer first: X, then each method's picture with its numbers."""
     own = {(row["layer"], row["image"], row["method"]): row for row in rows if row["part"] == "methods"}
     lines = [(layer, image) for layer, image, method in own if method == "evidence" and image in originals]
     chosen = [
@@ -48,20 +48,20 @@ def mosaic(rows: Sequence[Row], originals: Mapping[str, Picture], pictures: Path
         sheet.paste(Image.fromarray(originals[image]), (LABEL, top))
         for column, method in enumerate(SHOWN, start=1):
             row = own.get((layer, image, method))
-            kept = pictures / f"{layer}-{image}-{kernel}-{method}.png"
-            if row is None or not kept.exists():
+            stored = pictures / f"{layer}-{image}-{kernel}-{method}.png"
+            if row is None or not stored.exists():
                 continue
             left = LABEL + column * (SIDE + GAP)
-            with Image.open(kept) as picture:
+            with Image.open(stored) as picture:
                 sheet.paste(picture, (left, top))
-            told = f"loss {row['loss']:.2f}, SSIM {row['ssim']:.2f}, invented {row['invention']:.0%}"
-            pen.text((left, top + SIDE + 3), told, INK, font(12))
+            caption = f"loss {row['loss']:.2f}, SSIM {row['ssim']:.2f}, invented {row['invention']:.0%}"
+            pen.text((left, top + SIDE + 3), caption, INK, font(12))
     file.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(file, optimize=True)
 
 
 def curve(rows: Sequence[Row], file: Path) -> None:
-    """Leakage against invention, here and in the other network, a column for each layer; lower left is better."""
+    """Leakage against invention, in VGG-16 and in SqueezeNet, a column for each layer; lower left is better."""
     mpl.use("Agg")
     own = [row for row in rows if row["part"] == "efforts"]
     layers = sorted({row["layer"] for row in own})
@@ -74,8 +74,8 @@ def curve(rows: Sequence[Row], file: Path) -> None:
             _lines(axes[line][column], these, measure)
         axes[0][column].set_title(f"{layer}, kernel {these[0]['kernel']}")
         axes[1][column].set_xlabel("leakage (left: the others are silent)")
-    axes[0][0].set_ylabel("invention (below: nothing that X does not cause)")
-    axes[1][0].set_ylabel("invention in SqueezeNet, never optimised")
+    axes[0][0].set_ylabel("invention (below: only what X causes)")
+    axes[1][0].set_ylabel("invention in SqueezeNet, not optimised")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The rows summed up, as JSON and in Markdown."""
+"""Summaries of the rows, as JSON and in Markdown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.evidence.bench import MEASURES, Row
 
 
 def summary(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]]:
-    """{method: {layer: {measure: mean over its rows}}}; of `efforts` nothing, which are a curve."""
+    """{method: {layer: {measure: mean over its rows}}}; without `efforts`, which are a curve."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     own = [row for row in rows if row["part"] != "efforts"]
     for method, layer in dict.fromkeys((row["method"], row["layer"]) for row in own):
@@ -21,7 +21,7 @@ def summary(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Of those that are known; None where none is."""
+    """The mean of the values that are not None; None if there are none."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
 

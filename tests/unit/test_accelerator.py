@@ -240,7 +240,7 @@ def test_without_a_card_the_gpu_benchmark_says_so(tmp_path: Path) -> None:
         [sys.executable, "-m", "benchmarks.gpu", "--out", out], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("there is nothing to measure here: --device is cuda, but torch sees no card")
+    assert done.stderr.startswith("no device to measure: --device is cuda, but torch sees no card")
     assert not out.exists()
 
 

@@ -21,7 +21,7 @@ from worker.engine.questions import Answer, Question
 from worker.methods.baselines import private
 from worker.networks.definitions import checked
 from worker.networks.loaded import Networks
-from worker.networks.own import Own, OwnNetwork, own_networks
+from worker.networks.own import OwnDefinition, OwnNetwork, own_networks
 
 CODE = """
 import torch
@@ -144,7 +144,7 @@ class Standardised(Small):
 
 def made(module: nn.Module) -> tuple[Networks, OwnNetwork]:
     """A network by the name `mine`."""
-    own = OwnNetwork("mine", Own(network=module.eval(), input_size=64), "tests")
+    own = OwnNetwork("mine", OwnDefinition(network=module.eval(), input_size=64), "tests")
     return Networks(Path("/nonexistent"), torch.device("cpu"), None, {"mine": own}, download=False), own
 
 
