@@ -2,10 +2,10 @@
 
 The ground truth of the planted network (`benchmarks/planted.py`) is exact for each pixel and channel. A kernel of
 `vgg_mini` is labelled with a colour or texture by intervention (only that is changed in a drawn figure, and the
-response measured, `benchmarks/labels.py`), and the truth T is the pixels of the figures that have it. Each delivered picture is
-scored without a threshold by average precision (the area under the precision-recall curve), mass accuracy (the fraction
-of |X̂| on true pixels) and rank accuracy (the fraction of the |T| pixels with the largest |X̂| that is true); and by
-precision, recall and F1 of the values that it keeps.
+response measured, `benchmarks/labels.py`), and the truth T is the pixels of the figures that have it. Each delivered
+picture is scored without a threshold by average precision (the area under the precision-recall curve), mass accuracy
+(the fraction of |X̂| on true pixels) and rank accuracy (the fraction of the |T| pixels with the largest |X̂| that is
+true); and by precision, recall and F1 of the values that it keeps.
 
 Kernels of `vgg_mini` respond to the mean colour itself, so that X̂ must contain patterns that suppress this. Therefore a
 second network of this architecture without biases, which does not respond to a blank picture, is trained here in some

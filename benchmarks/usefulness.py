@@ -1,7 +1,8 @@
 """How much do pictures of a kernel say about it? `python -m benchmarks.usefulness --weights-dir W --images-dir I`.
 
-The task that Borowski et al. (ICLR 2021) gave to people, solved by a program. It gets nine pictures of a kernel: X̂ of the crops that activate it most. Which of two further crops activates the kernel more? The answer is the crop that
-is on average more similar to the nine, by one of two descriptions without training:
+The task that Borowski et al. (ICLR 2021) gave to people, solved by a program. It gets nine pictures of a kernel: X̂ of
+the crops that activate it most. Which of two further crops activates the kernel more? The answer is the crop that is on
+average more similar to the nine, by one of two descriptions without training:
 
 description    that of the consistency score (api/pictures/consistency.py): colours and patterns at the layer's stride
 SqueezeNet     activations of another network, for which no picture is optimised (`--other-weights-dir`)

@@ -206,7 +206,7 @@ def test_what_is_being_looked_at_is_shown_as_far_as_it_is(
     assert client.get(f"/kernels/vgg_mini/{LAYER}").json()["kernels"][0]["crop"] is None
     body = {"layer": LAYER, "kernels": [0]}
     refused(client.post(f"/surveys/{job['id']}/explanations", json=body), 422, "invalid-request", "no image yet")
-    whole = hands.runner.hands.engine.device.survey
+    whole = hands.runner.context.engine.device.survey
 
     calls = iter(range(COUNT))
 

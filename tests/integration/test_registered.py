@@ -116,7 +116,7 @@ def test_one_in_the_object_store(stack: Stack, client: Client, tmp_path: Path) -
     while not any(child.dead for child in stack.children):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    stack.forward_with_invention()
+    stack.watch()
     until_available(client, "second", available=True)
     last = client.explain([PICTURE], model="second", **ASKED).wait()
     assert last.status is Status.SUCCEEDED

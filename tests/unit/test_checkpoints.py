@@ -345,7 +345,7 @@ def test_a_file_that_is_written_to_while_it_is_read(folder: Path, monkeypatch: p
     write(state)
     original = contents.contents_of
 
-    def beside_a_writer(file: Path, device: str) -> contents.Contents:
+    def beside_a_writer(file: Path, device: str) -> contents.FileContents:
         found = original(file, device)
         file.write_bytes(file.read_bytes()[:100])
         return found
