@@ -1,4 +1,4 @@
-"""The benchmark of evidence: its readings against plain ones, and that it goes on where it was interrupted."""
+"""The benchmark of evidence: its readings against plain ones, and that it continues after an interruption."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STD = (0.229, 0.224, 0.225)
 
 
 def test_deletion_is_the_area_that_is_left() -> None:
-    """1 where what is removed drives nothing until the end; less the sooner what drives the kernel is gone."""
+    """1 if what is removed does not drive the kernel until the end; less the sooner its drivers are removed."""
     network = Networks(Path("/nonexistent"), torch.device("cpu"), download=False).get("vgg_mini")
     picture = np.asarray(scene(5, 96).image)
     maps = network.layer("conv1_2").features(
@@ -37,7 +37,7 @@ def test_deletion_is_the_area_that_is_left() -> None:
 
 
 def test_a_quadrant_that_drives_a_kernel_alone() -> None:
-    """A figure in one quadrant of grey: its kernels are that quadrant's, and no other's."""
+    """A figure in one quadrant of grey: its kernels are driven by that quadrant only."""
     network = Networks(Path("/nonexistent"), torch.device("cpu"), download=False).get("vgg_mini")
     picture = np.full((96, 96, 3), 128, np.uint8)
     picture[:48, 48:] = np.asarray(scene(5, 96).image)[:48, :48]
@@ -48,7 +48,7 @@ def test_a_quadrant_that_drives_a_kernel_alone() -> None:
 
 @pytest.mark.weights
 def test_rows_are_right_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One photograph, one layer of the complete VGG-16; the same command then makes the row that was lost."""
+    """One photograph, one layer of the complete VGG-16; the same command then computes the missing row."""
     weights, photographs = folder("KERNELSCOPE_TEST_VGG16"), folder("KERNELSCOPE_TEST_IMAGES")
     rows = tmp_path / "rows.jsonl"
     command = ["--weights-dir", str(weights), "--images-dir", str(photographs), "--quick", "--json"]

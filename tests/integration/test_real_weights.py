@@ -42,7 +42,7 @@ PROBLEMS = [
 
 
 def folder(name: str) -> Path:
-    """A folder that the environment names."""
+    """A folder of the environment."""
     path = os.environ.get(name)
     if not path:
         pytest.skip(f"{name} is not set")
@@ -79,7 +79,7 @@ def explained(client: Client, model: str, layer: str, kernel: int, image: bytes)
 def test_an_explanation_of_a_photograph(
     client: Client, weights: Path, model: str, layer: str, kernel: int, name: str
 ) -> None:
-    """It ends well; on the VGGs far below start and blank picture, with the map kept, by numbers had twice."""
+    """It succeeds; on the VGGs far below start and blank picture with the map preserved, by recomputed numbers."""
     image = photograph(name)
     result = explained(client, model, layer, kernel, image)
     assert result.metrics is not None
@@ -106,7 +106,7 @@ def test_an_explanation_of_a_photograph(
 
 
 def test_the_deepest_layer_by_both_methods(tmp_path: Path) -> None:
-    """VGG16 conv5_3 over HTTP: evidence keeps the map, invents little and says so by numbers that are had twice."""
+    """VGG-16 conv5_3 over HTTP: evidence preserves the map with little invention, by recomputed numbers."""
     weights, image = folder("KERNELSCOPE_TEST_VGG16"), photograph("n07747607_orange.JPEG")
     settings = local_settings(tmp_path, weights_dir=weights, preload=("vgg16",))
     with Stack(settings, print).running() as stack, Client(stack.url) as client:
@@ -138,7 +138,7 @@ def test_the_deepest_layer_by_both_methods(tmp_path: Path) -> None:
 
 
 def test_an_explanation_beside_twenty_rankings(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
-    """Of 16 pictures each (8 in `make test-slow`), on VGG16 conv5_3: it takes less than ten times as long as alone."""
+    """16 pictures each (8 in `make test-slow`) on VGG-16 conv5_3: less than ten times as long as alone."""
     settings = local_settings(tmp_path, weights_dir=folder("KERNELSCOPE_TEST_VGG16"), preload=("vgg16",))
     image = photograph("n07747607_orange.JPEG")
     pictures = [png(noise(seed=seed)) for seed in range(16 if FULL else 8)]
@@ -161,7 +161,7 @@ def test_an_explanation_beside_twenty_rankings(tmp_path: Path, record_property: 
 
 
 def test_a_batch_mate_changes_a_real_explanation_by_less_than_two_percent(weights: Path) -> None:
-    """CPU kernels differ with the batch size; the loss and the reason to stop do not."""
+    """CPU kernels depend on the batch size; the loss and the reason to stop do not."""
     device = TorchDevice(Networks(weights, torch.device("cpu"), download=False))
     engine = Engine(device)
     for model, layer, name in (("vgg16", "conv1_1", PROBLEMS[0][3]), ("squeezenet1_1", "fire2", PROBLEMS[2][3])):
@@ -181,7 +181,7 @@ def test_a_batch_mate_changes_a_real_explanation_by_less_than_two_percent(weight
 
 
 def test_partial_weights_are_told(client: Client) -> None:
-    """VGG16 here ends at conv2_2: `GET /models` says so."""
+    """VGG-16 ends at conv2_2 here: `GET /models` says so."""
     vgg16 = client.model("vgg16")
     assert [layer.name for layer in vgg16.layers if layer.available] == [
         "conv1_1",
@@ -193,7 +193,7 @@ def test_partial_weights_are_told(client: Client) -> None:
 
 
 def test_the_reference_procedure_gives_the_reference_s_figures(weights: Path) -> None:
-    """VGG16 conv1_1, kernel 16, the orange: loss 0.620 ± 0.002 and SSIM 0.998 ± 0.002 after 3,000 iterations."""
+    """VGG-16 conv1_1, kernel 16 (orange): loss 0.620 ± 0.002 and SSIM 0.998 ± 0.002 after 3,000 iterations."""
     network = Networks(weights, torch.device("cpu"), download=False).get("vgg16")
     cut = network.layer("conv1_1").cut
     picture = images.resized(images.decode(photograph("n07747607_orange.JPEG"), 10**8), images.Frame(224, 224))

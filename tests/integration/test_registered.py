@@ -1,4 +1,4 @@
-"""A network of one's own, registered while the stack runs: explained by client and command line, and taken away."""
+"""A registered network while the stack runs: explained by client and command line, and removed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SECONDS = 60.0
 
 
 def until_available(client: Client, name: str = "birds", *, available: bool) -> None:
-    """The workers' next word is waited for."""
+    """Wait for the workers' next heartbeat."""
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
         if any(one.name == name and one.available is available for one in client.models()):
@@ -39,7 +39,7 @@ def until_available(client: Client, name: str = "birds", *, available: bool) -> 
 
 
 def test_a_twin_is_explained_as_the_original(stack: Stack, client: Client, tmp_path: Path) -> None:
-    """It was trained on BGR pixels from 0 to 255, so X̂ is the same, kernel by kernel; then it is taken away."""
+    """It was trained on BGR pixels from 0 to 255, so X̂ is the same, kernel by kernel; then it is removed."""
     folder = stack.settings.weights
     folder.mkdir(exist_ok=True)
     state = load_file(WEIGHTS_FILE)
@@ -86,7 +86,7 @@ def test_a_twin_is_explained_as_the_original(stack: Stack, client: Client, tmp_p
 
 
 def test_one_in_the_object_store(stack: Stack, client: Client, tmp_path: Path) -> None:
-    """By the command, on a stack that runs; a second one with other weights; then both are taken out."""
+    """By the command on a running stack; a second one with other weights; then both are removed."""
     folder = str(stack.settings.data_dir)
     state = load_file(WEIGHTS_FILE)
     for name in ("first", "second"):
@@ -134,7 +134,7 @@ def test_one_in_the_object_store(stack: Stack, client: Client, tmp_path: Path) -
 
 
 def test_one_that_sees_grey(stack: Stack, client: Client, tmp_path: Path) -> None:
-    """Of 16 bits, in a shape of its own: added by the command, explained, and every file fetched."""
+    """16-bit grey and non-square: registered by the command, explained, and every file fetched."""
     folder = str(stack.settings.data_dir)
     state = load_file(WEIGHTS_FILE)
     state["features.0.weight"] = state["features.0.weight"].sum(1, keepdim=True)
@@ -164,7 +164,7 @@ def test_one_that_sees_grey(stack: Stack, client: Client, tmp_path: Path) -> Non
 
 
 def models(*arguments: str, cwd: Path) -> str:
-    """`kernelscope models`, and what it says."""
+    """The output of `kernelscope models`."""
     command = [sys.executable, "-m", "kernelscope", "models", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=True).stdout

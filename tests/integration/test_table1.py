@@ -1,4 +1,4 @@
-"""The paper's table: its numbers by a second, plain implementation; and a run that was interrupted."""
+"""The paper's table against a second, plain implementation; and an interrupted run."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def run(out: Path, *options: str) -> tuple[dict[str, Any], list[dict[str, Any]]]
 
 
 def png(picture: Image.Image) -> bytes:
-    """As a file."""
+    """The picture as a PNG."""
     buffer = BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def check(out: Path, report: dict[str, Any], cells: list[dict[str, Any]], networks: Any, originals: Any) -> None:
-    """Twenty random cells (or all) by plain means, and each block's means and deviations from its cells."""
+    """Twenty random cells (or all) recomputed, and each block's means and deviations from its cells."""
     for cell in random.Random(5).sample(cells, min(SAMPLE, len(cells))):
         network, size = networks(cell)
         delivered = (out / "pictures" / f"{cell['fingerprint']}.png").read_bytes()
@@ -58,7 +58,7 @@ def check(out: Path, report: dict[str, Any], cells: list[dict[str, Any]], networ
 
 @pytest.mark.slow
 def test_the_table_is_what_a_plain_implementation_computes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On the network that comes with the program; then the run is repeated after its last line was torn."""
+    """On the bundled network; then the run is repeated after its last line was truncated."""
     size = ["--quick"] if FULL else ["--quick", "--effort", "quick"]
     report, cells = run(tmp_path, *size)
     assert [block["layer"] for block in report["blocks"]] == ["conv1_2", "conv2_2", "conv3_2", "conv4_2"]
@@ -83,7 +83,7 @@ def test_the_table_is_what_a_plain_implementation_computes(tmp_path: Path, capsy
 
 @pytest.mark.weights
 def test_the_table_of_real_weights_is_too(tmp_path: Path) -> None:
-    """VGG16 on photographs; suppression keeps the map better than the others do."""
+    """VGG-16 on photographs; suppression preserves the map better than the other methods."""
     weights, photographs = folder("KERNELSCOPE_TEST_WEIGHTS"), folder("KERNELSCOPE_TEST_IMAGES")
     folders = ("--weights-dir", str(weights), "--images-dir", str(photographs))
     size = ["--quick"] if FULL else ["--kernels", "1", "--images", "2", "--effort", "quick", "--blocks", "1"]

@@ -1,4 +1,4 @@
-"""A worker's life: told to stop, killed, given nothing but duplicates; and jobs whose message was lost."""
+"""The life cycle of a worker: stopped, killed, with duplicate messages, and with lost messages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SECONDS = 0.05  # of one dummy item: 50 iterations of a millisecond
 
 @pytest.fixture
 def services(settings: Settings, redis: Redis) -> Iterator[Services]:
-    """The API's side, with leases short enough to wait for."""
+    """The API's side, with short leases."""
     services = Services.open(settings.model_copy(update={"lease_seconds": 1.5}))
     yield services
     asyncio.run(services.close())
@@ -41,7 +41,7 @@ def services(settings: Settings, redis: Redis) -> Iterator[Services]:
 
 @contextmanager
 def worker(services: Services, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker process with the dummy engine, once it says that it is ready."""
+    """A worker process with the dummy engine, once it is ready."""
     with started(services, [sys.executable, "-m", "worker"], **environment) as process:
         name = str(process.pid)
         until(lambda: any(w.ready and w.id.endswith(name) for w in workers.living(services.redis)), 60)
@@ -50,7 +50,7 @@ def worker(services: Services, **environment: str) -> Iterator[subprocess.Popen[
 
 @contextmanager
 def started(services: Services, command: list[str], **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process with a worker's settings; killed in the end."""
+    """A process with a worker's settings, which is killed at the end."""
     own = {
         "KERNELSCOPE_REDIS_URL": services.settings.redis_url.get_secret_value(),
         "KERNELSCOPE_STORE_URL": services.settings.store,
@@ -71,13 +71,13 @@ def started(services: Services, command: list[str], **environment: str) -> Itera
 
 
 def tick(services: Services) -> None:
-    """What housekeeping does for a worker's slices, once."""
+    """Housekeeping of the slices of dead workers, once."""
     Reaper(services).round()
     Announcer(services).round()
 
 
 def until(condition: Callable[[], object], seconds: float = 30) -> None:
-    """Wait for something, with housekeeping going on nowhere."""
+    """Wait for a condition, without housekeeping."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
@@ -85,7 +85,7 @@ def until(condition: Callable[[], object], seconds: float = 30) -> None:
 
 
 def submit(services: Services, kernels: int = 8, iterations: int = 50, owner: str = "") -> str:
-    """A job of this many kernels (none of them silent), announced."""
+    """An announced job with this many kernels, none of them silent."""
     job_id = f"job-{time.monotonic_ns()}"
     digest = services.store.put(job_id, png(noise(seed=random.getrandbits(30))))  # of its own: so is the work
     request = ExplainRequest.model_validate(
@@ -103,12 +103,12 @@ def submit(services: Services, kernels: int = 8, iterations: int = 50, owner: st
 
 
 def job(services: Services, job_id: str) -> WholeJob:
-    """The job as it stands."""
+    """The present job."""
     return services.records.whole(job_id)
 
 
 def finished(services: Services, job_id: str, *, housekeep: bool = False) -> Callable[[], bool]:
-    """Whether the job is at its end; housekeeping may be done while waiting."""
+    """Whether the job has ended; housekeeping may run while waiting."""
 
     def check() -> bool:
         if housekeep:
@@ -124,7 +124,7 @@ def at_attempt(services: Services, job_id: str, attempt: int) -> Callable[[], bo
 
 
 def no_lease_left(services: Services) -> Callable[[], bool]:
-    """Whether housekeeping has taken back every slice."""
+    """Whether housekeeping has requeued every slice."""
 
     def check() -> bool:
         tick(services)
@@ -134,7 +134,7 @@ def no_lease_left(services: Services) -> Callable[[], bool]:
 
 
 def test_sigterm_hands_the_slice_back_and_another_worker_goes_on(services: Services) -> None:
-    """Nothing fails, finished items are not run again, the exit is quick."""
+    """Nothing fails, committed items are not run again, and the exit is quick."""
     job_id = submit(services, kernels=16, iterations=200)
     with worker(services) as first:
         until(lambda: job(services, job_id).progress.completed >= 2)
@@ -156,7 +156,7 @@ def test_sigterm_hands_the_slice_back_and_another_worker_goes_on(services: Servi
 
 
 def test_kill_9_costs_one_lease(services: Services) -> None:
-    """Its slice is queued again when the lease runs out, and ends on another worker, once."""
+    """Its slice is requeued when the lease expires, and ends on another worker, once."""
     job_id = submit(services, kernels=16, iterations=200)
     with worker(services) as first:
         until(lambda: job(services, job_id).progress.completed >= 2)
@@ -171,7 +171,7 @@ def test_kill_9_costs_one_lease(services: Services) -> None:
 
 
 def test_a_slice_whose_worker_dies_each_time_is_failed(services: Services) -> None:
-    """After three attempts, with the reason; the worker's death is not taken for the caller's fault."""
+    """After three attempts, with the reason; the worker's death is not reported as the caller's error."""
     job_id = submit(services, kernels=4, iterations=100_000)
     for attempt in range(1, 4):
         with worker(services) as victim:
@@ -187,7 +187,7 @@ def test_a_slice_whose_worker_dies_each_time_is_failed(services: Services) -> No
 
 
 def test_a_lost_message_is_sent_again(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The broker's lists are wiped; the record remembers."""
+    """The broker's lists are deleted; the record still has the jobs."""
     job_id = submit(services, kernels=2)
     services.redis.delete("interactive", "bulk")
     monkeypatch.setattr(chores, "LOST_AFTER_SECONDS", 0.2)
@@ -199,7 +199,7 @@ def test_a_lost_message_is_sent_again(services: Services, monkeypatch: pytest.Mo
 
 
 def test_messages_that_are_there_are_not_sent_twice(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long queue is no reason to make it longer."""
+    """A long queue does not get more messages."""
     submit(services, kernels=2)
     monkeypatch.setattr(chores, "LOST_AFTER_SECONDS", -1.0)
     for _ in range(3):
@@ -208,7 +208,7 @@ def test_messages_that_are_there_are_not_sent_twice(services: Services, monkeypa
 
 
 def test_duplicate_messages_are_harmless(services: Services) -> None:
-    """The same slice announced ten times is run once."""
+    """The same slice announced ten times runs once."""
     job_id = submit(services, kernels=2)
     for _ in range(10):
         announce(services.queue, f"{job_id}:0", "interactive")
@@ -219,7 +219,7 @@ def test_duplicate_messages_are_harmless(services: Services) -> None:
 
 
 def test_many_jobs_of_one_key_do_not_delay_another_key_s(services: Services) -> None:
-    """By more than two slices, however many wait; on a worker with one place."""
+    """By no more than two slices, however many wait, on a worker with one slot."""
     many = [submit(services, kernels=1, iterations=20, owner="many") for _ in range(200)]
     with worker(services, KERNELSCOPE_SLICES="1"):
         until(lambda: services.redis.zcard("ks:queued:interactive") < len(many))
@@ -234,7 +234,7 @@ def test_many_jobs_of_one_key_do_not_delay_another_key_s(services: Services) -> 
 
 
 def test_small_jobs_find_a_place_while_big_ones_wait(services: Services) -> None:
-    """Of four places one is for big jobs: a job of ten slices does not take them all."""
+    """One of four slots is for big jobs: a job of ten slices does not occupy all of them."""
     big = submit(services, kernels=160, iterations=300)
     with worker(services, KERNELSCOPE_SLICES="4"):
         until(lambda: job(services, big).progress.completed >= 1)
@@ -245,7 +245,7 @@ def test_small_jobs_find_a_place_while_big_ones_wait(services: Services) -> None
 
 
 def test_a_worker_survives_a_pause_of_redis(services: Services) -> None:
-    """Redis says nothing for three seconds; the worker goes on afterwards."""
+    """Redis does not respond for three seconds; the worker continues afterwards."""
     with worker(services) as process:
         services.redis.execute_command("CLIENT", "PAUSE", "3000", "ALL")
         time.sleep(3.2)
@@ -256,7 +256,7 @@ def test_a_worker_survives_a_pause_of_redis(services: Services) -> None:
 
 
 def test_a_worker_survives_a_redis_that_refuses_writes(services: Services) -> None:
-    """It waits, with its heart beating, as for one that is away; then it goes on, and nobody starts it again."""
+    """It waits with heartbeats, as for an unavailable Redis; then it continues without a restart."""
     with worker(services) as process:
         with refusing(services.redis):
             time.sleep(3)
@@ -268,7 +268,7 @@ def test_a_worker_survives_a_redis_that_refuses_writes(services: Services) -> No
 
 
 def test_an_error_of_the_consumer_is_no_orderly_end(services: Services) -> None:
-    """Who started the worker sees it from the exit code, and counts it."""
+    """The supervisor sees it from the exit code, and counts it."""
     broken = "def start(*_): raise RuntimeError('a bug')\n"
     program = (
         f"from worker.consumer import Consumer\n{broken}Consumer.start = start\nfrom worker.app import main\nmain()"

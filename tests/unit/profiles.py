@@ -1,4 +1,4 @@
-"""ICC profiles, put together by hand, and what they should do, in float64."""
+"""ICC profiles built by hand, and their expected results in float64."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)  # of sRGB and of Di
 
 
 def display_p3() -> bytes:
-    """What a phone puts into its photographs."""
+    """A phone camera's profile."""
     curve = b"para" + bytes(4) + struct.pack(">HH", 3, 0) + _fixed(CURVE)
     columns = {f"{name}XYZ": _xyz(column) for name, column in zip("rgb", DISPLAY_P3.T, strict=True)}
     return profile("RGB ", {**columns, **{f"{name}TRC": curve for name in "rgb"}})
 
 
 def grey(gamma: float) -> bytes:
-    """Of a grey image."""
+    """The profile of a grey image."""
     return profile("GRAY", {"kTRC": b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)})
 
 
 def cmyk(colours: Mapping[tuple[int, int, int, int], tuple[float, float, float]]) -> bytes:
-    """Of inks with these colours in Lab where each is full or missing; elsewhere paper white."""
+    """A CMYK profile with these Lab colours where each ink is full or missing, else paper white."""
     ramp = bytes(range(256))
     nodes = [(c, m, y, k) for c in (0, 1) for m in (0, 1) for y in (0, 1) for k in (0, 1)]
     table = b"".join(_lab(colours.get(node, (100.0, 0.0, 0.0))) for node in nodes)
@@ -37,7 +37,7 @@ def cmyk(colours: Mapping[tuple[int, int, int, int], tuple[float, float, float]]
 
 
 def endless() -> bytes:
-    """One of 120,000 stages, each of which is the same."""
+    """A profile of 120,000 identical stages."""
     count, curves = 120_000, b"matf" + bytes(4) + struct.pack(">HH12f", 3, 3, 0, 1, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0)
     where = struct.pack(">II", 16 + 8 * count, len(curves)) * count
     return profile("RGB ", {"D2B0": b"mpet" + bytes(4) + struct.pack(">HHI", 3, 3, count) + where + curves})
@@ -55,7 +55,7 @@ def profile(space: str, tags: Mapping[str, bytes], kind: str = "mntr", between: 
 
 
 def to_srgb(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Of Display P3's (…, 3) in 8 bits, in the same scale."""
+    """Display P3 (…, 3) in 8 bits to sRGB on the same scale."""
     x = pixels / 255.0
     linear = np.where(x <= CURVE[4], x * CURVE[3], (x * CURVE[1] + CURVE[2]) ** CURVE[0])
     light = np.clip(linear @ DISPLAY_P3.T @ np.linalg.inv(SRGB).T, 0, 1)

@@ -1,4 +1,4 @@
-"""Devices, cards and their memory, as far as a machine without a GPU can show."""
+"""Devices, cards and their memory, as far as can be tested without a GPU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GIB = 2**30
 
 
 class Cards:
-    """What torch says on a machine with some cards."""
+    """Torch on a machine with several cards."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
         self.share = 1.0
@@ -56,7 +56,7 @@ def test_the_first_card_is_taken_else_the_cpu(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_apple_s_gpu_is_taken_only_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`auto` is the CPU on a Mac, as no explanation was ever computed by mps."""
+    """`auto` is the CPU on a Mac, since mps is untested."""
     Cards(monkeypatch, 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert choose("auto") == torch.device("cpu")
@@ -78,7 +78,7 @@ def test_apple_s_gpu_is_taken_only_by_its_name(monkeypatch: pytest.MonkeyPatch) 
 def test_a_device_that_is_not_there_is_named(
     name: str, cards: int, visible: str | None, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With what there is instead."""
+    """The error lists what is available."""
     Cards(monkeypatch, cards)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -89,7 +89,7 @@ def test_a_device_that_is_not_there_is_named(
 
 
 def test_a_worker_without_its_device_says_so_in_a_line() -> None:
-    """And ends; it takes no job."""
+    """It ends, and takes no job."""
     asked = [
         sys.executable,
         "-c",
@@ -103,7 +103,7 @@ def test_a_worker_without_its_device_says_so_in_a_line() -> None:
 
 
 def test_the_memory_that_may_be_taken_ends_at_the_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is free; of that, no more than the share; never less than nothing; batches are planned with it."""
+    """Free memory within the process's share, at least 0, and the batches that fit into it."""
     cards = Cards(monkeypatch, 1)
     device = torch.device("cuda:0")
     assert free_memory(device) == (60 + 6 - 4) * GIB
@@ -121,7 +121,7 @@ def test_the_memory_that_may_be_taken_ends_at_the_share(monkeypatch: pytest.Monk
 def test_a_worker_has_the_threads_that_its_container_has_time_for(
     limit: str | None, threads: int, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whole ones, one at least; never more than it had. The engine's thread has as many."""
+    """Whole cores, at least one, never more than before; the engine's thread has as many."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     file = tmp_path / "cpu.max"
@@ -144,7 +144,7 @@ def test_a_worker_has_the_threads_that_its_container_has_time_for(
 def test_files_in_the_cache_take_no_container_s_memory(
     limit: str | None, free: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """0.9 GiB of 1 are in use, 0.4 of it pages of files that may be given up: half a GiB is free."""
+    """Of 1 GiB 0.9 are in use, 0.4 of them page cache: half a GiB is free."""
     monkeypatch.setattr("worker.engine.speed.CGROUP", tmp_path)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=100 * GIB))
     if limit:
@@ -156,7 +156,7 @@ def test_files_in_the_cache_take_no_container_s_memory(
 
 
 def test_bfloat16_that_is_far_slower_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where one evaluation of the layer takes far longer than float32's three, whatever the small network says."""
+    """If an evaluation of the layer takes far longer than in float32, whatever the small network shows."""
     tried: list[torch.dtype] = []
 
     def evaluate(cut: nn.Module, image: torch.Tensor, bounds: object, precision: torch.dtype) -> torch.Tensor:
@@ -175,7 +175,7 @@ def test_bfloat16_that_is_far_slower_is_tried_once(monkeypatch: pytest.MonkeyPat
 def test_bfloat16_without_instructions_for_it_is_tried_on_a_small_network(
     monkeypatch: pytest.MonkeyPatch, *, slow: bool
 ) -> None:
-    """Of the layer's one evaluation of it may take a minute, in which a worker would be taken for one that hangs."""
+    """An evaluation of the layer in it may take a minute, and the worker would seem to hang."""
     tried: list[nn.Module] = []
     layer = nn.Identity()
 
@@ -194,7 +194,7 @@ def test_bfloat16_without_instructions_for_it_is_tried_on_a_small_network(
 
 
 def test_cards_are_those_that_are_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By CUDA_VISIBLE_DEVICES, which ends at -1; else by nvidia-smi; else none."""
+    """By CUDA_VISIBLE_DEVICES, up to the first -1; else by nvidia-smi; else none."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1, 3,-1,2")
     assert visible_cards() == ["1", "3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -215,7 +215,7 @@ def test_cards_are_those_that_are_visible(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_machine_with_several_cards_has_a_worker_for_each(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which sees that card only; with one card, or a device that is named, one worker."""
+    """Each worker sees its card only; with one card, or a named device, there is one worker."""
     said: list[str] = []
     stack = Stack(settings.model_copy(update={"device": "auto", "worker_metrics_bind": "127.0.0.1:9101"}), said.append)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,5")
@@ -246,7 +246,7 @@ def test_without_a_card_the_gpu_benchmark_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_gpu_benchmark_writes_its_document(tmp_path: Path) -> None:
-    """Tried on the CPU: the tests are skipped there, the throughput is measured."""
+    """As a trial on the CPU: the tests are skipped, and the throughput is measured."""
     out = tmp_path / "performance-gpu.md"
     words = ["--device", "cpu", "--quick", "--parts", "tests", "throughput", "--layer", "vgg_mini/conv3_1", "--json"]
     done = subprocess.run(

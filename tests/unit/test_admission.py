@@ -17,12 +17,12 @@ REQUEST = ExplainRequest(layer="conv3_3", kernels=[1], images=["0" * 64])
 
 
 def states() -> dict[str, NetworkState]:
-    """VGG-16, up to a layer."""
+    """The state of VGG-16 up to a layer."""
     return {"vgg16": NetworkState(available=True, reason="", layers=["conv3_3"])}
 
 
 def offered(*buckets: str) -> Callable[[Callable[[str], bool]], Next]:
-    """A queue with a slice in each of these."""
+    """A queue with a slice in each of these buckets."""
 
     def claim(runs: Callable[[str], bool]) -> Next:
         taken = next(filter(runs, buckets), None)
@@ -35,7 +35,7 @@ def offered(*buckets: str) -> Callable[[Callable[[str], bool]], Next]:
 
 
 def test_who_is_not_suspected_is_never_kept_waiting() -> None:
-    """Neither beside others nor beside a suspect; a second suspect is passed over until the first has ended."""
+    """It runs beside others, but a second suspect is skipped until the first has ended."""
     gate = SliceAdmission(states().get)
     with gate.enter(offered(SUSPECT)) as first:
         assert first.claim is not None
@@ -57,7 +57,7 @@ def test_a_suspect_that_raises_leaves_its_place() -> None:
 
 
 def test_what_the_worker_lacks_is_passed_over() -> None:
-    """A network, or a layer of one that it has."""
+    """A network, or a layer of a network that it has."""
     gate = SliceAdmission(states().get)
     with gate.enter(offered(OTHER, "vgg16 conv4_1", PLAIN)) as found:
         assert found.claim is not None
@@ -68,7 +68,7 @@ def test_what_the_worker_lacks_is_passed_over() -> None:
 
 
 def test_big_jobs_are_polled_while_there_is_a_place_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the small ones always, each queue in turn."""
+    """Small jobs are always polled, each queue in turn."""
     places = BulkSlots()
     monkeypatch.setattr(admission, "bulk", places)
     turns = QueueOrder(["interactive", "bulk"])  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""The baselines against the attribution library used directly, a second library, and the formulas written out."""
+"""The baselines against the attribution library used directly, a second library, and the formulas."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KERNELS = torch.tensor([0, 3, 1])
 
 
 def ours(cut: nn.Sequential, image: Tensor, kernel: Tensor, method: str, rule: str = "zplus") -> Tensor:
-    """What the worker computes."""
+    """The worker's attribution."""
     own = private(cut, method)
     return attribution(own, image, kernel, method, rules(own, method, rule, space()))
 
@@ -45,7 +45,7 @@ def deep(width: int = 6) -> nn.Sequential:
 
 
 def with_averages(cut: nn.Sequential) -> nn.Sequential:
-    """The layer's feature maps, with average instead of maximum pooling."""
+    """The layer's feature maps, with average-pooling instead of max-pooling."""
     return nn.Sequential(
         *(nn.AvgPool2d(2) if isinstance(module, nn.MaxPool2d) else module for module in cut), nn.ReLU()
     )
@@ -53,7 +53,7 @@ def with_averages(cut: nn.Sequential) -> nn.Sequential:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_they_agree_with_the_attribution_library_used_directly(method: str) -> None:
-    """To 1e-5 of the largest value, for each image and kernel on its own."""
+    """To 1e-5 of the largest value, for each image and kernel by itself."""
     low, high = space().low[None], space().high[None]
     composite, plain = {
         "guided_backprop": (SpecialFirstLayerMapComposite([(nn.ReLU, ReLUGuidedBackprop())], []), None),
@@ -77,7 +77,7 @@ def test_they_agree_with_the_attribution_library_used_directly(method: str) -> N
 @pytest.mark.parametrize(("method", "second"), [("guided_backprop", GuidedBackprop), ("deconvnet", Deconvolution)])
 @pytest.mark.filterwarnings("ignore:Setting backward hooks on ReLU activations")
 def test_they_agree_with_a_second_library(method: str, second: Any) -> None:
-    """Where the rules coincide, on a VGG; its hooks want a module that it may change."""
+    """On a VGG, where the rules are the same; its hooks require a module that it may change."""
 
     class Sum(nn.Module):
         def __init__(self) -> None:
@@ -94,7 +94,7 @@ def test_they_agree_with_a_second_library(method: str, second: Any) -> None:
 
 
 def test_lrp_is_what_its_formulas_say() -> None:
-    """z⁺, z^B and average pooling written out, layer by layer."""
+    """z⁺, z^B and average-pooling by the formulas, layer by layer."""
     cut = with_averages(deep())
     inputs = [images(1)]
     for module in cut:
@@ -142,14 +142,14 @@ def _z_box(module: nn.Conv2d, x: Tensor, relevance: Tensor) -> Tensor:
 @pytest.mark.parametrize("rule", ["zplus", "gamma_epsilon"])
 @pytest.mark.parametrize("method", METHODS)
 def test_batch_mates_do_not_matter(method: str, rule: str) -> None:
-    """Each row is what it would be alone."""
+    """Each row is the same as alone."""
     together = ours(deep(), images(3), KERNELS, method, rule)
     alone = torch.cat([ours(deep(), images(3)[[row]], KERNELS[[row]], method, rule) for row in range(3)])
     torch.testing.assert_close(together, alone)
 
 
 def test_the_rules_of_lrp_differ() -> None:
-    """γ and ε let negative weights speak."""
+    """With γ and ε negative weights contribute."""
     one, other = (ours(deep(), images(1), KERNELS[:1], "lrp", rule) for rule in ("zplus", "gamma_epsilon"))
     assert (one - other).abs().max() > 0.01 * one.abs().max()
 
@@ -159,7 +159,7 @@ def test_the_rules_of_lrp_differ() -> None:
     ("name", "make", "layer"), [("squeezenet1_1", squeezenet1_1, "fire3"), ("vgg11_bn", vgg11_bn, "conv2_1")]
 )
 def test_the_shared_network_stays_as_it_is(name: str, make: Any, layer: str, method: str) -> None:
-    """Parameters, modules and hooks, in networks with fire modules, batch normalisation and ReLUs in place."""
+    """Parameters, modules and hooks, in networks with fire modules, batch normalisation and in-place ReLUs."""
     torch.manual_seed(0)
     own_layers = layers_of(name)
     cut = own_layers.cut(own_layers.filled(make(weights=None).state_dict(), [layer]), layer)
@@ -182,7 +182,7 @@ class PixelSpaces:
 
 
 def test_an_attribution_becomes_an_image() -> None:
-    """g/max|g| · X; or g brought to [0, 1]; the mean colour where nothing is known."""
+    """g/max|g| · X, or g scaled to [0, 1]; the mean colour where g is 0."""
     image, found = images(2), torch.zeros(2, 3, 12, 12, dtype=torch.float64)
     found[0, 0, 0, 0], found[0, 1, 1, 1] = -4, 2
     made = estimated(found, image, "max", space())
@@ -198,19 +198,19 @@ def test_an_attribution_becomes_an_image() -> None:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    """The CPU, with nothing but `vgg_mini`."""
+    """The CPU, with `vgg_mini` only."""
     engine = Engine(TorchDevice(Networks(Path("/nonexistent"), torch.device("cpu"), download=False)))
     yield engine
     engine.close()
 
 
 def question(kernel: int, method: str, **changes: Any) -> Question:
-    """About a drawn picture."""
+    """A question about a drawn picture."""
     return Question("vgg_mini", "conv2_2", np.asarray(scene(5, 96).image), kernel, 1.0, 1.0, method=method, **changes)
 
 
 def test_the_engine_measures_them_like_suppression(engine: Engine) -> None:
-    """All four of one kernel: the same maps before, the same losses of the start and of a blank picture."""
+    """All four of one kernel: the same maps before, and the same losses of the original and of the blank picture."""
     ranking = engine.call(engine.device.ranking, "vgg_mini", "conv2_2", np.asarray(scene(5, 96).image))
     asked = [question(ranking[0], method) for method in ("suppression", *METHODS)]
     asked += [question(ranking[0], "lrp", rule="gamma_epsilon"), question(ranking[0], "deconvnet", scaling="minmax")]
@@ -240,7 +240,7 @@ def test_a_silent_kernel_has_no_attribution(engine: Engine) -> None:
 def test_what_does_not_fit_is_done_with_fewer_and_one_alone_is_refused(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a card says it that is full."""
+    """Raise a full card's error."""
     most = 1
 
     def scarce(cut: nn.Sequential, image: Tensor, *rest: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Weights files: both of torch's formats are read, and whatever is not what its name says is refused by name."""
+"""Weights files: both of torch's formats are read, and files that do not match their names are refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ AMDEGROOT = "vgg16_features-amdegroot-88682ab5.pth"  # torchvision's too, for in
 
 
 def parameters(name: str, *, until: int = 100) -> dict[str, Tensor]:
-    """A state dict of the modules up to this index whose numbers are all 0: in a .pth each takes the room of one."""
+    """A state dict of the modules up to this index with values 0, each stored as one number in a .pth."""
     return {
         key: torch.zeros((), dtype=meta.dtype).expand(meta.shape)
         for key, meta in ARCHITECTURES[name].module().state_dict().items()
@@ -66,7 +66,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refuses(folder: Path, name: str, file: str, *texts: str) -> None:
-    """The network is unavailable for this file with these words: to a job, to `GET /models` and to the doctor."""
+    """The network is unavailable because of this file with these words: to a job, in `GET /models`, in the doctor."""
     source = networks(folder, download=True)
     state = source.states()[name]
     with pytest.raises(ModelUnavailable) as error:
@@ -78,7 +78,7 @@ def refuses(folder: Path, name: str, file: str, *texts: str) -> None:
 
 
 def test_the_old_format_is_read_from_the_folder_and_from_the_cache(folder: Path, cache: Path) -> None:
-    """As torchvision's own vgg16-397923af.pth is; the state says the same before and after loading."""
+    """Like torchvision's own vgg16-397923af.pth; the state says the same before and after loading."""
     known = layers_of("squeezenet1_1").layers
     layers = [name for name, node in known.items() if node.main]
     for place, reason in ((cache, "from torch's cache"), (folder, "in the weights folder")):
@@ -93,13 +93,13 @@ def test_the_old_format_is_read_from_the_folder_and_from_the_cache(folder: Path,
 
 
 def test_the_old_format_is_read_without_running_code(folder: Path) -> None:
-    """A whole module is refused with a way out."""
+    """A whole module is refused, with what to do instead."""
     torch.save(nn.Linear(2, 2), folder / "vgg11.pth", _use_new_zipfile_serialization=False)
     refuses(folder, "vgg11", "vgg11.pth", "a whole pickled model", "torch.save(model.state_dict(), file)")
 
 
 def test_a_file_that_does_not_change_is_looked_into_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not for every heartbeat, also where it is damaged; a file that is replaced is looked into again."""
+    """It is not read for every heartbeat, even if damaged; a replaced file is inspected again."""
     seen: list[str] = []
     original = torch.load
 
@@ -132,7 +132,7 @@ def test_a_file_that_does_not_change_is_looked_into_once(folder: Path, monkeypat
 def test_a_file_named_for_no_network_is_refused_by_name(
     folder: Path, cache: Path, file: str, name: str, right: str
 ) -> None:
-    """Its network is not explained with torchvision's weights or the bundled ones instead; others are."""
+    """Its network is not explained with torchvision's or the bundled weights instead; other networks are."""
     put(cache / PUBLISHED, "squeezenet1_1")
     (folder / file).write_bytes(b"")
     refuses(folder, name, file, "no network has this name", f"name it {right} to use it as {name}")
@@ -142,7 +142,7 @@ def test_a_file_named_for_no_network_is_refused_by_name(
 
 
 def test_a_file_that_can_be_used_is_used_beside_one_that_cannot(folder: Path) -> None:
-    """Which is told all the same."""
+    """The refusal is reported nevertheless."""
     put(folder / "vgg11.pth", "vgg11")
     put(folder / "vgg11-wrong.pth", "vgg13")
     (folder / "vgg11_stray.pth").write_bytes(b"")
@@ -155,7 +155,7 @@ def test_a_file_that_can_be_used_is_used_beside_one_that_cannot(folder: Path) ->
 
 
 def test_a_file_of_no_network_is_told_with_each(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It could have been meant for any; the log has it once. Hidden files, folders and others are none of ours."""
+    """It could be meant for any network; it is logged once. Hidden files, folders and others are ignored."""
     (folder / "mine.safetensors").write_bytes(b"")
     (folder / "._vgg16.pth").write_bytes(b"")
     (folder / "vgg16_notes.txt").write_text("")
@@ -175,7 +175,7 @@ def test_a_file_of_no_network_is_told_with_each(folder: Path, caplog: pytest.Log
 
 @pytest.mark.parametrize("file", [AMDEGROOT, "vgg16-features-88682ab5.pth"])
 def test_torchvision_s_weights_for_other_inputs_are_refused(folder: Path, file: str) -> None:
-    """ImageNet's normalisation would be wrong for them, also under another name; a safetensors file can say so."""
+    """They do not have ImageNet's normalisation, also under another name; a safetensors file can contain theirs."""
     put(folder / file, "vgg16")
     refuses(folder, "vgg16", file, "IMAGENET1K_FEATURES", "normalization_mean=0.48235,0.45882,0.40784")
     (folder / file).unlink()
@@ -207,7 +207,7 @@ def test_another_network_s_weights_are_refused_by_its_name(folder: Path, name: s
 
 
 def test_lower_layers_that_several_networks_have(folder: Path) -> None:
-    """Usable by each of them, and refused with all their names for another."""
+    """It can be used for each of them, and is refused for another network with all their names."""
     for name in ("vgg13", "vgg16", "vgg19"):
         put(folder / f"{name}.pth", "vgg16", until=7)
         assert find(name, folder, download=False).layers == ["conv1_1", "conv1_2", "conv2_1", "conv2_2"]
@@ -254,7 +254,7 @@ def broken(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_contents_that_are_no_weights_make_the_model_unavailable(folder: Path, state: Any, text: str) -> None:
-    """With a sentence, and with nothing that a worker does not catch."""
+    """With a sentence, and without an error that a worker does not catch."""
     torch.save(state, folder / "vgg11.pth")
     source = networks(folder)
     source.states()
@@ -272,7 +272,7 @@ def test_contents_that_are_no_weights_make_the_model_unavailable(folder: Path, s
 def test_parameters_are_found_as_training_programs_save_them(
     folder: Path, prefix: str, nested: tuple[str, ...]
 ) -> None:
-    """Wrapped, nested, in half precision, beside heads and counters of all kinds."""
+    """With prefixes, nested, in half precision, beside classifiers and counters of all kinds."""
     own = {f"{prefix}{key}": tensor.to(torch.bfloat16) for key, tensor in parameters("vgg11", until=0).items()}
     state: Any = {**own, f"{prefix}head.weight": torch.zeros(2), "loss.scale": torch.zeros(1)}
     for name in nested:
@@ -284,7 +284,7 @@ def test_parameters_are_found_as_training_programs_save_them(
 
 
 def test_a_compiled_model_is_refused(folder: Path) -> None:
-    """As a pickled one."""
+    """The error is that of a pickled model."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch would have us export it
         torch.jit.save(torch.jit.script(nn.Linear(2, 2)), str(folder / "vgg11.pt"))
@@ -292,7 +292,7 @@ def test_a_compiled_model_is_refused(folder: Path) -> None:
 
 
 def test_two_files_that_can_be_used_are_one_too_many(folder: Path) -> None:
-    """Whichever covers more: nobody knows which of them was meant."""
+    """Whichever covers more layers: it is unknown which one was meant."""
     put(folder / "vgg11.pth", "vgg11")
     put(folder / "vgg11-blocks1-2.pth", "vgg11", until=3)
     state = networks(folder).states()["vgg11"]
@@ -315,14 +315,14 @@ def test_two_files_that_can_be_used_are_one_too_many(folder: Path) -> None:
     ],
 )
 def test_a_normalisation_that_cannot_be_used(folder: Path, key: str, value: str) -> None:
-    """Three numbers that float32 has, and a standard deviation above zero."""
+    """Three numbers within float32, and a standard deviation above zero."""
     state = {key: tensor.contiguous() for key, tensor in parameters("vgg11", until=0).items()}
     save_file(state, folder / "vgg11.safetensors", {key: value})
     refuses(folder, "vgg11", "vgg11.safetensors", key, value)
 
 
 def test_what_cannot_be_read(folder: Path) -> None:
-    """A link that leads nowhere, and a folder that is none: unavailable, and the heartbeat goes on."""
+    """A broken link, and a path that is no folder: unavailable, and the heartbeat continues."""
     (folder / "vgg11.pth").symlink_to("/nowhere/vgg11.pth")
     refuses(folder, "vgg11", "vgg11.pth", "No such file")
     state = networks(folder / "vgg11.pth" / "none").states()["vgg_mini"]
@@ -335,7 +335,7 @@ def test_what_cannot_be_read(folder: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_a_file_that_is_written_to_while_it_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
-    """No mixture of the old and the new; once it is whole it is used."""
+    """No mixture of the old and the new file; once it is complete it is used."""
     file = folder / f"vgg11.{suffix}"
     state = {key: tensor.contiguous() for key, tensor in parameters("vgg11", until=0).items()}
 
@@ -371,7 +371,7 @@ def test_a_damaged_file_in_the_cache_is_told(folder: Path, cache: Path) -> None:
 
 
 def test_a_file_that_is_mended_is_used_without_a_restart(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At once where it was refused; after a while where it could not be loaded."""
+    """At once if it was refused; after a while if it could not be loaded."""
     put(folder / "vgg11_mine.pth", "vgg11", until=0)
     source = networks(folder)
     with pytest.raises(ModelUnavailable, match=r"name it vgg11-mine\.pth"):
@@ -390,7 +390,7 @@ def test_a_file_that_is_mended_is_used_without_a_restart(folder: Path, monkeypat
 
 
 def test_the_command_says_what_the_worker_says(folder: Path) -> None:
-    """`python -m worker.weights`: a refusal, and what is not used beside what is."""
+    """`python -m worker.weights` prints refusals, and files that are not used."""
     put(folder / "vgg16.pth", "vgg16_bn")
     put(folder / "vgg11.pth", "vgg11")
     (folder / "vgg11_x.pth").write_bytes(b"")
@@ -414,7 +414,7 @@ def test_the_command_says_what_the_worker_says(folder: Path) -> None:
 
 
 def test_a_head_of_another_size_is_no_matter(folder: Path) -> None:
-    """SqueezeNet's classifier is a convolution, and no layer."""
+    """SqueezeNet's classifier is a convolution, but no layer."""
     state = parameters("squeezenet1_1") | {"classifier.1.weight": torch.zeros(10, 512, 1, 1)}
     torch.save(state, folder / "squeezenet1_1.pth")
     found = networks(folder).states()["squeezenet1_1"]
@@ -422,7 +422,7 @@ def test_a_head_of_another_size_is_no_matter(folder: Path) -> None:
 
 
 def test_a_network_that_is_not_built_in_is_there_with_its_file(folder: Path) -> None:
-    """By torchvision's own file name too; GoogLeNet's own are known to be fed otherwise than ImageNet's."""
+    """Also by torchvision's own file name; GoogLeNet's own files have another normalisation than ImageNet's."""
     shapes = {key: meta.shape for key, meta in ARCHITECTURES["googlenet"].module().state_dict().items()}
     state = {key: torch.zeros(()).expand(shape) for key, shape in shapes.items()}
     torch.save(state, folder / "googlenet-1378be20.pth")

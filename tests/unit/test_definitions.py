@@ -1,4 +1,4 @@
-"""Networks that people register: `networks.toml`, what it may say, and that the network sees what it was trained on."""
+"""Registered networks: `networks.toml`, its errors, and the network's input as in training."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ MINE = '[mine]\narch = "vgg_mini"\nweights = "mine.safetensors"\n'
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The weights folder, with the small network's weights under a name that says nothing."""
+    """The weights folder, with the small network's weights under a neutral name."""
     shutil.copy(WEIGHTS_FILE, tmp_path / "mine.safetensors")
     return tmp_path
 
 
 def write(folder: Path, text: str) -> None:
-    """Its `networks.toml`."""
+    """Write its `networks.toml`."""
     (folder / FILE).write_text(text)
 
 
 def networks(folder: Path) -> Networks:
-    """Of that folder."""
+    """The networks of that folder."""
     return Networks(folder, CPU, download=False)
 
 
 def test_two_names_for_one_architecture(folder: Path) -> None:
-    """Beside the one that comes with the program; each tells what it is made of."""
+    """Beside the bundled one; each reports its architecture and weights."""
     write(folder, MINE + MINE.replace("[mine]", '[other]\ntitle = "The other"'))
     source = networks(folder)
     state = source.states()["mine"]
@@ -58,7 +58,7 @@ def test_two_names_for_one_architecture(folder: Path) -> None:
 
 
 def test_a_registered_file_is_nobody_else_s(folder: Path) -> None:
-    """Though its name begins with an architecture's."""
+    """Although its name starts with an architecture's."""
     (folder / "mine.safetensors").rename(folder / "vgg_mini-mine.safetensors")
     write(folder, MINE.replace("mine.safe", "vgg_mini-mine.safe"))
     states = networks(folder).states()
@@ -67,7 +67,7 @@ def test_a_registered_file_is_nobody_else_s(folder: Path) -> None:
 
 
 def test_what_is_loaded_never_changes_but_is_known_to_be_outdated(folder: Path) -> None:
-    """A definition that has changed, a file that has; one that is registered no more is only not there any more."""
+    """A changed definition, a changed file; a network that is no longer registered is only removed."""
     write(folder, MINE)
     source = networks(folder)
     first = source.get("mine")
@@ -97,7 +97,7 @@ def test_what_is_loaded_never_changes_but_is_known_to_be_outdated(folder: Path) 
 
 
 def test_a_file_that_becomes_somebody_else_s(folder: Path) -> None:
-    """Whoever has loaded it by its name starts anew; a table with a mistake in it keeps the file from others too."""
+    """A worker that has loaded it by its name restarts; an invalid table reserves the file nevertheless."""
     file = folder / "vgg_mini-birds.safetensors"
     (folder / "mine.safetensors").rename(file)
     source = networks(folder)
@@ -113,7 +113,7 @@ def test_a_file_that_becomes_somebody_else_s(folder: Path) -> None:
 
 
 def test_torchvision_s_own_for_other_inputs_is_fed_so(tmp_path: Path) -> None:
-    """Known by the hash in its name, where it is registered."""
+    """Recognised by the hash in its name, also where it is registered."""
     torch.save({"features.0.weight": torch.rand(64, 3, 3, 3), "features.0.bias": torch.rand(64)}, tmp_path / "a.pth")
     (tmp_path / "a.pth").rename(tmp_path / "vgg16_features-amdegroot-88682ab5.pth")
     write(tmp_path, '[ssd]\narch = "vgg16"\nweights = "vgg16_features-amdegroot-88682ab5.pth"\n')
@@ -152,7 +152,7 @@ def test_torchvision_s_own_for_other_inputs_is_fed_so(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_meant_is_told(folder: Path, text: str, told: str) -> None:
-    """With each network, as a stray file is; the others go on."""
+    """With each network, like a stray file; the other networks can be used."""
     write(
         folder,
         text + ("" if "is not valid TOML" in told else '\n[good]\narch = "vgg_mini"\nweights = "mine.safetensors"\n'),
@@ -173,7 +173,7 @@ def test_what_cannot_be_meant_is_told(folder: Path, text: str, told: str) -> Non
     ],
 )
 def test_a_file_that_is_not_what_was_registered(folder: Path, change: tuple[str, str], told: str) -> None:
-    """The name is unavailable, with the reason; never other weights instead."""
+    """The name is unavailable with the reason; other weights are never used instead."""
     write(folder, MINE.replace(*change))
     source = networks(folder)
     assert told in source.states()["mine"].reason
@@ -184,7 +184,7 @@ def test_a_file_that_is_not_what_was_registered(folder: Path, change: tuple[str,
 @pytest.mark.parametrize("inputs", ["0-255, as they are", "0-255, divided", "0-1", "0-1, small"])
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
 def test_a_twin_that_was_trained_on_other_inputs_has_the_same_maps(folder: Path, order: str, inputs: str) -> None:
-    """To 1e-4: the same network, whose first convolution expects them so. Its pixels' space is like any other's."""
+    """To 1e-4: the same network, whose first convolution expects such inputs. Its pixel space is the usual one."""
     most, std = {
         "0-255, as they are": (255.0, (1.0, 1.0, 1.0)),
         "0-255, divided": (255.0, (58.4, 57.1, 57.4)),
@@ -222,7 +222,7 @@ def test_a_twin_that_was_trained_on_other_inputs_has_the_same_maps(folder: Path,
     ],
 )
 def test_what_is_assumed_is_told(tmp_path: Path, file: str, metadata: Any, assumed: bool) -> None:  # noqa: FBT001
-    """Where neither the file nor anybody says what the network was trained on; before it is loaded, and after."""
+    """If neither the file nor the definition has a preprocessing; before and after loading."""
     first = {"features.0.weight": torch.rand(64, 3, 3, 3), "features.0.bias": torch.rand(64)}
     save_file(first, tmp_path / file, metadata)
     source = networks(tmp_path)

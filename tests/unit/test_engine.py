@@ -1,4 +1,4 @@
-"""The engine: on a real, small network, and with doubles of a device."""
+"""The engine on a small real network, and on test doubles of a device."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ PICTURE = np.asarray(scene(5, 96).image)
 
 @pytest.fixture(scope="module")
 def device() -> TorchDevice:
-    """The CPU, with nothing but `vgg_mini`."""
+    """The CPU, with `vgg_mini` only."""
     return TorchDevice(Networks(Path("/nonexistent"), torch.device("cpu"), download=False))
 
 
 @pytest.fixture(scope="module")
 def engine(device: TorchDevice) -> Iterator[Engine]:
-    """On that device."""
+    """An engine on that device."""
     engine = Engine(device)
     yield engine
     engine.close()
@@ -64,14 +64,14 @@ def top(engine: Engine, layer: str = "conv2_2", picture: Any = PICTURE) -> list[
 
 
 def test_questions_of_several_layers_are_answered_each_with_its_own(engine: Engine) -> None:
-    """Whatever is asked together."""
+    """The answers do not depend on what is submitted together."""
     questions = [question(top(engine, layer)[0], layer) for layer in ("conv1_2", "conv3_1")]
     answers = ask(engine, questions)
     assert [answers[number].maps["before"].shape for number in (0, 1)] == [(96, 96), (24, 24)]
 
 
 def test_the_ranking_is_by_mean_activation_and_without_silent_kernels(engine: Engine, device: TorchDevice) -> None:
-    """The first is the loudest; a kernel that is left out answers nothing."""
+    """The most active kernel is first; a silent one is not listed."""
     ranking = top(engine)
     network = device.networks.get("vgg_mini")
     image = network.space.from_bytes(torch.from_numpy(PICTURE.transpose(2, 0, 1).copy())[None])
@@ -80,7 +80,7 @@ def test_the_ranking_is_by_mean_activation_and_without_silent_kernels(engine: En
 
 
 def test_a_silent_kernel_is_refused_and_the_others_answered(engine: Engine) -> None:
-    """In one batch."""
+    """In a batch and alone."""
     grey = np.full((96, 96, 3), 128, dtype=np.uint8)
     active = top(engine, "conv2_1", grey)
     silent = next(kernel for kernel in range(32) if kernel not in active)
@@ -92,7 +92,7 @@ def test_a_silent_kernel_is_refused_and_the_others_answered(engine: Engine) -> N
 
 
 class Cramped:
-    """Memory for so many problems in a step, and so many to be posed."""
+    """Limits the problems that fit into memory in a step, and those that can be posed."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, steps: int, poses: int) -> None:
         self.steps, self.poses, self.refusals = steps, poses, 0
@@ -108,7 +108,7 @@ class Cramped:
         monkeypatch.setattr("worker.engine.torch_batch.pose", cramped_pose)
 
     def refuse(self) -> None:
-        """As torch does."""
+        """Raise torch's error."""
         self.refusals += 1
         raise torch.OutOfMemoryError
 
@@ -117,7 +117,7 @@ class Cramped:
 def test_batches_are_halved_when_memory_runs_out(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, steps: int, poses: int
 ) -> None:
-    """A device that holds few problems answers five of them all the same."""
+    """A device with memory for few problems answers five of them nevertheless."""
     kernels = top(engine)[:5]
     cramped = Cramped(monkeypatch, steps, poses)
     answers = ask(engine, [question(kernel) for kernel in kernels])
@@ -130,7 +130,7 @@ def test_batches_are_halved_when_memory_runs_out(
 def test_what_does_not_fit_even_alone_is_refused(
     engine: Engine, device: TorchDevice, monkeypatch: pytest.MonkeyPatch, steps: int, poses: int
 ) -> None:
-    """The error names the layer; the engine goes on."""
+    """The error names the layer, and the engine continues."""
     kernels = top(engine)[:2]
     with monkeypatch.context() as patch:
         Cramped(patch, steps, poses)
@@ -143,7 +143,7 @@ def test_what_does_not_fit_even_alone_is_refused(
 
 
 def test_questions_join_a_batch_that_runs(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several callers, different efforts: one batch, and each has the answer that it would have alone."""
+    """Several callers with different efforts share a batch, and each gets the answer that it would get alone."""
     kernels = top(engine, "conv3_1")[:3]
     sizes: list[int] = []
     step = TorchBatch.step
@@ -170,7 +170,7 @@ def test_questions_join_a_batch_that_runs(engine: Engine, monkeypatch: pytest.Mo
 
 
 def test_what_is_withdrawn_is_forgotten(engine: Engine, device: TorchDevice) -> None:
-    """Its place is free at the next step; a batch-mate goes on."""
+    """Its slot is free at the next step, and the others continue."""
     kernels = top(engine)[:2]
     endless = engine.ask([question(kernels[0], iterations=100_000)])
     while endless.tickets[0].step is None:
@@ -187,18 +187,18 @@ def test_what_is_withdrawn_is_forgotten(engine: Engine, device: TorchDevice) -> 
 
 
 class Slow(DummyDevice):
-    """Each step takes a while, and it is noted whose it was."""
+    """A device whose steps take time, and record their batch."""
 
     def __init__(self) -> None:
         self.order: list[str] = []
 
     def batch(self, question: Question) -> DummyBatch:
-        """One that notes."""
+        """A batch that records its steps."""
         return SlowBatch(self, 0.01 if question.layer == "conv1_1" else 0.002)
 
 
 class SlowBatch(DummyBatch):
-    """Notes its steps."""
+    """A batch that records its steps."""
 
     def __init__(self, device: Slow, seconds: float) -> None:
         super().__init__()
@@ -206,7 +206,7 @@ class SlowBatch(DummyBatch):
         self.seconds = seconds
 
     def step(self) -> Answered:
-        """Takes its time."""
+        """A step that takes time."""
         time.sleep(self.seconds)
         if self.ticket:
             self.device.order.append(self.ticket.question.layer)
@@ -226,7 +226,7 @@ def test_layers_share_the_device_by_time() -> None:
 
 
 def test_a_small_job_does_not_wait_for_a_big_one_of_the_same_layer() -> None:
-    """Urgent questions have a batch of their own; of equal ones, each caller has its turn."""
+    """Urgent questions have a batch of their own; within a class, callers take turns."""
     device = Slow()
     engine = Engine(device)
     big = engine.ask([question(1, iterations=50) for _ in range(16)], account=Account(urgent=False))
@@ -241,7 +241,7 @@ def test_a_small_job_does_not_wait_for_a_big_one_of_the_same_layer() -> None:
 
 
 def test_callers_that_never_rest_do_not_starve_a_question() -> None:
-    """Eight of them, whose calls take longer than what they do between two: steps go on, and so do the calls."""
+    """Eight callers whose calls take longer than their pauses: both steps and calls make progress."""
     engine, over, ran = Engine(Slow()), Event(), list[float]()
 
     def rank() -> None:
@@ -267,17 +267,17 @@ def test_callers_that_never_rest_do_not_starve_a_question() -> None:
 
 
 class Broken(DummyBatch):
-    """A card that has fallen off the bus."""
+    """A batch whose device fails."""
 
     def step(self) -> Answered:
-        """As CUDA says it."""
+        """Raise CUDA's error."""
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
 def test_a_broken_device_ends_the_engine(
     device: TorchDevice, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its process ends then; the leases bring the jobs back. Nothing is failed."""
+    """The process ends, nothing is failed, and the jobs are retried after their leases expire."""
     told: list[Exception] = []
     monkeypatch.setattr(device, "batch", lambda _: Broken())
     engine = Engine(device, told.append)
@@ -289,7 +289,7 @@ def test_a_broken_device_ends_the_engine(
 
 
 def test_a_batch_mate_changes_a_result_by_less_than_two_percent(engine: Engine) -> None:
-    """The same question alone and among others (CPU kernels differ with the batch size)."""
+    """The same question alone and in a batch has nearly the same answer (CPU kernels depend on the batch size)."""
     kernels = top(engine, "conv3_1")[:4]
     questions = [question(kernel, "conv3_1", iterations=100) for kernel in kernels]
     together = ask(engine, questions)
@@ -299,7 +299,7 @@ def test_a_batch_mate_changes_a_result_by_less_than_two_percent(engine: Engine) 
 
 
 def test_bounds_are_kept_by_the_picture(engine: Engine) -> None:
-    """`target_met` is of the 8-bit picture; null where nothing was asked for."""
+    """`target_met` is that of the 8-bit picture; null without a bound."""
     kernel = top(engine)[0]
     bounds: list[dict[str, Any]] = [{}, {"target_ssim": 0.8}, {"max_preservation": 0.2}]
     asked = [question(kernel, iterations=100, **bound) for bound in bounds]
@@ -313,7 +313,7 @@ def test_bounds_are_kept_by_the_picture(engine: Engine) -> None:
 
 
 def test_steps_are_reported(engine: Engine) -> None:
-    """Iteration, budget and loss, in the ticket."""
+    """A ticket has the iteration, budget and losses."""
     asked = engine.ask([question(top(engine)[0], iterations=100)])
     seen = set()
     while engine.busy:
@@ -327,7 +327,7 @@ def test_steps_are_reported(engine: Engine) -> None:
 
 
 def test_a_preview_that_is_wanted_is_made_once(engine: Engine) -> None:
-    """X̂ in 8 bits as it is then; none where none is wanted."""
+    """A preview is the present X̂ in 8 bits; there is none unless requested."""
     asked = engine.ask([question(kernel, iterations=60) for kernel in top(engine)[:2]])
     first, second = asked.tickets
     first.preview_wanted = True
@@ -352,7 +352,7 @@ def test_the_pace_is_measured_once_for_a_layer(device: TorchDevice) -> None:
 
 
 def test_batches_grow_and_shrink_with_the_time_of_a_step(device: TorchDevice) -> None:
-    """Up to what is no faster; never beyond half a second."""
+    """They grow up to the largest useful batch, and a step stays below half a second."""
     batch = device.batch(question(0))
     assert isinstance(batch, TorchBatch)
     part: SolverBatch[Any] = SolverBatch(batch.cut)
@@ -365,7 +365,7 @@ def test_batches_grow_and_shrink_with_the_time_of_a_step(device: TorchDevice) ->
 
 
 def test_what_memory_holds_is_not_outgrown(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Places get free one after the other: no more problems come back than there was memory for."""
+    """Slots become free one after the other: no more problems are requeued than memory is short of."""
     kernels = top(engine)[:6]
     cramped = Cramped(monkeypatch, steps=3, poses=10)
     answers = ask(engine, [question(kernel, iterations=10 + 7 * n) for n, kernel in enumerate(kernels)])
@@ -376,7 +376,7 @@ def test_what_memory_holds_is_not_outgrown(engine: Engine, monkeypatch: pytest.M
 def test_a_step_that_ends_something_says_nothing_about_the_pace(
     device: TorchDevice, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is longer, and fewer are left after it."""
+    """It takes longer, and fewer problems remain after it."""
     seen: list[int] = []
     monkeypatch.setattr(TorchBatch, "_adapt", lambda _, part, __: seen.append(len(part)))
     ask(engine, [question(kernel, iterations=5) for kernel in top(engine)[:3]])
@@ -385,7 +385,7 @@ def test_a_step_that_ends_something_says_nothing_about_the_pace(
 
 
 def test_an_x_that_is_worse_than_the_image_is_the_image(engine: Engine, device: TorchDevice) -> None:
-    """As one may be by rounding, or stopped early; but not where a bound is to be kept."""
+    """X is delivered if X̂ is worse, by rounding or an early stop; not under a bound."""
     layer = device.networks.get("vgg_mini").layer("conv2_2")
     free, bound = (question(top(engine)[0], target_ssim=bound) for bound in (None, 0.9))
     posed = answers.pose([free, bound], layer)
@@ -402,7 +402,7 @@ def test_an_x_that_is_worse_than_the_image_is_the_image(engine: Engine, device: 
 
 
 def test_where_beta_is_large_the_blank_picture_is_an_answer(engine: Engine, device: TorchDevice) -> None:
-    """It is delivered where it has the lower loss, said in words, and only when the solver has had its time."""
+    """It is delivered with a note where it has the lower loss, if the solver was not stopped."""
     layer = device.networks.get("vgg_mini").layer("conv2_2")
     asked = question(top(engine)[0], beta=30.0, iterations=None)
     ((_, answer),) = engine.ask([asked])
@@ -424,7 +424,7 @@ def test_where_beta_is_large_the_blank_picture_is_an_answer(engine: Engine, devi
 
 
 def test_answers_that_are_measured_together_are_those_of_each_alone(engine: Engine, device: TorchDevice) -> None:
-    """Of different pictures and kernels, in any order."""
+    """Solutions of different pictures and kernels, in any order, are measured together."""
     layer = device.networks.get("vgg_mini").layer("conv3_1")
     other = np.asarray(scene(6, 96).image)
     asked = [
@@ -456,7 +456,7 @@ def test_answers_that_are_measured_together_are_those_of_each_alone(engine: Engi
 def test_what_ends_together_is_measured_in_steps_of_its_own(
     engine: Engine, device: TorchDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As many at once as half a second has time for: others are stepped in between."""
+    """As many as fit into half a second, with steps of other batches in between."""
     batch = device.batch(question(0))
     assert isinstance(batch, TorchBatch)
     tickets = [Ticket(question(kernel, iterations=1)) for kernel in top(engine)[:5]]
@@ -485,7 +485,7 @@ class Failing:
         self.function, self.error, self.times, self.after, self.when = function, error, times, after, when
 
     def method(self) -> Any:
-        """As a function, which a class can have too."""
+        """The failing call as a function, for use as a method."""
 
         def fails(*arguments: Any, **options: Any) -> Any:
             if self.after:
@@ -517,7 +517,7 @@ FULL = torch.OutOfMemoryError("CUDA out of memory")
 def test_memory_that_runs_out_anywhere_sets_back(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str], times: int
 ) -> None:
-    """While another layer's batch has problems: nothing fails, nothing hangs, everything is answered."""
+    """While another layer's batch runs: nothing fails or hangs, and all questions are answered."""
     beside = engine.ask([question(kernel, "conv3_1", iterations=100) for kernel in top(engine, "conv3_1")[:2]])
     while any(ticket.step is None for ticket in beside.tickets):
         time.sleep(0.001)
@@ -532,7 +532,7 @@ def test_memory_that_runs_out_anywhere_sets_back(
 
 
 def test_memory_that_runs_out_while_half_are_set_back(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where not even the rows that stay can be kept, all are set back, and all are answered."""
+    """If not even the remaining rows can be kept, all are requeued, and all are answered."""
     steps, drops = Failing(SolverBatch.step, FULL), Failing(SolverBatch.drop, FULL)
     monkeypatch.setattr(SolverBatch, "step", steps.method())
     monkeypatch.setattr(SolverBatch, "drop", drops.method())
@@ -545,7 +545,7 @@ def test_memory_that_runs_out_while_half_are_set_back(engine: Engine, monkeypatc
 def test_memory_that_runs_out_while_what_has_ended_is_taken_out(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    """Wherever in that it is: nothing is lost between the batch and its books, everything is answered."""
+    """Wherever memory runs out, no question is lost, and all are answered."""
     failing = Failing(Rows.select, FULL, after=after)
     monkeypatch.setattr(Rows, "select", failing.method())
     lengths = (5, 40, 40, 40)
@@ -560,7 +560,7 @@ def test_memory_that_runs_out_while_what_has_ended_is_taken_out(
 def test_a_bug_in_one_problem_is_its_own(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: tuple[Any, str]
 ) -> None:
-    """Whoever else is in the batch is answered; the log says where it was."""
+    """The other questions of the batch are answered, and the log has the traceback."""
     function = getattr(*where)
     kernels = top(engine)[:3]
     bad = kernels[1]
@@ -581,7 +581,7 @@ def test_a_bug_in_one_problem_is_its_own(
 
 
 def test_an_error_of_cudnn_is_the_devices(device: TorchDevice) -> None:
-    """Its context cannot be used any more; that its memory has run out is another matter."""
+    """Its context cannot be used any more; running out of memory is not such an error."""
     assert device.broken(RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"))
     assert device.broken(RuntimeError("CUDA error: an illegal memory access was encountered"))
     assert not device.broken(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
@@ -590,7 +590,7 @@ def test_an_error_of_cudnn_is_the_devices(device: TorchDevice) -> None:
 
 
 def test_a_small_job_beside_many_big_ones() -> None:
-    """Sixteen layers of a bulk caller: urgent work has half of the device."""
+    """With sixteen layers of a bulk caller, urgent work gets half of the device."""
     engine = Engine(Slow())
     account = Account(urgent=False)
     big = [engine.ask([question(1, f"conv{n}", iterations=2000)], account=account) for n in range(16)]
@@ -606,7 +606,7 @@ def test_a_small_job_beside_many_big_ones() -> None:
 
 
 def test_callers_share_the_device_whatever_their_batches_are() -> None:
-    """Who asks about eight layers has no more of it than who asks about one."""
+    """A caller with questions about eight layers gets no more of it than one with a single layer."""
     engine = Engine(Slow())
     many = Account()
     big = [engine.ask([question(1, f"conv{n}", iterations=2000)], account=many) for n in range(8)]

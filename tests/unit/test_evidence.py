@@ -1,4 +1,4 @@
-"""The method `evidence` and the metric `invention`, through the engine, on the network that comes with the program."""
+"""The method `evidence` and the metric `invention`, through the engine, on the bundled network."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ METHODS: tuple[dict[str, Any], ...] = (
 
 @pytest.fixture(scope="module")
 def device() -> TorchDevice:
-    """The CPU, with nothing but `vgg_mini`."""
+    """The CPU, with `vgg_mini` only."""
     return TorchDevice(Networks(Path("/nonexistent"), torch.device("cpu"), download=False))
 
 
@@ -53,19 +53,19 @@ def answers(device: TorchDevice) -> Iterator[list[Answer]]:
 
 
 def question(kernel: int, picture: Picture = PICTURE, **options: Any) -> Question:
-    """A quick one."""
+    """A quick question."""
     return Question("vgg_mini", LAYER, picture, kernel, 1.0, 1.0, effort="quick", **options)
 
 
 def png(picture: Picture) -> bytes:
-    """As a file."""
+    """The picture as a PNG."""
     buffer = BytesIO()
     Image.fromarray(picture).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def test_every_method_s_invention_is_that_of_the_formula(answers: list[Answer]) -> None:
-    """Against the network written down once more, on the delivered picture; by layer, the mean of them."""
+    """Against a second implementation of the network, on the delivered picture; the mean of the layers."""
     assert len(answers) == len(METHODS)
     network = PlainVgg(WEIGHTS_FILE, VGG_BLOCKS["vgg_mini"], LAYER, VggMini.MEAN, VggMini.STD)
     for answer in answers:
@@ -79,7 +79,7 @@ def test_every_method_s_invention_is_that_of_the_formula(answers: list[Answer]) 
 
 
 def test_what_is_left_of_the_map_without_colour(answers: list[Answer], device: TorchDevice) -> None:
-    """Against the layer's own maps of X̂ made grey about the mean colour, pixel by pixel."""
+    """Against the layer's maps of X̂ in grey about the mean colour, computed pixel by pixel."""
     layer = device.networks.get("vgg_mini").layer(LAYER)
     mean = np.array(VggMini.MEAN)
     for answer, options in zip(answers, METHODS, strict=True):
@@ -95,7 +95,7 @@ def test_what_is_left_of_the_map_without_colour(answers: list[Answer], device: T
 
 
 def test_evidence_keeps_its_bound_and_takes_only_away(answers: list[Answer]) -> None:
-    """The bound is kept in 8 bits; with either form less is invented than by the paper's method."""
+    """The bound holds in 8 bits; with weight or bound the invention is lower than by the paper's method."""
     bounded, weighed, paper, _ = answers
     assert bounded.target_met
     assert bounded.gamma is None
@@ -113,7 +113,7 @@ def test_evidence_keeps_its_bound_and_takes_only_away(answers: list[Answer]) -> 
 
 
 def test_problems_of_an_image_share_what_it_causes(device: TorchDevice) -> None:
-    """However they come: at once, later, or as another array of the same pixels; another image has its own."""
+    """Submitted at once, later, or as another array of the same pixels; another image has its own bounds."""
     first, *rest = (Ticket(question(kernel, **METHODS[1])) for kernel in device.ranking("vgg_mini", LAYER, PICTURE)[:3])
     batch = device.batch(first.question)
     assert isinstance(batch, TorchBatch)
@@ -129,7 +129,7 @@ def test_problems_of_an_image_share_what_it_causes(device: TorchDevice) -> None:
 
 
 def test_the_term_counts_in_memory_and_pace(device: TorchDevice) -> None:
-    """A watched layer is measured by itself, with what it keeps."""
+    """A tapped layer is measured by itself, with its saved tensors."""
     network = device.networks.get("vgg_mini")
     plain = measured_speed(network.layer(LAYER).cut, Frame(96, 96), torch.device("cpu"))
     watched = measured_speed(network.layer(LAYER).tapped, Frame(96, 96), torch.device("cpu"))
@@ -157,7 +157,7 @@ def test_the_term_counts_in_memory_and_pace(device: TorchDevice) -> None:
     ],
 )
 def test_the_layers_below_have_names(name: str, layer: str, expected: list[str]) -> None:
-    """Those of the catalogue, or torchvision's."""
+    """The names of the catalogue, or torchvision's."""
     own = layers_of(name)
     tensors = {key: torch.zeros(meta.shape) for key, meta in ARCHITECTURES[name].module().state_dict().items()}
     cut = own.cut(own.filled(tensors, [layer]), layer)
@@ -165,7 +165,7 @@ def test_the_layers_below_have_names(name: str, layer: str, expected: list[str])
 
 
 def test_who_asks_for_no_weight_and_who_does_are_answered_together(device: TorchDevice) -> None:
-    """Whoever comes first."""
+    """Whichever thread is first."""
     engine = Engine(device)
     kernels = engine.call(device.ranking, "vgg_mini", LAYER, PICTURE)[:2]
     for weights in ((0.0, 3.0), (3.0, 0.0)):
@@ -181,7 +181,7 @@ def test_who_asks_for_no_weight_and_who_does_are_answered_together(device: Torch
 def test_memory_that_runs_out_before_the_first_step_is_told(
     device: TorchDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What an image causes below the layer does not fit: the batch says so, forgets it, and can be asked again."""
+    """Without memory for an image's bounds the batch returns the question, and it can be added again."""
     layer = device.networks.get("vgg_mini").layer(LAYER)
     batch = device.batch(question(0, method="evidence"))
     bounds = layer.tapped.bounds

@@ -1,4 +1,4 @@
-"""Which slice a worker is given: callers take turns, and each worker is given what it can run."""
+"""Which slice a worker gets: callers take turns, and a worker gets slices that it can run."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from tests.conftest import Clock, records_of
 
 @pytest.fixture
 def transitions(redis: Redis) -> Transitions:
-    """Of the record."""
+    """The transitions of the record."""
     return Transitions(redis)
 
 
 def submit(transitions: Transitions, name: str, owner: str, kernels: int = 1, **fields: object) -> None:
-    """A job of this caller."""
+    """Submit a job of this caller."""
     asked = {"images": ["0" * 64], "layer": "conv3_3", "kernels": list(range(kernels)), **fields}
     request = ExplainRequest.model_validate(asked)
     transitions.submit(name, request, plan(request, 20_000), 2e9, caller=Caller(owner))
 
 
 def taken(transitions: Transitions, runs: Callable[[str], bool] = lambda _: True, queue: str = "interactive") -> str:
-    """The slice that a worker is given; nothing where there is none for it."""
+    """The slice that a worker gets; None if there is none for it."""
     claim = transitions.next(queue, "worker", runs).claim  # type: ignore[arg-type]
     return claim.slice_id if claim else ""
 
 
 def test_a_thousand_slices_of_one_key_delay_another_key_s_job_by_one(transitions: Transitions, clock: Clock) -> None:
-    """Whoever was served longest ago is next, whatever waits of the others."""
+    """The caller that was served longest ago is next, whatever the others have waiting."""
     for number in range(1000):
         submit(transitions, f"many{number}", "many")
         clock.now += 0.001
@@ -53,7 +53,7 @@ def test_big_jobs_of_two_keys_share_their_queue(transitions: Transitions, clock:
 
 
 def test_who_comes_back_has_no_more_than_a_turn(transitions: Transitions) -> None:
-    """A caller who sends a job as soon as one is taken does not starve those who have many waiting."""
+    """A caller that submits a job after each claim does not starve those with many waiting slices."""
     for number in range(4):
         submit(transitions, f"many{number}", "many")
     order = []
@@ -64,7 +64,7 @@ def test_who_comes_back_has_no_more_than_a_turn(transitions: Transitions) -> Non
 
 
 def test_what_nobody_here_can_run_holds_up_nobody(transitions: Transitions, clock: Clock) -> None:
-    """Neither others nor the same caller."""
+    """It blocks neither other callers nor its own."""
     for number in range(50):
         submit(transitions, f"lost{number}", "a", model="vgg19", layer="conv5_1")
     clock.now += 1
@@ -77,7 +77,7 @@ def test_what_nobody_here_can_run_holds_up_nobody(transitions: Transitions, cloc
 
 
 def test_messages_in_the_broker_count(transitions: Transitions, redis: Redis) -> None:
-    """So that whoever takes a slice knows whether messages are too few."""
+    """So that a worker knows whether there are too few messages."""
     for number in range(4):
         submit(transitions, f"j{number}", "a")
     redis.rpush("interactive", "message", "message")
@@ -88,7 +88,7 @@ def test_messages_in_the_broker_count(transitions: Transitions, redis: Redis) ->
 def test_a_claim_whose_answer_was_lost_is_given_again(
     transitions: Transitions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The client asks a second time: one slice, not two."""
+    """The client submits twice: one slice, not two."""
     for number in range(2):
         submit(transitions, f"j{number}", "a")
     monkeypatch.setattr("shared.jobs.waiting.secrets.token_hex", lambda _: "token")
@@ -104,7 +104,7 @@ def test_a_claim_whose_answer_was_lost_is_given_again(
 
 
 def as_of_an_earlier_version(redis: Redis, name: str) -> None:
-    """A queued job as 0.1 wrote it: its items are in the slice, and it is in no bucket."""
+    """A queued job of version 0.1: its items are in the slice, and it is in no bucket."""
     items = '[{"index":0,"image":0,"kernel":0,"rank":null,"method":"suppression","alpha":1.0,"beta":1.0}]'
     redis.hset(f"ks:slice:{name}:0", "items", items)
     redis.hdel(f"ks:slice:{name}:0", "bucket")
@@ -113,7 +113,7 @@ def as_of_an_earlier_version(redis: Redis, name: str) -> None:
 
 
 def test_what_an_earlier_version_has_queued_is_found_by_its_message(transitions: Transitions, redis: Redis) -> None:
-    """And keeps its items as they were written."""
+    """Its items remain as they were written."""
     submit(transitions, "old", "a")
     as_of_an_earlier_version(redis, "old")
     assert taken(transitions) == ""
@@ -139,7 +139,7 @@ def test_what_an_earlier_version_has_taken_is_not_given_twice(transitions: Trans
 
 
 def test_a_job_says_what_it_waits_for(transitions: Transitions, redis: Redis) -> None:
-    """A network or layer that no worker has, or any worker; nothing once there is one."""
+    """A network or layer that no worker has, or any worker; None once there is one."""
     submit(transitions, "j", "a", model="vgg19", layer="conv5_1")
     records = records_of(redis)
 
@@ -158,6 +158,6 @@ def test_a_job_says_what_it_waits_for(transitions: Transitions, redis: Redis) ->
 
 
 def worker(layer: str) -> WorkerState:
-    """One whose weights of VGG-19 cover a layer."""
+    """A worker whose weights of VGG-19 cover a layer."""
     networks = {"vgg19": NetworkState(available=True, reason="", layers=[layer])}
     return WorkerState(id=layer, device="cpu", started_at=0.0, ready=True, networks=networks)

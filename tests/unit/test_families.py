@@ -1,4 +1,4 @@
-"""Explanations in networks of every kind: by the engine, with random weights; and once more by float64 formulas."""
+"""Explanations in networks of every family by the engine, with random weights, against float64 formulas."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ TRIED = [case if number in SOON else pytest.param(*case, marks=pytest.mark.slow)
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """With an empty folder of weights."""
+    """A device with an empty weights folder."""
     found = Engine(TorchDevice(Networks(tmp_path_factory.mktemp("weights"), torch.device("cpu"), download=False)))
     yield found
     found.close()
 
 
 def at_hand(engine: Engine, name: str) -> TorchDevice:
-    """The engine's device, once there is a file of random weights of this network."""
+    """The device with a file of random weights of this network."""
     device = engine.device
     assert isinstance(device, TorchDevice)
     file = device.networks.folder / f"{name}.safetensors"
@@ -64,7 +64,7 @@ def at_hand(engine: Engine, name: str) -> TorchDevice:
 
 
 def scaled(name: str) -> dict[str, Tensor]:
-    """Random weights whose batch normalisation has the statistics of a picture, as a trained network's has."""
+    """Random weights with batch statistics of a picture, as in a trained network."""
     state = whole(name)
     model = ARCHITECTURES[name].module().to_empty(device="cpu")
     model.load_state_dict(state, strict=False) if name != "mnasnet0_5" else _assign(model, state)
@@ -80,7 +80,7 @@ def scaled(name: str) -> dict[str, Tensor]:
 
 
 def _assign(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Without the check of MNASNet's own loading."""
+    """The load without MNASNet's version check."""
     own = model.state_dict()
     for key, tensor in state.items():
         own[key].copy_(tensor)
@@ -88,7 +88,7 @@ def _assign(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize(("name", "layer"), TRIED)
 def test_a_kernel_is_explained(engine: Engine, name: str, layer: str) -> None:
-    """Lower than start and blank picture, by both methods; less is invented by evidence; the formulas agree."""
+    """Below start and blank picture by both methods, less invention by evidence, and equal to the formulas."""
     device = at_hand(engine, name)
     picture = np.array(scene(5, ARCHITECTURES[name].frame.width).image)
     kernel = engine.call(device.ranking, name, layer, picture)[1]
@@ -107,7 +107,7 @@ def test_a_kernel_is_explained(engine: Engine, name: str, layer: str) -> None:
 
 
 def check(device: TorchDevice, question: Question, answer: Answer) -> None:
-    """The numbers of a result by torchvision's module in float64, without a cut, a tap or a solver."""
+    """The numbers of a result by torchvision's module in float64, without cuts, taps or solvers."""
     name, kernel = question.model, question.kernel
     loaded = device.networks.get(name)
     own = loaded.layer(question.layer)
@@ -136,7 +136,7 @@ def check(device: TorchDevice, question: Question, answer: Answer) -> None:
 
 
 def test_a_baseline_without_a_rule_is_refused(engine: Engine) -> None:
-    """With the reason; where it has one it answers, in networks with additions and concatenations too."""
+    """With the reason; other baselines answer, also in networks with additions and concatenations."""
     for name, layer, refused in (
         ("resnet18", "layer1.1.relu_1", set()),
         ("googlenet", "inception3a.cat", set()),
@@ -158,7 +158,7 @@ def test_a_baseline_without_a_rule_is_refused(engine: Engine) -> None:
 
 
 def test_silence_is_a_threshold_where_maps_have_a_sign() -> None:
-    """A kernel of a thousandth of the highest |F| is silent; after a ReLU only one of 0 is."""
+    """A kernel with a thousandth of the highest |F| is silent; after a ReLU only one with 0 is."""
     maps = torch.zeros(1, 3, 2, 2)
     maps[0, 0, 0, 0], maps[0, 1, 1, 1] = -2.0, 0.001
     assert silent(maps).tolist() == [[False, True, True]]

@@ -1,4 +1,4 @@
-"""What only a GPU can show. Skipped where there is none."""
+"""Tests that need a GPU; skipped without one."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ PICTURE = np.asarray(scene(5, 96).image)
 
 
 def question(kernel: int, **changes: Any) -> Question:
-    """A quick one."""
+    """A quick question."""
     return Question("vgg_mini", "conv3_1", PICTURE, kernel, 1.0, 1.0, "fast", "quick", 100, **changes)
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_nothing_waits_for_the_device_between_two_read_outs() -> None:
-    """Torch itself says so, bounded problems included."""
+    """Checked by torch itself, including problems with bounds."""
     network = Networks(Path("/nonexistent"), torch.device("cuda"), download=False).get("vgg_mini")
     cut = network.layer("conv3_1").cut
     posed = pose([question(kernel, target_ssim=0.9) for kernel in range(4)], network.layer("conv3_1"))

@@ -1,4 +1,4 @@
-"""Networks that see grey, and whose input is not square: fed, explained and drawn as they are."""
+"""Networks with grey or non-square input: preprocessing, explanations and figures."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TOML = (
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """With the twin of `vgg_mini` that sees grey: of an image without colours it has the same maps."""
+    """A folder with a grey twin of `vgg_mini`, which has the same maps for an image without colours."""
     state = load_file(WEIGHTS_FILE)
     state["features.0.weight"] = state["features.0.weight"].sum(1, keepdim=True)
     save_file(state, tmp_path / "grey.safetensors")
@@ -49,13 +49,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def device(folder: Path, size: str = "[96, 128]") -> TorchDevice:
-    """Of the folder, with the twin registered."""
+    """The networks of the folder, with the registered twin."""
     (folder / FILE).write_text(TOML % size)
     return TorchDevice(Networks(folder, torch.device("cpu"), download=False))
 
 
 def deep(width: int = 128, height: int = 96) -> Picture:
-    """A photograph's grey in 16 bits, as a network takes it."""
+    """A photograph in 16-bit grey, as network input."""
     wide = np.asarray(scene(5, 256).image.convert("L")).astype(np.uint32) * 257
     wide = (wide + np.arange(256)).clip(0, 65535).astype(np.uint16)  # values that 8 bits do not have
     file = BytesIO()
@@ -66,7 +66,7 @@ def deep(width: int = 128, height: int = 96) -> Picture:
 
 
 def test_its_maps_are_those_of_its_twin(folder: Path) -> None:
-    """To 1e-4, on a grey image of 8 bits; and in another shape those of a plain run of the module."""
+    """To 1e-4, on an 8-bit grey image; and in another shape those of a plain run of the module."""
     grey = scene(5, 96).image.convert("L")
     small, mini = device(folder, "96"), TorchDevice(Networks(folder, torch.device("cpu"), download=False))
     one = small.feature_maps("grey", "conv3_2", array(resized(grey, small.frame("grey"))))
@@ -86,7 +86,7 @@ def test_its_maps_are_those_of_its_twin(folder: Path) -> None:
 
 @pytest.mark.parametrize("method", ["suppression", "evidence", "lrp"])
 def test_it_is_explained_in_grey(folder: Path, method: str) -> None:
-    """X̂ has its shape, its loss is below that of the image and of the blank picture; every figure can be drawn."""
+    """X̂ has its shape and a lower loss than the image and the blank picture; all figures can be drawn."""
     engine, picture = Engine(device(folder)), deep()
     kernel = engine.call(engine.device.ranking, "grey", "conv2_2", picture)[0]
     question = Question("grey", "conv2_2", picture, kernel, 1.0, 1.0, "fast", "quick", 40, method=method)
@@ -122,7 +122,7 @@ def test_its_thumbnails_keep_their_shape(folder: Path) -> None:
 
 
 def test_more_than_8_bits_reach_the_network(folder: Path) -> None:
-    """Two images that are the same in 8 bits have other maps; a PNG has every value of what was fed."""
+    """Two images that are equal in 8 bits have different maps; a PNG contains all values of the input."""
     picture = deep()
     assert not np.array_equal(picture, picture.round())
     found = device(folder)
@@ -133,7 +133,7 @@ def test_more_than_8_bits_reach_the_network(folder: Path) -> None:
 
 
 def test_colours_become_luma_and_shapes_are_cut_out_of_the_middle() -> None:
-    """Of a wide picture the tall middle."""
+    """The tall middle of a wide picture."""
     image = Image.new("RGB", (300, 100), "black")
     image.paste((200, 100, 50), (125, 0, 175, 100))
     shown = array(resized(image, Frame(60, 30, 1), "crop"))
@@ -143,14 +143,14 @@ def test_colours_become_luma_and_shapes_are_cut_out_of_the_middle() -> None:
 
 
 def test_the_middle_of_a_small_image_is_never_nothing() -> None:
-    """Though the frame is 32 times as long as wide."""
+    """Although the frame is 32 times as long as wide."""
     for mode in ("RGB", "L", "F"):
         shown = array(resized(Image.new(mode, (8, 16), 255 if mode != "RGB" else "white"), Frame(32, 1024), "crop"))
         assert shown.min() == 255
 
 
 def test_the_client_sends_all_16_bits() -> None:
-    """A Pillow image as the file that it is from."""
+    """A Pillow image as a file."""
     file = BytesIO()
     Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64) * 15).save(file, "PNG")
     _, sent = file_of(Image.open(file))
@@ -174,7 +174,7 @@ def test_the_client_sends_all_16_bits() -> None:
     ],
 )
 def test_what_cannot_be_meant_is_refused(told: dict[str, object], words: str) -> None:
-    """In words; a command line's own form of a size is taken."""
+    """With the reason; the command line's form of a size is accepted."""
     assert checked("grey", {**TABLE, "input_size": "96x128"}).input == FRAME
     assert checked("grey", {**TABLE, "input_size": 224.0}).input_size == 224
     with pytest.raises(ValueError, match=words):
@@ -182,7 +182,7 @@ def test_what_cannot_be_meant_is_refused(told: dict[str, object], words: str) ->
 
 
 def test_a_file_of_other_channels_is_refused(folder: Path) -> None:
-    """Whichever way, with what would be right."""
+    """In either direction, with the correction."""
     with pytest.raises(Refused, match=r"takes 1 channel, not 3; register it with channels = 1$"):
         inspect(folder / "grey.safetensors", ExpectedNetwork("vgg_mini"))
     with pytest.raises(Refused, match=r"takes 3 channels, not 1; register it with channels = 3$"):
@@ -193,7 +193,7 @@ def test_a_file_of_other_channels_is_refused(folder: Path) -> None:
 
 
 def test_it_is_described(folder: Path) -> None:
-    """A square's side is one number, another's height comes first."""
+    """One number for a square; otherwise height first."""
     wide = registered("grey", checked("grey", {**TABLE, "input_size": [96, 128]}))
     assert (wide.input_size, wide.channels, wide.frame) == ((96, 128), 1, FRAME)
     assert (wide.layer("conv4_2").height, wide.layer("conv4_2").width) == (12, 16)
@@ -205,7 +205,7 @@ def test_it_is_described(folder: Path) -> None:
     "name", ["alexnet", "densenet121", "googlenet", "mobilenet_v3_small", "convnext_tiny", "regnet_x_400mf"]
 )
 def test_any_network_can_see_grey(name: str) -> None:
-    """Nothing but the convolutions that see the pixels has another shape."""
+    """Only the convolutions that are applied to the pixels have another shape."""
     usual = ARCHITECTURES[name].frame
     own, grey = layers_of(name), layers_of(name, usual._replace(height=usual.height + 32, channels=1))
     before, after = (one.graph.network.state_dict() for one in (own, grey))

@@ -1,4 +1,4 @@
-"""The planted network does what it says, and the score of what is kept counts right."""
+"""The planted network responds as specified, and the scores are counted correctly."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_colour_s_kernel_responds_to_its_colour_only() -> None:
 
 
 def test_conjunctions_need_both_and_disjunctions_any() -> None:
-    """A red square is red, red or green, and has red edges; none of it is green alone."""
+    """A red square activates red, red or green, and red edges, but no kernel for green alone."""
     found = active("conv2", shown_to((255, 0, 0)))
     assert found == {"red and horizontal", "red and vertical", "red", "red or green", "red, green or blue"}
     assert not active("conv2", shown_to((128, 128, 128)))
@@ -48,7 +48,7 @@ def test_conjunctions_need_both_and_disjunctions_any() -> None:
 
 @pytest.mark.parametrize(("layer", "kernel"), [("conv1", "red"), ("conv1", "vertical"), ("conv2", "red and vertical")])
 def test_drivers_are_what_the_map_misses(layer: str, kernel: str) -> None:
-    """Against taking away one value after another."""
+    """Against removing one value after the other."""
     image = SPACE.from_bytes(torch.from_numpy(picture(1).copy()).permute(2, 0, 1)[None])
     number, cut = LAYERS[layer].index(kernel), PlantedNetworks().planted.layer(layer).cut
     found = drivers(cut, image, number)
@@ -67,14 +67,14 @@ def test_drivers_are_what_the_map_misses(layer: str, kernel: str) -> None:
 
 
 def test_the_names_are_the_kernels() -> None:
-    """One each."""
+    """One kernel each."""
     assert [layer.out_channels for layer in network() if isinstance(layer, torch.nn.Conv2d)] == [len(CONV1), len(CONV2)]
     assert overlap("conv2", 6, 10) == 0.5  # red; red or green
     assert overlap("conv2", 6, 7) == 0
 
 
 def test_precision_recall_and_f1() -> None:
-    """Of four values two are true; three are kept, of which one is."""
+    """Of four values two are true; three are kept, one of them true."""
     truth = np.array([True, True, False, False])
     found = score(np.array([1.0, 0.0, 0.5, 0.5]), truth)
     assert found["precision"] == pytest.approx(1 / 3)
@@ -86,7 +86,7 @@ def test_precision_recall_and_f1() -> None:
 
 
 def test_what_a_scene_shows_of_a_label() -> None:
-    """Of a colour the ink, of a texture the whole shape; of a colour that is not there, nothing."""
+    """The ink for a colour, the whole shape for a texture; nothing for a colour that does not occur."""
     drawing = scene(0, 96)
     figure = drawing.figures[0]
     colour = min(COLOURS, key=lambda name: abs((COLOURS[name] - figure.hue + 180) % 360 - 180))
@@ -99,7 +99,7 @@ def test_what_a_scene_shows_of_a_label() -> None:
 
 
 def test_concordance() -> None:
-    """Pairs with one truth do not count; ties are half."""
+    """Pairs with equal truth do not count; ties count half."""
     assert concordance([(0.9, 1), (0.5, 0), (0.6, 0)]) == 1
     assert concordance([(0.9, 0), (0.5, 1)]) == 0
     assert concordance([(0.5, 0), (0.5, 1)]) == 0.5

@@ -35,7 +35,7 @@ def noise(*shape: int, seed: int) -> Tensor:
 
 
 def schedule_of(age: int, count: int = 2, plan: Schedule = PLAN) -> ScheduleTensors:
-    """The same of each problem."""
+    """The schedule's values, the same for each problem."""
     return ScheduleTensors.of(
         [schedule_values(plan, age, ProblemOptions())] * count, torch.zeros(count, dtype=torch.float64)
     )

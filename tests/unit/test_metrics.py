@@ -1,4 +1,4 @@
-"""The metrics, against scikit-image and against numbers that can be had by hand."""
+"""The metrics against scikit-image and against manual calculations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def maps(seed: int, *shape: int) -> torch.Tensor:
 
 
 def measured(before: torch.Tensor, after: torch.Tensor, kernel: int, picture: torch.Tensor) -> Metrics:
-    """Of one X̂, among two that are alike."""
+    """The metrics of one X̂ of two equal ones."""
     two = [one.expand(2, *one.shape) for one in (before, after, picture)]
     found, same = metrics(two[0], two[1], torch.tensor([kernel] * 2), two[2], SPACE)
     assert found == same
@@ -50,7 +50,7 @@ def test_ssim_equals_scikit_image(side: int, window: int) -> None:
 
 
 def test_ssim_paper_is_zero_padded_with_range_one() -> None:
-    """The second definition: the same as SSIM of maps that stand in a frame of five zeros."""
+    """The second definition equals the SSIM of maps with five zeros on each side."""
     before, after = maps(1, 20, 20), maps(2, 20, 20)
     framed = [torch.nn.functional.pad(each, (5, 5, 5, 5)) for each in (after, before)]
     found = map_ssim(after, before, data_range=1.0, padding=5)
@@ -58,7 +58,7 @@ def test_ssim_paper_is_zero_padded_with_range_one() -> None:
 
 
 def test_a_map_of_one_position_has_no_ssim() -> None:
-    """Null, not a number that means nothing."""
+    """Null, not a meaningless number."""
     before, after = maps(1, 4, 1, 1) + 0.1, maps(2, 4, 1, 1)
     found = measured(before, after, 1, torch.zeros(3, 8, 8, dtype=torch.uint8))
     assert found.ssim is None
@@ -83,7 +83,7 @@ def test_the_other_metrics_by_hand() -> None:
 
 
 def test_a_grey_byte_counts_as_zero_in_the_png() -> None:
-    """The mean colour is no 8-bit value; the byte nearest to it is what an empty pixel looks like."""
+    """The mean colour is no 8-bit value; an empty pixel has the byte nearest to it."""
     picture = SPACE.mean_bytes.expand(3, 4, 4)[None].clone()
     assert float(png_regularization(picture, SPACE)) == 0
     picture[0, 1, 0, 0] += 10

@@ -1,4 +1,4 @@
-"""Networks: what torchvision has, cut at a layer, with whole, partial, damaged and missing weights."""
+"""Torchvision's networks, cut at a layer, with complete, partial, damaged and missing weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 
 
 def whole(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
-    """A random state dict of what a network's maps depend on, scaled so that activations stay finite and alive."""
+    """A random state dict of the parameters that maps depend on, scaled so that activations stay finite and nonzero."""
     generator = torch.Generator().manual_seed(seed)
     own, state = layers_of(name), {}
     for key, meta in ARCHITECTURES[name].module().state_dict().items():
@@ -49,12 +49,12 @@ def whole(name: str, seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def networks(folder: Path) -> Networks:
-    """Networks of that folder, without downloading."""
+    """The networks of that folder, without downloads."""
     return Networks(folder, CPU, download=False)
 
 
 def test_catalogue_is_what_torchvision_has() -> None:
-    """The file that the API reads is what the generator makes from the modules themselves."""
+    """The file that the API reads is what the generator writes."""
     path = Path(catalogue.__file__).with_name("catalogue.json")
     assert path.read_text() == generated()
 
@@ -74,7 +74,7 @@ ALL = [pytest.param(name, MOST, marks=pytest.mark.slow) for name in (*BUILT_IN, 
 
 @pytest.mark.parametrize(("name", "most"), [*((name, 20) for name in FEW), *ALL])
 def test_every_node_is_torchvision_s(name: str, most: int) -> None:
-    """Cuts give what a plain run of torchvision's own module gives at the node of the same name, in that shape."""
+    """Cuts compute the same as torchvision's own module at the node of the same name, with the described shape."""
     state, own = whole(name), layers_of(name)
     model = ARCHITECTURES[name].module()
     state = OrderedDict(state)
@@ -99,7 +99,7 @@ def test_every_node_is_torchvision_s(name: str, most: int) -> None:
 
 
 def plain_run(model: nn.Module, image: Tensor, *, training: bool = False) -> dict[str, Tensor]:
-    """What each node of torchvision's graph gives, copied before anything else can change it."""
+    """The value of each node of torchvision's graph, copied before another node can change it."""
     tracer = NodePathTracer()
     graph = fx.GraphModule(model, tracer.trace(model if training else model.eval()))
     names = {node.name: name for node, name in tracer.node_to_qualname.items()}
@@ -120,7 +120,7 @@ def plain_run(model: nn.Module, image: Tensor, *, training: bool = False) -> dic
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 @pytest.mark.slow
 def test_every_network_of_torchvision_has_layers(name: str) -> None:
-    """Each is traced, its pixels are seen by one convolution, and the last layer that one looks at is deep."""
+    """Each can be traced, one convolution sees its pixels, and its last main layer is deep."""
     own = layers_of(name)
     main = [node for node in own.layers.values() if node.main]
     assert own.graph.first == own.graph.parameters[:1]
@@ -142,7 +142,7 @@ def test_every_network_of_torchvision_has_layers(name: str) -> None:
     ],
 )
 def test_receptive_field_is_what_the_gradient_reaches(name: str, layer: str) -> None:
-    """The square of input pixels that one position sees, measured; and the step between neighbours."""
+    """The measured receptive field of one position, and the stride between neighbours."""
     own = layers_of(name)
     state = {key: torch.full(tensor.shape, 0.01) for key, tensor in whole(name).items()}
     cut = own.cut(own.filled(state, [layer]), layer)
@@ -165,7 +165,7 @@ def test_receptive_field_is_what_the_gradient_reaches(name: str, layer: str) -> 
 
 
 def test_networks_are_loaded_once_frozen_and_share_modules(tmp_path: Path) -> None:
-    """One copy of the parameters whatever layers are asked for; no gradient reaches them; no ReLU works in place."""
+    """The parameters are shared by all layers; they need no gradient, and no ReLU works in place."""
     save_file(whole("vgg11"), tmp_path / "vgg11.safetensors")
     source = networks(tmp_path)
     network = source.get("vgg11")
@@ -178,7 +178,7 @@ def test_networks_are_loaded_once_frozen_and_share_modules(tmp_path: Path) -> No
 
 
 def test_a_partial_file_serves_exactly_the_layers_that_it_covers(tmp_path: Path) -> None:
-    """Blocks 1 and 2 of VGG16: four layers, and a clear refusal above; the state says the same before loading."""
+    """With blocks 1 and 2 of VGG-16: four layers, and a clear error above; the state says the same before loading."""
     state = {key: tensor for key, tensor in whole("vgg16").items() if int(key.split(".")[1]) <= 7}
     save_file(state, tmp_path / "vgg16-blocks1-2.safetensors")
     source = networks(tmp_path)
@@ -201,7 +201,7 @@ def test_a_gap_ends_the_coverage(tmp_path: Path) -> None:
 
 
 def test_a_fire_module_may_be_covered_up_to_its_squeeze(tmp_path: Path) -> None:
-    """The parameters of the same module that are missing are not in the way."""
+    """Missing parameters that are above the layer do not matter."""
     state = {key: t for key, t in whole("squeezenet1_1").items() if not key.startswith("features.3.expand")}
     save_file(state, tmp_path / "squeezenet1_1.safetensors")
     network = networks(tmp_path).get("squeezenet1_1")
@@ -210,7 +210,7 @@ def test_a_fire_module_may_be_covered_up_to_its_squeeze(tmp_path: Path) -> None:
 
 
 def test_pth_files_are_read_without_running_code(tmp_path: Path) -> None:
-    """A weights-only .pth under torchvision's own file name; a pickle that would run code is refused."""
+    """A weights-only .pth with torchvision's file name is read; a pickle that would run code is refused."""
     torch.save(whole("alexnet"), tmp_path / "alexnet-owt-7be5be79.pth")
     network = networks(tmp_path).get("alexnet")
     assert list(network.layers) == [f"conv{number}" for number in range(1, 6)]
@@ -222,7 +222,7 @@ def test_pth_files_are_read_without_running_code(tmp_path: Path) -> None:
 
 
 def test_another_network_s_file_is_no_candidate(tmp_path: Path) -> None:
-    """However alike its name."""
+    """However similar its name."""
     save_file(whole("vgg11"), tmp_path / "vgg11-b.safetensors")
     save_file(whole("vgg11_bn"), tmp_path / "vgg11_bn.safetensors")
     assert find("vgg11", tmp_path, download=False).file.name == "vgg11-b.safetensors"
@@ -230,7 +230,7 @@ def test_another_network_s_file_is_no_candidate(tmp_path: Path) -> None:
 
 
 def test_normalisation_comes_from_the_metadata(tmp_path: Path) -> None:
-    """A file may bring its own mean and std; without, ImageNet's."""
+    """A file may contain its mean and std; the default is ImageNet's."""
     own = {"normalization_mean": "0.1,0.2,0.3", "normalization_std": "0.4,0.5,0.6"}
     save_file(whole("vgg11"), tmp_path / "vgg11.safetensors", own)
     save_file(whole("vgg13"), tmp_path / "vgg13.safetensors")
@@ -240,7 +240,7 @@ def test_normalisation_comes_from_the_metadata(tmp_path: Path) -> None:
 
 
 def test_damaged_and_misfitting_files_make_the_model_unavailable(tmp_path: Path) -> None:
-    """Each with a reason, also in the state that the API shows; nothing else stops working."""
+    """Each with a reason, which is also in the state that the API shows; nothing else is affected."""
     (tmp_path / "vgg11.safetensors").write_bytes(b"\x00" * 100)
     wrong = {key: torch.zeros(1, *tensor.shape[1:]) for key, tensor in whole("vgg13").items()}
     save_file(wrong, tmp_path / "vgg13.safetensors")
@@ -255,7 +255,7 @@ def test_damaged_and_misfitting_files_make_the_model_unavailable(tmp_path: Path)
 
 
 def test_without_any_file_the_reason_says_what_would_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the file should be, and that downloading is off."""
+    """The reason says where the file should be, and that downloads are disabled."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     state = networks(tmp_path / "nowhere").states()["vgg16"]
     assert not state.available
@@ -266,7 +266,7 @@ def test_without_any_file_the_reason_says_what_would_help(tmp_path: Path, monkey
 
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The server of torchvision, played by one on loopback; its files are in the folder that is returned."""
+    """A local server in the place of torchvision's; its files are in the returned folder."""
     folder = tmp_path / "server"
     folder.mkdir()
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
@@ -288,7 +288,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 def test_weights_that_an_image_brings_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the folder's, before a download; under torchvision's own file name."""
+    """After those of the folder and before a download, by torchvision's file name."""
     brought = tmp_path / "bundled"
     brought.mkdir()
     monkeypatch.setattr(weights_module, "BUNDLED", brought)
@@ -304,7 +304,7 @@ def test_weights_that_an_image_brings_are_found(tmp_path: Path, monkeypatch: pyt
 def test_weights_are_downloaded_checked_and_kept(
     published: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The state says that it would download; loading does, with progress; the second time the cache serves."""
+    """The state announces a download, loading performs it with progress, and the second time the cache is used."""
     source = Networks(tmp_path, CPU, download=True)
     state = source.states()["vgg11"]
     assert state.available
@@ -317,7 +317,7 @@ def test_weights_are_downloaded_checked_and_kept(
 
 
 def test_a_damaged_download_is_refused_and_not_kept(published: Path, tmp_path: Path) -> None:
-    """The hash in the file's name is checked; a half file is not taken for a whole one later."""
+    """The hash in the file's name is checked; a partial file is not used later."""
     (file,) = published.iterdir()
     file.write_bytes(file.read_bytes()[:-1000] + b"\x00" * 1000)
     with pytest.raises(ModelUnavailable, match="downloaded file is damaged"):
@@ -326,7 +326,7 @@ def test_a_damaged_download_is_refused_and_not_kept(published: Path, tmp_path: P
 
 
 def test_a_download_that_fails_is_told_and_not_tried_at_every_job(published: Path, tmp_path: Path) -> None:
-    """No such file on the server: unavailable, with the reason, and at once the second time."""
+    """Without such a file on the server the network is unavailable with the reason, at once the second time."""
     (file,) = published.iterdir()
     file.unlink()
     source = Networks(tmp_path, CPU, download=True)
@@ -339,7 +339,7 @@ def test_a_download_that_fails_is_told_and_not_tried_at_every_job(published: Pat
 def test_what_nobody_foresaw_in_a_weights_file_makes_that_network_unavailable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the reason, in the heartbeat too; the others are served."""
+    """With the reason, also in the heartbeat; the others can be used."""
     save_file(whole("vgg11"), tmp_path / "vgg11.safetensors")
     source = networks(tmp_path)
 
@@ -356,7 +356,7 @@ def test_what_nobody_foresaw_in_a_weights_file_makes_that_network_unavailable(
 
 
 def test_a_download_that_trickles_keeps_nobody_else_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network that is loaded, and one that is not, are got meanwhile; who wants the slow one gets the same object."""
+    """Other networks can be loaded meanwhile, and all callers of the slow one get the same object."""
     trickling, arrived, loads = threading.Event(), threading.Event(), list[str]()
     state = tmp_path / "vgg11.safetensors"
     save_file(whole("vgg11"), state)

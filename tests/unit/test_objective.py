@@ -1,4 +1,4 @@
-"""The loss and its gradient, against an implementation that shares nothing with them."""
+"""The loss and its gradient against an independent implementation."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _convolve(maps: Array, weight: Array, bias: Array) -> Array:
 def plain_loss(
     net: nn.Sequential, original: Array, changed: Array, kernel: int, alpha: float, beta: float
 ) -> tuple[float, ...]:
-    """Formulas 1-4 as they stand on paper, one problem at a time."""
+    """Formulas 1 to 4 as printed, one problem at a time."""
     before, after = plain_forward(net, original), plain_forward(net, changed)
     preservation = np.sqrt(((after[kernel] - before[kernel]) ** 2).sum()) / np.sqrt((before[kernel] ** 2).sum())
     others = [j for j in range(len(before)) if j != kernel]
@@ -64,7 +64,7 @@ def one(problems: Problems, row: int) -> tuple[int, float, float]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_losses_equal_a_plain_implementation(seed: int) -> None:
-    """All four terms, for a batch of problems with weights of their own, to float64's last digits."""
+    """All four terms, for a batch of problems with different weights, to float64 precision."""
     net = tiny.network(seed)
     problems = tiny.problems(net, 3, seed)
     x = tiny.images(3, seed + 50)
@@ -77,7 +77,7 @@ def test_losses_equal_a_plain_implementation(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_gradient_equals_finite_differences(seed: int) -> None:
-    """With y = r/‖r‖ it is the gradient of L_p + α·L_s of each problem alone, not of a mean over the batch."""
+    """With y = r/‖r‖ it is the gradient of L_p + α·L_s of each problem by itself, not of a mean over the batch."""
     net = tiny.network(seed)
     problems = tiny.problems(net, 2, seed)
     problems = problems.with_weights(problems.alpha * torch.tensor([1, seed]), problems.beta)  # none, once
@@ -98,7 +98,7 @@ def test_gradient_equals_finite_differences(seed: int) -> None:
 
 
 def test_the_start_has_no_pull_from_preservation() -> None:
-    """At X̂ = X the norm is not differentiable; its subgradient there is zero, not NaN."""
+    """At X̂ = X the norm is not differentiable; its subgradient there is 0, not NaN."""
     net = tiny.network()
     problems = tiny.problems(net, 2)
     now, gradient = losses_and_gradient(net, problems, problems.image, subgradient(problems), torch.float64)
@@ -123,7 +123,7 @@ def test_silent_and_lone_kernels_are_seen() -> None:
 
 
 def test_select_and_join_undo_each_other() -> None:
-    """Rows move together, which is what continuous batching stands on."""
+    """Rows are selected and joined together, which continuous batching relies on."""
     problems = tiny.problems(tiny.network(), 4)
     mask = torch.tensor([True, False, True, False])
     again = problems.select(mask.nonzero()[:, 0]).join(problems.select((~mask).nonzero()[:, 0]))
@@ -132,7 +132,7 @@ def test_select_and_join_undo_each_other() -> None:
 
 
 def test_a_lone_kernel_can_be_asked_without_suppression() -> None:
-    """All others are silent: there is nothing to suppress with α > 0, and nothing to divide by with α = 0."""
+    """If all others are silent there is nothing to suppress with α > 0, and no division by 0 with α = 0."""
     features = torch.zeros(2, 3, 4, 4, dtype=torch.float64)
     features[:, 1] = 1
     image, kernel = torch.zeros(2, 3, 8, 8, dtype=torch.float64), torch.tensor([1, 1])

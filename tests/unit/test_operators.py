@@ -1,4 +1,4 @@
-"""What an evaluation costs beside the network: operators, each a launch on a card, none of which waits for it."""
+"""The operators of an evaluation beside the network's: each is a launch on a card, and none waits for it."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ VIEWS = {"view", "slice", "select", "unsqueeze", "expand", "permute", "alias", "
 
 
 class Operators(TorchDispatchMode):
-    """Counts what is launched: views are not."""
+    """Counts the launched operators, without views."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """One operator."""
+        """Count one operator."""
         name = func.name().partition(".")[0].removeprefix("aten::")
         if name not in VIEWS:
             self.counts[name] += 1
@@ -43,7 +43,7 @@ class Operators(TorchDispatchMode):
 
 
 def away(value: Any) -> Any:
-    """On torch's device without data: whatever would have to wait for a number raises."""
+    """On torch's meta device, where any read of a value raises."""
     if isinstance(value, Tensor):
         return value.to("meta")
     if isinstance(value, Rows):
@@ -52,7 +52,7 @@ def away(value: Any) -> Any:
 
 
 def batch(**asked: Any) -> tuple[SolverBatch[Any], Problems]:
-    """Four problems that are begun, and what was asked."""
+    """Four problems that have been added, with these options."""
     network = Networks(Path("/nonexistent"), torch.device("cpu"), download=False).get("vgg_mini")
     picture, layer = np.asarray(scene(5, 96).image), network.layer(LAYER)
     means = layer.features(network.space.from_bytes(torch.tensor(picture).permute(2, 0, 1)[None]))[0].mean(dim=(1, 2))
@@ -65,7 +65,7 @@ def batch(**asked: Any) -> tuple[SolverBatch[Any], Problems]:
 
 
 def counted(found: Any) -> Counter[str]:
-    """The operators of one evaluation on a device that cannot be waited for."""
+    """The operators of one evaluation on the meta device."""
     found.network = deepcopy(found.network).to("meta")
     found.problems, found.state, found.best = (away(one) for one in (found.problems, found.state, found.best))
     space = found.solver.space
@@ -81,7 +81,7 @@ def counted(found: Any) -> Counter[str]:
 
 
 def of_the_network(found: SolverBatch[Any], problems: Problems) -> int:
-    """Forth and back, alone."""
+    """The forward and backward pass alone."""
     image = problems.image.clone().requires_grad_()
     operators = Operators()
     with operators:
@@ -95,7 +95,7 @@ def of_the_network(found: SolverBatch[Any], problems: Problems) -> int:
 def test_an_evaluation_has_few_operators_and_waits_for_none(
     monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], age: int
 ) -> None:
-    """At most 200 beside the network's (SSIM has more); a number that the host would need of the device raises."""
+    """At most 200 beside the network's (more with SSIM); a read of a value by the host raises."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # there is none for that device
     found, problems = batch(**asked)
     network = of_the_network(found, problems)

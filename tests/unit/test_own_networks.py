@@ -1,4 +1,4 @@
-"""Networks of the operator's own code, and what a definition may say of an input's size."""
+"""Networks of the operator's own code, and the input size of definitions."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def strange():
 
 
 class Branches(nn.Module):
-    """Two convolutions see the pixels; one ReLU is called twice and in place, one is a function, one is added to."""
+    """Two convolutions of the pixels; a ReLU that is called twice in place, a ReLU function, one added to its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Branches(nn.Module):
 
 
 class Bends(nn.Module):
-    """What it does depends on the numbers that it sees."""
+    """A network whose control flow depends on values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Bends(nn.Module):
 
 
 class Small(nn.Module):
-    """Parts that the networks below are made of."""
+    """Parts of the networks below."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Small(nn.Module):
 
 
 class InPlace(Small):
-    """What changes a value is a statement."""
+    """A network with an in-place operation as a statement."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps."""
@@ -119,7 +119,7 @@ class InPlace(Small):
 
 
 class Twice(Small):
-    """A convolution with two batch normalisations behind it, a PReLU called twice, and additions of all kinds."""
+    """A convolution with two batch normalisations after it, a PReLU called twice, and additions of all kinds."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps."""
@@ -131,7 +131,7 @@ class Twice(Small):
 
 
 class Standardised(Small):
-    """The weights are computed; and so is a number from the size of the image."""
+    """A network with computed weights, and a number computed from the size of the image."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps."""
@@ -143,14 +143,14 @@ class Standardised(Small):
 
 
 def made(module: nn.Module) -> tuple[Networks, OwnNetwork]:
-    """A network by the name `mine`."""
+    """A network named `mine`."""
     own = OwnNetwork("mine", OwnDefinition(network=module.eval(), input_size=64), "tests")
     return Networks(Path("/nonexistent"), torch.device("cpu"), None, {"mine": own}, download=False), own
 
 
 @pytest.mark.parametrize("kind", [InPlace, Twice, Standardised])
 def test_the_last_node_is_what_the_module_gives(kind: type[Small]) -> None:
-    """Also where values are changed in place, modules are shared, and weights are computed."""
+    """Also with in-place operations, shared modules and computed weights."""
     networks, own = made(kind())
     loaded = networks.get("mine")
     image = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -168,7 +168,7 @@ def test_the_last_node_is_what_the_module_gives(kind: type[Small]) -> None:
 
 
 def test_the_identity_is_of_what_a_network_does() -> None:
-    """The same numbers with another way through them are another network."""
+    """The same weights with another computation are another network."""
 
     class Other(InPlace):
         def forward(self, x: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ def test_the_identity_is_of_what_a_network_does() -> None:
 
 
 def test_a_layer_s_own_name_comes_before_the_papers() -> None:
-    """`relu1` is a layer here, and not conv1 by another name."""
+    """`relu1` is a layer here, and not an alias of conv1."""
 
     class Named(nn.Module):
         def __init__(self) -> None:
@@ -197,20 +197,20 @@ def test_a_layer_s_own_name_comes_before_the_papers() -> None:
 
 @pytest.fixture(autouse=True)
 def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operator's file, where Python finds it."""
+    """The operator's file, on Python's path."""
     (tmp_path / "mine.py").write_text(CODE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
 
 
 def device(source: str) -> TorchDevice:
-    """With these networks alone."""
+    """Networks with these only."""
     own = own_networks(source)
     return TorchDevice(Networks(Path("/nonexistent"), torch.device("cpu"), None, own, download=False))
 
 
 def test_a_network_of_own_code_is_explained() -> None:
-    """It is told of with its layers and what it is fed, and its maps are those of the module itself."""
+    """Its layers and preprocessing are published, and its maps are those of the module itself."""
     found = device("mine:networks")
     states = found.states()
     assert states["branches"].available
@@ -252,7 +252,7 @@ def test_range_and_order_reach_every_convolution_that_sees_the_pixels() -> None:
 
 
 def test_what_cannot_be_traced_says_so() -> None:
-    """In its state, in the catalogue, which leaves it out, and to a job; the others are there."""
+    """In its state, in the catalogue without it, and to a job; the other networks are available."""
     found = device("mine:networks")
     state = found.states()["bends"]
     assert not state.available
@@ -275,7 +275,7 @@ def test_what_cannot_be_traced_says_so() -> None:
     ],
 )
 def test_code_that_gives_no_networks_is_an_error(source: str, words: str) -> None:
-    """Which names the setting and what is wrong."""
+    """The error names the setting and the cause."""
     with pytest.raises(ValueError, match=words) as error:
         own_networks(source)
     assert f"KERNELSCOPE_MODELS={source}" in str(error.value)
@@ -283,7 +283,7 @@ def test_code_that_gives_no_networks_is_an_error(source: str, words: str) -> Non
 
 
 def test_a_definition_may_give_the_input_s_size() -> None:
-    """Its layers are described for that; one that is too small, or no size, is refused by name."""
+    """Its layers are described for that size; one that is too small or invalid is refused."""
     table = {"arch": "squeezenet1_1", "weights": "a.pth"}
     assert checked("mine", {**table, "input_size": 96, "resize": "crop"}).input_size == 96
     for size, words in (
@@ -300,7 +300,7 @@ def test_a_definition_may_give_the_input_s_size() -> None:
 
 
 def test_an_image_is_squashed_or_its_middle_is_taken() -> None:
-    """Of a wide picture with a white middle."""
+    """The middle of a wide picture is white."""
     image = Image.new("RGB", (300, 100), "black")
     image.paste("white", (100, 0, 200, 100))
     assert np.asarray(resized(image, Frame(30, 30), "crop")).min() == 255

@@ -25,7 +25,7 @@ def request(images: int, kernels: object, alpha: list[float], beta: list[float])
 def test_every_combination_once_in_order_in_slices_of_at_most_16(
     images: int, kernels: list[int], alpha: list[float], beta: list[float]
 ) -> None:
-    """No item is lost or doubled, whatever the axes."""
+    """No item is lost or doubled, for any axes."""
     asked = request(images, kernels, alpha, beta)
     slices = plan(asked, 10_000)
     items = [item for each in slices for item in each]
@@ -38,7 +38,7 @@ def test_every_combination_once_in_order_in_slices_of_at_most_16(
 
 
 def test_top_n_becomes_ranks() -> None:
-    """Which kernels they are, the worker finds."""
+    """The worker determines the kernels."""
     (items,) = plan(request(2, "top:3", [1], [1]), 100)
     assert [(item.image, item.kernel, item.rank) for item in items] == [
         (image, None, rank) for image in range(2) for rank in range(3)
@@ -46,19 +46,19 @@ def test_top_n_becomes_ranks() -> None:
 
 
 def test_too_many_items_are_refused_before_they_are_made() -> None:
-    """With the number that there would be."""
+    """The error has the number of items."""
     with pytest.raises(InvalidRequest, match=r"32000 items.*at most 2048"):
         plan(request(16, "top:2000", [1], [1]), 2048)
 
 
 def test_repeats_are_dropped() -> None:
-    """The same kernel or weight twice is one."""
+    """Duplicate kernels and weights are merged."""
     assert request(1, [5, 5, 3], [1, 1.0], [0]).kernels == [5, 3]
     assert request(1, [5, 5, 3], [1, 1.0], [0]).alpha == [1.0]
 
 
 def test_other_methods_have_no_alpha_and_beta_of_their_own() -> None:
-    """Suppression is asked for with each α and β, a baseline once; all of a kernel on an image stand together."""
+    """Suppression runs with each α and β, a baseline once; the items of a kernel on an image are adjacent."""
     asked = request(2, [5], [1, 2], [1, 3])
     asked.methods = ["lrp", "suppression"]
     (items,) = plan(asked, 100)

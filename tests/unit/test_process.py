@@ -19,7 +19,7 @@ from worker.process import WorkerProcess
 def test_the_heartbeat_and_the_other_networks_outlive_any_error(
     settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A weights folder that goes away, a network that cannot be built: told in the log, and the next beat comes."""
+    """A missing weights folder, a network that cannot be built: logged, and the next heartbeat is sent."""
     process = WorkerProcess(settings.model_copy(update={"engine": "dummy"}), lambda *_: None)
     broken, loaded = Event(), list[str]()
 

@@ -1,4 +1,4 @@
-"""Networks in the object store: registered by a command, found and fetched by workers."""
+"""Networks in the object store: registered by a command, fetched by workers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Lab:
         settings.cache_clear()
 
     def run(self, *arguments: str) -> tuple[int, str]:
-        """The command: its exit code, and what it says."""
+        """Run the command. Returns its exit code and output."""
         self._patch.setattr(sys, "argv", ["register", *arguments])
         code = register.main()
         return code, "".join(self.capsys.readouterr())
@@ -56,13 +56,13 @@ class Lab:
 
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """One of the test's own."""
+    """The test's own store."""
     yield Lab(tmp_path, monkeypatch, capsys)
     settings.cache_clear()
 
 
 def test_every_worker_finds_it_those_that_come_later_too(lab: Lab) -> None:
-    """Before anything is fetched its layers are known; the file is fetched once, and is what was registered."""
+    """Its layers are known before it is fetched; the file is fetched once, and is the registered one."""
     early = lab.worker("early")
     assert early.registered() == []
     code, said = lab.add("mine", "--title", "Mine")
@@ -85,7 +85,7 @@ def test_every_worker_finds_it_those_that_come_later_too(lab: Lab) -> None:
 
 
 def test_a_file_that_was_changed_in_the_store_is_not_used(lab: Lab) -> None:
-    """Its SHA-256 is another."""
+    """A file with another SHA-256 is refused."""
     lab.add()
     (blob,) = (lab.folder / "store" / "networks" / "weights").iterdir()
     blob.write_bytes(blob.read_bytes()[:-1] + b"x")
@@ -94,7 +94,7 @@ def test_a_file_that_was_changed_in_the_store_is_not_used(lab: Lab) -> None:
 
 
 def test_replaced_and_removed(lab: Lab) -> None:
-    """A name is not taken twice by mistake; who has loaded the old one loads the new one, or has it no more."""
+    """A name is not replaced by mistake; a worker with the old network restarts, or loses it."""
     lab.add()
     worker = lab.worker("w")
     first = worker.get("mine").weights
@@ -122,7 +122,7 @@ def test_replaced_and_removed(lab: Lab) -> None:
 
 
 def test_a_name_that_is_in_the_weights_folder_too(lab: Lab) -> None:
-    """Is refused by the command; where it came there later, the network is unavailable: which is meant?"""
+    """The command refuses it; if it is registered there later, the network is unavailable."""
     text = '[mine]\narch = "vgg_mini"\nweights = "mine.safetensors"\n'
     (lab.folder / "weights").mkdir()
     lab.add()
@@ -136,7 +136,7 @@ def test_a_name_that_is_in_the_weights_folder_too(lab: Lab) -> None:
 
 
 def test_a_store_that_is_away_takes_nothing_from_who_knows(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is registered is as it was; what was not fetched yet cannot be had."""
+    """The cached entries remain; a network that was not fetched is unavailable."""
     lab.add()
     worker = lab.worker("w")
     worker.registered()
@@ -163,7 +163,7 @@ def test_a_store_that_is_away_takes_nothing_from_who_knows(lab: Lab, monkeypatch
     ],
 )
 def test_what_cannot_be_meant_is_refused(lab: Lab, options: tuple[str, ...], told: str) -> None:
-    """And nothing is stored."""
+    """Nothing is stored."""
     code, said = lab.add("mine", *options)
     assert (code, said.startswith("mine is not registered: ")) == (1, True)
     assert told in said
@@ -171,7 +171,7 @@ def test_what_cannot_be_meant_is_refused(lab: Lab, options: tuple[str, ...], tol
 
 
 def test_files_that_cannot_be_used_are_refused(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NaN, another architecture's, cut short, too large, not there; and nothing is stored."""
+    """NaN, another architecture, truncated, too large, missing: nothing is stored."""
     state = load_file(WEIGHTS_FILE)
     save_file({**state, "features.0.bias": torch.full((16,), torch.nan)}, "nan.safetensors")
     save_file({**state, "features.0.bias": torch.zeros(3)}, "shape.safetensors")
@@ -193,7 +193,7 @@ def test_files_that_cannot_be_used_are_refused(lab: Lab, monkeypatch: pytest.Mon
 
 
 def test_what_others_have_put_there_is_passed_over(lab: Lab) -> None:
-    """A name that is an architecture's, a path that leads elsewhere, text of any kind; the rest is used."""
+    """An architecture's name, a path that leads elsewhere, arbitrary text: the other entries are used."""
     lab.add()
     good = lab.store.noted("networks/mine.json") or ""
     for name, text in {

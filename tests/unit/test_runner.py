@@ -1,4 +1,4 @@
-"""The runner between the record and an engine that does what the test wants."""
+"""The slice runner between the record and an engine controlled by the test."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ from worker.jobs.slices import SliceRun
 
 @dataclass
 class Scripted(DummyDevice):
-    """The dummy device, but its batches raise when they come to this kernel."""
+    """The dummy device whose batches raise at a given kernel."""
 
     raises: dict[int, Exception] = field(default_factory=dict)
 
     def batch(self, question: Question) -> Batch:  # noqa: ARG002
-        """A batch that knows the script."""
+        """A batch with this script."""
         return ScriptedBatch(self.raises)
 
 
 class ScriptedBatch(DummyBatch):
-    """Follows the script."""
+    """A dummy batch that follows a script."""
 
     def __init__(self, raises: dict[int, Exception]) -> None:
         super().__init__()
         self.raises = raises
 
     def add(self, tickets: Sequence[Ticket]) -> Answered:
-        """Raises where the script says so."""
+        """Raise at the script's kernel."""
         (ticket,) = tickets
         if ticket.question.kernel in self.raises:
             raise self.raises[ticket.question.kernel]
@@ -66,7 +66,7 @@ class ScriptedBatch(DummyBatch):
 
 @dataclass
 class JobBench:
-    """A runner with what it needs, and one job of three kernels."""
+    """A slice runner with its services, and a job of three kernels."""
 
     redis: Redis
     store: BlobStore
@@ -77,7 +77,7 @@ class JobBench:
     lease_seconds: float = 20.0
 
     def submit(self, name: str = "j", images: Sequence[bytes] = (), **fields: object) -> None:
-        """A job."""
+        """Create a job."""
         digests = [self.store.put(name, data) for data in images or [png(noise())]]
         base = {"images": digests, "model": "vgg_mini", "layer": "conv2_1", "kernels": [1, 2, 3], "iterations": 3}
         request = ExplainRequest.model_validate({**base, **fields})
@@ -85,17 +85,17 @@ class JobBench:
 
     @property
     def transitions(self) -> Transitions:
-        """Of the record."""
+        """A field of the job's record."""
         return Transitions(self.redis, self.lease_seconds)
 
     @property
     def records(self) -> Records:
-        """Of the record."""
+        """The job."""
         return Records(self.redis, self.store)
 
     @contextmanager
     def runner(self) -> Iterator[SliceRunner]:
-        """A runner on an engine of its own."""
+        """A runner with its own engine."""
         engine = Engine(self.device)
         runner = SliceRunner(
             engine=engine,
@@ -113,7 +113,7 @@ class JobBench:
             engine.close()
 
     def run(self, slice_id: str = "j:0", queue: Queue = "interactive") -> WholeJob:
-        """Run a slice, the only one that waits; the job afterwards."""
+        """Run the only waiting slice. Returns the job afterwards."""
         with self.runner() as runner:
             runner.run(queue, slice_id)
         return self.records.whole(slice_id.split(":", maxsplit=1)[0])
@@ -121,12 +121,12 @@ class JobBench:
 
 @pytest.fixture
 def bench(redis: Redis, tmp_path: Path) -> JobBench:
-    """A bench on the test's Redis and folder."""
+    """A bench with the test's Redis and store."""
     return JobBench(redis, BlobStore(tmp_path.as_uri()), tmp_path)
 
 
 def test_a_bug_fails_its_kernel_and_is_logged(bench: JobBench, caplog: pytest.LogCaptureFixture) -> None:
-    """The caller reads a short sentence without internals; the log has the traceback; other kernels are answered."""
+    """The client gets a short sentence without internals, the log the traceback; other kernels are answered."""
     bench.device = Scripted(raises={2: ZeroDivisionError("secret detail")})
     bench.submit()
     with caplog.at_level(logging.ERROR):
@@ -139,7 +139,7 @@ def test_a_bug_fails_its_kernel_and_is_logged(bench: JobBench, caplog: pytest.Lo
 
 
 def test_an_error_of_ours_keeps_its_type(bench: JobBench) -> None:
-    """A layer that the weights do not cover, say: nothing was told when the job was taken without workers."""
+    """For example of a layer that the weights do not cover, when the job was accepted without workers."""
     bench.device = Scripted(raises=dict.fromkeys((1, 2, 3), LayerNotCovered("the weights end at conv1_1")))
     bench.submit()
     job = bench.run()
@@ -150,7 +150,7 @@ def test_an_error_of_ours_keeps_its_type(bench: JobBench) -> None:
 
 
 def test_a_store_that_is_away_is_sat_out(bench: JobBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worker keeps its lease and tries again until it is back; no attempt is spent and nothing is failed."""
+    """The worker keeps its lease and retries until the store is back; no attempt is spent, and nothing fails."""
     monkeypatch.setattr(slices, "STORE_RETRY_SECONDS", 0.01)
     put, failures = bench.store.put, [StoreUnavailable("away")] * 40
 
@@ -170,7 +170,7 @@ def test_a_store_that_is_away_is_sat_out(bench: JobBench, monkeypatch: pytest.Mo
 def test_a_worker_that_stops_while_the_store_is_away_hands_back(
     bench: JobBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody else may reach it; the attempt does not count."""
+    """Another worker may reach it; the attempt does not count."""
 
     def away(*_: object) -> str:
         raise StoreUnavailable("away")
@@ -190,7 +190,7 @@ def test_a_worker_that_stops_while_the_store_is_away_hands_back(
 
 
 def test_a_worker_that_stops_hands_the_slice_back_and_says_so(bench: JobBench) -> None:
-    """The message goes out again, so that nobody has to wait for housekeeping; finished items stay."""
+    """The message is sent again, so that the slice does not wait for housekeeping; committed items remain."""
     bench.submit(iterations=100)
     with bench.runner() as runner:
         thread = Thread(target=runner.run, args=("interactive", "j:0"))
@@ -207,7 +207,7 @@ def test_a_worker_that_stops_hands_the_slice_back_and_says_so(bench: JobBench) -
 
 
 def test_a_cancelled_job_leaves_the_engine(bench: JobBench) -> None:
-    """Within a second, keeping what is finished; the engine is free for others."""
+    """Within a second, with the committed items; the engine is free for others."""
     bench.submit(iterations=500)
     bench.submit("other", iterations=3)
     with bench.runner() as runner:
@@ -226,7 +226,7 @@ def test_a_cancelled_job_leaves_the_engine(bench: JobBench) -> None:
 
 
 def test_at_the_deadline_x_is_delivered_as_far_as_it_is(bench: JobBench) -> None:
-    """What had not begun fails."""
+    """Items that have not started fail."""
     bench.submit(iterations=100_000, deadline_s=0.5)
     job = bench.run()
     assert job.status is Status.SUCCEEDED
@@ -237,7 +237,7 @@ def test_at_the_deadline_x_is_delivered_as_far_as_it_is(bench: JobBench) -> None
 
 
 def test_the_same_work_is_not_done_twice(bench: JobBench) -> None:
-    """Another job about the same pixels takes over the results; other parameters are other work; so is a deadline's."""
+    """Another job with the same pixels reuses the results; other parameters or a deadline are other work."""
     bench.submit()
     first = bench.run()
     bench.submit("again", kernels=[2, 3, 4])
@@ -256,7 +256,7 @@ def test_the_same_work_is_not_done_twice(bench: JobBench) -> None:
 
 
 def test_work_whose_files_are_gone_is_done_again(bench: JobBench) -> None:
-    """As after a move to another store: nobody is given a result without its pictures."""
+    """For example after a move to another store: no result is reused without its files."""
     bench.submit()
     bench.run()
     lost = bench.records.result("j", 1)[2]["optimized.png"]
@@ -270,7 +270,7 @@ def test_work_whose_files_are_gone_is_done_again(bench: JobBench) -> None:
 
 
 def test_a_suspect_runs_beside_others_but_not_beside_another(bench: JobBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It keeps nobody else waiting; the second is passed over, and the message goes out again a little later."""
+    """It does not block others; a second suspect is skipped, and the message is sent again a little later."""
     monkeypatch.setattr(runner_module, "RESEND_SECONDS", 0.2)
     bench.lease_seconds = 0.01
     names = ("suspect", "another")
@@ -298,7 +298,7 @@ def test_a_suspect_runs_beside_others_but_not_beside_another(bench: JobBench, mo
 
 
 def test_what_a_worker_has_no_use_for_is_passed_on_when_it_stops(bench: JobBench) -> None:
-    """Nothing is lost with it, and what comes later goes on as it came."""
+    """The work of that message is not lost, and later messages are handled."""
     bench.submit(model="vgg19", layer="conv5_1")
     bench.device = Lacking()
     with bench.runner() as runner:
@@ -313,25 +313,25 @@ def test_what_a_worker_has_no_use_for_is_passed_on_when_it_stops(bench: JobBench
 
 
 class Lacking(DummyDevice):
-    """Has no VGG-19."""
+    """A device without VGG-19."""
 
     def states(self) -> dict[str, NetworkState]:
-        """All the others."""
+        """All networks but this one."""
         return super().states() | {"vgg19": NetworkState(available=False, reason="no weights for vgg19")}
 
 
 class Disappointed(DummyDevice):
-    """Believes to have a network until it wants to use it."""
+    """A device that reports a network until it tries to use it."""
 
     tried = False
 
     def states(self) -> dict[str, NetworkState]:
-        """As far as it knows."""
+        """The states as far as is known."""
         unavailable = NetworkState(available=False, reason="the file is damaged")
         return super().states() | ({"vgg19": unavailable} if self.tried else {})
 
     def frame(self, model: str) -> Frame:
-        """Here it learns of it."""
+        """Fails, and changes the state."""
         if model == "vgg19":
             self.tried = True
             raise ModelUnavailable("the file is damaged")
@@ -339,7 +339,7 @@ class Disappointed(DummyDevice):
 
 
 def test_a_network_that_turns_out_not_to_be_there_fails_no_job(bench: JobBench) -> None:
-    """The slice goes back, without an attempt spent, and this worker does not take it again; another does."""
+    """The slice is released without an attempt, and this worker does not claim it again; another one does."""
     bench.submit(model="vgg19", layer="conv5_1")
     bench.device = Disappointed()
     with bench.runner() as runner:
@@ -353,7 +353,7 @@ def test_a_network_that_turns_out_not_to_be_there_fails_no_job(bench: JobBench) 
 
 
 def test_what_a_worker_lacks_does_not_hold_up_what_it_has(bench: JobBench) -> None:
-    """Of one caller even, and were it the first to come."""
+    """Even from the same caller, and if it came first."""
     for number in range(5):
         bench.submit(f"other{number}", model="vgg19", layer="conv5_1")
     bench.submit()
@@ -363,16 +363,16 @@ def test_what_a_worker_lacks_does_not_hold_up_what_it_has(bench: JobBench) -> No
 
 
 class HungBatch(DummyBatch):
-    """Never returns."""
+    """A device that never returns."""
 
     def step(self) -> Answered:
-        """Until the test is over."""
+        """Block until the end of the test."""
         Event().wait(30)
         return []
 
 
 def test_a_device_that_hangs_loses_its_leases_and_is_told(bench: JobBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worker process ends itself then."""
+    """The worker process then ends itself."""
     monkeypatch.setattr(bench.device, "batch", lambda _: HungBatch())
     bench.lease_seconds = 1.0
     bench.submit()
@@ -384,7 +384,7 @@ def test_a_device_that_hangs_loses_its_leases_and_is_told(bench: JobBench, monke
 
 
 def test_an_image_that_is_gone_is_told(bench: JobBench) -> None:
-    """The record refers to bytes that are no longer in the store."""
+    """The record refers to an image that is missing from the store."""
     bench.submit()
     bench.store.remove("j")
     job = bench.run()
@@ -393,7 +393,7 @@ def test_an_image_that_is_gone_is_told(bench: JobBench) -> None:
 
 
 def test_what_was_ignored_of_an_image_is_noted_in_its_results(bench: JobBench) -> None:
-    """In explanations and rankings, and not in those of the same pixels from a file where nothing was."""
+    """The note is in explanations and rankings, but not in those of a file with the same pixels."""
     odd = encoded(noise(), "WEBP", lossless=True, exif=b"garbage-garbage!")
     plain = encoded(noise(), "WEBP", lossless=True)
     said = "The EXIF data of the image's file was ignored: it is damaged."
@@ -408,7 +408,7 @@ def test_what_was_ignored_of_an_image_is_noted_in_its_results(bench: JobBench) -
 
 
 def test_one_note_does_not_replace_another(bench: JobBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the picture, and of the file."""
+    """A question with this picture and these notes."""
     monkeypatch.setattr(slices, "note", lambda *_: "This is the blank picture.")
     bench.submit(images=[encoded(noise(), "WEBP", exif=b"garbage-garbage!")])
     assert bench.run().results[0].note == (
@@ -417,7 +417,7 @@ def test_one_note_does_not_replace_another(bench: JobBench, monkeypatch: pytest.
 
 
 def test_results_of_other_colours_are_not_reused(bench: JobBench) -> None:
-    """The same pixels with a profile that changes them; with one that does not, they are."""
+    """Not after a profile that changes the pixels; after one that does not, they are reused."""
     bench.submit("plain")
     bench.run("plain:0")
     bench.submit("phone", images=[png(noise(), icc_profile=profiles.display_p3())])
@@ -428,7 +428,7 @@ def test_results_of_other_colours_are_not_reused(bench: JobBench) -> None:
 
 
 def test_one_image_is_decoded_at_a_time(bench: JobBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever slices a worker holds: memory is that of one large image."""
+    """Whatever number of slices a worker has, memory is that of one large image."""
     decoded, inside, most = images.decoded, list[int](), list[int]()
 
     def slowly(data: bytes, max_pixels: int, **deep: bool) -> Any:
@@ -444,7 +444,7 @@ def test_one_image_is_decoded_at_a_time(bench: JobBench, monkeypatch: pytest.Mon
 
 
 def test_who_waits_for_a_network_keeps_no_other_slice_waiting(bench: JobBench) -> None:
-    """One job's network is still downloaded when the other's slice begins and ends."""
+    """The network of one job is still being downloaded while another job's slice runs and ends."""
     arrived = Event()
 
     class Trickling(DummyDevice):
@@ -493,7 +493,7 @@ def test_ranks_are_resolved_and_those_without_a_kernel_skipped(bench: JobBench) 
 
 
 def until(condition: Callable[[], object], seconds: float = 10) -> None:
-    """Wait for something."""
+    """Wait for a condition."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
@@ -503,7 +503,7 @@ def until(condition: Callable[[], object], seconds: float = 10) -> None:
 def test_the_renewal_of_leases_outlives_a_bug(
     bench: JobBench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An unexpected error is logged, and the leases are renewed all the same from the next beat on."""
+    """An unexpected error is logged, and the leases are renewed the next time."""
     bench.submit(iterations=300)
     with bench.runner() as runner:
         renew, failures = runner.leases.transitions.renew_all, [ValueError("a bug")]
@@ -521,7 +521,7 @@ def test_the_renewal_of_leases_outlives_a_bug(
 
 
 def test_one_lost_lease_does_not_keep_the_others(bench: JobBench) -> None:
-    """Whatever does not let itself be stopped is handed back, each for itself."""
+    """Slices that do not stop are released, independently of one another."""
     for name in ("cancelled", "other"):
         bench.submit(name)
     with bench.runner() as runner:
@@ -536,7 +536,7 @@ def test_one_lost_lease_does_not_keep_the_others(bench: JobBench) -> None:
 
 
 def test_what_a_method_does_not_look_at_does_not_make_other_work(bench: JobBench) -> None:
-    """LRP's rule is nothing to suppression, nor its effort to LRP: what was done is found again."""
+    """Options that a method does not use do not prevent the reuse of its results."""
     with bench.runner() as runner:
         bench.submit("one", methods=["suppression", "lrp"], kernels=[1], effort="quick", rule="zplus")
         runner.run("interactive", "one:0")
@@ -549,7 +549,7 @@ def test_what_a_method_does_not_look_at_does_not_make_other_work(bench: JobBench
 
 
 def test_what_evidence_is_asked(bench: JobBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The paper's method with one more term, and only taking away; suppression beside it has neither."""
+    """Evidence has the term and removes only; suppression beside it does neither."""
     asked: list[Question] = []
     with bench.runner() as runner:
         ask = runner.engine.ask
@@ -568,7 +568,7 @@ def test_what_evidence_is_asked(bench: JobBench, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_picture_that_invents_says_so(bench: JobBench) -> None:
-    """A note in words, which names the method that does not; none where it invents little."""
+    """The note advises what to change; there is none for a small invention."""
     with bench.runner() as runner:
         bench.submit("little", methods=["suppression"], kernels=[1])
         runner.run("interactive", "little:0")

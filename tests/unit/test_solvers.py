@@ -1,4 +1,4 @@
-"""Both solvers: against a plain loop, against a known answer, and against their promises."""
+"""Both solvers against a plain loop, a known solution, and their documented properties."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def shortened(solver: Any, budget: int) -> Any:
 
 
 def plain_reference(net: nn.Module, problems: Problems, solver: ReferenceSolver) -> tuple[Tensor, float]:
-    """The procedure with torch's own optimiser and scheduler, autograd on the loss as printed, one problem."""
+    """The procedure with torch's own optimiser and scheduler, and autograd of the printed loss, for one problem."""
     before = net(problems.image).relu()
     kernel, alpha, beta = int(problems.kernel), float(problems.alpha), float(problems.beta)
     others = [j for j in range(before.shape[1]) if j != kernel]
@@ -78,7 +78,7 @@ def test_reference_solver_is_torch_s_sgd_on_the_printed_loss(seed: int) -> None:
 
 @SOLVERS
 def test_a_problem_does_not_know_its_batch_mates(solver: Any) -> None:
-    """Alone, and in a batch of 16 in either order: the same X̂, exactly as far as float64 goes."""
+    """Alone, and in a batch of 16 in either order: the same X̂ to float64 precision."""
     net = tiny.network()
     problems = tiny.problems(net, 16)
     together = run(net, problems, solver)
@@ -91,7 +91,7 @@ def test_a_problem_does_not_know_its_batch_mates(solver: Any) -> None:
 
 @SOLVERS
 def test_it_ends_below_its_start_and_the_blank_picture(solver: Any) -> None:
-    """The loss that is reported is that of the X̂ that is returned, and better than doing nothing."""
+    """The reported loss is that of the returned X̂, and below those of X and of the blank picture."""
     net = tiny.network(3)
     problems = tiny.problems(net, 4, 3)
     start = losses(problems, net(problems.image).relu(), problems.image).total
@@ -103,7 +103,7 @@ def test_it_ends_below_its_start_and_the_blank_picture(solver: Any) -> None:
 
 
 def test_fast_solver_stays_in_the_box() -> None:
-    """Every pixel of X̂ can be shown."""
+    """Every pixel of X̂ is displayable."""
     net = tiny.network()
     space = tiny.space()
     for x in run(net, tiny.problems(net, 4), FAST):
@@ -142,7 +142,7 @@ def _maps_of_one_position() -> tuple[nn.Module, Tensor]:
 
 @pytest.mark.parametrize("make", [_constant, _saturated, _one_active_position, _maps_of_one_position])
 def test_odd_problems_are_solved_too(make: Any) -> None:
-    """Finite, in the box, no worse than the start, whatever the image and however small the map."""
+    """Finite, in the box, and no worse than the start, for any image and however small the map."""
     net, image = make()
     features = net(image).relu()
     kernel = 0 if make is _one_active_position else int(features.mean(dim=(0, 2, 3)).argmax())
@@ -158,7 +158,7 @@ def test_odd_problems_are_solved_too(make: Any) -> None:
 
 
 def test_others_of_no_weight_do_not_pull() -> None:
-    """α = 0: other kernels that are twice as loud change nothing, and nothing is divided by α."""
+    """With α = 0, doubling the other kernels changes nothing, and nothing is divided by α."""
     net, louder = tiny.network(), tiny.network()
     one = tiny.problems(net, 1)
     nothing = torch.zeros_like(one.alpha)
@@ -174,7 +174,7 @@ def test_others_of_no_weight_do_not_pull() -> None:
 
 
 class _NotANumber(nn.Module):
-    """The second image's maps are not numbers, from the third evaluation on."""
+    """From the third evaluation on the second image's maps are NaN."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ class _NotANumber(nn.Module):
 
 
 def test_a_loss_that_is_not_a_number_ends_its_problem_alone() -> None:
-    """It has no solution, at once; its batch-mate has the X̂ that it would have had."""
+    """It has no solution, at once; the other problem has the same X̂ as alone."""
     net = tiny.network().float()
     images = tiny.images(2).float()
     weight = torch.ones(2)
@@ -215,7 +215,7 @@ def test_fast_solver_is_deterministic() -> None:
 
 
 def test_without_other_terms_the_image_stays() -> None:
-    """α = β = 0: X itself is the answer, found at once."""
+    """With α = β = 0, X itself is the solution, found at once."""
     net = tiny.network()
     problems = tiny.problems(net, 1)
     zero = torch.zeros_like(problems.alpha)
@@ -227,7 +227,7 @@ def test_without_other_terms_the_image_stays() -> None:
 
 @SOLVERS
 def test_progress_and_stopping(solver: Any) -> None:
-    """It reports each evaluation, and stops when it is told to, with the best X̂ so far."""
+    """It reports each evaluation, and stops on request with the best X̂ so far."""
     net = tiny.network()
     seen: list[int] = []
     solutions = solve(
@@ -246,7 +246,7 @@ def test_progress_and_stopping(solver: Any) -> None:
 
 @SOLVERS
 def test_problems_come_and_go(solver: Any) -> None:
-    """One joins later with a smaller budget, one is dropped, one is stopped: the others never notice."""
+    """One joins later with a smaller budget, one is removed, one is stopped: the others are not affected."""
     net = tiny.network()
     problems = tiny.problems(net, 4)
     rows = [problems.select(torch.tensor([row])) for row in range(4)]
@@ -270,7 +270,7 @@ def test_problems_come_and_go(solver: Any) -> None:
 
 @SOLVERS
 def test_the_read_out_changes_nothing(solver: Any) -> None:
-    """Where the host looks only at every seventh evaluation, a problem still ends at its own."""
+    """If the host reads only every seventh evaluation, a problem still ends at its own evaluation."""
     net = tiny.network()
     problems = tiny.problems(net, 3)
     each = solve(net, problems, shortened(solver, 150), precision=torch.float64)
@@ -286,7 +286,7 @@ def test_the_read_out_changes_nothing(solver: Any) -> None:
 
 
 def test_a_time_limit() -> None:
-    """The best X̂ so far, and `stopped` says why; another reason to stop goes first."""
+    """The best X̂ so far, with the reason in `stopped`; another reason has priority."""
     net = tiny.network()
     endless = FastSolver(tiny.space(), Schedule(budget=10**6, again=10**6, first=10**6))
     (solution,) = solve(net, tiny.problems(net, 1), endless, precision=torch.float64, should_stop=after(0.3))
@@ -311,7 +311,7 @@ def test_efforts_and_iterations() -> None:
 
 
 def test_descents_end_when_one_gains_next_to_nothing() -> None:
-    """`converged`, at the end of a descent, and longer efforts end no higher."""
+    """The reason is `converged`, at the end of a descent, and longer efforts do not end higher."""
     net = tiny.network(1)
     problems = tiny.problems(net, 4, 1)
     solver = FastSolver(tiny.space(), Schedule(first=60, again=40))
@@ -390,7 +390,7 @@ def test_a_bound_on_preservation_has_the_known_minimiser() -> None:
 
 
 def test_a_bound_on_ssim_is_kept_and_used() -> None:
-    """The 8-bit picture keeps it, and what is left of the others falls with it."""
+    """The 8-bit picture satisfies it, and a lower bound gives lower activations of the others."""
     net = tiny.network(2)
     one = tiny.problems(net, 1, 2)
     image = tiny.space().from_bytes(tiny.space().to_bytes(one.image)).double()
@@ -421,7 +421,7 @@ def test_a_bounded_batch_mate_changes_nothing() -> None:
 
 
 def test_x_is_the_picture_that_is_delivered() -> None:
-    """Rounding to 8 bits changes no pixel but those of the mean colour, and hardly the loss."""
+    """Rounding to 8 bits changes only pixels of the mean colour, and the loss hardly."""
     net = tiny.network(4)
     problems = tiny.problems(net, 3, 4)
     space = tiny.space()
@@ -435,7 +435,7 @@ def test_x_is_the_picture_that_is_delivered() -> None:
 
 
 def test_what_may_only_remove_adds_nothing() -> None:
-    """Each value lies between X's and the mean colour; its batch-mate is free, and as it would be alone."""
+    """Each value is between X's and the mean colour; the other problem is free, and the same as alone."""
     net = tiny.network()
     both = tiny.problems(net, 2)
     mixed = both.with_only_remove(torch.tensor([True, False]))

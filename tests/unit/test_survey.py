@@ -1,4 +1,4 @@
-"""Surveys: how active kernels are on many images, against a plain loop over them."""
+"""Surveys: how active kernels are on many images, against a plain loop."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ COUNT = 37
 
 @pytest.fixture(scope="module")
 def mini() -> LoadedNetwork:
-    """`vgg_mini`."""
+    """The network `vgg_mini`."""
     return networks(Path("/nonexistent")).get("vgg_mini")
 
 
 @pytest.fixture(scope="module")
 def pixels() -> torch.Tensor:
-    """Drawn scenes, two of them the same."""
+    """Drawn scenes, two of them equal."""
     return tensor(*[np.asarray(scene(seed % 36, 96).image) for seed in range(COUNT)])
 
 
 def parts(network: LoadedNetwork, layers: list[str], pixels: torch.Tensor, first: int = 0) -> dict[str, Part]:
-    """As a worker makes them."""
+    """Parts as a worker creates them."""
     return {name: Part.of([maps], first) for name, maps in survey(network, layers, pixels).items()}
 
 
 def test_a_survey_is_what_a_plain_loop_finds(mini: LoadedNetwork, pixels: torch.Tensor) -> None:
-    """Every number of every kernel of every layer."""
+    """All numbers of all kernels of all layers."""
     found = survey(mini, list(mini.layers), pixels)
     assert list(found) == list(mini.layers)
     for name, tally in ((name, Part.of([maps], 0).tally) for name, maps in found.items()):
@@ -69,14 +69,14 @@ def _check(tally: Tally, kernel: int, maps: np.ndarray) -> None:
 
 
 def test_the_histogram_is_in_quarter_octaves() -> None:
-    """Silence has a bin of its own; what is beyond the others is in the outer ones."""
+    """Inactive images have a bin of their own; values beyond the others are in the outer bins."""
     peaks = np.array([0.0, 1e-9, 0.99, 1.0, 1.18, 1.19, 1e9], np.float32)
     assert [*np.diff(bins_of(peaks))[2:5]] == [1, 0, 1]
     assert [bins_of(peaks)[at] for at in (0, 1, 6)] == [0, 1, BINS - 1]
 
 
 def test_of_equal_peaks_the_image_that_comes_first_is_named_first() -> None:
-    """Within a part, and across parts; a kernel that is silent on an image is not made active by it."""
+    """Within a part and across parts; a kernel that is silent on an image is not listed with it."""
     maps = torch.ones(3, 1, 2, 2)
     maps[1] = 0
     part, later = (Part.of([seen(maps)], first) for first in (4, 7))
@@ -86,7 +86,7 @@ def test_of_equal_peaks_the_image_that_comes_first_is_named_first() -> None:
 
 
 def test_what_is_no_number_or_of_another_layer_is_refused() -> None:
-    """Nothing is summed up then."""
+    """There is no summary then."""
     with pytest.raises(ValueError, match="finite"):
         Part.of([seen(torch.full((1, 1, 2, 2), float("nan")))], 0)
     with pytest.raises(ValueError, match="shapes"):
@@ -94,7 +94,7 @@ def test_what_is_no_number_or_of_another_layer_is_refused() -> None:
 
 
 def test_parts_joined_are_the_whole(mini: LoadedNetwork, pixels: torch.Tensor) -> None:
-    """From files of them; a part that is made again is the same to the last bit."""
+    """From files of the parts; a part that is computed again is the same to the last bit."""
     layers, cuts = ["conv3_1", "conv1_1"], (0, 16, 32, COUNT)
     files = [packed(parts(mini, layers, pixels[start:end], start)) for start, end in pairwise(cuts)]
     assert packed(parts(mini, layers, pixels[16:32], 16)) == files[1]
@@ -110,7 +110,7 @@ def test_parts_joined_are_the_whole(mini: LoadedNetwork, pixels: torch.Tensor) -
 
 
 def _check_alike(found: Whole, peaks: np.ndarray) -> None:
-    """Pearson's correlation, as numpy has it; none with a kernel that never changes, nor with itself."""
+    """Pearson's correlation as in numpy; none with a constant kernel, nor with itself."""
     changes = peaks.std(axis=0) > 0
     for kernel, (others, values) in enumerate(zip(found.alike, found.correlations, strict=True)):
         expected = [
@@ -123,7 +123,7 @@ def _check_alike(found: Whole, peaks: np.ndarray) -> None:
 
 
 def test_fewer_images_than_are_kept(mini: LoadedNetwork, pixels: torch.Tensor) -> None:
-    """The places that are left are empty."""
+    """The remaining places are empty."""
     tally = parts(mini, ["conv1_1"], pixels[:3], 5)["conv1_1"].tally
     assert {*tally.top[:, :3].flat} == {5, 6, 7}
     assert (tally.top[:, 3:] == -1).all()
@@ -132,7 +132,7 @@ def test_fewer_images_than_are_kept(mini: LoadedNetwork, pixels: torch.Tensor) -
 
 
 def test_of_maps_with_a_sign_the_absolute_value_counts() -> None:
-    """And what is below a thousandth of the image's highest is silence."""
+    """Values up to a thousandth of the image's highest are inactive."""
     maps = torch.zeros(1, 2, 2, 2)
     maps[0, 0] = torch.tensor([[-4.0, 1.0], [0.5 * SILENT * 4, 0.0]])
     tally = Part.of([seen(maps, signed=True)], 9).tally
@@ -143,7 +143,7 @@ def test_of_maps_with_a_sign_the_absolute_value_counts() -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "convnext_tiny"])
 def test_one_pass_gives_every_node_the_maps_of_its_own_cut(name: str, tmp_path: Path) -> None:
-    """Additions, ReLU6, signs, channels that come last."""
+    """Additions, ReLU6, signs, channels-last layers."""
     save_file(whole(name), tmp_path / f"{name}.safetensors")
     network = networks(tmp_path).get(name)
     names = [*network.layers, *network.nodes][::7]
@@ -164,7 +164,7 @@ def test_one_pass_gives_every_node_the_maps_of_its_own_cut(name: str, tmp_path: 
 
 
 def test_what_is_above_the_last_layer_is_not_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A survey of a low layer costs what that layer costs."""
+    """A survey of a low layer costs as much as that layer."""
     save_file(whole("resnet18"), tmp_path / "resnet18.safetensors")
     network = networks(tmp_path).get("resnet18")
     ran: list[torch.Size] = []
@@ -183,7 +183,7 @@ def test_what_is_above_the_last_layer_is_not_computed(tmp_path: Path, monkeypatc
 def test_where_memory_runs_out_images_are_halved(
     mini: LoadedNetwork, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Down to one, whose numbers are the same; an image that does not fit alone is told."""
+    """Down to a single image, with the same numbers; an image that does not fit alone is an error."""
     device = TorchDevice(networks(Path("/nonexistent")))
     pictures, asked, most = [image.permute(1, 2, 0).numpy() for image in pixels[:5]], list[int](), 2
 

@@ -42,7 +42,7 @@ def tapped(net: nn.Module, problems: Problems, gamma: float, most: float = inf) 
 
 
 def maps_below(net: nn.Sequential, x: Tensor) -> list[Tensor]:
-    """ĥ_d of each ReLU layer below, by running one module after another."""
+    """ĥ_d of each ReLU layer below, module by module."""
     found = []
     for module in net:
         x = module(x)
@@ -52,7 +52,7 @@ def maps_below(net: nn.Sequential, x: Tensor) -> list[Tensor]:
 
 
 def plain_invention(net: nn.Sequential, image: Tensor, x: Tensor, *, blank: bool) -> Tensor:
-    """L_e of x (1, 3, H, W), as the formula is printed."""
+    """L_e of x (1, 3, H, W) by the printed formula."""
     terms = []
     for after, before, empty in zip(
         maps_below(net, x), maps_below(net, image), maps_below(net, torch.zeros_like(x)), strict=True
@@ -65,7 +65,7 @@ def plain_invention(net: nn.Sequential, image: Tensor, x: Tensor, *, blank: bool
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_term_is_the_printed_one(seed: int) -> None:
-    """L_e of the evaluation and of the report, against a sum over neurons one by one."""
+    """L_e of the evaluation and of the report against a sum over single neurons."""
     net = deep(seed)
     problems = tiny.problems(net, 1, seed)
     network, asked = tapped(net, problems, 1.0)
@@ -80,7 +80,7 @@ def test_the_term_is_the_printed_one(seed: int) -> None:
 @pytest.mark.parametrize("alpha", [0.0, 0.7])
 @pytest.mark.parametrize("seed", range(3))
 def test_its_gradient_is_autograd_s(seed: int, alpha: float) -> None:
-    """Of L_p + α·L_s + γ·L_e as printed, in a batch of three images."""
+    """The gradient of L_p + α·L_s + γ·L_e as printed, in a batch of three images."""
     net = deep(seed)
     problems = tiny.problems(net, 3, seed)
     problems = problems.with_weights(torch.full_like(problems.alpha, alpha), problems.beta)
@@ -193,7 +193,7 @@ def test_the_weighted_loss_falls(solver: Any) -> None:
 
 @pytest.mark.parametrize("bound", [0.2, 0.1])
 def test_a_bound_is_kept_in_the_picture(bound: float) -> None:
-    """L_e ≤ ε in 8 bits, and where L alone would invent more, most of what is allowed is used."""
+    """L_e ≤ ε in 8 bits; where L alone would exceed it, most of the bound is used."""
     used = []
     for seed in range(2):
         net = deep(seed)
@@ -222,7 +222,7 @@ def test_both_solvers_only_remove(solver: Any) -> None:
 
 
 def test_what_two_problems_of_an_image_share_is_shared() -> None:
-    """Rows are picked and joined with their bounds, which are not copied."""
+    """Rows are selected and joined with their bounds, which are not copied."""
     net = deep()
     _, asked = tapped(net, tiny.problems(net, 3), 1.0)
     picked = asked.select(torch.tensor([1, 2])).join(asked.select(torch.tensor([0])))

@@ -1,4 +1,4 @@
-"""How many threads: against machines whose steps take what is written here."""
+"""The number of threads, on machines whose steps take the given times."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ HALF = {1: 6.2, 2: 3.3, 4: 2.0, 8: 4.0}
 
 
 class Machine:
-    """Its threads do as they are told."""
+    """A machine that sets the number of threads and advances a clock."""
 
     def __init__(self, most: int = 2) -> None:
         self.using, self.time = most, 0.0
         self.threads = Threads(most, self.use, lambda: self.time)
 
     def use(self, count: int) -> None:
-        """From now on."""
+        """Set the number of threads."""
         self.using = count
 
     def run(self, steps: int, times: dict[int, float], kind: str = "a") -> float:
-        """So many steps; their mean time."""
+        """Run this many steps. Returns their mean time."""
         begin = self.time
         for step in range(steps):
             with self.threads.step(kind):
@@ -33,7 +33,7 @@ class Machine:
 
 
 def test_alone_it_uses_all_of_them() -> None:
-    """And loses next to nothing by trying."""
+    """Trials cost next to nothing."""
     machine = Machine()
     machine.run(100, QUIET)
     assert machine.run(2 * LAST, QUIET) < 1.03
@@ -41,7 +41,7 @@ def test_alone_it_uses_all_of_them() -> None:
 
 
 def test_beside_a_busy_program_it_uses_one_within_a_few_steps() -> None:
-    """Whether that was there from the start or comes."""
+    """Whether the other program runs from the start or starts later."""
     machine = Machine()
     assert machine.run(100, BUSY) < 2.2
     assert machine.threads.now == 1
@@ -51,7 +51,7 @@ def test_beside_a_busy_program_it_uses_one_within_a_few_steps() -> None:
 
 
 def test_when_the_other_ends_it_uses_all_again() -> None:
-    """Which one thread does not show: it takes as long as before."""
+    """With one thread this does not show in the time of a step."""
     machine = Machine()
     machine.run(500, BUSY)
     machine.run(LAST_OF_FEW + 2, QUIET)
@@ -70,7 +70,7 @@ def test_many_cores_are_given_up_step_by_step() -> None:
 
 
 def test_steps_of_different_kinds_are_not_compared() -> None:
-    """A layer that takes ten times as long is no sign of anything."""
+    """A layer that takes ten times as long is no sign of another program."""
     machine = Machine()
     for _ in range(200):
         machine.run(1, QUIET, "a")
@@ -79,14 +79,14 @@ def test_steps_of_different_kinds_are_not_compared() -> None:
 
 
 def test_one_core_has_nothing_to_choose() -> None:
-    """Nothing is tried."""
+    """There are no trials."""
     machine = Machine(1)
     machine.run(100, {1: 1.0})
     assert machine.using == 1
 
 
 def test_between_two_steps_no_trial_is_left() -> None:
-    """What else torch does has the threads that were found best, also after a step that raised."""
+    """Between steps torch has the best number of threads, also after a step that raised."""
     machine = Machine()
     for number in range(50):
         machine.run(1, QUIET)

@@ -1,4 +1,4 @@
-"""A network is traced while other threads run theirs, as a worker does that is told of a new one."""
+"""A network is traced while other threads run theirs, as in a worker that learns of a new one."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from worker.networks.tracing import traced
 
 
 def small() -> nn.Sequential:
-    """Thirty modules."""
+    """A network of thirty modules."""
     return nn.Sequential(*(layer for _ in range(15) for layer in (nn.Conv2d(3, 3, 1), nn.ReLU())))
 
 
 def until(over: Event, run: Callable[[], object]) -> int:
-    """How often it ran meanwhile."""
+    """Counts its runs meanwhile."""
     count = 0
     while not over.is_set():
         run()
@@ -27,7 +27,7 @@ def until(over: Event, run: Callable[[], object]) -> int:
 
 
 def test_other_threads_compute_what_they_always_do() -> None:
-    """Neither do they fail, nor is what they run in the graph; two are traced at once; and nothing is left behind."""
+    """Other threads neither fail nor are traced; two networks can be traced at once; nothing remains replaced."""
     before = nn.Module.__call__, nn.Module.__getattr__
     network, image, over = small(), torch.ones(1, 3, 4, 4), Event()
     expected = network(image)

@@ -1,4 +1,4 @@
-"""The benchmark of what is learned of a kernel: its crops, its pairs, its answers."""
+"""The benchmark of usefulness: crops, pairs and answers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from shared.drawings import scene
 
 
 def crops(peaks: list[float], of: list[int]) -> Crops:
-    """Of one kernel."""
+    """Crops with these activations of one kernel."""
     pictures = [np.zeros((1, 1, 3), np.uint8)] * len(peaks)
     return Crops(pictures, np.array(of), np.array(peaks, np.float32)[:, None])
 
 
 def test_crops_are_squares_at_even_steps() -> None:
-    """Three of them along a photograph's shorter side, each of its own photograph."""
+    """Three along a photograph's shorter side, with the number of each one's photograph."""
     pictures, of = cut([scene(1, 60).image, Image.new("RGB", (200, 100), (255, 0, 0))], 32, 16)
     assert {picture.shape for picture in pictures} == {(32, 32, 3)}
     assert of.tolist() == [0] * 25 + [1] * 55
@@ -28,14 +28,14 @@ def test_crops_are_squares_at_even_steps() -> None:
 
 
 def test_the_best_are_not_all_of_one_photograph() -> None:
-    """At most three of each where that is enough; and in order."""
+    """At most three of one photograph if that suffices, in order."""
     found = crops([9, 8, 7, 6, 5, 1, 4, 3], [0, 0, 0, 0, 0, 1, 1, 2])
     assert found.best(0, 5) == [0, 1, 2, 6, 7]
     assert crops([9, 8, 7, 6, 5], [0] * 5).best(0, 4) == [0, 1, 2, 3]
 
 
 def test_a_pair_is_of_one_that_activates_it_much_and_one_of_the_lower_half() -> None:
-    """The same pairs for every method, however few photographs there are, and none that is no answer."""
+    """The same pairs for every method, however few photographs there are, and no pair without an answer."""
     peaks = np.random.default_rng(0).random(1000).tolist()
     found = crops(peaks, [number % 10 for number in range(1000)])
     pairs = found.pairs(0)
@@ -48,7 +48,7 @@ def test_a_pair_is_of_one_that_activates_it_much_and_one_of_the_lower_half() -> 
 
 
 def test_the_table_has_the_mean_and_its_standard_error() -> None:
-    """Over kernels; none of a single one."""
+    """Over kernels; None for a single one."""
     rows = [{"layer": "conv4_3", "eye": "description", "method": "lrp", "right": right} for right in (0.5, 0.7, 0.9)]
     rows.append({"layer": "conv5_3", "eye": "description", "method": "lrp", "right": 1.0})
     found = summary(rows)
@@ -58,7 +58,7 @@ def test_the_table_has_the_mean_and_its_standard_error() -> None:
 
 
 def test_the_crop_that_is_more_like_the_nine_is_the_answer() -> None:
-    """Ties count half; where nothing is known of the nine, everything is a tie."""
+    """Ties count half; without descriptions of the nine everything is a tie."""
     one, other = np.array([1.0, 0.0]), np.array([0.0, 1.0])
     assert answered([one, one], [one, other, one], [other, one, one]) == pytest.approx((1 + 0 + 0.5) / 3)
     assert answered([one, other, one], [one], [other]) == 1

@@ -1,4 +1,4 @@
-"""The network of our own: small, accurate, and of the kind that its file says."""
+"""The bundled network: small, accurate, and as its file says."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def trained() -> VggMini:
 
 
 def test_the_file_is_small_and_says_what_it_is() -> None:
-    """At most 2 MB, with its normalisation and the accuracy that was printed when it was made."""
+    """At most 2 MB, with its normalisation and the accuracy of its training."""
     assert WEIGHTS_FILE.stat().st_size <= 2_000_000
     with safe_open(WEIGHTS_FILE, "pt") as tensors:
         metadata = tensors.metadata()
@@ -33,13 +33,13 @@ def test_the_file_is_small_and_says_what_it_is() -> None:
 
 
 def test_it_names_figures_that_it_has_never_seen() -> None:
-    """Shape, colour and texture all right on at least 95 % of new pictures."""
+    """Shape, colour and texture are all right on at least 95 % of new pictures."""
     images, labels = pictures(np.random.default_rng(987), 200)
     assert accuracy(trained(), images, labels)["all"] >= 0.95
 
 
 def test_folding_the_batch_normalisation_changes_nothing() -> None:
-    """The plain VGG computes what the trained one did."""
+    """The folded VGG computes the same as the trained one."""
     torch.manual_seed(0)
     model = VggMini(batch_norm=True).train()
     images = torch.randn(8, 3, 96, 96)
@@ -49,7 +49,7 @@ def test_folding_the_batch_normalisation_changes_nothing() -> None:
 
 
 def test_drawings_know_their_pixels() -> None:
-    """A solid figure has its colour in every pixel, nothing outside is changed, later figures cover earlier ones."""
+    """A solid figure has its colour in every pixel, nothing outside changes, later figures cover earlier ones."""
     size = 64
     background = drawings.random_background(np.random.default_rng(0), size)
     red = drawings.Figure("square", "solid", hue=0, x=0.4, y=0.4, radius=0.3)
@@ -66,7 +66,7 @@ def test_drawings_know_their_pixels() -> None:
 
 
 def test_textures_have_ink_and_paper() -> None:
-    """Solid is all ink; the others leave between a quarter and three quarters of the shape to the paper."""
+    """Solid is all ink; the others leave a quarter to three quarters of the shape unpainted."""
     background = drawings.random_background(np.random.default_rng(0), 96)
     for texture in drawings.TEXTURES:
         figure = drawings.Figure("circle", texture, hue=240, radius=0.4)
@@ -76,7 +76,7 @@ def test_textures_have_ink_and_paper() -> None:
 
 
 def test_all_colours_has_every_hue_white_and_black() -> None:
-    """The paper's Figure 1 image."""
+    """The image of the paper's Figure 1."""
     pixels = np.asarray(drawings.all_colours(224).convert("HSV"))
     assert len(np.unique(pixels[112, :, 0])) > 200
     assert (np.asarray(drawings.all_colours(224))[0] >= 254).all()
@@ -84,6 +84,6 @@ def test_all_colours_has_every_hue_white_and_black() -> None:
 
 
 def test_the_scene_is_reproducible() -> None:
-    """The same seed, the same picture."""
+    """The same seed gives the same picture."""
     assert drawings.scene(3, 96).image.tobytes() == drawings.scene(3, 96).image.tobytes()
     assert drawings.scene(3, 96).image.tobytes() != drawings.scene(4, 96).image.tobytes()

@@ -1,4 +1,4 @@
-"""Small networks and problems for the tests of the mathematics."""
+"""Small networks and problems for tests of the solvers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SIDE = 12
 
 
 def network(seed: int = 0, width: int = 5) -> nn.Sequential:
-    """Two convolutions with a ReLU and a pooling between, random, float64, frozen: images → Z before the ReLU."""
+    """Two convolutions with a ReLU and a pooling between them, random, float64, frozen: images → Z."""
     torch.manual_seed(seed)
     layers = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, width, 3, padding=1))
     return layers.double().requires_grad_(False).eval()

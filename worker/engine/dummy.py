@@ -54,7 +54,7 @@ class DummyDevice(Device):
         return []
 
     def frame(self, model: str) -> Frame:
-        """From the catalogue."""
+        """The catalogue's frame."""
         return catalogue.network(model).frame
 
     def weights(self, model: str) -> WeightsUsed:  # noqa: ARG002
@@ -113,12 +113,12 @@ class DummyBatch(Batch):
         self.iteration = 0
 
     def __len__(self) -> int:
-        """At most one."""
+        """0 or 1."""
         return int(self.ticket is not None)
 
     @property
     def room(self) -> int:
-        """For one."""
+        """0 or 1."""
         return 1 - len(self)
 
     def add(self, tickets: Sequence[Ticket]) -> Answered:

@@ -108,7 +108,7 @@ def _free(device: torch.device) -> int:
 
 
 def _seconds(cut: nn.Module, frame: Frame, device: torch.device, precision: torch.dtype, limit: float = inf) -> float:
-    """Of one problem. On a card many are evaluated together, since one alone would measure kernel launches."""
+    """Seconds of one problem. On a card many are evaluated together, since one alone would measure kernel launches."""
     rows = MEASURED_BATCH.get(device.type, 1)
     while True:
         try:
@@ -140,7 +140,7 @@ def _timed(
 
 
 def _bytes(cut: nn.Module, frame: Frame, device: torch.device) -> int:
-    """Of one problem: the tensors saved for the backward pass, and the solver's own."""
+    """Bytes of one problem: the tensors saved for the backward pass, and the solver's own."""
     known = {parameter.data_ptr() for parameter in cut.parameters()}
     saved: dict[int, int] = {}
 

@@ -84,7 +84,7 @@ class TorchBatch(Batch):
 
     @property
     def room(self) -> int:
-        """As many as fit into a step of half a second and the memory."""
+        """How many more fit into a step of half a second and the memory."""
         found = self._unless_out_of_memory(lambda: min(self._most - len(self), self._memory()))
         return max(0 if len(self) else 1, found or 0)
 

@@ -28,7 +28,7 @@ class LeasedSlice(Protocol):
         ...
 
     def report(self) -> Sign:
-        """Its progress."""
+        """The progress of its items."""
         ...
 
     def lease_lost(self) -> None:

@@ -41,7 +41,7 @@ class Surveying:
     surveys: Surveys
     decoder: Decoder
     with_retries: WithRetries
-    wanted: Callable[[], bool]  # whether to continue
+    continues: Callable[[], bool]  # returns whether to continue
     _done: int = 0  # images of the present part
     _total: int = 0
 
@@ -63,7 +63,7 @@ class Surveying:
         with ThreadPoolExecutor(1, thread_name_prefix="decoding") as reader:
             ahead, left = deque[Future[Picture]](), iter(images)
             try:
-                while self.wanted() and self._done < self._total:
+                while self.continues() and self._done < self._total:
                     ahead += [reader.submit(self._picture, dataset, *one) for one in islice(left, AHEAD - len(ahead))]
                     pictures = [ahead.popleft().result() for _ in range(min(SURVEY_BATCH, len(ahead)))]
                     self._survey(pictures, found)

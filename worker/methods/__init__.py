@@ -1,1 +1,1 @@
-"""What is computed, in torch alone: the method of the paper and evidence, and those that they are compared with."""
+"""The methods in pure torch: suppression and evidence, and the baselines."""

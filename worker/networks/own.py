@@ -56,7 +56,7 @@ class OwnNetwork:
 
     @property
     def traced(self) -> Traced:
-        """Its layers.
+        """The graph and its layers.
 
         Raises:
             ValueError: it cannot be traced.

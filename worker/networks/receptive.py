@@ -1,4 +1,4 @@
-"""What one position of a map sees of the image, node by node."""
+"""Receptive fields, node by node."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ EVERYTHING = (functional.adaptive_avg_pool2d, functional.adaptive_max_pool2d, to
 
 
 class Field(NamedTuple):
-    """The rectangle of input pixels that one position sees, and the pixels between neighbouring positions."""
+    """The receptive field of one position, and the stride between neighbouring positions, in input pixels."""
 
     height: int = 1
     width: int = 1
     down: int = 1
     across: int = 1
-    middle: float = 0.5  # of what the first position sees, from the image's edge: the middle of the first pixel is 0.5
+    middle: float = 0.5  # of the first position's field, from the image's edge; that of the first pixel is 0.5
 
     @property
     def side(self) -> int:
-        """Of the square."""
+        """The larger side."""
         return max(self.height, self.width)
 
     @property
     def stride(self) -> int:
-        """The longer."""
+        """The larger stride."""
         return max(self.down, self.across)
 
-    def through(self, sides: tuple[int, int], steps: tuple[int, int], edges: tuple[int, int] = (0, 0)) -> Field:
-        """Behind a window of these sides that goes on by these steps, over a map with these edges of zeros."""
+    def through(self, sides: tuple[int, int], strides: tuple[int, int], padding: tuple[int, int] = (0, 0)) -> Field:
+        """The field after a window with these sides and strides, over a map with this padding."""
         return Field(
             self.height + (sides[0] - 1) * self.down,
             self.width + (sides[1] - 1) * self.across,
-            self.down * steps[0],
-            self.across * steps[1],
-            self.middle + ((sides[0] - 1) / 2 - edges[0]) * self.down,
+            self.down * strides[0],
+            self.across * strides[1],
+            self.middle + ((sides[0] - 1) / 2 - padding[0]) * self.down,
         )
 
 
 def field_of(
     module: nn.Module | None, node: fx.Node, inputs: Sequence[Field], shapes: Mapping[fx.Node, tuple[int, ...]]
 ) -> Field:
-    """Of a node with these inputs: of parallel paths the one that sees most.
+    """The field of a node with these inputs.
 
-    What a gate takes from an average of the whole map is left out: by that everything sees everything.
+    An average over the whole map, as in a gate, is ignored, since with it every field would be the whole image.
     """
     averages = isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d) or node.target in EVERYTHING
     if averages and set(shapes.get(node, ())[2:]) <= {1}:
@@ -57,31 +57,31 @@ def field_of(
     before = _together(inputs) if inputs else Field()
     if isinstance(module, WINDOWS):
         sides, dilation = _pair(module.kernel_size), _pair(getattr(module, "dilation", 1))
-        edges = _edges(module.padding, _spread(sides, dilation))
-        return before.through(_spread(sides, dilation), _pair(module.stride or module.kernel_size), edges)
+        padding = _padding(module.padding, _spread(sides, dilation))
+        return before.through(_spread(sides, dilation), _pair(module.stride or module.kernel_size), padding)
     if node.target in POOLS:
         sides = _pair(_argument(node, 1, "kernel_size"))
-        edges = _pair(_argument(node, 3, "padding") or 0)
-        return before.through(sides, _pair(_argument(node, 2, "stride") or sides), edges)
+        padding = _pair(_argument(node, 3, "padding") or 0)
+        return before.through(sides, _pair(_argument(node, 2, "stride") or sides), padding)
     if node.target is torch.conv2d:
         strides, dilation = (
             _pair(_argument(node, place, name) or 1) for place, name in ((3, "stride"), (5, "dilation"))
         )
         height, width = shapes[node.all_input_nodes[1]][2:]
         spread = _spread((height, width), dilation)
-        return before.through(spread, strides, _edges(_argument(node, 4, "padding") or 0, spread))
+        return before.through(spread, strides, _padding(_argument(node, 4, "padding") or 0, spread))
     return before
 
 
 def _together(fields: Sequence[Field]) -> Field:
-    """Of parallel paths: what they see together, about the middle of the one that sees most."""
+    """The field of parallel paths: the largest sides, with the middle of the largest field."""
     most = max(fields, key=lambda one: one.side)
     sides = (max(one.height for one in fields), max(one.width for one in fields))
     return Field(*sides, max(one.down for one in fields), max(one.across for one in fields), most.middle)
 
 
-def _edges(padding: Any, sides: tuple[int, int]) -> tuple[int, int]:
-    """Zeros before the first row and column."""
+def _padding(padding: Any, sides: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of padding before the first ones."""
     if padding == "same":
         return (sides[0] - 1) // 2, (sides[1] - 1) // 2
     return _pair(0 if padding == "valid" else padding)

@@ -69,7 +69,7 @@ class _Tracer(NodePathTracer):  # type: ignore[misc]  # torchvision has no types
         return super().call_module(m, forward, args, kwargs) if self._own() else forward(*args, **kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        """The same for attributes of a module."""
+        """An attribute of a module; for another thread, its value."""
         return super().getattr(attr, attr_val, parameter_proxy_cache) if self._own() else attr_val
 
     def _own(self) -> bool:

@@ -40,7 +40,7 @@ class Gates(Rows):
 
     @classmethod
     def start(cls, problems: Problems) -> Self:
-        """U = 0."""
+        """Start with u = 0."""
         layer = torch.zeros_like(problems.target)[:, None].expand(-1, int(problems.kernel_count.max()), -1, -1)
         layer = layer.contiguous(memory_format=torch.channels_last)  # as the networks' maps: a third of the time
         return cls(layer, layer, torch.zeros_like(problems.target_norm))

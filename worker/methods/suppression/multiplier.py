@@ -41,7 +41,7 @@ class Multiplier(Rows):
 
     @classmethod
     def start(cls, problems: Problems) -> Self:
-        """Y = 0, and r = 0 since X̂ = X."""
+        """Start with y = 0, and with r = 0 since X̂ = X."""
         flat, zero = torch.zeros_like(problems.target), torch.zeros_like(problems.target_norm)
         return cls(flat, flat, zero, zero, torch.full_like(zero, STIFFNESS_START))
 

@@ -25,7 +25,7 @@ class PixelSpace:
 
     @classmethod
     def of(cls, mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu") -> PixelSpace:
-        """From one number per channel each."""
+        """Create a space from one number per channel each."""
         return cls(*(torch.tensor(tuple(values), device=device).view(-1, 1, 1) for values in (mean, std)))
 
     def from_bytes(self, pixels: Tensor) -> Tensor:

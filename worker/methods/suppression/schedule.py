@@ -42,7 +42,7 @@ class Schedule:
         return self.travel / sqrt(self.first)
 
     def fraction(self, age: int) -> float:
-        """T."""
+        """The fraction t of the present descent, including this evaluation."""
         return (age + 1) / self.first if age < self.first else ((age - self.first) % self.again + 1) / self.again
 
     def ends(self, age: int) -> bool:
@@ -116,7 +116,7 @@ class ScheduleTensors:
 
     @classmethod
     def of(cls, values: Sequence[ScheduleValues], like: Tensor) -> Self:
-        """From each problem's values, in the dtype and on the device of `like`."""
+        """The table of all problems' values, in the dtype and on the device of `like`."""
         table = torch.tensor(list(values), dtype=like.dtype)
         return cls(tuple(values), *table.to(like.device, non_blocking=True).unbind(1))
 
