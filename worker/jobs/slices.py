@@ -113,7 +113,7 @@ class SliceRun:
         self.stop()
 
     def stop(self) -> None:
-        """Stop after the present item."""
+        """Cancel the open questions; without questions, stop after the present item."""
         self.stopped = True
         if request := self.engine_request:
             request.cancel()
