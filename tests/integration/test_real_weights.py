@@ -180,7 +180,7 @@ def test_a_batch_mate_changes_a_real_explanation_by_less_than_two_percent(weight
     engine.close()
 
 
-def test_partial_weights_are_told(client: Client) -> None:
+def test_partial_weights_are_reported(client: Client) -> None:
     """VGG-16 ends at conv2_2 here: `GET /models` says so."""
     vgg16 = client.model("vgg16")
     assert [layer.name for layer in vgg16.layers if layer.available] == [

@@ -360,7 +360,7 @@ def test_a_file_that_is_written_to_while_it_is_read(folder: Path, monkeypatch: p
     assert checkpoints.read(file).layers == ["conv1_1"]
 
 
-def test_a_damaged_file_in_the_cache_is_told(folder: Path, cache: Path) -> None:
+def test_a_damaged_file_in_the_cache_is_reported(folder: Path, cache: Path) -> None:
     """As unavailable, and not as a network without layers."""
     put(cache / PUBLISHED, "squeezenet1_1", old=True)
     data = (cache / PUBLISHED).read_bytes()

@@ -151,7 +151,7 @@ def test_torchvision_s_own_for_other_inputs_is_fed_so(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_meant_is_told(folder: Path, text: str, told: str) -> None:
+def test_what_cannot_be_meant_is_reported(folder: Path, text: str, told: str) -> None:
     """With each network, like a stray file; the other networks can be used."""
     write(
         folder,
@@ -221,7 +221,7 @@ def test_a_twin_that_was_trained_on_other_inputs_has_the_same_maps(folder: Path,
         ("vgg11-mine.safetensors", {"normalization_mean": "0.5,0.5,0.5"}, True),
     ],
 )
-def test_what_is_assumed_is_told(tmp_path: Path, file: str, metadata: Any, assumed: bool) -> None:  # noqa: FBT001
+def test_what_is_assumed_is_reported(tmp_path: Path, file: str, metadata: Any, assumed: bool) -> None:  # noqa: FBT001
     """If neither the file nor the definition has a preprocessing; before and after loading."""
     first = {"features.0.weight": torch.rand(64, 3, 3, 3), "features.0.bias": torch.rand(64)}
     save_file(first, tmp_path / file, metadata)

@@ -178,7 +178,7 @@ def test_who_asks_for_no_weight_and_who_does_are_answered_together(device: Torch
     engine.close()
 
 
-def test_memory_that_runs_out_before_the_first_step_is_told(
+def test_memory_that_runs_out_before_the_first_step_is_reported(
     device: TorchDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without memory for an image's bounds the batch returns the question, and it can be added again."""

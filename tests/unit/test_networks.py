@@ -325,7 +325,7 @@ def test_a_damaged_download_is_refused_and_not_kept(published: Path, tmp_path: P
     assert list((tmp_path / "cache").rglob("*.pth")) == []
 
 
-def test_a_download_that_fails_is_told_and_not_tried_at_every_job(published: Path, tmp_path: Path) -> None:
+def test_a_download_that_fails_is_reported_and_not_tried_at_every_job(published: Path, tmp_path: Path) -> None:
     """Without such a file on the server the network is unavailable with the reason, at once the second time."""
     (file,) = published.iterdir()
     file.unlink()

@@ -33,7 +33,7 @@ class Lab:
         self._patch = monkeypatch
         shutil.copy(WEIGHTS_FILE, folder / "mine.safetensors")
         monkeypatch.chdir(folder)
-        monkeypatch.setattr(registry, "LOOK_SECONDS", 0.0)
+        monkeypatch.setattr(registry, "REFRESH_SECONDS", 0.0)
         own = {"STORE_URL": (folder / "store").as_uri(), "WEIGHTS_DIR": str(folder / "weights")}
         for name, value in own.items():
             monkeypatch.setenv(f"KERNELSCOPE_{name}", value)

@@ -371,7 +371,7 @@ class HungBatch(DummyBatch):
         return []
 
 
-def test_a_device_that_hangs_loses_its_leases_and_is_told(bench: JobBench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_hangs_loses_its_leases_and_is_reported(bench: JobBench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker process then ends itself."""
     monkeypatch.setattr(bench.device, "batch", lambda _: HungBatch())
     bench.lease_seconds = 1.0
@@ -383,7 +383,7 @@ def test_a_device_that_hangs_loses_its_leases_and_is_told(bench: JobBench, monke
         runner.stop()
 
 
-def test_an_image_that_is_gone_is_told(bench: JobBench) -> None:
+def test_an_image_that_is_gone_is_reported(bench: JobBench) -> None:
     """The record refers to an image that is missing from the store."""
     bench.submit()
     bench.store.remove("j")
