@@ -154,7 +154,7 @@ def test_a_file_that_can_be_used_is_used_beside_one_that_cannot(folder: Path) ->
         source.get("vgg11")
 
 
-def test_a_file_of_no_network_is_told_with_each(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_of_no_network_is_reported_with_each(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It could be meant for any network; it is logged once. Hidden files, folders and others are ignored."""
     (folder / "mine.safetensors").write_bytes(b"")
     (folder / "._vgg16.pth").write_bytes(b"")
