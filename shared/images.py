@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from shared.errors import UnsupportedImage, UnusableImage
 from shared.metadata import LARGEST_PROFILE, Metadata, orientation, split
+from shared.schemas import Frame as Frame  # noqa: PLC0414 - imported from here too
 
 SIGNATURES = {"PNG": rb"\x89PNG\r\n\x1a\n", "JPEG": rb"\xff\xd8\xff", "WEBP": rb"RIFF....WEBP"}
 OTHERS = {  # formats that people try; the first that fits
@@ -50,14 +51,6 @@ PROBES = Image.fromarray(np.mgrid[:256:17, :256:17, :256:17].T.reshape(256, 16, 
 STEPS = 257  # of 16 bits in one of 8: 65535 / 255
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's guess of what is too large; ours is checked below, before anything is decoded
-
-
-class Frame(NamedTuple):
-    """What a network takes: pictures of these sides in pixels, in RGB (3 channels) or grey (1)."""
-
-    height: int
-    width: int
-    channels: int = 3
 
 
 @dataclass(frozen=True)

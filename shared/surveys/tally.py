@@ -16,7 +16,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-TOP = 16  # images that are kept of each kernel
+from shared.schemas import TOP_IMAGES
+
+TOP = TOP_IMAGES
 QUARTERS = 40  # of an octave, of the histogram, to each side of 1
 EDGES = 2.0 ** (np.arange(1 - QUARTERS, QUARTERS) / 4)  # between its bins; the first is of silent kernels
 BINS = len(EDGES) + 2
