@@ -41,7 +41,7 @@ def test_a_job_whose_network_has_gone_says_so_and_waits(plant: Plant) -> None:
     plant.processes["vgg19"].wait(30)
     until(lambda: plant.job(job_id).waiting_for, 10)
     job = plant.job(job_id)
-    assert job.waiting_for == "a worker with vgg19 conv5_1: none that runs now has it"
+    assert job.waiting_for == "a worker with vgg19 conv5_1: none of the connected ones has it"
     assert (job.status, job.failed_items) == (Status.RUNNING, 0)
     whole(plant.wait([plant.submit("1", model="vgg16", layer="conv3_3", iterations="20")], 30)[0], 1)
     plant.start_worker("vgg19", "tests.chaos.doubles", "only", "vgg19")

@@ -170,7 +170,7 @@ def test_what_is_odd_beside_the_pixels_of_a_png_is_ignored(chunks: Sequence[byte
         (segment(0xEE, b"Adobe"), []),
         (
             segment(0xE2, b"ICC_PROFILE\0\1\2half"),
-            ["The colour profile of the image's file was ignored: it is not whole."],
+            ["The colour profile of the image's file was ignored: it is incomplete."],
         ),
     ],
 )
@@ -346,7 +346,7 @@ def test_of_a_phones_several_pictures_the_first_counts() -> None:
 )
 def test_formats_that_are_not_taken_are_named(form: str, data: bytes) -> None:
     """With what would be right, whatever the file's name says."""
-    with pytest.raises(UnsupportedImage, match=f"this is {form}; PNG, JPEG and WebP are taken: convert it"):
+    with pytest.raises(UnsupportedImage, match=f"this is {form}; PNG, JPEG and WebP are accepted: convert it"):
         decode(data + bytes(64), MANY)
 
 

@@ -51,7 +51,7 @@ def test_a_redis_that_became_a_replica_and_one_that_is_full(tmp_path: Path) -> N
     with own_redis(tmp_path) as url, connect(url) as redis:
         redis.config_set("maxmemory", 1)
         refused(redis, "OOM")
-        assert "no more jobs are taken" in check(redis)[0]
+        assert "no more jobs are accepted" in check(redis)[0]
         redis.config_set("maxmemory", 0)
         redis.replicaof("127.0.0.1", "1")
         refused(redis, "READONLY")

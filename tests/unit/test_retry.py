@@ -79,7 +79,7 @@ def test_what_cannot_be_retried_is_refused(transitions: Transitions) -> None:
     with pytest.raises(NothingToRetry, match="still queued"):
         transitions.retry("j")
     run(transitions, "j:0")
-    with pytest.raises(NothingToRetry, match="nothing of job j has failed"):
+    with pytest.raises(NothingToRetry, match="job j has no failed items"):
         transitions.retry("j")
 
 
@@ -122,7 +122,7 @@ def test_attempts_strikes_and_deadline_begin_anew(transitions: Transitions, redi
     for _ in range(3):
         assert transitions.claim("j:0", "worker")
         clock.now += 30
-        transitions.lapsed(3)
+        transitions.expire_leases(3)
     assert records_of(redis).job("j").status is Status.FAILED
     clock.now += 1000
     assert transitions.retry("j") == [("j:0", "interactive")]

@@ -78,7 +78,7 @@ def test_a_store_that_cannot_be_written_is_unavailable(tmp_path: Path) -> None:
     """Our error, not the library's."""
     store = BlobStore(tmp_path.as_uri())
     (tmp_path / "jobs").write_text("in the way")
-    with pytest.raises(StoreUnavailable, match="took no data"):
+    with pytest.raises(StoreUnavailable, match="accepted no data"):
         store.put(JOB, b"x")
 
 
