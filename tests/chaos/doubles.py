@@ -120,7 +120,7 @@ def _shift(seconds: float) -> None:
 
 def _later() -> None:
     """Requests, records and results have more in them; a heartbeat and a network are such as nobody here can read."""
-    text_of, begun = forms.text_of, submission._begun
+    text_of, begun = forms.text_of, submission._initial
 
     def richer(result: ItemResult, blobs: Mapping[str, str]) -> str:
         known = json.loads(text_of(result, blobs))
@@ -142,7 +142,7 @@ def _later() -> None:
 
     vars(process)["publish"] = spoken
     vars(transitions)["text_of"] = richer
-    submission._begun = more
+    submission._initial = more
 
 
 if __name__ == "__main__":

@@ -26,12 +26,12 @@ def test_blobs_are_content_addressed(tmp_path: Path) -> None:
     assert digest == hashlib.sha256(b"bytes").hexdigest() == store.put(JOB, b"bytes")
     assert store.has(JOB, digest)
     assert store.get(JOB, digest) == b"bytes"
-    assert store.begin(JOB, digest, 3) == b"byt"
-    assert store.begin(JOB, digest, 99) == b"bytes"
+    assert store.get_start(JOB, digest, 3) == b"byt"
+    assert store.get_start(JOB, digest, 99) == b"bytes"
     store.remove(JOB)
     store.remove(JOB)
     assert not store.has(JOB, digest)
-    assert store.get(JOB, digest) is store.begin(JOB, digest, 3) is None
+    assert store.get(JOB, digest) is store.get_start(JOB, digest, 3) is None
     assert [path for path in tmp_path.rglob("*") if JOB in path.name] == []
 
 
