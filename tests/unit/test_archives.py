@@ -157,8 +157,8 @@ def test_names_in_any_coding_can_be_shown() -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "no archive"),
-        (b"hello", "no archive"),
+        (b"", "not an archive"),
+        (b"hello", "not an archive"),
         (b"PK\3\4 and nothing else", "ZIP archive cannot be read"),
         (b"\x1f\x8bnothing", "tar archive cannot be read"),
         (b"Rar!\x1a\x07\x01", "a RAR archive; ZIP and tar"),
