@@ -151,9 +151,7 @@ class Transitions(Submission, Waiting):
     def _exhausted(self, slice_id: str, token: str) -> None:
         with redis_errors():
             job_id, attempt, items = self.redis.hmget(f"ks:slice:{slice_id}", "job", "attempt", "items")
-        error = AttemptsExhausted(
-            f"the worker died or stopped responding {attempt} times during this item; no more retries"
-        )
+        error = AttemptsExhausted(f"the worker died or stopped responding {attempt} times; there are no more retries")
         with suppress(LostLease):  # cancelled or removed at this moment
             self.fail(self._claim(slice_id, job_id, token, int(attempt), items), error)
 
