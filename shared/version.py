@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-VERSION = "0.1.0"
+VERSION = "1.0.0rc1"
 REVISION = os.environ.get("KERNELSCOPE_REVISION", "unknown")  # the commit from which a container image was built
 
 
 def told() -> str:
-    """Version and revision, such as `0.1.0 (94416590)`."""
+    """Version and revision, such as `1.0.0rc1 (94416590)`."""
     return f"{VERSION} ({REVISION[:8]})"
