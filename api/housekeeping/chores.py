@@ -58,11 +58,11 @@ class Reaper:
         """One look at all leases and deadlines that have run out."""
         transitions = self.services.transitions
         if self._silence_is_death():
-            for slice_id in transitions.expire_leases(self.services.settings.max_attempts):
+            for slice_id in transitions.lapsed(self.services.settings.max_attempts):
                 if queue := transitions.sent(slice_id):
                     log.warning("%s: its worker went silent; announced again", slice_id)
                     announce(self.services.queue, slice_id, queue)
-        for slice_id in transitions.fail_overdue():
+        for slice_id in transitions.overdue():
             log.warning("%s: its deadline passed in the queue", slice_id)
 
     def _silence_is_death(self) -> bool:

@@ -177,7 +177,7 @@ def _foreseen(
 def foreseen(services: Services, caller: Caller, wanted: Wanted, idempotency_key: str | None) -> Job | None:
     """The job that the key made before. Where there is none, refuses what is refused whatever the images are."""
     request = wanted.request
-    if job_id := services.transitions.check_submit(request, len(wanted.slices), idempotency_key, caller):
+    if job_id := services.transitions.foresee(request, len(wanted.slices), idempotency_key, caller):
         try:
             return services.records.job(job_id)
         except (JobNotFound, JobExpired):  # Redis lost it: the key may make another

@@ -28,7 +28,7 @@ from shared.jobs.files import (
 from shared.jobs.forms import Found
 from shared.jobs.ids import JOB_ID, new_id
 from shared.jobs.polling import Event, Polling
-from shared.jobs.record import Head, JobFilter, Place, Records
+from shared.jobs.record import Head, Place, Records, Wanted
 from shared.jobs.retention import Retention
 from shared.jobs.submission import check_retry
 from shared.jobs.transitions import Transitions
@@ -47,7 +47,6 @@ __all__ = [
     "Found",
     "Head",
     "Hold",
-    "JobFilter",
     "LostLease",
     "Next",
     "Place",
@@ -57,6 +56,7 @@ __all__ = [
     "Sign",
     "Submitted",
     "Transitions",
+    "Wanted",
     "check_retry",
     "connect",
     "drawn_artifacts",

@@ -112,7 +112,7 @@ class Records:
         return Stored(dump.record, -1, dump.results)
 
     def page(
-        self, owner: str, wanted: JobFilter, limit: int, after: Place | None = None
+        self, owner: str, wanted: Wanted, limit: int, after: Place | None = None
     ) -> tuple[list[JobSummary], Place | None]:
         """An owner's jobs, newest first, and where the next page starts; None if this is the last page.
 
@@ -275,7 +275,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class JobFilter:
+class Wanted:
     """A filter for lists of jobs; None matches everything."""
 
     status: Status | None = None

@@ -106,7 +106,7 @@ class Transitions(Submission, Waiting):
         if status != Status.CANCELLED or before == Status.CANCELLED:
             raise JobEnded(f"job {job_id} has already {status}; only a queued or running job can be cancelled")
 
-    def expire_leases(self, max_attempts: int) -> list[str]:
+    def lapsed(self, max_attempts: int) -> list[str]:
         """Queue every slice whose lease has expired again. Returns these slices.
 
         A slice whose worker died `max_attempts` times, with no item finished in between, fails. If a worker held
@@ -155,7 +155,7 @@ class Transitions(Submission, Waiting):
         with suppress(LostLease):  # cancelled or removed at this moment
             self.fail(self._claim(slice_id, job_id, token, int(attempt), items), error)
 
-    def fail_overdue(self) -> list[str]:
+    def overdue(self) -> list[str]:
         """Fail every queued slice whose deadline has passed; returns them. Workers handle those that are running."""
         with redis_errors():
             late: list[str] = self.redis.zrangebyscore("ks:deadlines", "-inf", now(self.redis))

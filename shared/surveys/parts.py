@@ -45,7 +45,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class LayerPart:
+class Part:
     """The results for one layer with C kernels on the N images of a part.
 
     Args:
@@ -56,7 +56,7 @@ class LayerPart:
     peaks: NDArray[np.float32]
 
     @classmethod
-    def of(cls, seen: Sequence[Seen], first: int) -> LayerPart:
+    def of(cls, seen: Sequence[Seen], first: int) -> Part:
         """The results of at least one image; the images are numbered from `first`.
 
         Raises:
@@ -92,7 +92,7 @@ class Whole:
             return cls(Tally.of_arrays(file), file["alike"], file["correlations"])
 
 
-def packed(layers: Mapping[str, LayerPart]) -> bytes:
+def packed(layers: Mapping[str, Part]) -> bytes:
     """The file of a part."""
     arrays: dict[str, NDArray[Any]] = {"layers": np.array(list(layers))}
     for number, part in enumerate(layers.values()):
@@ -108,7 +108,7 @@ def kernels_of(data: bytes) -> dict[str, int]:
         return {layer: len(file[f"{number}.mean"]) for number, layer in enumerate(file["layers"].tolist())}
 
 
-def unpacked(data: bytes, layers: Collection[str]) -> dict[str, LayerPart]:
+def unpacked(data: bytes, layers: Collection[str]) -> dict[str, Part]:
     """These layers from the file of a part."""
     with np.load(BytesIO(data), allow_pickle=False) as file:
         found = {}
@@ -116,7 +116,7 @@ def unpacked(data: bytes, layers: Collection[str]) -> dict[str, LayerPart]:
             if layer not in layers:
                 continue
             own = {name.removeprefix(f"{number}."): file[name] for name in file if name.startswith(f"{number}.")}
-            found[layer] = LayerPart(Tally.of_arrays(own), own["every"].astype(np.float32) * own["scale"])
+            found[layer] = Part(Tally.of_arrays(own), own["every"].astype(np.float32) * own["scale"])
     return found
 
 

@@ -29,7 +29,7 @@ from shared.errors import InvalidRequest, NetworkChanged, SurveyNotFound
 from shared.images import Frame
 from shared.schemas import WeightsUsed
 from shared.store import BlobStore
-from shared.surveys.parts import LayerPart, Whole, join, kernels_of, packed
+from shared.surveys.parts import Part, Whole, join, kernels_of, packed
 
 PART_IMAGES = 256
 MOST_SURVEYS = 200  # of one owner
@@ -140,7 +140,7 @@ class Surveys:
                 "preprocessing; create a new survey"
             )
 
-    def put_part(self, survey_id: str, number: int, layers: dict[str, LayerPart], used: Used) -> None:
+    def put_part(self, survey_id: str, number: int, layers: dict[str, Part], used: Used) -> None:
         """Store the results of a part.
 
         Raises:

@@ -116,15 +116,15 @@ def test_loops_of_another_release_are_not_missed(redis: Redis) -> None:
 
 def test_what_stands_still_is_told(redis: Redis) -> None:
     """Nothing ever ran; all of it stands still; one loop does."""
-    assert "has never run" in next(warnings(states(redis)))
+    assert "has ever run" in next(warnings(states(redis)))
     Keeper(redis, [Loop("work", 1.0, list), Loop("other", 1.0, list), Loop("rare", 600.0, list)]).round()
     assert list(warnings(states(redis))) == []
     redis.hset(SUCCESS, "work", f"{redis.time()[0] - 30} 1.0")
     (told,) = warnings(states(redis))
-    assert told.startswith("housekeeping: loop work has not succeeded for 3")
+    assert told.startswith("housekeeping: its loop work has not succeeded for 3")
     redis.hset(SUCCESS, "other", f"{redis.time()[0] - 20} 1.0")
     (told,) = warnings(states(redis))
-    assert told.startswith("housekeeping has not run for 2")
+    assert told.startswith("no housekeeping has run for 2")
     assert "start `python -m api.housekeeping`" in told
 
 
@@ -141,11 +141,11 @@ def reaped(services: Services, monkeypatch: pytest.MonkeyPatch) -> tuple[Keeper,
     """A keeper that reaps, and whether its next round takes silence for death."""
     rounds: list[int] = []
 
-    def expire_leases(most: int) -> list[str]:
+    def lapsed(most: int) -> list[str]:
         rounds.append(most)
         return []
 
-    monkeypatch.setattr(services.transitions, "expire_leases", expire_leases)
+    monkeypatch.setattr(services.transitions, "lapsed", lapsed)
     keeper = Keeper(services.redis, [Loop("reaper", 0.0, Reaper(services).round)], LEASE)
 
     def reaps() -> bool:

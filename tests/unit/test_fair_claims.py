@@ -53,7 +53,7 @@ def test_big_jobs_of_two_keys_share_their_queue(transitions: Transitions, clock:
 
 
 def test_who_comes_back_has_no_more_than_a_turn(transitions: Transitions) -> None:
-    """A caller who submits a job whenever one is claimed does not starve callers with many queued jobs."""
+    """A caller who sends a job as soon as one is taken does not starve those who have many waiting."""
     for number in range(4):
         submit(transitions, f"many{number}", "many")
     order = []
@@ -64,7 +64,7 @@ def test_who_comes_back_has_no_more_than_a_turn(transitions: Transitions) -> Non
 
 
 def test_what_nobody_here_can_run_holds_up_nobody(transitions: Transitions, clock: Clock) -> None:
-    """Neither jobs of others nor of the same caller are delayed."""
+    """Neither others nor the same caller."""
     for number in range(50):
         submit(transitions, f"lost{number}", "a", model="vgg19", layer="conv5_1")
     clock.now += 1
@@ -77,7 +77,7 @@ def test_what_nobody_here_can_run_holds_up_nobody(transitions: Transitions, cloc
 
 
 def test_messages_in_the_broker_count(transitions: Transitions, redis: Redis) -> None:
-    """So that the worker knows whether there are too few messages."""
+    """So that whoever takes a slice knows whether messages are too few."""
     for number in range(4):
         submit(transitions, f"j{number}", "a")
     redis.rpush("interactive", "message", "message")
@@ -88,7 +88,7 @@ def test_messages_in_the_broker_count(transitions: Transitions, redis: Redis) ->
 def test_a_claim_whose_answer_was_lost_is_given_again(
     transitions: Transitions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The repeated call returns the same slice."""
+    """The client asks a second time: one slice, not two."""
     for number in range(2):
         submit(transitions, f"j{number}", "a")
     monkeypatch.setattr("shared.jobs.waiting.secrets.token_hex", lambda _: "token")
@@ -113,7 +113,7 @@ def as_of_an_earlier_version(redis: Redis, name: str) -> None:
 
 
 def test_what_an_earlier_version_has_queued_is_found_by_its_message(transitions: Transitions, redis: Redis) -> None:
-    """Its items are unchanged."""
+    """And keeps its items as they were written."""
     submit(transitions, "old", "a")
     as_of_an_earlier_version(redis, "old")
     assert taken(transitions) == ""
@@ -123,7 +123,7 @@ def test_what_an_earlier_version_has_queued_is_found_by_its_message(transitions:
 
 
 def test_what_an_earlier_version_has_taken_is_not_given_twice(transitions: Transitions, redis: Redis) -> None:
-    """An earlier version's claim leaves the slice in its bucket."""
+    """Its claim leaves the slice where it waited."""
     submit(transitions, "taken", "a")
     submit(transitions, "left", "a")
     redis.hset("ks:slice:taken:0", mapping={"status": "running", "token": "theirs"})
@@ -139,7 +139,7 @@ def test_what_an_earlier_version_has_taken_is_not_given_twice(transitions: Trans
 
 
 def test_a_job_says_what_it_waits_for(transitions: Transitions, redis: Redis) -> None:
-    """A network or layer that no worker has, or any worker; null once there is one."""
+    """A network or layer that no worker has, or any worker; nothing once there is one."""
     submit(transitions, "j", "a", model="vgg19", layer="conv5_1")
     records = records_of(redis)
 

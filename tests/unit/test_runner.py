@@ -276,7 +276,7 @@ def test_a_suspect_runs_beside_others_but_not_beside_another(bench: Bench, monke
         bench.submit(name, iterations=iterations)
         bench.transitions.claim(f"{name}:0")
         time.sleep(0.02)
-        assert bench.transitions.expire_leases(3) == [f"{name}:0"]
+        assert bench.transitions.lapsed(3) == [f"{name}:0"]
     bench.lease_seconds = 20.0
     with bench.runner() as runner:
         thread = Thread(target=runner.run, args=("interactive", "suspect:0"))
@@ -377,7 +377,7 @@ def test_a_device_that_hangs_loses_its_leases_and_is_told(bench: Bench, monkeypa
     with bench.runner() as runner:
         Thread(target=runner.run, args=("interactive", "j:0"), daemon=True).start()
         assert bench.hung.wait(5)
-        assert bench.transitions.expire_leases(3) == ["j:0"]
+        assert bench.transitions.lapsed(3) == ["j:0"]
         runner.stop()
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from benchmarks.readings import tensor
 from shared.drawings import scene
 from shared.errors import DeviceOutOfMemory
-from shared.surveys.parts import LayerPart, Seen, Whole, join, packed
+from shared.surveys.parts import Part, Seen, Whole, join, packed
 from shared.surveys.tally import BINS, TOP, Tally, bins_of
 from tests.unit.test_networks import networks, whole
 from worker.engine.device import TorchDevice
@@ -35,16 +35,16 @@ def pixels() -> torch.Tensor:
     return tensor(*[np.asarray(scene(seed % 36, 96).image) for seed in range(COUNT)])
 
 
-def parts(network: LoadedNetwork, layers: list[str], pixels: torch.Tensor, first: int = 0) -> dict[str, LayerPart]:
+def parts(network: LoadedNetwork, layers: list[str], pixels: torch.Tensor, first: int = 0) -> dict[str, Part]:
     """As a worker makes them."""
-    return {name: LayerPart.of([maps], first) for name, maps in survey(network, layers, pixels).items()}
+    return {name: Part.of([maps], first) for name, maps in survey(network, layers, pixels).items()}
 
 
 def test_a_survey_is_what_a_plain_loop_finds(mini: LoadedNetwork, pixels: torch.Tensor) -> None:
     """Every number of every kernel of every layer."""
     found = survey(mini, list(mini.layers), pixels)
     assert list(found) == list(mini.layers)
-    for name, tally in ((name, LayerPart.of([maps], 0).tally) for name, maps in found.items()):
+    for name, tally in ((name, Part.of([maps], 0).tally) for name, maps in found.items()):
         with torch.no_grad():
             maps = torch.cat([mini.layer(name).features(mini.space.from_bytes(one[None])) for one in pixels])
         assert (tally.images, tally.positions) == (COUNT, maps[0, 0].numel())
@@ -79,7 +79,7 @@ def test_of_equal_peaks_the_image_that_comes_first_is_named_first() -> None:
     """Within a part, and across parts; a kernel that is silent on an image is not made active by it."""
     maps = torch.ones(3, 1, 2, 2)
     maps[1] = 0
-    part, later = (LayerPart.of([seen(maps)], first) for first in (4, 7))
+    part, later = (Part.of([seen(maps)], first) for first in (4, 7))
     assert part.tally.top[0, :3].tolist() == [4, 6, -1]
     assert (part.tally + later.tally).top[0, :5].tolist() == [4, 6, 7, 9, -1]
     assert (part.tally.active_images[0], part.tally.histogram[0, 0]) == (2, 1)
@@ -88,10 +88,9 @@ def test_of_equal_peaks_the_image_that_comes_first_is_named_first() -> None:
 def test_what_is_no_number_or_of_another_layer_is_refused() -> None:
     """Nothing is summed up then."""
     with pytest.raises(ValueError, match="finite"):
-        LayerPart.of([seen(torch.full((1, 1, 2, 2), float("nan")))], 0)
-    one, other = (LayerPart.of([seen(torch.ones(1, 1, side, side))], 0).tally for side in (2, 3))
+        Part.of([seen(torch.full((1, 1, 2, 2), float("nan")))], 0)
     with pytest.raises(ValueError, match="shapes"):
-        _ = one + other
+        _ = Part.of([seen(torch.ones(1, 1, 2, 2))], 0).tally + Part.of([seen(torch.ones(1, 1, 3, 3))], 1).tally
 
 
 def test_parts_joined_are_the_whole(mini: LoadedNetwork, pixels: torch.Tensor) -> None:
@@ -136,7 +135,7 @@ def test_of_maps_with_a_sign_the_absolute_value_counts() -> None:
     """And what is below a thousandth of the image's highest is silence."""
     maps = torch.zeros(1, 2, 2, 2)
     maps[0, 0] = torch.tensor([[-4.0, 1.0], [0.5 * SILENT * 4, 0.0]])
-    tally = LayerPart.of([seen(maps, signed=True)], 9).tally
+    tally = Part.of([seen(maps, signed=True)], 9).tally
     assert (tally.peaks[0, 0], tally.top[0, 0], tally.places[0, 0]) == (4.0, 9, 0)
     assert tally.active.tolist() == [2, 0]
     assert tally.mean[0] == pytest.approx((4 + 1 + 2 * SILENT) / 4)

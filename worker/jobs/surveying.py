@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from shared.errors import DataSetNotFound, UnsupportedImage, UnusableImage
 from shared.jobs import Claim
 from shared.schemas import Item, ItemResult
-from shared.surveys.parts import LayerPart, Seen
+from shared.surveys.parts import Part, Seen
 from shared.surveys.store import Surveys, Used, first_of
 from worker.engine.engine import Engine
 from worker.engine.questions import SURVEYED, Picture
@@ -71,7 +71,7 @@ class Surveying:
                 reader.shutdown(cancel_futures=True)
         if self._looked < self._of:
             return None
-        layers = {name: LayerPart.of(seen, first_of(item.image)) for name, seen in found.items()}
+        layers = {name: Part.of(seen, first_of(item.image)) for name, seen in found.items()}
         self.patiently(self.surveys.put_part, survey_id, item.image, layers, used)
         self._of = 0
         own = {"weights": used.weights, "device": device.name, "seconds": round(time.monotonic() - begin, 3)}
