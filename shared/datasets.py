@@ -155,9 +155,8 @@ class DataSets:
 
     def all(self, owner: str) -> list[DataSet]:
         """The data sets of an owner and all public ones, newest first."""
-        return [
-            _described(set_id, facts, self._contents(set_id), owner) for set_id, facts in self.shelf.all(owner).items()
-        ]
+        found = self.shelf.all(owner)
+        return [_described(set_id, facts, self._contents(set_id), owner) for set_id, facts in found.items()]
 
     def open(self, set_id: str, owner: str) -> Upload:
         """Start an upload; only for the owner.
