@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks.random_weights import vgg16_file
 from benchmarks.readings import tensor
-from shared import images, shelves
+from shared import collection, images
 from shared.datasets import DataSets
 from shared.drawings import scene
 from shared.jobs import Claim, new_id
@@ -85,7 +85,7 @@ def _survey(engine: Engine, layers: list[str], datasets: DataSets, dataset: str)
     parts = cut(datasets.images(dataset, ""))
     facts = Facts(
         owner="",
-        created_at=shelves.now(),
+        created_at=collection.now(),
         dataset=dataset,
         dataset_name="photographs",
         model=MODEL,

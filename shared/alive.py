@@ -1,7 +1,7 @@
-"""Whether a program that serves nothing still goes round: `python -m shared.alive NAME SECONDS`, a health check.
+"""Liveness check of a program that has no HTTP server: `python -m shared.alive NAME SECONDS`.
 
-A program whose Redis is away or full is alive, so Redis is not asked; to wait for it may take minutes. Nothing of ours
-is imported, since this is started every few seconds.
+The program touches a file in each round of its main loop. Redis is not queried: a program whose Redis is unavailable or
+full is alive all the same. The check runs every few seconds, so it imports the standard library only.
 """
 
 from __future__ import annotations
@@ -17,26 +17,25 @@ from pathlib import Path
 
 
 def beat(name: str) -> None:
-    """This program has gone round once more. Where nothing can be written, nobody asks."""
+    """Record that the main loop is running. A failure to write is ignored: then there is no check either."""
     with suppress(OSError):
         _file(name).touch()
-    _forgotten_at_the_end(name)
+    _removed_at_exit(name)
 
 
 @cache
-def _forgotten_at_the_end(name: str) -> None:
-    """Registered once: a program that has ended leaves nothing."""
+def _removed_at_exit(name: str) -> None:
     atexit.register(forget, name)
 
 
 def forget(name: str) -> None:
-    """This program ends."""
+    """Remove the file: the program ends."""
     with suppress(OSError):
         _file(name).unlink(missing_ok=True)
 
 
 def alive(name: str, seconds: float) -> bool:
-    """Whether it has, in the last so many seconds."""
+    """Whether the program has called `beat` in the last `seconds`."""
     try:
         return time.time() - _file(name).stat().st_mtime < seconds
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""The images in a ZIP or tar archive, one after the other, whatever else is in it.
+"""Reads the files of a ZIP or tar archive, one at a time.
 
-For archives of one's own: zipfile and tarfile can be had to work for hours, or to unpack gigabytes at once, by who
-means to (decisions/0029). Nothing is ever written to a path that an archive names. What cannot be taken is passed on as
-`Odd`, with the reason in words, and the rest goes on.
+Only for archives of the user's own: a hostile archive can keep zipfile and tarfile busy for hours, or make them unpack
+gigabytes (decisions/0029). Nothing is ever written to a path from an archive. Entries that cannot be read are returned
+as `Odd`, with the reason in words, and reading continues.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import IO, Self
 from shared.errors import UnsupportedImage
 
 MOST_MEMBERS = 200_000
-MOST_NAME = 500  # letters
-ARCHIVES = {  # what they begin with, and where
+MOST_NAME = 500  # characters
+ARCHIVES = {  # signatures, each with its offset
     "ZIP": ((0, b"PK\3\4"), (0, b"PK\5\6")),
     "tar": ((257, b"ustar"),),
     "gzip": ((0, b"\x1f\x8b"),),
@@ -30,13 +30,13 @@ ARCHIVES = {  # what they begin with, and where
     "RAR": ((0, b"Rar!\x1a\x07"),),
 }
 TARS = ("tar", "gzip", "bzip2", "xz")
-UTF8_NAME = 0x800  # the bit of a ZIP's entry that says how its name is coded
-LITTER = ("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini")  # that systems leave behind
+UTF8_NAME = 0x800  # flag of a ZIP entry: its name is encoded in UTF-8
+LITTER = ("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini")  # files that operating systems add
 
 
 @dataclass(frozen=True)
 class Member:
-    """A file of an archive: its path there, with `/`, and its bytes."""
+    """A file of an archive: its path, with `/` as separator, and its bytes."""
 
     name: str
     data: bytes
@@ -44,14 +44,14 @@ class Member:
 
 @dataclass(frozen=True)
 class Odd:
-    """What could not be taken, and why."""
+    """An entry that was rejected, and why."""
 
     name: str
     reason: str
 
 
 def archive_form(head: bytes) -> str | None:
-    """Which archive bytes begin: one of `ARCHIVES`; None: none that is known."""
+    """The archive format of a file with this beginning, one of `ARCHIVES`; None if it is none of them."""
     for form, beginnings in ARCHIVES.items():
         if any(head[at : at + len(mark)] == mark for at, mark in beginnings):
             return form
@@ -59,14 +59,14 @@ def archive_form(head: bytes) -> str | None:
 
 
 def members(file: IO[bytes], most_bytes: int) -> Iterator[Member | Odd]:
-    """The files of an archive, in its order; folders, and what systems leave behind, are passed over.
+    """The files of an archive, in its order, without folders and files that operating systems add.
 
     Args:
         file: seekable; a tar may be compressed by gzip, bzip2 or xz.
-        most_bytes: of one file.
+        most_bytes: limit on the size of one file.
 
     Raises:
-        UnsupportedImage: it is no archive of these kinds.
+        UnsupportedImage: it is not a ZIP or tar archive.
     """
     form = archive_form(file.read(512))
     file.seek(0)
@@ -75,12 +75,12 @@ def members(file: IO[bytes], most_bytes: int) -> Iterator[Member | Odd]:
     elif form in TARS:
         found = _of_tar(file, most_bytes)
     elif form:
-        raise UnsupportedImage(f"this is a {form} archive; ZIP and tar (also .gz, .bz2, .xz) are taken")
+        raise UnsupportedImage(f"this is a {form} archive; ZIP and tar (also .gz, .bz2, .xz) are accepted")
     else:
-        raise UnsupportedImage("this is no archive; ZIP and tar (also .gz, .bz2, .xz) are taken")
+        raise UnsupportedImage("this is not an archive; ZIP and tar (also .gz, .bz2, .xz) are accepted")
     for count, one in enumerate(found):
         if count == MOST_MEMBERS:
-            yield Odd(one.name, f"the archive has more than {MOST_MEMBERS:,} files; the rest is left out")
+            yield Odd(one.name, f"the archive has more than {MOST_MEMBERS:,} files; the rest is skipped")
             return
         yield one
 
@@ -98,7 +98,7 @@ def _of_zip(file: IO[bytes], most_bytes: int) -> Iterator[Member | Odd]:
             if stat.S_ISLNK(entry.external_attr >> 16):
                 yield Odd(name, "a link; put the image itself into the archive")
             elif entry.flag_bits & 1:
-                yield Odd(name, "encrypted; archives without a password are taken")
+                yield Odd(name, "encrypted; only archives without a password are accepted")
             elif reason := _refused(name, entry.file_size, most_bytes):
                 yield Odd(name, reason)
             else:
@@ -106,15 +106,15 @@ def _of_zip(file: IO[bytes], most_bytes: int) -> Iterator[Member | Odd]:
                     with archive.open(entry) as opened:
                         yield _member(name, opened, most_bytes)
                 except Exception as error:
-                    yield Odd(name, f"damaged in the archive: {_said(error)}")
+                    yield Odd(name, f"damaged in the archive: {_first_line(error)}")
 
 
 class _Whole(tarfile.TarInfo):
-    """An entry of an archive that ends where it says so: by itself tarfile takes a damaged header for the end."""
+    """An entry of an archive. A damaged header is an error here; tarfile regards it as the end of the archive."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
-        """The next one."""
+        """The next entry."""
         try:
             return super().fromtarfile(archive)
         except tarfile.HeaderError as error:
@@ -134,15 +134,15 @@ def _of_tar(file: IO[bytes], most_bytes: int) -> Iterator[Member | Odd]:
                 if entry.issym() or entry.islnk():
                     yield Odd(name, "a link; put the image itself into the archive")
                 elif not entry.isfile():
-                    yield Odd(name, "no file, but a device or the like")
+                    yield Odd(name, "not a regular file")
                 elif reason := _refused(name, entry.size, most_bytes):
                     yield Odd(name, reason)
                 elif opened := archive.extractfile(entry):
                     yield _member(name, opened, most_bytes)
     except Exception as error:
         if not name:
-            raise UnsupportedImage(f"the tar archive cannot be read: {_said(error)}") from None
-        yield Odd(name, f"the archive is damaged or cut off here, and ends: {_said(error)}")
+            raise UnsupportedImage(f"the tar archive cannot be read: {_first_line(error)}") from None
+        yield Odd(name, f"the archive is damaged or truncated here; the rest is skipped: {_first_line(error)}")
 
 
 def _member(name: str, opened: IO[bytes], most_bytes: int) -> Member | Odd:
@@ -156,7 +156,7 @@ def _member(name: str, opened: IO[bytes], most_bytes: int) -> Member | Odd:
 
 
 def _refused(name: str, size: int, most_bytes: int) -> str | None:
-    """Why a file is not even read."""
+    """Why a file is rejected before it is read; None if it is not."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or name[1:3] in (":/", ":"):
         return "its path leads out of the archive"
@@ -164,11 +164,11 @@ def _refused(name: str, size: int, most_bytes: int) -> str | None:
 
 
 def _too_large(most_bytes: int) -> str:
-    return f"larger than {most_bytes / 1e6:g} MB, which an image may have"
+    return f"larger than the {most_bytes / 1e6:g} MB that an image may have"
 
 
 def _zip_name(entry: zipfile.ZipInfo) -> str:
-    """Names that are not said to be UTF-8 mostly are, if they can be; else they are of the first PCs' code page."""
+    """The name, decoded as UTF-8 where possible, even without the flag; otherwise as code page 437."""
     if entry.flag_bits & UTF8_NAME:
         return entry.filename
     try:
@@ -178,10 +178,7 @@ def _zip_name(entry: zipfile.ZipInfo) -> str:
 
 
 def shown(name: str) -> str:
-    """A name that can be shown and stored: one form of each letter, no control characters, `/` between folders.
-
-    Of one that is too long the end is kept.
-    """
+    """A name that can be shown and stored: NFC, no control characters, `/` as separator, shortened at its beginning."""
     plain = name.replace("\\", "/").encode(errors="surrogateescape").decode(errors="replace")
     kept = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in plain)
     return unicodedata.normalize("NFC", kept)[-MOST_NAME:]
@@ -192,5 +189,5 @@ def _litter(name: str) -> bool:
     return any(part in LITTER or part.startswith("._") for part in parts)
 
 
-def _said(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,4 +1,4 @@
-"""Redis's clock. Leases, deadlines and expiries are judged by it alone: machines' clocks may differ by hours."""
+"""Redis's clock. All leases, deadlines and expiry times use it, as the clocks of machines may differ by hours."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from redis import Redis
 
 from shared.connection import redis_errors
 
-STOPPED = "ks:clock"  # the time at which a test has stopped this clock; nothing else writes it
+STOPPED = "ks:clock"  # written by tests only: the time at which the clock is stopped
 
 
 def now(redis: Redis) -> float:
-    """Seconds since 1970, as `now()` in the scripts.
+    """Seconds since 1970, like `now()` in the Lua scripts.
 
     Raises:
         StoreUnavailable.

@@ -1,11 +1,10 @@
-"""Data sets: many images under one name, in the object store alone (shared/shelves.py).
+"""Data sets: named collections of images, in the object store only (shared/collection.py).
 
-    datasets/ID/images/SHA-256       each image once, as it came
-    datasets/ID/parts/ID.json        what one upload brought: images by name and digest, and what was refused
+    datasets/ID/images/SHA-256       each image once, as it was uploaded
+    datasets/ID/parts/ID.json        one upload: names and digests of its images, and the rejected files
 
-A part is written when all of its images are there, and never changed. So an upload that breaks off leaves a data set
-without its last part, the same upload again brings the same images, and who works through the parts that there are now
-is not disturbed by those that come.
+A part is written after all of its images, and never changed. So an upload that is interrupted adds no part, it can be
+repeated, and readers of the existing parts are not affected by later uploads.
 """
 
 from __future__ import annotations
@@ -16,35 +15,34 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from shared import shelves
+from shared.collection import READERS, Collection, StoredFacts, now
 from shared.errors import DataSetFull, DataSetNotFound
 from shared.jobs.ids import new_id
 from shared.schemas import DataSet, OddFile
-from shared.shelves import READERS, Shelf
 from shared.store import BlobStore
 
 MOST_SETS = 100  # of one owner
-MOST_TOLD = 100  # refused files that are listed with a data set
-MOST_ODD = 10_000  # refused files that are remembered; an upload's own are always told
+MOST_LISTED = 100  # rejected files in the response about a data set
+MOST_ODD = 10_000  # rejected files that are stored; the response to an upload has all of its own
 PART = re.compile(r"[0-9a-f]{32}\.json")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts(shelves.Facts):
-    """What is said of a data set."""
+class DataSetFacts(StoredFacts):
+    """The properties of a data set."""
 
     name: str
 
 
 @dataclass
-class Contents:
-    """What a data set has."""
+class DataSetContents:
+    """The images and the rejected files of a data set."""
 
-    images: dict[str, str] = field(default_factory=dict)  # name by digest, in the order in which they came
-    odd: dict[str, str] = field(default_factory=dict)  # reason by name, of files that were refused
+    images: dict[str, str] = field(default_factory=dict)  # digest → name, in the order of upload
+    odd: dict[str, str] = field(default_factory=dict)  # name → reason, of rejected files
 
     def add(self, part: dict[str, list[list[str]]]) -> None:
-        """A part's, as it is stored."""
+        """Add a stored part."""
         for name, digest in part["images"]:
             self.images.setdefault(digest, name)
         self.odd.update((name, reason) for name, reason in part["odd"])
@@ -52,18 +50,18 @@ class Contents:
 
 @dataclass
 class Upload:
-    """Images on their way into a data set; they are its own when this is closed."""
+    """An upload of images to a data set. They become part of it on `close`."""
 
     sets: DataSets
     set_id: str
-    facts: Facts
-    contents: Contents
-    sent: list[tuple[str, str]] = field(default_factory=list)  # name and digest of each image that was taken
+    facts: DataSetFacts
+    contents: DataSetContents
+    sent: list[tuple[str, str]] = field(default_factory=list)  # name and digest of each accepted image
     odd: list[OddFile] = field(default_factory=list)
     _new: dict[str, list[list[str]]] = field(default_factory=lambda: {"images": [], "odd": []})
 
     def take(self, name: str, data: bytes) -> None:
-        """An image.
+        """Add an image.
 
         Raises:
             DataSetFull.
@@ -72,26 +70,24 @@ class Upload:
         if digest not in self.contents.images:
             if len(self.contents.images) >= self.sets.most_images:
                 most = f"{self.sets.most_images:,}"
-                raise DataSetFull(
-                    f"data set {self.set_id} has {most} images, the most that one may have; begin another"
-                )
+                raise DataSetFull(f"data set {self.set_id} has {most} images, which is the limit; create another one")
             self.sets.store.put_at(f"datasets/{self.set_id}/images/{digest}", data)
             self.contents.images[digest] = name
             self._new["images"].append([name, digest])
         self.sent.append((name, digest))
 
     def refuse(self, name: str, reason: str) -> None:
-        """A file that is no image."""
+        """Record a rejected file."""
         self.odd.append(OddFile(name=name, reason=reason))
         if self.contents.odd.get(name) != reason and len(self.contents.odd) < MOST_ODD:
             self.contents.odd[name] = reason
             self._new["odd"].append([name, reason])
 
     def close(self) -> DataSet:
-        """The data set with what is new, if anything is.
+        """Write the part, unless it would be empty. Returns the data set.
 
         Raises:
-            DataSetNotFound: it was deleted meanwhile.
+            DataSetNotFound: it has been deleted in the meantime.
         """
         try:
             self.sets.shelf.facts(self.set_id, self.facts.owner)
@@ -99,37 +95,37 @@ class Upload:
                 place = f"datasets/{self.set_id}/parts/{new_id()}.json"
                 self.sets.store.put_at(place, json.dumps(self._new).encode())
                 self.sets.shelf.facts(self.set_id, self.facts.owner)
-        except DataSetNotFound:  # nothing of it stays
+        except DataSetNotFound:
             self.sets.shelf.sweep(self.set_id)
             raise
         return _described(self.set_id, self.facts, self.contents, self.facts.owner)
 
 
 class DataSets:
-    """Those of a store.
+    """The data sets of an object store.
 
     Args:
-        most_images: of one data set.
+        most_images: limit on the images of one data set.
     """
 
     def __init__(self, store: BlobStore, most_images: int) -> None:
         self.store = store
         self.most_images = most_images
-        self.shelf = Shelf(store, "datasets", Facts, DataSetNotFound, "data set", MOST_SETS)
+        self.shelf = Collection(store, "datasets", DataSetFacts, DataSetNotFound, "data set", MOST_SETS)
 
     def create(self, owner: str, name: str) -> DataSet:
-        """An empty one. Raises as `Shelf.put`."""
+        """Create an empty data set. Raises as `Collection.put`."""
         set_id = new_id()
-        facts = Facts(owner=owner, created_at=shelves.now(), name=name)
+        facts = DataSetFacts(owner=owner, created_at=now(), name=name)
         self.shelf.put(set_id, facts)
-        return _described(set_id, facts, Contents(), owner)
+        return _described(set_id, facts, DataSetContents(), owner)
 
     def publish(self, set_id: str) -> None:
-        """As `Shelf.publish`. Raises DataSetNotFound."""
+        """As `Collection.publish`. Raises DataSetNotFound."""
         self.shelf.publish(set_id)
 
     def get(self, set_id: str, owner: str) -> DataSet:
-        """A data set with its counts.
+        """A data set.
 
         Raises:
             DataSetNotFound.
@@ -137,7 +133,7 @@ class DataSets:
         return _described(set_id, self.shelf.facts(set_id, owner), self._contents(set_id), owner)
 
     def images(self, set_id: str, owner: str) -> list[tuple[str, str]]:
-        """Digest and name of each image, in the order in which they came; of one that came twice the first name.
+        """Digest and name of each image, in the order of upload; the first name of an image that was uploaded twice.
 
         Raises:
             DataSetNotFound.
@@ -146,10 +142,10 @@ class DataSets:
         return list(self._contents(set_id).images.items())
 
     def image(self, set_id: str, digest: str, owner: str | None) -> bytes:
-        """The bytes of one of them, for an owner, or for whoever may see all (None).
+        """The file of an image, if this owner may see the data set; None: with access to all.
 
         Raises:
-            DataSetNotFound: also where the image is gone: only a data set that is being deleted loses one.
+            DataSetNotFound: also if the image is missing, as the data set is being deleted then.
         """
         self.shelf.facts(set_id, owner)
         data = self.store.get_at(f"datasets/{set_id}/images/{digest}")
@@ -158,13 +154,12 @@ class DataSets:
         return data
 
     def all(self, owner: str) -> list[DataSet]:
-        """An owner's, and everybody's; the newest first."""
-        return [
-            _described(set_id, facts, self._contents(set_id), owner) for set_id, facts in self.shelf.all(owner).items()
-        ]
+        """The data sets of an owner and all public ones, newest first."""
+        found = self.shelf.all(owner)
+        return [_described(set_id, facts, self._contents(set_id), owner) for set_id, facts in found.items()]
 
     def open(self, set_id: str, owner: str) -> Upload:
-        """For its owner, to add images.
+        """Start an upload; only for the owner.
 
         Raises:
             DataSetNotFound.
@@ -172,17 +167,17 @@ class DataSets:
         return Upload(self, set_id, self.shelf.own(set_id, owner, "change"), self._contents(set_id))
 
     def remove(self, set_id: str, owner: str) -> None:
-        """Remove all of it. Raises DataSetNotFound."""
+        """Delete a data set. Raises DataSetNotFound."""
         self.shelf.remove(set_id, owner)
 
-    def _contents(self, set_id: str) -> Contents:
-        found = Contents()
+    def _contents(self, set_id: str) -> DataSetContents:
+        found = DataSetContents()
         for part in self._parts(set_id):
             found.add(json.loads(part))
         return found
 
     def _parts(self, set_id: str) -> Iterator[bytes]:
-        """In the order in which they came."""
+        """The stored parts, in the order of upload."""
         folder = f"datasets/{set_id}/parts"
         names = [name for name in self.store.names(folder) if PART.fullmatch(name)]
         if names:
@@ -190,7 +185,7 @@ class DataSets:
                 yield from filter(None, readers.map(lambda name: self.store.get_at(f"{folder}/{name}"), names))
 
 
-def _described(set_id: str, facts: Facts, contents: Contents, owner: str) -> DataSet:
+def _described(set_id: str, facts: DataSetFacts, contents: DataSetContents, owner: str) -> DataSet:
     here = f"/datasets/{set_id}"
     odd = list(contents.odd.items())
     return DataSet(
@@ -201,6 +196,6 @@ def _described(set_id: str, facts: Facts, contents: Contents, owner: str) -> Dat
         mine=facts.owner == owner,
         images=len(contents.images),
         refused=len(odd),
-        odd=[OddFile(name=name, reason=reason) for name, reason in odd[:MOST_TOLD]],
+        odd=[OddFile(name=name, reason=reason) for name, reason in odd[:MOST_LISTED]],
         links={"self": here, "images": f"{here}/images"},
     )

@@ -1,6 +1,6 @@
-"""Pictures that the program draws: the all-colours image, and figures whose every pixel is known.
+"""Synthetic pictures for the demonstration and the tests: an image of all colours, and figures with exact masks.
 
-The figures are what `vgg_mini` was trained on; the demonstration and the tests use both.
+`vgg_mini` was trained on such figures.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ Mask = NDArray[np.bool_]
 class Figure:
     """A coloured, textured shape.
 
-    `x`, `y`, `radius` in shares of the picture's side; `angle` in radians; `hue` in degrees; `saturation`, `value`
-    in [0, 1]; `period` of the texture in shares of the side. The texture's gaps show `paper` (RGB in [0, 255]).
+    `x`, `y`, `radius` and the texture's `period` are fractions of the picture's side; `angle` is in radians, `hue` in
+    degrees, `saturation` and `value` in [0, 1]. The gaps of the texture show `paper` (RGB in [0, 255]).
     """
 
     shape: str
@@ -44,7 +44,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture with what is known of it: for each figure the pixels of its shape, and of its ink (height × width)."""
+    """A picture with two masks for each figure: the pixels of its shape, and of its ink (height × width)."""
 
     image: Image.Image
     shapes: list[Mask]
@@ -77,7 +77,7 @@ def draw(figures: list[Figure], size: int, background: Image.Image) -> Drawing:
 
 
 def random_figure(rng: Generator, shape: str, colour: str, texture: str, radius: tuple[float, float]) -> Figure:
-    """A figure of the given kind with everything else drawn at random."""
+    """A figure of the given kind; everything else is random."""
     size = rng.uniform(*radius)
     return Figure(
         shape=shape,
@@ -95,7 +95,7 @@ def random_figure(rng: Generator, shape: str, colour: str, texture: str, radius:
 
 
 def random_background(rng: Generator, size: int) -> Image.Image:
-    """Muted, smooth and noisy: nothing on it is a figure."""
+    """A muted, smooth and noisy background without figures."""
     coarse = rng.uniform(70, 185, (4, 4, 1)) + rng.uniform(-18, 18, (4, 4, 3))
     smooth = Image.fromarray(coarse.astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
     noisy = np.asarray(smooth) + rng.normal(0, 8, (size, size, 1))
@@ -127,7 +127,7 @@ def _alpha(mask: NDArray[np.float64]) -> Image.Image:
 
 
 def _shape_mask(figure: Figure, size: int) -> NDArray[np.float64]:
-    """The share of each pixel that the shape covers."""
+    """The fraction of each pixel that the shape covers."""
     canvas = Image.new("L", (size * SUPERSAMPLING, size * SUPERSAMPLING))
     pen = ImageDraw.Draw(canvas)
     if figure.shape in ("circle", "ring"):
@@ -165,7 +165,7 @@ def _corners(figure: Figure, side: int) -> list[tuple[float, float]]:
 
 
 def _texture(figure: Figure, size: int) -> NDArray[np.float64]:
-    """The share of each pixel that is ink rather than paper, were the shape everywhere."""
+    """The fraction of each pixel that is ink rather than paper, for an unbounded shape."""
     axis = (np.arange(size * SUPERSAMPLING) + 0.5) / (size * SUPERSAMPLING)
     across = axis[None, :] * cos(figure.angle) + axis[:, None] * sin(figure.angle)
     along = axis[:, None] * cos(figure.angle) - axis[None, :] * sin(figure.angle)

@@ -1,7 +1,7 @@
-"""Files that are on the disk, with their names, before a record refers to them: Redis's is there after a power cut.
+"""Durable files: contents and names are synced to the disk before a record in Redis, which is durable, refers to them.
 
-A file needs a sync of its own, and one of each folder on the way to it. Those who write at the same time share the
-syncs of folders (group commit): one of them makes them for all that came while the last ones ran.
+A file needs an fsync of its own and one of each folder that leads to it. Threads that write at the same time share the
+fsyncs of folders (group commit): one thread makes them for all threads that arrived during the previous ones.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class _Batch:
 
 
 class Durable:
-    """The files below one folder, for any number of threads. Names are not synced where the system is not POSIX.
+    """The files below one folder; thread-safe. Names are synced on POSIX systems only.
 
-    A folder whose own name is on the disk needs one sync for all files that are new in it; its name, and those of the
-    folders above it, are synced once.
+    All files that are new in a folder share one fsync of it. The folder's own name, and those of the folders above it,
+    are synced once.
 
     Args:
-        root: that folder. Its own name, and those of the folders above it, are left alone. Of the folders below it,
-            those that are removed must not come back while this object lives, as folders named by a job's id do not.
+        root: that folder. Its own name is not synced. A folder below it that was removed must not be created again
+            during the lifetime of this object; folders named by a job's id never are.
     """
 
     def __init__(self, root: Path) -> None:
@@ -44,12 +44,12 @@ class Durable:
         self._known: set[Path] = set()  # folders whose names are on the disk
 
     def write(self, files: Mapping[Path, bytes]) -> None:
-        """Write files, each as a whole or not at all, also over what is there; return once they are on the disk.
+        """Write files, each atomically, replacing existing ones; return once they are on the disk.
 
-        The bytes are synced before they have their name, so that no name ever leads to less than all of them.
+        The bytes are synced before the file is renamed to its name, so a file is never seen incomplete.
 
         Raises:
-            OSError: one of them is not there, or may be gone after a power cut.
+            OSError: a file was not written, or may be lost in a power failure.
         """
         for path, data in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,10 +66,10 @@ class Durable:
         self._name(files)
 
     def sync(self, paths: Collection[Path]) -> None:
-        """Return once these files, which somebody has written, are on the disk.
+        """Return once these existing files are on the disk.
 
         Raises:
-            OSError: as of `write`.
+            OSError: as `write`.
         """
         if os.name == "posix":
             for path in paths:
@@ -77,7 +77,7 @@ class Durable:
         self._name(paths)
 
     def _name(self, paths: Iterable[Path]) -> None:
-        """Sync the folders that lead to these files, together with those of whoever else asks for it now."""
+        """Sync the folders that lead to these files, in one batch with those of other threads."""
         if os.name != "posix":
             return
         own = dict.fromkeys(folder for path in paths for folder in self._leading_to(path))
@@ -96,14 +96,14 @@ class Durable:
         self._known.update(own)
 
     def _leading_to(self, path: Path) -> Iterator[Path]:
-        """The folders that have to be synced for a new file's name to be on the disk, the innermost first."""
+        """The folders to sync so that a new file's name is on the disk, the innermost first."""
         for folder in path.parents:
             yield folder
             if folder in self._known or folder == self.root:
                 return
 
     def _lead(self, batch: _Batch) -> None:
-        """Sync a batch once the one before is done; who comes from then on needs the next."""
+        """Sync a batch once the previous one is done; threads that arrive later join the next batch."""
         try:
             with self._syncing:
                 self._close(batch)
@@ -111,10 +111,10 @@ class Durable:
                     try:
                         _fsync(folder)
                         batch.synced.add(folder)
-                    except OSError as error:  # it was removed, say: nobody else's concern
+                    except OSError as error:  # the folder was removed, say; other files of the batch are not affected
                         batch.errors[folder] = error
         finally:
-            self._close(batch)  # also where this thread was interrupted while it waited
+            self._close(batch)  # also if this thread was interrupted while it waited
             batch.done.set()
 
     def _close(self, batch: _Batch) -> None:

@@ -1,4 +1,4 @@
-"""When each loop of housekeeping last came to a good end, as every process may read it."""
+"""The state of the housekeeping loops, stored in Redis: when each last succeeded, and how often it failed."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from redis import Redis
 
 from shared.connection import redis_errors
 
-# Not `ks:housekeeping`: that was the lock of one release, which finds it a string if it is installed again.
-SUCCESS = "ks:housekeeping:success"  # hash: loop → time of Redis, and seconds between two of its rounds
-FAILURES = "ks:housekeeping:failures"  # hash: loop → how many of its rounds failed
-LATE_SECONDS = 12.0  # beyond the time between two rounds: a standby has taken over long before
+# Not `ks:housekeeping`: an earlier release used that key for its lock, a string.
+SUCCESS = "ks:housekeeping:success"  # hash: loop → time by Redis's clock, and seconds between two rounds
+FAILURES = "ks:housekeeping:failures"  # hash: loop → number of failed rounds
+LATE_SECONDS = 12.0  # beyond the time between two rounds; a standby takes over much earlier
+CONSEQUENCES = "leases do not expire, no webhooks are sent, nothing is cleaned up"
 START = "start `python -m api.housekeeping`"
 
 
 @dataclass(frozen=True)
 class LoopState:
-    """How one loop fares.
+    """The state of one loop.
 
     Args:
-        age: seconds since the end of the last round that succeeded, by the clock of Redis.
+        age: seconds since the end of the last successful round, by Redis's clock.
         period: seconds between two rounds.
-        failures: rounds that failed, ever.
+        failures: number of failed rounds, ever.
     """
 
     name: str
@@ -33,12 +34,12 @@ class LoopState:
 
     @property
     def late(self) -> bool:
-        """Whether it is time to see to it."""
+        """Whether the loop should have succeeded again by now."""
         return self.age > self.period + LATE_SECONDS
 
 
 def states(redis: Redis) -> list[LoopState]:
-    """Of every loop that ever ran, by name.
+    """The state of every loop that ever ran, by name.
 
     Raises:
         StoreUnavailable.
@@ -56,14 +57,14 @@ def states(redis: Redis) -> list[LoopState]:
 
 
 def warnings(loops: list[LoopState]) -> Iterator[str]:
-    """What stands still, and how to set it going."""
+    """Warnings about loops that do not run, and how to start them."""
     frequent = [loop for loop in loops if loop.period <= LATE_SECONDS]
     if not frequent:
-        yield f"no housekeeping has ever run: leases, webhooks and retention stand still; {START}"
+        yield f"housekeeping has never run: {CONSEQUENCES}; {START}"
     elif all(loop.late for loop in frequent):
         age = min(loop.age for loop in frequent)
-        yield f"no housekeeping has run for {age:.0f} s: leases, webhooks and retention stand still; {START}"
+        yield f"housekeeping has not run for {age:.0f} s: {CONSEQUENCES}; {START}"
     else:
         for loop in loops:
             if loop.late:
-                yield f"housekeeping: its loop {loop.name} has not succeeded for {loop.age:.0f} s; its log says why"
+                yield f"housekeeping: loop {loop.name} has not succeeded for {loop.age:.0f} s; see its log"

@@ -1,6 +1,6 @@
-"""From the bytes that a caller sent to the picture that a network sees, in RGB or grey.
+"""Decodes uploaded images and brings them to the input of a network, in RGB or greyscale.
 
-The API checks with `decode` before it accepts an image; a worker decodes the same bytes with the same function.
+The API checks an image with the same `decode` that the worker uses later.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,10 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from shared.errors import UnsupportedImage, UnusableImage
 from shared.metadata import LARGEST_PROFILE, Metadata, orientation, split
+from shared.schemas import Frame as Frame  # noqa: PLC0414 - imported from here too
 
 SIGNATURES = {"PNG": rb"\x89PNG\r\n\x1a\n", "JPEG": rb"\xff\xd8\xff", "WEBP": rb"RIFF....WEBP"}
-OTHERS = {  # formats that people try; the first that fits
+OTHERS = {  # common formats that are not supported; the first match counts
     "AVIF": rb".{4}ftyp.{0,32}avi[fs]",
     "HEIC": rb".{4}ftyp.{0,32}(?:hei[cxms]|hev[cxms]|mif1|msf1)",
     "JPEG 2000": rb"\0\0\0\x0cjP  ",
@@ -32,9 +33,9 @@ OTHERS = {  # formats that people try; the first that fits
     "PDF": rb"%PDF",
     "SVG": rb"(?:\xef\xbb\xbf)?\s*<(?:\?xml.*<)?(?:!--.*<|!DOCTYPE svg.*<)?svg[\s>]",
 }
-TAKEN = "PNG, JPEG and WebP are taken"
-SMALLEST_SIDE = 8  # a smaller picture is one colour after resizing: it has nothing to show
-TURNS = {  # what puts an image upright, by its orientation in EXIF
+ACCEPTED = "PNG, JPEG and WebP are accepted"
+SMALLEST_SIDE = 8  # smaller pictures are nearly uniform after resizing
+TURNS = {  # EXIF orientation → the transposition that makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -43,72 +44,63 @@ TURNS = {  # what puts an image upright, by its orientation in EXIF
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SPACES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}  # of profiles, and the mode that each is for
-ENDLESS = b"mpet"  # a kind of stage of which a profile may have any number, each computed for each colour
-PROBES = Image.fromarray(np.mgrid[:256:17, :256:17, :256:17].T.reshape(256, 16, 3).astype(np.uint8))  # of all colours
+SPACES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}  # colour space of a profile → mode of its images
+UNBOUNDED = b"mpet"  # multi-process elements: a profile may have any number, each evaluated for every colour
+PROBES = Image.fromarray(np.mgrid[:256:17, :256:17, :256:17].T.reshape(256, 16, 3).astype(np.uint8))  # RGB colours
+STEPS = 257  # 16-bit steps per 8-bit step: 65535 / 255
 
-STEPS = 257  # of 16 bits in one of 8: 65535 / 255
-
-Image.MAX_IMAGE_PIXELS = None  # Pillow's guess of what is too large; ours is checked below, before anything is decoded
-
-
-class Frame(NamedTuple):
-    """What a network takes: pictures of these sides in pixels, in RGB (3 channels) or grey (1)."""
-
-    height: int
-    width: int
-    channels: int = 3
+Image.MAX_IMAGE_PIXELS = None  # our own limit is checked below, before anything is decoded
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture in 8-bit sRGB, or deep grey, and what of its file was ignored, in sentences."""
+    """A picture in 8-bit sRGB, or 16-bit grey, and notes on metadata of its file that was ignored."""
 
     image: Image.Image
     notes: list[str]
 
 
 def decode(data: bytes, max_pixels: int) -> Image.Image:
-    """The picture of `decoded` alone."""
+    """As `decoded`, without the notes."""
     return decoded(data, max_pixels).image
 
 
 def decoded(data: bytes, max_pixels: int, *, deep: bool = False) -> Decoded:
-    """Decode a PNG, JPEG or WebP as `as_seen`; of several frames the first.
+    """Decode a PNG, JPEG or WebP (the first frame of an animation) and convert it with `as_seen`.
 
-    The pixel count is checked before anything is decoded. The pixels count: metadata that is broken or too large is
-    ignored, and so noted.
+    The number of pixels is checked before anything is decoded. Damaged or oversized metadata is ignored, with a note.
 
     Args:
-        deep: as for `as_seen`.
+        deep: as in `as_seen`.
 
     Raises:
-        UnsupportedImage: the bytes are not of these formats.
+        UnsupportedImage: the file has none of these formats.
         UnusableImage: too many pixels, a side under 8 pixels, truncated or damaged.
     """
-    with _opened(data, max_pixels) as (image, beside):
+    with _opened(data, max_pixels) as (image, metadata):
         image.load()
-        for name, value in (("exif", beside.exif), ("icc_profile", beside.profile)):
+        for name, value in (("exif", metadata.exif), ("icc_profile", metadata.profile)):
             if value:
                 image.info[name] = value
         seen = as_seen(image, deep=deep)
-    return Decoded(seen.image, beside.notes + seen.notes)
+    return Decoded(seen.image, metadata.notes + seen.notes)
 
 
 def as_seen(image: Image.Image, *, deep: bool = False) -> Decoded:
-    """A Pillow image as viewers show it, in 8-bit sRGB: upright, colours by its ICC profile, alpha flattened on white.
+    """A Pillow image as viewers show it, in 8-bit sRGB: upright, ICC profile applied, alpha flattened on white.
 
-    The image itself is changed where that saves a copy of 50 megapixels.
+    May modify the image itself, to save a copy of up to 50 megapixels.
 
     Args:
-        deep: whether grey of 16 bits keeps them: it is of mode F then, from 0 to 255 in steps of 1/257, by no profile.
+        deep: keep the precision of 16-bit grey: the result has mode F then, with values from 0 to 255 in steps of
+            1/257, and its profile is ignored.
 
     Raises:
-        ValueError: of mode I or F, with values that no picture has.
+        ValueError: an image of mode I or F has values outside the usual ranges.
     """
     notes = Metadata()
     exif = image.info.get("exif")
-    profile = image.info.get("icc_profile") if image.mode != "LAB" else None  # whose colours Pillow itself knows
+    profile = image.info.get("icc_profile") if image.mode != "LAB" else None  # Pillow converts LAB itself
     colours, alpha = _split(_upright(image, exif, notes), deep=deep)
     if colours.mode == "F" and profile:
         notes.ignore("colour profile", "is not for grey of 16 bits")
@@ -117,32 +109,32 @@ def as_seen(image: Image.Image, *, deep: bool = False) -> Decoded:
         white = 255 if picture.mode == "F" else "white"
         picture, coloured = Image.new(picture.mode, picture.size, white), picture
         picture.paste(coloured, mask=alpha)
-    picture.info.clear()  # what was said of the file's pixels is not true of these
+    picture.info.clear()  # it describes the pixels of the file, not these
     return Decoded(picture, notes.notes)
 
 
 def pixels(data: bytes, max_pixels: int) -> int:
-    """How many pixels an image says that it has, without decoding any. Raises as `decode`."""
+    """The number of pixels according to the file's header. Raises as `decode`."""
     with _opened(data, max_pixels) as (image, _):
         return image.width * image.height
 
 
 def verify(data: bytes, max_pixels: int) -> None:
-    """Decode all of an image and keep nothing. Raises as `decode`."""
+    """Decode an image completely and discard it. Raises as `decode`."""
     with _opened(data, max_pixels) as (image, _):
         image.load()
 
 
 @contextmanager
 def _opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, Metadata]]:
-    """An image of a format and a size that are taken; whatever hostile bytes make a decoder raise is our error."""
+    """An image of a supported format and size. Every exception of the decoder becomes an UnusableImage."""
     form = form_of(data)
     try:
-        alone, beside = split(data, form)
-        with Image.open(BytesIO(alone), formats=[form]) as image:
-            del alone
+        stripped, metadata = split(data, form)
+        with Image.open(BytesIO(stripped), formats=[form]) as image:
+            del stripped
             _check_size(image.width, image.height, max_pixels)
-            yield image, beside
+            yield image, metadata
     except UnusableImage:
         raise
     except UnidentifiedImageError:  # its message is the address of an object
@@ -152,19 +144,19 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[tuple[Image.Image, Metadat
 
 
 def form_of(data: bytes) -> str:
-    """`PNG`, `JPEG` or `WEBP`, by the first bytes.
+    """`PNG`, `JPEG` or `WEBP`, from the first bytes of a file.
 
     Raises:
-        UnsupportedImage: none of them.
+        UnsupportedImage: it is none of them.
     """
     start = data[:1024]
     form = _form(start, SIGNATURES)
     if form is None:
         other = _form(start, OTHERS)
         raise UnsupportedImage(
-            f"this is {other}; {TAKEN}: convert it to one of them, or have the device save one"
+            f"this is {other}; {ACCEPTED}: convert it, or let the device save one of these formats"
             if other
-            else f"not an image that can be read; {TAKEN}"
+            else f"not an image that can be read; {ACCEPTED}"
         )
     return form
 
@@ -174,9 +166,9 @@ def _form(start: bytes, forms: dict[str, bytes]) -> str | None:
 
 
 def resized(image: Image.Image, frame: Frame, how: Literal["squash", "crop"] = "squash") -> Image.Image:
-    """The network's input, bilinear with antialiasing: all of the image, squashed, or its middle of the frame's shape.
+    """The network's input: the image squashed to the frame, or its centre crop; bilinear with antialiasing.
 
-    Grey is Rec. 601's luma, of what is not grey already.
+    Colours are converted to grey by the luma of Rec. 601.
     """
     if how == "crop":
         scale = min(image.width / frame.width, image.height / frame.height)
@@ -189,7 +181,7 @@ def resized(image: Image.Image, frame: Frame, how: Literal["squash", "crop"] = "
 
 
 def array(image: Image.Image) -> NDArray[Any]:
-    """An image's values from 0 to 255, (H, W, channels): uint8, or float32 in steps of 1/257 of one of mode F."""
+    """The image's values from 0 to 255, (H, W, channels): uint8; for mode F float32 in steps of 1/257."""
     values = np.asarray(image)
     if image.mode == "F":
         values = ((values * STEPS).round() / STEPS).astype(np.float32)
@@ -197,7 +189,7 @@ def array(image: Image.Image) -> NDArray[Any]:
 
 
 def pictured(values: NDArray[Any]) -> Image.Image:
-    """The image of such an array: RGB, or grey of 8 or 16 bits."""
+    """The image of an array from `array`: RGB, or grey with 8 or 16 bits."""
     if values.dtype != np.uint8:
         values = (values * STEPS).round().astype(np.uint16)
     return Image.fromarray(values if values.shape[2] == 3 else values[..., 0])
@@ -205,11 +197,9 @@ def pictured(values: NDArray[Any]) -> Image.Image:
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise UnusableImage(f"image is {width}×{height} pixels; at most {max_pixels / 1e6:g} megapixels are taken")
+        raise UnusableImage(f"image is {width}×{height} pixels; at most {max_pixels / 1e6:g} megapixels are accepted")
     if min(width, height) < SMALLEST_SIDE:
-        raise UnusableImage(
-            f"image is {width}×{height} pixels; each side needs at least {SMALLEST_SIDE} to show anything"
-        )
+        raise UnusableImage(f"image is {width}×{height} pixels; each side needs at least {SMALLEST_SIDE}")
 
 
 def _upright(image: Image.Image, exif: object, notes: Metadata) -> Image.Image:
@@ -222,7 +212,7 @@ def _upright(image: Image.Image, exif: object, notes: Metadata) -> Image.Image:
 
 
 def _split(image: Image.Image, *, deep: bool) -> tuple[Image.Image, Image.Image | None]:
-    """Colours in mode L, RGB, CMYK or, of deep grey, F, and alpha where there is any."""
+    """The colours, in mode L, RGB or CMYK, or F for 16-bit grey, and the alpha channel if there is one."""
     if image.mode[:1] in {"I", "F"}:
         return _scaled(image, deep=deep)
     if image.mode == "La":
@@ -236,7 +226,7 @@ def _split(image: Image.Image, *, deep: bool) -> tuple[Image.Image, Image.Image 
 
 
 def _scaled(image: Image.Image, *, deep: bool) -> tuple[Image.Image, Image.Image | None]:
-    """Grey in more than 8 bits, which Pillow clips instead of scaling; and alpha."""
+    """Grey with more than 8 bits, scaled (Pillow would clip it); and the alpha channel if there is one."""
     values = np.asarray(image)
     least, most = float(values.min()), float(values.max())
     key = image.info.get("transparency")
@@ -254,7 +244,7 @@ def _scaled(image: Image.Image, *, deep: bool) -> tuple[Image.Image, Image.Image
 
 
 def _in_srgb(image: Image.Image, profile: object, notes: Metadata) -> Image.Image:
-    """In mode RGB; a profile that cannot be applied is none."""
+    """The image in mode RGB. A profile that cannot be applied is ignored, with a note."""
     if isinstance(profile, bytes) and profile:
         try:
             return _transformed(image, profile)
@@ -266,20 +256,20 @@ def _in_srgb(image: Image.Image, profile: object, notes: Metadata) -> Image.Imag
 
 
 class _Inapplicable(Exception):
-    """Why a profile that is not damaged is not applied."""
+    """A profile is not damaged, but is not applied; the message says why."""
 
 
 def _transformed(image: Image.Image, profile: bytes) -> Image.Image:
-    """By an ICC profile into sRGB, with its perceptual intent and black as black.
+    """Converted by an ICC profile into sRGB, with perceptual intent and black point compensation.
 
     Raises:
         _Inapplicable
-        ImageCms.PyCMSError, OSError, TypeError, ValueError: it is damaged.
+        ImageCms.PyCMSError, OSError, TypeError, ValueError: the profile is damaged.
     """
     if len(profile) > LARGEST_PROFILE:
         raise _Inapplicable(f"is over {LARGEST_PROFILE / 1e6:g} MB")
-    if ENDLESS in profile:
-        raise _Inapplicable("has stages of a kind that may take very long")
+    if UNBOUNDED in profile:
+        raise _Inapplicable("has elements that may take very long to evaluate")
     opened = ImageCms.ImageCmsProfile(BytesIO(profile))
     space = opened.profile.xcolor_space.strip()
     mode = SPACES.get(space)
@@ -297,6 +287,6 @@ def _transformed(image: Image.Image, profile: bytes) -> Image.Image:
     )
     probes = PROBES.convert(image.mode)
     change = np.asarray(transform.apply(probes), dtype=int) - np.asarray(probes.convert("RGB"))
-    if np.abs(change).max() <= 1:  # sRGB by another name: the pixels are left as they are
+    if np.abs(change).max() <= 1:  # the profile is sRGB itself: leave the pixels unchanged
         return image if image.mode == "RGB" else image.convert("RGB")
     return transform.apply_in_place(image) if image.mode == "RGB" else transform.apply(image)

@@ -1,6 +1,6 @@
-"""One form of log line for every process: one line an event, with what is bound to it (request, job, slice).
+"""The log format of every process: one line per event, with its context (request, job, slice).
 
-Nothing that a caller sends is logged but identifiers: no image, no key, no header.
+Of the data that clients send only identifiers are logged: no images, keys or headers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Form = Literal["text", "json"]
 
 @contextmanager
 def bound(**fields: object) -> Iterator[None]:
-    """Every line that is logged inside carries these fields."""
+    """Add these fields to every line that is logged in this context."""
     token = _bound.set({**_bound.get(), **fields})
     try:
         yield
@@ -31,9 +31,9 @@ def bound(**fields: object) -> Iterator[None]:
 
 
 def configure(level: str, form: Form = "text") -> None:
-    """Log to stderr from this level up.
+    """Log to stderr, from this level up.
 
-    As text: `2026-11-23 09:30:01 INFO worker.jobs.runner: begun job_id=9441…`; as JSON: the same as one object a line.
+    Text: `2026-11-23 09:30:01 INFO worker.jobs.runner: begun job_id=9441…`. JSON: the same data, one object per line.
     """
     handler = logging.StreamHandler()
     handler.addFilter(_bind)

@@ -1,6 +1,6 @@
-"""What an image file holds beside its pixels: taken out here, within bounds, so that Pillow is given the pixels alone.
+"""Separates the metadata of an image file from its pixels, with limits on size.
 
-Pillow refuses a whole file for a long text, or for a wrong checksum of what no pixel needs; other programs show it.
+Pillow rejects a file for a long text, or a wrong checksum in its metadata, although the pixels can be decoded.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from dataclasses import dataclass, field
 
 LARGEST_PROFILE = 1_000_000  # bytes
 ORIENTATION = 0x0112
-SCALES = {b"\x02\0": 85, b"\x04\0": 17}  # of grey in 2 and in 4 bits to 8 bits
+SCALES = {b"\x02\0": 85, b"\x04\0": 17}  # (bits, colour type) of grey in 2 and 4 bits → factor to 8 bits
 JFIF, EXIF, ICC, ADOBE = b"JFIF\0", b"Exif\0\0", b"ICC_PROFILE\0", b"Adobe"
 NAMES = {b"eXIf": "EXIF data", b"iCCP": "colour profile", b"tRNS": "transparency"}
 
 
 @dataclass
 class Metadata:
-    """Of one file.
+    """The metadata of one file.
 
     Args:
-        exif: a TIFF structure, with or without `Exif` before it; empty: none.
+        exif: a TIFF structure, with or without the prefix `Exif`; empty: none.
         profile: an ICC profile; empty: none.
-        notes: what was ignored, in sentences.
+        notes: sentences about metadata that was ignored.
     """
 
     exif: bytes = b""
@@ -31,16 +31,16 @@ class Metadata:
     notes: list[str] = field(default_factory=list)
 
     def ignore(self, what: str, why: str) -> None:
-        """Say so, once."""
+        """Add a note, unless there is one with the same text."""
         note = f"The {what} of the image's file was ignored: it {why}."
         if note not in self.notes:
             self.notes.append(note)
 
 
 def split(data: bytes, form: str) -> tuple[bytes, Metadata]:
-    """The file with its pixels alone, and its metadata; a WebP, which Pillow itself takes apart, is left as it is.
+    """The file without its metadata, and the metadata. WebP files are returned unchanged: Pillow handles them well.
 
-    Nothing is refused here: from where a file is not understood, or ends too early, it is left as it is.
+    Nothing is rejected here: from the first damaged or unknown position on, the file is returned unchanged.
     """
     if form == "PNG":
         return _png(data)
@@ -48,12 +48,12 @@ def split(data: bytes, form: str) -> tuple[bytes, Metadata]:
 
 
 def orientation(exif: bytes) -> int:
-    """EXIF's orientation, 1 to 8; 1 where it says none.
+    """EXIF's orientation, 1 to 8; 1 where there is none.
 
-    Read without Pillow, which reads every entry for this one, and warns of each that is odd.
+    Pillow would read every entry for it, and warn about each that is invalid.
 
     Raises:
-        ValueError: this is no EXIF.
+        ValueError: this is not EXIF.
     """
     tiff = exif.removeprefix(EXIF)
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
@@ -68,7 +68,7 @@ def orientation(exif: bytes) -> int:
                 (value,) = struct.unpack_from(order + {1: "B", 4: "I"}.get(kind, "H"), tiff, at + 8)
                 return int(value) if 1 <= value <= 8 else 1
     except struct.error:
-        raise ValueError("cut off") from None
+        raise ValueError("truncated") from None
     return 1
 
 
@@ -91,10 +91,10 @@ def _png(data: bytes) -> tuple[bytes, Metadata]:
 
 
 def _ancillary(found: Metadata, kind: bytes, body: bytes, depth: bytes) -> bytes:
-    """What is left of a chunk that is not critical.
+    """Reads an ancillary chunk of a PNG; returns what remains of it in the file.
 
     Args:
-        depth: bits and colour type.
+        depth: the two bytes of the header with the bit depth and the colour type.
     """
     if kind == b"tRNS":
         body = _transparent(body, depth)
@@ -107,7 +107,7 @@ def _ancillary(found: Metadata, kind: bytes, body: bytes, depth: bytes) -> bytes
 
 
 def _transparent(body: bytes, depth: bytes) -> bytes:
-    """The colour that is transparent, in the bits to which Pillow brings the pixels before it compares."""
+    """The transparent colour, in the bit depth in which Pillow compares it with the pixels."""
     if depth == b"\x10\x02":  # RGB in 16 bits
         return bytes(value for high in body[0:6:2] for value in (0, high))
     if depth in SCALES and len(body) == 2:
@@ -117,13 +117,13 @@ def _transparent(body: bytes, depth: bytes) -> bytes:
 
 def _inflate(found: Metadata, data: bytes) -> None:
     try:
-        found.profile = zlib.decompressobj().decompress(data, LARGEST_PROFILE + 1)  # of which one byte is too many
+        found.profile = zlib.decompressobj().decompress(data, LARGEST_PROFILE + 1)  # one byte more than allowed
     except zlib.error:
         found.ignore("colour profile", "is damaged")
 
 
 def _jpeg(data: bytes) -> tuple[bytes, Metadata]:
-    """Of what the applications wrote only the two segments are kept that say how the colours are coded."""
+    """Of the application segments only the two remain that define how colours are coded."""
     view, found, pieces, at = memoryview(data), Metadata(), list[bytes](), 2
     kept = [view[:2]]
     while at + 4 <= len(data) and data[at] == 0xFF:
@@ -156,9 +156,9 @@ def _needed(marker: int, body: bytes) -> bool:
 
 
 def _assemble(found: Metadata, pieces: list[bytes]) -> None:
-    """A JPEG has its profile in pieces of 64 kB, each with its number and how many there are."""
+    """A JPEG stores its profile in pieces of 64 kB, each with its number and the number of pieces."""
     count = len(pieces)
     if count < 256 and [piece[:2] for piece in pieces] == [bytes([number, count]) for number in range(1, count + 1)]:
         found.profile = b"".join(piece[2:] for piece in pieces)
     else:
-        found.ignore("colour profile", "is not whole")
+        found.ignore("colour profile", "is incomplete")

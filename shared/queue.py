@@ -1,4 +1,4 @@
-"""Celery over Redis: it carries the news that a slice may be runnable, and nothing else. The record is the truth."""
+"""Celery over Redis. It only notifies workers that a slice may be runnable; the state is in the job records."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from shared.errors import StoreUnavailable
 
 QUEUES = ("interactive", "bulk")
 RUN_SLICE = "worker.run_slice"
-RETRY = {"max_retries": 1, "interval_start": 0}  # a connection that Redis's restart has cut is made anew
+RETRY = {"max_retries": 1, "interval_start": 0}  # after a restart of Redis, on a new connection
 
 
 class Transport(transport.Transport):
-    """Kombu's, for which a Redis that refuses is one that is away: it is waited for, and asked on a new connection.
+    """Kombu's transport, which regards an error response of Redis as a lost connection: it waits and reconnects.
 
-    Else a worker would lose a place for good with each message that it could not acknowledge, and would go on asking a
-    master that is none any more.
+    Otherwise a worker would permanently lose one unit of prefetch capacity with each message that it could not
+    acknowledge, and would keep querying a former master.
     """
 
     connection_errors = (*transport.Transport.connection_errors, ResponseError)
@@ -36,8 +36,8 @@ TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), f"{__name__}:Transpo
 def make_celery(redis_url: str) -> Celery:
     """The Celery application of the API (which only sends) and of the worker.
 
-    No result backend: with one, sending blocks for 19 s when Redis is down. Messages are acknowledged before the
-    work starts, because the lease in the record, not the broker, brings back what a dead worker held.
+    There is no result backend: with one, sending blocks for 19 s when Redis is down. Messages are acknowledged before
+    the work starts, since the lease in the job record, not the broker, recovers the work of a dead worker.
     """
     url, tls = broker(redis_url)
     app = Celery("kernelscope", broker=url)
@@ -51,13 +51,13 @@ def make_celery(redis_url: str) -> Celery:
         task_default_queue="interactive",
         task_publish_retry=False,
         worker_prefetch_multiplier=1,
-        worker_disable_prefetch=True,  # a message that waits behind a long slice is one that no idle worker sees
+        worker_disable_prefetch=True,  # idle workers cannot see a prefetched message
         worker_enable_remote_control=False,
         worker_send_task_events=False,
         worker_hijack_root_logger=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        broker_channel_error_retry=True,  # a Redis that refuses writes refuses BRPOP; it is waited for too
+        broker_channel_error_retry=True,  # also wait for a Redis that rejects writes, and so BRPOP
         broker_transport_options={
             "queue_order_strategy": "round_robin",
             "socket_timeout": 5,
@@ -70,7 +70,7 @@ def make_celery(redis_url: str) -> Celery:
 
 
 def broker(redis_url: str) -> tuple[str, dict[str, Any] | None]:
-    """Redis's URL as kombu reads it, and what it needs for TLS: by itself it would verify no certificate."""
+    """Redis's URL for kombu, and the TLS options: by default kombu verifies no certificate."""
     options, parts = parse_url(redis_url), urlsplit(redis_url)
     own = {name: value for name, value in options.items() if name.startswith("ssl_")}
     tls = {"ssl_cert_reqs": "required", **own} if parts.scheme == "rediss" else None
@@ -78,17 +78,17 @@ def broker(redis_url: str) -> tuple[str, dict[str, Any] | None]:
 
 
 def announce(app: Celery, slice_id: str, queue: str) -> None:
-    """Send one message: a slice of this queue may be runnable. Losing it is harmless, housekeeping sends it again.
+    """Send one message: a slice of this queue may be runnable. If it is lost, housekeeping sends another.
 
-    Whoever receives it takes the slice whose turn it is, which need not be the one that the message is about.
+    The worker that receives it claims the slice whose turn it is, which may be a different one.
 
     Args:
-        slice_id: what the message is about; "" where that is nothing in particular.
+        slice_id: the slice that may be runnable; "" for none in particular.
 
     Raises:
-        StoreUnavailable: the broker does not take it.
+        StoreUnavailable: the broker does not accept it.
     """
     try:
         app.send_task(RUN_SLICE, args=[slice_id], queue=queue, retry=True, retry_policy=RETRY)
     except OperationalError as error:
-        raise StoreUnavailable("the queue does not answer") from error
+        raise StoreUnavailable("the queue does not respond") from error

@@ -1,4 +1,4 @@
-"""Whether Redis keeps what it is given: it takes writes, and forgets nothing of its own accord."""
+"""Checks that Redis accepts writes and does not evict keys."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from redis import Redis
 from shared.connection import redis_errors
 from shared.errors import StoreUnavailable
 
-FULL = 0.9  # of its memory, from which it is told
-MEND = "set maxmemory-policy to noeviction"
+FULL = 0.9  # used fraction of the memory from which there is a warning
+FIX = "set maxmemory-policy to noeviction"
 
 
 @dataclass(frozen=True)
 class Memory:
-    """How full a Redis is, and what it does when there is no room left.
+    """Redis's memory and its eviction policy.
 
     Args:
         used: bytes.
-        limit: bytes: its maxmemory, else all that the machine has; 0: it does not tell.
-        policy: what it removes when it is full; `noeviction`: nothing, it takes no more.
-        evicted: keys that it has removed so since it started.
+        limit: bytes: its maxmemory, or else all memory of the machine; 0: unknown.
+        policy: what it evicts when it is full; `noeviction`: nothing, it accepts no more writes.
+        evicted: number of keys evicted since it started.
     """
 
     used: int
@@ -32,7 +32,7 @@ class Memory:
 
     @classmethod
     def of(cls, info: dict[str, Any]) -> Memory:
-        """From Redis's `INFO memory` and `INFO stats`, together."""
+        """From the fields of Redis's `INFO memory` and `INFO stats`."""
         used, most, evicted = info.get("used_memory", 0), info.get("maxmemory", 0), info.get("evicted_keys", 0)
         if most:
             return cls(used, most, info.get("maxmemory_policy", "noeviction"), evicted)
@@ -40,40 +40,40 @@ class Memory:
 
     @property
     def ratio(self) -> float:
-        """Used share of the limit, 0 where that is unknown."""
+        """Used fraction of the limit; 0 where that is unknown."""
         return self.used / self.limit if self.limit else 0.0
 
     @property
     def evicts(self) -> bool:
-        """Whether it removes what nobody told it to."""
+        """Whether it evicts keys when it is full."""
         return self.policy != "noeviction"
 
     def check(self) -> list[str]:
-        """What its operator should know.
+        """Warnings for the operator.
 
         Raises:
-            StoreUnavailable: when it is full it removes accepted jobs.
+            StoreUnavailable: when it is full, it evicts accepted jobs.
         """
-        told = f"Redis removes keys when it is full (maxmemory-policy {self.policy})"
+        evicts = f"Redis evicts keys when it is full (maxmemory-policy {self.policy})"
         if self.policy.startswith("allkeys-"):
-            raise StoreUnavailable(f"{told}, accepted jobs among them; {MEND}")
-        found = [f"{told}: sessions and idempotency keys would be forgotten; {MEND}"] if self.evicts else []
+            raise StoreUnavailable(f"{evicts}, including accepted jobs; {FIX}")
+        found = [f"{evicts}, including sessions and idempotency keys; {FIX}"] if self.evicts else []
         if self.evicted:
             found.append(
-                f"{self.evicted} keys were evicted since Redis started: jobs may be lost; {MEND} (CONFIG RESETSTAT "
-                "ends this warning)"
+                f"{self.evicted} keys were evicted since Redis started: jobs may be lost; {FIX} (CONFIG RESETSTAT "
+                "clears this warning)"
             )
         if self.ratio >= FULL:
-            found.append(f"Redis has used {self.ratio:.0%} of its memory; when it is full, no more jobs are taken")
+            found.append(f"Redis has used {self.ratio:.0%} of its memory; when it is full, no more jobs are accepted")
         return found
 
 
 def check(redis: Redis) -> list[str]:
-    """That Redis takes writes and keeps them; returns what its operator should know all the same.
+    """Check that Redis accepts writes and keeps them. Returns warnings for the operator.
 
     Raises:
-        StoreUnavailable: it does not answer, refuses writes, or removes jobs when it is full.
+        StoreUnavailable: it does not respond, rejects writes, or evicts jobs when it is full.
     """
     with redis_errors():
-        redis.delete("ks:nothing")  # a write, of nothing: refused where any is, but for want of memory
+        redis.delete("ks:nothing")  # a write without effect: fails like any other, except for lack of memory
         return Memory.of({**redis.info("memory"), **redis.info("stats")}).check()

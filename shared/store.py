@@ -1,10 +1,10 @@
-"""Files of jobs in one URL-configured object store: `file://` on one machine, `s3://` on many.
+"""The object store, configured by a URL: `file://` for one machine, `s3://` for several.
 
-Every job has a folder of its own, in which a blob is named by its SHA-256: removing a job removes its folder, and
-nobody has to know who else refers to what. What two jobs share is copied within the store (in a local one: linked).
+Every job has its own folder, in which blobs are named by their SHA-256. Removing a job removes its folder. There are no
+reference counts: what two jobs share is copied within the store (as a hard link in a local one).
 
-Where an S3 store is and who one is to it comes from the environment, as of every other program that speaks S3:
-`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, or a role of the machine.
+The endpoint and the credentials of an S3 store come from the usual environment variables, `AWS_ENDPOINT_URL`,
+`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and `AWS_REGION`, or from a role of the machine.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from shared.errors import StoreUnavailable
 
 OPERATIONS = ("put", "get", "has", "copy", "remove", "list")
 SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30)
-GLANCE_SECONDS = 2.0  # that a question without an answer of any size may take
-FETCHED_BYTES = 16_000_000  # of a large file at a time
+GLANCE_SECONDS = 2.0  # timeout of requests with small responses
+FETCHED_BYTES = 16_000_000  # read of a large file at a time
 IDENTITY = "blobs/identity"
-SHARDS = tuple(f"{number:02x}" for number in range(256))  # folders of jobs lie in, by the last two digits of their ids
+SHARDS = tuple(f"{number:02x}" for number in range(256))  # folders of jobs, by the last two digits of their ids
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class BlobStore:
-    """Immutable bytes of jobs, by names. Writing the same bytes twice is harmless.
+    """Files of jobs and other files, by name. Writing the same bytes twice is harmless.
 
-    S3 tells who may not list a bucket that what is not there is forbidden. So it is taken for missing, if what this
-    class has written itself can be read.
+    S3 reports missing objects as forbidden to clients that may not list the bucket. Such an object is regarded as
+    missing if an object that this class has written itself can be read.
 
     Args:
-        patience: seconds that writing or reading one file may take; a store that is away is found out sooner.
+        patience: timeout in seconds for reading or writing one file; an unreachable store is detected earlier.
     """
 
     def __init__(self, url: str, patience: float = 30.0) -> None:
         self._store = _open(url, patience)
-        self._glance = _open(url, GLANCE_SECONDS)
+        self._quick = _open(url, GLANCE_SECONDS)
         self._folder = _local(url)
-        # On the disk before a record refers to it: Redis's is there after a power cut, so must this be.
+        # A record in Redis survives a power failure, so the files that it refers to must do so too.
         self._durable = Durable(self._folder) if self._folder else None
         self.seconds = Histogram(
             "kernelscope_store_seconds",
@@ -71,23 +71,23 @@ class BlobStore:
 
     @staticmethod
     def digest(data: bytes) -> str:
-        """The name that bytes have in the store: their SHA-256, 64 hex digits."""
+        """The name of a blob: its SHA-256, 64 hex digits."""
         return hashlib.sha256(data).hexdigest()
 
     def put(self, job_id: str, data: bytes, name: str = "") -> str:
-        """Store bytes (atomically: a reader never sees half a file) and return their name, unless given the digest."""
+        """Store a file atomically and return its name, which is its digest by default."""
         path = _path(job_id, name or self.digest(data))
         self._write(path, data)
         return path.rpartition("/")[2]
 
     def get(self, job_id: str, name: str) -> bytes | None:
-        """The bytes of a job's file, or None where there is no such file."""
+        """A file of a job, or None if there is no such file."""
         data = self._read(_path(job_id, name))
-        return self._read(_old(name)) if data is None and DIGEST.fullmatch(name) else data
+        return self._read(_legacy_path(name)) if data is None and DIGEST.fullmatch(name) else data
 
-    def unless(self, job_id: str, name: str, tag: str | None) -> tuple[bytes | None, str | None] | None:
-        """The bytes of a job's file and their tag; no bytes where the tag is still this one; None: no such file."""
-        with self._doing("get", "gave no data"), self._absent():
+    def get_if_changed(self, job_id: str, name: str, tag: str | None) -> tuple[bytes | None, str | None] | None:
+        """A file of a job and its ETag; no bytes if the ETag is still `tag`; None if there is no such file."""
+        with self._operation("get", "returned no data"), self._ignore_missing():
             try:
                 found = obstore.get(self._store, _path(job_id, name), options={"if_none_match": tag} if tag else None)
             except NotModifiedError:
@@ -95,22 +95,22 @@ class BlobStore:
             return bytes(found.bytes()), found.meta["e_tag"]
         return None
 
-    def begin(self, job_id: str, name: str, size: int) -> bytes | None:
-        """The first bytes of a job's file, `size` at most; None where there is no such file."""
-        with self._doing("get", "gave no data"), self._absent():
+    def get_start(self, job_id: str, name: str, size: int) -> bytes | None:
+        """Up to `size` bytes from the start of a job's file; None if there is no such file."""
+        with self._operation("get", "returned no data"), self._ignore_missing():
             return bytes(obstore.get_range(self._store, _path(job_id, name), start=0, end=size))
         return None
 
     def has(self, job_id: str, name: str) -> bool:
         """Whether a job has this file."""
-        return self._there(_path(job_id, name)) or (bool(DIGEST.fullmatch(name)) and self._there(_old(name)))
+        return self._exists(_path(job_id, name)) or (bool(DIGEST.fullmatch(name)) and self._exists(_legacy_path(name)))
 
     def copy(self, source: str, name: str, job_id: str) -> bool:
-        """Give a job a file of another job; False where that has no such file."""
-        if self._there(_path(job_id, name)):
-            return True  # a local store would leave the second link behind under another name
-        for path in (_path(source, name), _old(name)):
-            with self._doing("copy", "copied nothing"), self._absent():
+        """Copy a file from another job; False if that has no such file."""
+        if self._exists(_path(job_id, name)):
+            return True  # in a local store, a second copy would leave a temporary link behind
+        for path in (_path(source, name), _legacy_path(name)):
+            with self._operation("copy", "copied nothing"), self._ignore_missing():
                 obstore.copy(self._store, path, _path(job_id, name))
                 if self._folder and self._durable:
                     self._durable.sync([self._folder / _path(job_id, name)])
@@ -121,13 +121,13 @@ class BlobStore:
         """Remove all files of a job.
 
         Args:
-            names: some that it has, which is all that can be removed where the store may not be listed.
+            names: known files; only these can be removed where the store may not be listed.
         """
         self.remove_folder(_path(job_id, ""), names)
 
     def remove_folder(self, folder: str, names: Iterable[str] = ()) -> None:
-        """Remove everything in a folder; its path ends with a slash. The names are as for `remove`."""
-        with self._doing("remove", "removed nothing"):
+        """Remove everything in a folder, whose path ends with a slash. `names` as in `remove`."""
+        with self._operation("remove", "removed nothing"):
             if self._folder:
                 shutil.rmtree(self._folder / folder, ignore_errors=True)
                 return
@@ -137,9 +137,9 @@ class BlobStore:
                     obstore.delete(self._store, paths)
 
     def jobs(self, shard: str) -> Iterator[tuple[str, list[str]]]:
-        """The jobs that have files in one of `SHARDS`, and the names of these; nothing where one may not look."""
+        """The jobs with files in one of `SHARDS`, with the names of the files; empty if the store may not be listed."""
         job, names = "", list[str]()
-        with self._doing("list", "told nothing"), self._absent():
+        with self._operation("list", "cannot be listed"), self._ignore_missing():
             for path in self._listed(f"jobs/{shard}/"):
                 _, _, own, name = path.split("/", 3)
                 if own != job and names:
@@ -151,7 +151,7 @@ class BlobStore:
             yield job, names
 
     def _listed(self, folder: str, store: ObjectStore | None = None) -> Iterator[str]:
-        """The paths of all files in a folder; none where the store may not be listed."""
+        """The paths of all files in a folder; empty if the store may not be listed."""
         try:
             for files in obstore.list(store or self._store, folder, chunk_size=1000):
                 yield from (file["path"] for file in files)
@@ -160,42 +160,42 @@ class BlobStore:
                 raise
 
     def put_at(self, place: str, data: bytes) -> None:
-        """Store bytes that are no job's."""
+        """Store a file that belongs to no job."""
         self._write(place, data)
 
     def get_at(self, place: str) -> bytes | None:
-        """What `put_at` has stored there, or None."""
+        """A file that `put_at` has stored, or None."""
         return self._read(place)
 
     def note(self, place: str, text: str) -> None:
-        """Write down a line that is no job's."""
+        """Store a short text."""
         self._write(place, text.encode())
 
     def noted(self, place: str, *, soon: bool = False) -> str | None:
-        """What was noted there; `soon`: within two seconds, or the store is taken to be away."""
-        data = self._read(place, self._glance if soon else None)
+        """A text that `note` has stored, or None; `soon`: with a timeout of two seconds."""
+        data = self._read(place, self._quick if soon else None)
         return None if data is None else data.decode()
 
     def forget_note(self, place: str) -> None:
-        """Nothing is noted there any more."""
-        with self._doing("remove", "removed nothing"), suppress(FileNotFoundError):
+        """Delete a text."""
+        with self._operation("remove", "removed nothing"), suppress(FileNotFoundError):
             obstore.delete(self._store, place)
 
     def names(self, folder: str) -> list[str]:
-        """The names of what lies in a folder that is no job's, itself or in folders there."""
-        with self._doing("list", "told nothing"), self._absent():
-            return sorted(path.removeprefix(f"{folder}/") for path in self._listed(f"{folder}/", self._glance))
+        """The paths, relative to a folder that belongs to no job, of all files below it."""
+        with self._operation("list", "cannot be listed"), self._ignore_missing():
+            return sorted(path.removeprefix(f"{folder}/") for path in self._listed(f"{folder}/", self._quick))
         return []
 
     def put_file(self, place: str, file: Path) -> None:
-        """Store a file of any size that is no job's."""
-        with self._doing("put", "took no data"):
+        """Store a file of any size that belongs to no job."""
+        with self._operation("put", "accepted no data"):
             obstore.put(self._store, place, file)
             if self._folder and self._durable:
                 self._durable.sync([self._folder / place])
 
     def fetch(self, place: str, file: Path) -> str | None:
-        """Write what `put_file` has stored into a file. Returns its SHA-256; None where there is nothing.
+        """Download what `put_file` has stored. Returns its SHA-256; None if there is nothing.
 
         Raises:
             StoreUnavailable.
@@ -206,7 +206,7 @@ class BlobStore:
             return None
         with file.open("wb") as target:
             for start in range(0, size, FETCHED_BYTES):
-                with self._doing("get", "gave no data"):
+                with self._operation("get", "returned no data"):
                     end = min(size, start + FETCHED_BYTES)
                     data = bytes(obstore.get_range(self._store, place, start=start, end=end))
                 digest.update(data)
@@ -216,53 +216,53 @@ class BlobStore:
         return digest.hexdigest()
 
     def _size(self, place: str) -> int | None:
-        with self._doing("has", "does not answer"), self._absent():
+        with self._operation("has", "does not answer"), self._ignore_missing():
             return int(obstore.head(self._store, place)["size"])
         return None
 
     def remove_old(self, digest: str) -> None:
-        """Remove a blob of before jobs had folders; a missing one is no error."""
-        with self._doing("remove", "removed nothing"), suppress(FileNotFoundError):
-            obstore.delete(self._glance, _old(digest))
+        """Remove a blob in the location of earlier versions, if it exists."""
+        with self._operation("remove", "removed nothing"), suppress(FileNotFoundError):
+            obstore.delete(self._quick, _legacy_path(digest))
 
     def _write(self, path: str, data: bytes) -> None:
-        with self._doing("put", "took no data"):
+        with self._operation("put", "accepted no data"):
             if self._folder and self._durable:
                 self._durable.write({self._folder / path: data})
             else:
                 obstore.put(self._store, path, data)
 
     def _read(self, path: str, store: ObjectStore | None = None) -> bytes | None:
-        with self._doing("get", "gave no data"), self._absent():
+        with self._operation("get", "returned no data"), self._ignore_missing():
             return bytes(obstore.get(store or self._store, path).bytes())
         return None
 
-    def _there(self, path: str) -> bool:
-        with self._doing("has", "does not answer"), self._absent():
-            obstore.head(self._glance, path)
+    def _exists(self, path: str) -> bool:
+        with self._operation("has", "does not answer"), self._ignore_missing():
+            obstore.head(self._quick, path)
             return True
         return False
 
     def identity(self) -> str:
-        """What tells this store from every other: 32 hex digits, which the first process that asked has put there.
+        """A unique id of this store, 32 hex digits, which is created on first use.
 
         Raises:
-            StoreUnavailable: it does not answer, or lets us not read what we write.
+            StoreUnavailable: it does not respond, or may be written but not read.
         """
         try:
             with suppress(FileNotFoundError, PermissionDeniedError):
                 return self._identity()
-            obstore.put(self._glance, IDENTITY, secrets.token_hex(16).encode())
+            obstore.put(self._quick, IDENTITY, secrets.token_hex(16).encode())
             return self._identity()
         except (BaseError, OSError) as error:
             raise StoreUnavailable(f"the object store does not answer ({_first_line(error)})") from error
 
     def _identity(self) -> str:
-        return bytes(obstore.get(self._glance, IDENTITY).bytes()).decode()
+        return bytes(obstore.get(self._quick, IDENTITY).bytes()).decode()
 
     @contextmanager
-    def _absent(self) -> Iterator[None]:
-        """What is not there is passed over; an S3 store that may not be listed says that it is forbidden."""
+    def _ignore_missing(self) -> Iterator[None]:
+        """Ignores missing objects, also those that an S3 store reports as forbidden since it may not be listed."""
         try:
             yield
         except FileNotFoundError:
@@ -271,8 +271,8 @@ class BlobStore:
             self.identity()
 
     @contextmanager
-    def _doing(self, operation: str, failure: str) -> Iterator[None]:
-        """Timed, counted where it fails, and a span of the trace that it belongs to; what fails is our error."""
+    def _operation(self, operation: str, failure: str) -> Iterator[None]:
+        """An operation: measures its time, counts failures, adds a span, and raises StoreUnavailable on failure."""
         with (
             telemetry.span(f"store {operation}"),
             self.seconds.labels(operation).time(),
@@ -307,8 +307,8 @@ def _path(job_id: str, name: str) -> str:
     return f"jobs/{job_id[-2:]}/{job_id}/{name}"
 
 
-def _old(digest: str) -> str:
-    """Where a blob lies of before jobs had folders."""
+def _legacy_path(digest: str) -> str:
+    """The path of a blob in earlier versions, where jobs had no folders."""
     return f"blobs/{digest[:2]}/{digest}"
 
 

@@ -1,7 +1,7 @@
-"""Traces by OpenTelemetry, where a setting says where they go; else nothing is traced, and none of this imported.
+"""Traces with OpenTelemetry. Unless the setting for the endpoint is set, nothing is traced or imported.
 
-A trace begins with a request. Its `traceparent` (W3C Trace Context) stays with the job, so that whatever is done for
-the job, in whatever process, is a span of that trace. Of what belongs to no request there are no spans.
+A trace begins with a request. Its `traceparent` (W3C Trace Context) is stored with the job, so all work on the job, in
+any process, is part of that trace. Work that belongs to no request has no spans.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
 
 TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-TIMEOUT_SECONDS = 2.0  # for sending spans; also at the end of a process
+TIMEOUT_SECONDS = 2.0  # for sending spans, also when a process ends
 
 _provider: TracerProvider | None = None
 _received: ContextVar[str] = ContextVar("received", default="")
 
 
 def start(endpoint: str, service: str) -> TracerProvider | None:
-    """Send spans from now on to an OTLP receiver, in batches, from a thread of their own; None: there is none.
+    """Start sending spans to an OTLP receiver, in batches, in a background thread. Returns None without an endpoint.
 
-    OpenTelemetry's own variables hold too: OTEL_EXPORTER_OTLP_HEADERS, OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER.
+    OpenTelemetry's own variables apply: OTEL_EXPORTER_OTLP_HEADERS, OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER.
 
     Args:
-        endpoint: `http://collector:4318`; empty for none.
-        service: the process's name in traces.
+        endpoint: such as `http://collector:4318`; empty: no tracing.
+        service: name of the process in traces.
     """
-    global _provider  # noqa: PLW0603 - of the process, as its log is
+    global _provider  # noqa: PLW0603 - one per process, like logging
     if not endpoint:
         return None
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -49,7 +49,7 @@ def start(endpoint: str, service: str) -> TracerProvider | None:
 
 
 def stop() -> None:
-    """Send what is left, unless that takes long, and trace nothing more."""
+    """Stop tracing. Remaining spans are sent, within a time limit."""
     global _provider
     ending, _provider = _provider, None
     if ending:
@@ -60,7 +60,7 @@ def stop() -> None:
 
 @contextmanager
 def received(traceparent: str) -> Iterator[None]:
-    """Inside, a request is answered that came with this `traceparent`; one that is none counts for nothing."""
+    """The context of a request with this `traceparent`; an invalid one is ignored."""
     token = _received.set(traceparent if TRACEPARENT.fullmatch(traceparent) else "")
     try:
         yield
@@ -69,7 +69,7 @@ def received(traceparent: str) -> Iterator[None]:
 
 
 def traceparent() -> str:
-    """Of the current span; where nothing is traced here, of the request, so that it is passed on; else empty."""
+    """The `traceparent` of the current span; without tracing that of the request, so that it is passed on; or empty."""
     if _provider is not None:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -81,27 +81,27 @@ def traceparent() -> str:
 
 
 def fields(traceparent: str) -> dict[str, str]:
-    """What log lines carry of it: the `trace_id`."""
+    """The fields that it adds to log lines: `trace_id`."""
     found = TRACEPARENT.fullmatch(traceparent)
     return {"trace_id": found[1]} if found else {}
 
 
 def span(name: str, parent: str = "", **attributes: AttributeValue) -> AbstractContextManager[object]:
-    """What is done inside is a span of the current trace, or of that of a `traceparent`; none where there is none."""
+    """A span of the trace of `parent`, or else of the current one; without a trace there is no span."""
     if _provider is None or (context := _context(parent)) is None:
         return nullcontext()
     return _provider.get_tracer(__name__).start_as_current_span(name, context, attributes=attributes)
 
 
 def past(name: str, begin: float, parent: str = "", **attributes: AttributeValue) -> None:
-    """A span that ends now and began at this time, in seconds since 1970."""
+    """Record a span that ends now and began at this time, in seconds since 1970."""
     if _provider is not None and (context := _context(parent)) is not None:
         tracer = _provider.get_tracer(__name__)
         tracer.start_span(name, context, attributes=attributes, start_time=int(begin * 1e9)).end()
 
 
 def note(**attributes: AttributeValue) -> None:
-    """More of the current span."""
+    """Add attributes to the current span."""
     if _provider is not None:
         from opentelemetry import trace
 
@@ -109,7 +109,7 @@ def note(**attributes: AttributeValue) -> None:
 
 
 def _context(parent: str) -> Context | None:
-    """Where a span hangs: below a `traceparent`, else below the current span; None where there is neither."""
+    """The parent of a span: `parent`, or else the current span; None if there is neither."""
     from opentelemetry import context, trace
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 

@@ -1,9 +1,9 @@
-"""Webhooks as Redis has them: what is due, what was tried. Signed as Standard Webhooks 1.0 has it.
+"""The queue of webhooks in Redis, and their signatures by Standard Webhooks 1.0.
 
-A job that ends leaves a message that says everything by itself, so that it is told also where the job's record is
-gone, and puts it on a timetable. What is due stands in a line for its caller and receiver: callers are served in turn.
-An attempt is taken by moving it into the future of the timetable, so that one whose process dies is made again; a
-receiver may see a message twice, with the same `webhook-id`.
+When a job ends, a self-contained message is scheduled, so that it can be sent even after the job's record is gone. Due
+messages wait in one queue for each caller and receiver, and callers take turns. A message that is taken is scheduled
+again for later, so that it is retried if the process dies; a receiver may get a message twice, with the same
+`webhook-id`.
 """
 
 from __future__ import annotations
@@ -26,40 +26,41 @@ from shared.clock import now
 from shared.connection import redis_errors
 from shared.keys import webhook_secrets
 
-DUE = "ks:webhooks"  # sorted set: job id → when its webhook is to be tried
-MESSAGES = "ks:webhooks:messages"  # hash: job id → the message, until it is delivered or given up
-OWNERS = "ks:webhooks:owners"  # set: callers of whom something is due
-HOSTS = "ks:webhooks:hosts:"  # set for each of them: receivers
-LINE = "ks:webhooks:line:"  # sorted set for each caller and receiver: job id → since when it is due
-TRIED = "ks:webhooks:tried"  # hash: outcome → how many attempts had it
+DUE = "ks:webhooks"  # sorted set: job id → time of its next attempt
+MESSAGES = "ks:webhooks:messages"  # hash: job id → the message, until it is delivered or there are no more retries
+OWNERS = "ks:webhooks:owners"  # set: callers with due messages
+HOSTS = "ks:webhooks:hosts:"  # set for each caller: its receivers
+LINE = "ks:webhooks:line:"  # sorted set for each caller and receiver: job id → time since which it is due
+TRIED = "ks:webhooks:tried"  # hash: outcome → number of attempts
 OUTCOMES = ("delivered", "failed", "given_up")
 DELAYS = (5, 30, 120, 600, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 24 * 3600)  # seconds between attempts
-TAKEN_SECONDS = 60.0  # after which an attempt that nobody finished is made again
-OWNER_SHARE, HOST_SHARE = 8, 4  # attempts at a time for one caller, and to one receiver
+TAKEN_SECONDS = 60.0  # until a message that was taken is due again
+OWNER_SHARE, HOST_SHARE = 8, 4  # concurrent attempts for one caller, and to one receiver
 
 
 class Attempt(BaseModel):
-    """One try to deliver a webhook."""
+    """One attempt to deliver a webhook."""
 
     at: datetime
     seconds: float
-    status: int | None = Field(description="HTTP status of the answer; null: there was none")
-    error: str | None = Field(description="what went wrong; null: it was taken")
+    status: int | None = Field(description="HTTP status of the response; null: there was none")
+    error: str | None = Field(description="why the attempt failed; null: it succeeded")
 
 
 class Delivery(BaseModel):
-    """How it goes with a job's webhook."""
+    """The delivery of a job's webhook."""
 
-    url: str | None = Field(description="null: none was asked for")
+    url: str | None = Field(description="null: the job has no webhook")
     state: Literal["none", "waiting", "pending", "delivered", "given_up"] = Field(
-        description="`waiting`: for the job's end; `pending`: it is tried, or tried again at `next_at`"
+        description="`waiting`: the job has not ended; `pending`: the next attempt is at `next_at`; "
+        "`given_up`: the last retry failed"
     )
     attempts: list[Attempt]
     next_at: datetime | None
 
 
 class Message(BaseModel):
-    """A webhook that is to be sent; all that it needs."""
+    """A webhook to send, with everything that is needed to send it."""
 
     job_id: str
     host: str  # and port
@@ -68,16 +69,16 @@ class Message(BaseModel):
     status: str
     at: float  # when the job ended, seconds since 1970
     traceparent: str = ""  # of the request that made the job
-    round: int = 0  # how often failed items were retried: another end is another message
+    round: int = 0  # number of retries of failed items; each time the job ends, there is another message
 
     @property
     def id(self) -> str:
-        """By which its receiver knows it again."""
+        """The `webhook-id`, by which a receiver recognises duplicates."""
         return f"job_{self.job_id}_{self.round}" if self.round else f"job_{self.job_id}"
 
 
 class Webhooks:
-    """The list of what is due, and the log of what was tried."""
+    """Due messages, and the log of attempts."""
 
     def __init__(self, redis: Redis, clock: Callable[[], float] | None = None) -> None:
         self.redis = redis
@@ -85,22 +86,22 @@ class Webhooks:
         scripts = {name: files("shared") / "lua" / f"webhook_{name}.lua" for name in ("take", "note")}
         self._scripts = {name: redis.register_script(file.read_text()) for name, file in scripts.items()}
 
-    def take(self, hands: int, in_hand: Iterable[Message] = ()) -> list[Message]:
-        """Up to so many messages that are due; nobody else takes them for a minute.
+    def take(self, free: int, delivering: Iterable[Message] = ()) -> list[Message]:
+        """Up to `free` due messages, leased to this process for a minute.
 
         Args:
-            in_hand: those that this process is delivering, which count against the shares of callers and receivers.
+            delivering: messages that this process is delivering; they count towards the limits.
         """
-        at, busy = self.clock(), list(in_hand)
+        at, busy = self.clock(), list(delivering)
         owners, hosts = Counter(each.owner for each in busy), Counter(each.host for each in busy)
         limits = (OWNER_SHARE, HOST_SHARE, json.dumps({"owners": owners, "hosts": hosts}))
         with redis_errors():
-            found: list[str] = self._scripts["take"](args=(at, hands, at + TAKEN_SECONDS, *limits))
+            found: list[str] = self._scripts["take"](args=(at, free, at + TAKEN_SECONDS, *limits))
         parts = zip(found[::3], found[1::3], found[2::3], strict=True)
         return [Message(job_id=job_id, host=host, **json.loads(text)) for job_id, text, host in parts]
 
     def request(self, message: Message) -> tuple[bytes, dict[str, str]]:
-        """Body and headers of what the receiver is told, signed now."""
+        """Body and headers of the request to the receiver, signed now."""
         at = datetime.fromtimestamp(message.at, UTC).isoformat().replace("+00:00", "Z")
         data = {"id": message.job_id, "status": message.status}
         body = json.dumps({"type": f"job.{message.status}", "timestamp": at, "data": data}).encode()
@@ -109,7 +110,7 @@ class Webhooks:
         return body, signed(message.id, int(self.clock()), body, secrets)
 
     def note(self, message: Message, attempt: Attempt) -> None:
-        """An attempt was made; if it failed, and was not the last, the next one is due later."""
+        """Record an attempt. If it failed and was not the last one, schedule the next."""
         failed = int(attempt.error is not None)
         with redis_errors():
             self._scripts["note"](
@@ -124,11 +125,11 @@ class Webhooks:
             )
 
     def pending(self, job_id: str) -> bool:
-        """Whether its webhook is still to be delivered."""
+        """Whether the webhook of this job is still to be delivered."""
         return self._due(job_id) is not None
 
     def lines(self) -> list[tuple[int, float]]:
-        """How many messages stand on the timetable and in each line, and when the first of them is due."""
+        """For the schedule and each queue: the number of messages, and when the first of them is due."""
         with redis_errors(), self.redis.pipeline(transaction=False) as pipe:
             keys = [DUE]
             for owner in self.redis.smembers(OWNERS):
@@ -140,7 +141,7 @@ class Webhooks:
         return [(count, first[0][1]) for count, first in zip(found[::2], found[1::2], strict=True) if first]
 
     def _due(self, job_id: str) -> float | None:
-        """When it is tried, or since when it waits for its turn; None: it need not be."""
+        """When the next attempt is due, or was due; None if there is none."""
         with redis_errors():
             with self.redis.pipeline(transaction=True) as pipe:
                 pipe.zscore(DUE, job_id)
@@ -151,10 +152,10 @@ class Webhooks:
         return None if due is None else float(due)
 
     def delivery(self, job_id: str, archived: tuple[str, list[str]] | None = None) -> Delivery:
-        """How it goes with the webhook of a job that is there.
+        """The state of the webhook of an existing job.
 
         Args:
-            archived: of a job that Redis does not have: the webhook's URL, and what was tried.
+            archived: for an archived job, the webhook's URL and the log of attempts.
         """
         due = self._due(job_id)
         with redis_errors(), self.redis.pipeline(transaction=True) as pipe:

@@ -1,4 +1,4 @@
-"""What the workers say of themselves: the API, which has no torch, knows networks' availability from nowhere else."""
+"""Heartbeats of workers, with their networks. From them the API, which has no torch, knows what is available."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ HEARTBEAT_LIFETIME = 15
 
 
 class NetworkState(BaseModel):
-    """Whether a worker can run a network, with which weights, and why not."""
+    """Whether a worker can run a network, and with which weights."""
 
     available: bool
-    reason: str = Field(description="why it is not available; or where the weights are from")
-    source: str | None = Field(None, description="the weights file's name")
-    sha256: str | None = Field(None, description="SHA-256 of the weights file, once it was read")
-    preprocessing: Preprocessing | None = Field(None, description="what the network is fed")
-    layers: list[str] = Field(default_factory=list, description="layers that the weights cover")
-    whole: bool = Field(False, description="whether that is all of them, and every other node with maps")
-    refused: list[str] = Field(default_factory=list, description="files of the weights folder not used, and why")
+    reason: str = Field(description="why the network is not available; or where the weights are from")
+    source: str | None = Field(None, description="name of the weights file")
+    sha256: str | None = Field(None, description="SHA-256 of the weights file, once it has been read")
+    preprocessing: Preprocessing | None = Field(None, description="preprocessing of the input")
+    layers: list[str] = Field(default_factory=list, description="names of the layers that the weights cover")
+    whole: bool = Field(False, description="whether the weights cover all layers and nodes")
+    refused: list[str] = Field(default_factory=list, description="unusable files in the weights folder, and why")
 
     def covers(self, layer: str) -> bool:
-        """Whether the weights reach a layer of this network."""
+        """Whether the weights cover this layer."""
         return self.available and (self.whole or layer in self.layers)
 
 
@@ -47,14 +47,14 @@ class WorkerState(BaseModel):
     id: str
     device: str
     started_at: float
-    ready: bool = Field(description="false while it still loads its networks")
+    ready: bool = Field(description="false while it is loading its networks")
     networks: dict[str, NetworkState]
-    store: str | None = Field(None, description="identity of its object store, where that answers")
-    version: str = Field("", description="of Kernelscope, as it is told")
+    store: str | None = Field(None, description="identity of its object store; null if that does not respond")
+    version: str = Field("", description="version of Kernelscope; empty for versions that do not send it")
 
 
 def publish(redis: Redis, state: WorkerState) -> None:
-    """Say that this worker lives; it is forgotten 15 s after its last word."""
+    """Send a heartbeat. A worker is regarded as dead 15 s after its last one."""
     with redis_errors(), redis.pipeline(transaction=True) as pipe:
         pipe.set(f"ks:worker:{state.id}", state.model_dump_json(), ex=HEARTBEAT_LIFETIME)
         pipe.sadd("ks:workers", state.id)
@@ -62,76 +62,75 @@ def publish(redis: Redis, state: WorkerState) -> None:
 
 
 def retire(redis: Redis, worker_id: str) -> None:
-    """Say that this worker stops."""
+    """Remove a worker that stops."""
     with redis_errors():
         redis.delete(f"ks:worker:{worker_id}")
         redis.srem("ks:workers", worker_id)
 
 
 def living(redis: Redis) -> list[WorkerState]:
-    """The workers that have spoken in the last 15 s."""
+    """The workers with a heartbeat in the last 15 s."""
     with redis_errors():
         ids = sorted(redis.smembers("ks:workers"))
         texts = redis.mget([f"ks:worker:{worker}" for worker in ids]) if ids else []
         dead = [worker for worker, text in zip(ids, texts, strict=True) if text is None]
         if dead:
             redis.srem("ks:workers", *dead)
-    return [state for text in texts if text and (state := _read(WorkerState, text))]
+    return [state for text in texts if text and (state := _parsed(WorkerState, text))]
 
 
 def tell(redis: Redis, networks: Sequence[Network]) -> None:
-    """Say which networks are registered, beside those that come with the program. They stay known for good."""
+    """Store registered networks, which do not come with the program. They are never removed."""
     if networks:
         with redis_errors():
             redis.hset("ks:networks", mapping={one.name: one.model_dump_json() for one in networks})
 
 
 def told(redis: Redis) -> dict[str, Network]:
-    """The registered networks by name, as workers have told of them last."""
+    """The registered networks by name, as last stored by a worker."""
     with redis_errors():
         texts = redis.hgetall("ks:networks")
-    return {name: one for name, text in sorted(texts.items()) if (one := _read(Network, text))}
+    return {name: one for name, text in sorted(texts.items()) if (one := _parsed(Network, text))}
 
 
-@lru_cache(maxsize=256)  # a poll asks for all of them; and who cannot be read is told of once
-def _read(kind: type[T], text: str) -> T | None:
-    """What a worker has said; None where it is of a version that says it in another way."""
+@lru_cache(maxsize=256)  # every poll reads all of them; also, unreadable ones are logged only once
+def _parsed(kind: type[T], text: str) -> T | None:
+    """An object that a worker has stored; None if it cannot be read, as it is of a different version."""
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
-        log.warning("what a worker says cannot be read: %s: %s", brief(text), error.errors()[0]["msg"])
+        log.warning("the data of a worker cannot be read: %s: %s", brief(text), error.errors()[0]["msg"])
         return None
 
 
 def network(redis: Redis, name: str) -> Network:
-    """The network of this name: one that comes with the program, or that a worker has told of.
+    """The network with this name, one that comes with the program or that a worker has registered.
 
     Raises:
-        UnknownModel: naming the networks that exist.
+        UnknownModel: its message lists the networks that exist.
     """
     return catalogue.networks().get(name) or catalogue.network(name, told(redis))
 
 
 def able(networks: Mapping[str, NetworkState], need: str) -> bool:
-    """Whether networks in these states can run what needs a network and a layer, such as "vgg16 conv3_3"."""
+    """Whether these networks cover a need, which is a network and a layer such as "vgg16 conv3_3"."""
     model, _, layer = need.partition(" ")
     return model in networks and networks[model].covers(layer)
 
 
 def outdated(workers: list[WorkerState]) -> list[str]:
-    """A sentence on each worker of a version that cannot run what is submitted now: it would try, and fail."""
+    """A warning for each worker of a version that would fail to run jobs of this one."""
     return [
-        f"worker {worker.id} is of an earlier version, which cannot run jobs of this one; stop it (docs/operations.md)"
+        f"worker {worker.id} has an earlier version, which cannot run jobs of this one; stop it (docs/operations.md)"
         for worker in workers
         if not worker.version
     ]
 
 
 def elsewhere(workers: list[WorkerState], store: str) -> list[str]:
-    """A sentence on each worker whose object store is not this one: no job that it runs can succeed."""
+    """A warning for each worker with a different object store: no job that it runs can succeed."""
     return [
-        f"worker {worker.id} has another object store than the API; give both the same KERNELSCOPE_STORE_URL, "
-        "reachable by both"
+        f"worker {worker.id} has a different object store than the API; set the same KERNELSCOPE_STORE_URL for both"
         for worker in workers
         if worker.store not in (None, store)
     ]

@@ -1,4 +1,4 @@
-"""What several tests need: a private Redis, settings that touch nothing of the machine, pictures."""
+"""Fixtures: a private Redis, isolated settings, pictures."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def own_redis(home: Path, *options: str, password: str = PASSWORD) -> Iterator[s
 
 @contextmanager
 def refusing(redis: Redis) -> Iterator[None]:
-    """Meanwhile this Redis answers and refuses every write."""
+    """In this context Redis rejects every write."""
     redis.config_set("min-replicas-to-write", 1)
     try:
         yield
@@ -112,12 +112,12 @@ class Clock:
 
 @pytest.fixture
 def clock(redis: Redis) -> Clock:
-    """The time of a test's Redis, which stands still."""
+    """The stopped clock of a test's Redis."""
     return Clock(redis)
 
 
 def records_of(redis: Redis) -> Records:
-    """What readers see, with a store of whoever wants one."""
+    """Read access to jobs, with a given store or a temporary one."""
     return Records(redis, BlobStore(Path(STORES.name).as_uri()))
 
 
@@ -148,7 +148,7 @@ def encoded(image: Image.Image, form: str, **options: object) -> bytes:
 
 
 def noise(width: int = 64, height: int = 48, seed: int = 0) -> Image.Image:
-    """A picture on which no kernel is silent."""
+    """A random picture; no kernel is silent on it."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 

@@ -1,4 +1,4 @@
-"""A function as a server on a port of this machine, where a client cannot be given a transport."""
+"""Serves a function over HTTP on a local port, for clients whose transport cannot be replaced."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Answering = Callable[[httpx.Request], httpx.Response]
 
 @contextmanager
 def local(answer: Answering) -> Iterator[str]:
-    """Its address."""
+    """The URL of the server."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

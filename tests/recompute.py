@@ -1,4 +1,4 @@
-"""The metrics of a delivered PNG, computed once more by other means: plain torch functions, numpy and scikit-image."""
+"""Recomputes the metrics of a delivered PNG independently, with plain torch functions, numpy and scikit-image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VGG_BLOCKS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4), "vgg_mini": (2
 
 @dataclass
 class PlainVgg:
-    """A VGG up to a layer, from its weights file, written down once more."""
+    """An independent implementation of VGG up to a layer, from its weights file."""
 
     file: Path
     blocks: tuple[int, ...]
@@ -34,7 +34,7 @@ class PlainVgg:
         return self.all_maps(pixels)[-1]
 
     def all_maps(self, pixels: Array) -> list[Array]:
-        """The same of every layer from the first to this one."""
+        """As `maps`, for every layer from the first to this one."""
         found: list[Array] = []
         x = torch.from_numpy(((pixels / 255 - self.mean) / self.std).transpose(2, 0, 1)[None])
         wanted = tuple(int(part) for part in self.layer.removeprefix("conv").split("_"))
@@ -56,7 +56,7 @@ class PlainVgg:
 
 
 def numbers(network: PlainVgg, original: bytes, delivered: bytes, size: int, kernel: int) -> dict[str, float]:
-    """Losses and metrics under the names of the contract, α = β = 1."""
+    """Losses and metrics by the names of the API, with α = β = 1."""
     picture = Image.open(BytesIO(original)).convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
     before_pixels, after_pixels = (np.asarray(each).astype(float) for each in (picture, Image.open(BytesIO(delivered))))
     (*below_before, before), (*below_after, after) = map(network.all_maps, (before_pixels, after_pixels))

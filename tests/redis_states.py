@@ -1,4 +1,4 @@
-"""States in which a Redis answers and does not serve: into each, and back."""
+"""Puts Redis into states in which it responds with errors, and back."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from redis.retry import Retry
 from kernelscope.stack import redis_server
 
 NOWHERE = "127.0.0.1", "1"
-WRITES, ALL = "writes", "all"  # what is refused
+WRITES, ALL = "writes", "all"  # which commands fail
 
 
 class Operator(Redis):  # type: ignore[misc]  # redis-py's types are not read
-    """A client that keeps its connection, whatever becomes of everybody else's."""
+    """A client that keeps its connection when those of others are closed."""
 
     @classmethod
     def of(cls, url: str) -> Operator:
-        """Connected."""
+        """A connected client."""
         own = {"socket_timeout": 120, "retry": Retry(NoBackoff(), 0), "decode_responses": True}
         redis: Operator = cls.from_url(url, single_connection_client=True, **own)
         redis.ping()
@@ -36,7 +36,7 @@ class Operator(Redis):  # type: ignore[misc]  # redis-py's types are not read
 
     @contextmanager
     def beside(self, *command: object) -> Iterator[None]:
-        """Meanwhile another connection waits for this command."""
+        """In this context, another connection waits for this command."""
         with Redis(connection_pool=self.connection_pool) as other:
             thread = Thread(target=_ignoring, args=(lambda: other.execute_command(*command),))
             thread.start()
@@ -105,7 +105,7 @@ def _masterdown(redis: Operator) -> Iterator[None]:
 
 @contextmanager
 def _busy(redis: Operator) -> Iterator[None]:
-    """A script goes round for ever; its caller waits for it."""
+    """An endless script is running."""
     with _configured(redis, lua_time_limit=10), redis.beside("EVAL", "while true do end", 0):
         try:
             yield
@@ -115,7 +115,7 @@ def _busy(redis: Operator) -> Iterator[None]:
 
 @contextmanager
 def _loading(redis: Operator) -> Iterator[None]:
-    """It reads its file again, slowly; what was in it is there afterwards."""
+    """It reloads its file slowly, without loss of data."""
     filler = {f"filler:{number}": os.urandom(4000).hex() for number in range(800)}
     redis.mset(filler)
     slowly = _configured(redis, key_load_delay=50_000, loading_process_events_interval_bytes=1024)
@@ -157,7 +157,7 @@ STATES: Mapping[str, tuple[State, str]] = {
 
 
 def options() -> list[str]:
-    """What a redis-server of the tests' own has to be started with."""
+    """Options with which tests start a redis-server."""
     said = subprocess.run([redis_server(), "--version"], capture_output=True, text=True, check=True).stdout
     version = re.search(r"v=(\d+)", said)
     return ["--enable-debug-command", "local"] if version and int(version[1]) >= 7 else []
@@ -171,5 +171,5 @@ def _ignoring(call: Callable[[], Any]) -> None:
 def _until(condition: Callable[[], bool], seconds: float = 20) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come to that"
+        assert time.monotonic() < end, "timeout"
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""`make soak`: the slow tests at the full counts that they name, as JSON: `python -m tests.soak [PYTEST ARGUMENTS]`."""
+"""`make soak`: the slow tests at their full counts, with results as JSON: `python -m tests.soak [PYTEST ARGUMENTS]`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SLOW = "(slow or weights or web or chaos or contract or containers) and not gpu"
 
 @dataclass
 class Collected:
-    """A pytest plugin that keeps each test's outcome and what it recorded."""
+    """A pytest plugin that collects outcomes and recorded properties."""
 
     tests: list[dict[str, Any]] = field(default_factory=list)
 

@@ -1,4 +1,4 @@
-"""A server with a survey of one layer, and jobs that are done: what clients are tested with that look at surveys."""
+"""A server with one survey of one layer and finished jobs, for tests of clients."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class SurveyServer:
     requests: list[httpx.Request] = field(default_factory=list)
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
-        """The answer."""
+        """The response."""
         self.requests.append(request)
         try:
             return self._answer(request)
@@ -80,18 +80,18 @@ class SurveyServer:
         raise SurveyNotFound(f"nothing is at {path}; `POST /surveys` makes a survey")
 
     def explain(self, request: httpx.Request) -> httpx.Response:
-        """A job; of a layer that does not exist a refusal."""
+        """A job, or an error for a layer that does not exist."""
         if b"conv9_9" in request.content:
             raise InvalidRequest("layer conv9_9 does not exist; layers: conv1_1, conv2_2")
         return told(self.job(EXPLAINING, Status.RUNNING), 202)
 
     def explain_kernels(self, request: httpx.Request, _: str) -> httpx.Response:
-        """A job for each, which is done at once."""
+        """A job for each kernel, which is finished immediately."""
         self.explained = True
         return told([self.job(EXPLAINING, Status.RUNNING) for _ in json.loads(request.content)["kernels"]], 202)
 
     def events(self, _: httpx.Request) -> httpx.Response:
-        """Of any job."""
+        """The event stream of any job."""
         text = 'event: progress\ndata: {"completed": 1, "total": 1, "fraction": 0.5}\n\n'
         text += f'event: status\ndata: {{"status": "{self.status}"}}\n\n'
         return httpx.Response(200, text=text, headers={"Content-Type": "text/event-stream"})

@@ -11,9 +11,9 @@ from api.surveys.explanations import Explained, Note, explanation_of
 from api.surveys.start import all_described
 from shared import catalogue, workers
 from shared.catalogue import Layer, Network
+from shared.collection import READERS
 from shared.errors import NetworkChanged, SurveyNotFound
 from shared.images import Frame
-from shared.shelves import READERS
 from shared.surveys.forms import Bin, KernelPage, KernelSummary, LayerKernels, Similar, Survey, TopImage
 from shared.surveys.parts import Whole
 from shared.surveys.store import Facts

@@ -8,8 +8,9 @@ from contextlib import suppress
 
 from api.jobs.accept import Wanted, foreseen, queued
 from api.services import Services
-from shared import shelves, workers
+from shared import collection, workers
 from shared.catalogue import Layer
+from shared.collection import READERS
 from shared.errors import (
     IdempotencyConflict,
     InvalidRequest,
@@ -21,7 +22,6 @@ from shared.errors import (
 )
 from shared.jobs import Caller, new_id
 from shared.schemas import ExplainRequest, Job, Status, plan
-from shared.shelves import READERS
 from shared.surveys.forms import NewSurvey, Survey
 from shared.surveys.store import Facts, Images, cut, listed
 
@@ -44,7 +44,7 @@ def started(services: Services, caller: Caller, body: NewSurvey, idempotency_key
         return known, True
     facts = Facts(
         owner=caller.owner,
-        created_at=shelves.now(),
+        created_at=collection.now(),
         dataset=body.dataset,
         dataset_name=services.datasets.shelf.facts(body.dataset, caller.owner).name,
         model=body.model,

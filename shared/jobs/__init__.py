@@ -1,18 +1,18 @@
-"""The job record: the truth about every job, in Redis while it is alive, in the object store once it has ended.
+"""Job records, the source of truth about jobs: in Redis while a job is live, in the object store once it has ended.
 
-Celery only carries the news that a slice may be runnable.
+Celery only notifies workers that a slice may be runnable.
 
-A job is cut into slices of at most 16 items. A slice is what a worker claims, holds under a lease and retries:
+A job is split into slices of at most 16 items. A slice is the unit that workers claim, hold under a lease and retry:
 
     queued ──claim──▶ running ──finish──▶ done          the job ends with its last slice
        ▲                 │
-       └── release, lapse┘                              (a worker that stops; a lease that ran out)
+       └── release, lapse┘                              (a worker that stops; a lease that expired)
 
-`cancel` ends a job from any of these states, at once. `retry` queues the slices of an ended job that have failed items.
-Which slice a worker is given is decided by `next`: callers take turns.
+`cancel` ends a job immediately in any of these states. `retry` queues the slices of an ended job with failed items.
+`next` selects the slice that a worker gets: callers take turns.
 
-Every transition is one Lua script, so it happens wholly or not at all; every transition of a running slice needs
-the token of its claim, so a worker that lost its lease can write nothing.
+Every transition is one Lua script, and so atomic. Those of a running slice require the fencing token of its claim, so a
+worker that has lost its lease cannot write.
 """
 
 from shared.connection import connect

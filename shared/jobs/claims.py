@@ -1,4 +1,4 @@
-"""Who submits a job, who holds a slice of it, and what they are told."""
+"""Callers, claims of slices, and what the transitions return."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from shared.schemas import ExplainRequest, Item
 
 Queue = Literal["interactive", "bulk"]
 QUEUES: tuple[Queue, ...] = ("interactive", "bulk")
-SUSPECTED = " suspected"  # ends the name of a bucket of slices that workers may have died of
+SUSPECTED = " suspected"  # suffix of buckets for slices that may have killed workers
 
 
 class LostLease(Exception):
-    """The slice was given to somebody else, or its job is gone: drop what you have of it."""
+    """The claim is no longer valid: the slice belongs to another worker, or its job is gone. Discard its results."""
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Whose a job is, and how much of the queue is left to them.
+    """The owner of a job, and the caller's limits in the queue.
 
-    Jobs, images and cached results of one owner are nobody else's business.
+    Jobs, images and cached results of an owner are not visible to others.
     """
 
     owner: str = ""
-    max_open: int = sys.maxsize  # slices of this owner that have not ended
-    max_queued: int = sys.maxsize  # slices of all owners that wait
+    max_open: int = sys.maxsize  # unfinished slices of this owner
+    max_queued: int = sys.maxsize  # queued slices of all owners
 
 
 ANYONE = Caller()
@@ -35,35 +35,35 @@ ANYONE = Caller()
 
 @dataclass(frozen=True)
 class Claim:
-    """A running slice in the hands of one worker."""
+    """A running slice, leased to one worker."""
 
     slice_id: str
     job_id: str
     token: str
     attempt: int
-    items: list[Item]  # those that have no result yet
+    items: list[Item]  # without a result so far
     request: ExplainRequest
     expires_at: float  # by Redis's clock
     queue: Queue
     owner: str
     traceparent: str = ""  # of the request that made the job
-    seconds_left: float | None = None  # until its deadline, when it was claimed
-    waited: float | None = None  # seconds in the queue; None of one that nobody claimed
-    suspected: bool = False  # workers died of it, or might have: it shall not run beside another such slice
+    seconds_left: float | None = None  # until its deadline, at the time of the claim
+    waited: float | None = None  # seconds in the queue; None if it was not claimed by a worker
+    suspected: bool = False  # it may have killed workers, so two such slices must not run at the same time
 
 
 @dataclass(frozen=True)
 class Next:
-    """What a worker that asks a queue for work is given."""
+    """The response to a worker that asks a queue for work."""
 
     claim: Claim | None
-    waiting: int  # slices of the queue that go on waiting, this worker's business or not
-    unannounced: int  # of them, those that no message in the broker is about
+    waiting: int  # slices that remain in the queue, whether this worker can run them or not
+    unannounced: int  # how many of them have no message in the broker
 
 
 @dataclass(frozen=True)
 class Sign:
-    """That a claim's holder lives: how far it is, and what X̂ looks like of items of a watched job."""
+    """A heartbeat for a claim, with the progress, and for watched jobs previews of X̂."""
 
     claim: Claim
     progress: dict[str, Any]
@@ -71,21 +71,21 @@ class Sign:
 
 
 class Hold(IntEnum):
-    """How a claim holds."""
+    """The state of a claim after a heartbeat."""
 
     LOST = 0
     HELD = 1
-    WATCHED = 2  # and somebody wants to see its job's previews
+    WATCHED = 2  # held, and clients are watching the job's previews
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """The job that a request has: a new one, or the one that its idempotency key already made."""
+    """The job of a request: a new one, or an earlier one with the same idempotency key."""
 
     job_id: str
-    slices: list[tuple[str, Queue]]  # to announce; none where the job is an old one
+    slices: list[tuple[str, Queue]]  # to announce; empty for an earlier job
 
     @property
     def replayed(self) -> bool:
-        """Whether the job was there before."""
+        """Whether it is an earlier job."""
         return not self.slices

@@ -1,10 +1,10 @@
-"""The names of a job's files, and of what kind they are."""
+"""The names of a job's files, and their media types."""
 
 from __future__ import annotations
 
 STORED_ARTIFACTS = ("optimized.png", "optimized.npy", "maps.npz", "history.json")
 DRAWN_ARTIFACTS = (
-    "original.png",  # stored, but for results of before it was
+    "original.png",  # stored, except for results of earlier versions
     "contrast.png",
     "feature_map.png",
     "optimized_feature_map.png",
@@ -13,10 +13,10 @@ DRAWN_ARTIFACTS = (
     "panel.png",
     "sweep.png",
 )
-JOB_ARTIFACTS = ("contact_sheet.png", "consistency.json")  # of a job on several images
-LOOKED_AT = ("activations.npz",)  # stored, and
-SHEETS = ("thumbnails.png",)  # drawn, where kernels are ranked
-ARTIFACTS = (*STORED_ARTIFACTS, *DRAWN_ARTIFACTS, *LOOKED_AT, *SHEETS)
+JOB_ARTIFACTS = ("contact_sheet.png", "consistency.json")  # of jobs with several images
+STORED_RANKING = ("activations.npz",)  # of jobs that rank kernels
+DRAWN_RANKING = ("thumbnails.png",)
+ARTIFACTS = (*STORED_ARTIFACTS, *DRAWN_ARTIFACTS, *STORED_RANKING, *DRAWN_RANKING)
 MEDIA_TYPES = {
     "png": "image/png",
     "npy": "application/octet-stream",
@@ -26,5 +26,5 @@ MEDIA_TYPES = {
 
 
 def drawn_artifacts(method: str) -> tuple[str, ...]:
-    """The pictures of a result that are drawn when they are first asked for."""
-    return {"activations": SHEETS, "survey": ()}.get(method, DRAWN_ARTIFACTS)
+    """The pictures of a result that are drawn on their first request."""
+    return {"activations": DRAWN_RANKING, "survey": ()}.get(method, DRAWN_ARTIFACTS)

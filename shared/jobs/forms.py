@@ -1,7 +1,7 @@
-"""How a job's record, as it is kept, becomes what its readers are told. Pure functions: no Redis, no store.
+"""Converts stored job records to the schemas of the API. Pure functions, without Redis or store.
 
-A record is a flat mapping of texts; results are JSON texts by the item's index, the empty text for a rank that no
-active kernel fills. Readers ignore what they do not know: a later version may have written it.
+A record is a flat mapping of texts. Results are JSON texts by item index; the empty text stands for a rank without an
+active kernel. Unknown fields, which a later version may have written, are ignored.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from shared.errors import Problem, SilentKernel
 from shared.jobs.files import drawn_artifacts
 from shared.schemas import ExplainRequest, ItemResult, Job, JobSummary, Progress, Status, WholeJob, plan
 
-FORM = 2  # of records that this version writes; those of form 1 have no number
-MOST_RESULTS = 64  # items of a job above which it is told without its results
+FORM = 2  # version of the records that are written; those of version 1 have no number
+MOST_RESULTS = 64  # a job with more items is returned without its results
 
 LINKS = {
     "results": "results",
@@ -27,22 +27,22 @@ LINKS = {
     "retry": "retry",
     "bundle": "bundle.zip",
 }
-LINKS_OF_SEVERAL = {"consistency": "consistency", "contact_sheet": "contact_sheet.png"}  # images
-LEAST_FRACTION = 0.02  # of a job that must be done before the rest is estimated
+LINKS_OF_SEVERAL = {"consistency": "consistency", "contact_sheet": "contact_sheet.png"}  # for several images
+LEAST_FRACTION = 0.02  # of a job that must be done before its remaining time is estimated
 BLOBS, METHOD, NO_ERROR = ', "blobs": ', re.compile(r'"method": "(\w+)"'), '"error": null'
 
 Record = Mapping[str, str]
-Texts = Mapping[int, str]  # results as they are kept, by the item's index
+Texts = Mapping[int, str]  # stored results by item index
 Found = tuple[ItemResult, dict[str, str]]  # a result and its blobs, name → SHA-256
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A job as it is kept.
+    """A stored job.
 
     Args:
-        rank: in the queue, from 0; -1: it does not wait.
-        results: None: they were not asked for, or are too many.
+        rank: position in the queue, from 0; -1: not queued.
+        results: None: not requested, or too many.
     """
 
     record: Record
@@ -51,7 +51,7 @@ class Stored:
 
 
 def summary_of(job_id: str, stored: Stored) -> JobSummary:
-    """Without any result."""
+    """The job without results."""
     record, rank = stored.record, stored.rank
     here, request = f"/jobs/{job_id}", ExplainRequest.model_validate_json(record["request"])
     links = LINKS | (LINKS_OF_SEVERAL if len(request.images) > 1 and request.explains else {})
@@ -77,16 +77,16 @@ def summary_of(job_id: str, stored: Stored) -> JobSummary:
 
 
 def job_of(job_id: str, stored: Stored) -> Job:
-    """With its results, where these are not too many."""
+    """The job, with its results if these are not too many."""
     if int(stored.record["planned"]) <= MOST_RESULTS:
         return whole_of(job_id, stored)
     summary = summary_of(job_id, stored)
-    failed = summary.status is Status.FAILED  # then its results are there, to say why
+    failed = summary.status is Status.FAILED  # `stored` has the results then, for the error
     return Job(**dict(summary), results=None, error=whole_of(job_id, stored).error if failed else None)
 
 
 def whole_of(job_id: str, stored: Stored) -> WholeJob:
-    """With all its results, however many they are."""
+    """The job with all its results."""
     summary, texts = summary_of(job_id, stored), stored.results or {}
     results = {index: result_of(job_id, text) for index, text in texts.items() if text}
     if summary.status is Status.CANCELLED:
@@ -97,7 +97,7 @@ def whole_of(job_id: str, stored: Stored) -> WholeJob:
 
 
 def page_of(job_id: str, stored: Stored, start: int, count: int) -> tuple[list[ItemResult], int | None]:
-    """Results by index, from one on, and the index at which to go on; None: there are no more."""
+    """Up to `count` results from index `start` on, and the index of the next page; None if this is the last."""
     texts = stored.results or {}
     request = ExplainRequest.model_validate_json(stored.record["request"])
     cancelled = stored.record["status"] == Status.CANCELLED
@@ -108,26 +108,26 @@ def page_of(job_id: str, stored: Stored, start: int, count: int) -> tuple[list[I
 
 
 def result_of(job_id: str, text: str) -> ItemResult:
-    """A result as it is kept, with the URLs of its files."""
+    """A result from its stored text, with the URLs of its files."""
     result, blobs = found_of(text)
     result.artifacts = _artifacts(job_id, result.index, result.method, blobs)
     return result
 
 
 def found_of(text: str) -> Found:
-    """A result as it is kept, and its blobs."""
+    """A result from its stored text, and its blobs."""
     fields = json.loads(text)
     blobs: dict[str, str] = fields.pop("blobs")
     return ItemResult.model_validate(fields), blobs
 
 
 def text_of(result: ItemResult, blobs: Mapping[str, str]) -> str:
-    """A result as it is kept: its blobs come last, so that they can be cut off unread."""
+    """The stored text of a result. Its blobs come last, so that they can be split off without parsing."""
     return json.dumps({**result.model_dump(mode="json", exclude={"artifacts"}), "blobs": blobs})
 
 
-def told_of(job_id: str, index: int, text: str, root: str) -> str:
-    """A result as JSON for a reader, unparsed where it has nothing to be changed: a job may have 2,048.
+def json_of(job_id: str, index: int, text: str, root: str) -> str:
+    """A stored result as JSON for the client, without parsing where possible, as a job may have 2,048 of them.
 
     Args:
         root: the path under which the API is served.
@@ -147,7 +147,7 @@ def _artifacts(job_id: str, index: int, method: str, blobs: Mapping[str, str]) -
 
 
 def _progress(record: Record, status: Status) -> Progress:
-    """Of the whole job; its bar never goes back."""
+    """The progress of a job; the fraction never decreases."""
     completed, planned = int(record["completed"]), int(record["planned"])
     running = json.loads(record.get("progress") or "{}")
     for name in ("items", "share"):
@@ -169,22 +169,22 @@ def _progress(record: Record, status: Status) -> Progress:
 
 
 def _wait(record: Record, rank: int) -> float | None:
-    """Seconds until a queued job is begun, at the pace of the last minutes."""
+    """Estimated seconds until a queued job starts, at the speed of the last minutes."""
     pace = float(record.get("pace", 0))
     return round((rank + 1) / pace, 1) if rank >= 0 and pace else None
 
 
 def _unfinished(request: ExplainRequest, texts: Texts) -> Iterator[tuple[int, ItemResult]]:
-    """The items that a cancelled job has no result of."""
+    """Results for the unfinished items of a cancelled job."""
     for item in (item for part in plan(request, sys.maxsize) for item in part):
         if item.index not in texts:
             yield item.index, ItemResult.of(item, request, item.kernel).cancelled()
 
 
 def _error(request: ExplainRequest, results: list[ItemResult]) -> Problem:
-    """The problem of a failed job: that of its first item, which says how many more there are."""
+    """The problem of a failed job: that of its first failed item, with the number of failed items."""
     problems = [result.error for result in results if result.error]
-    if not problems:  # "top:N", and none is active
+    if not problems:  # "top:N", and no kernel is active
         return SilentKernel(f"every kernel of {request.layer} is silent on this image: nothing to explain").problem()
     if len(problems) == 1:
         return problems[0]

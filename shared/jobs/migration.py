@@ -1,7 +1,7 @@
-"""Jobs of form 1, whose files lay in one place for all jobs: brought into folders of their own, so that all are alike.
+"""Migration of jobs of form 1, whose files had one folder for all jobs, to folders of their own.
 
-Such a job has no `v` in its record. Its blobs are `blobs/…` in the store, and sets in Redis say which jobs refer to
-each. What ran when the version changed goes on as it is, and is moved when it has ended.
+Such a job has no `v` in its record. Its blobs are `blobs/…` in the store, with the set of jobs that refer to each in
+Redis. Jobs that are running during the upgrade continue unchanged, and are migrated when they have ended.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from shared.store import BlobStore
 
 log = logging.getLogger(__name__)
 
-ORPHANS = "ks:orphans"  # blobs that the former version had not removed yet
+ORPHANS = "ks:orphans"  # blobs that the earlier version still had to remove
 
 
 class Migration:
-    """From the form of records and files that the first version had."""
+    """Migrates records and files of the first version."""
 
     def __init__(self, redis: Redis, store: BlobStore) -> None:
         self.redis = redis
         self.store = store
 
     def begin(self) -> int:
-        """Have every job of form 1 archived that has ended, and forget what is nobody's. Returns how many there are."""
+        """Schedule all ended jobs of form 1 for archiving, and delete orphans. Returns the number of these jobs."""
         with redis_errors():
             jobs: list[str] = self.redis.zrange("ks:expiry", 0, -1)
             with self.redis.pipeline(transaction=False) as pipe:
@@ -40,16 +40,16 @@ class Migration:
             if ended:
                 self.redis.zadd("ks:finished", dict.fromkeys(ended, now(self.redis) - 3600), nx=True)
         for job_id in (job_id for job_id, status in old.items() if status is None):
-            self.adopt(job_id)  # images of a request that was refused
+            self.adopt(job_id)  # images of a rejected request
             with redis_errors():
                 self.redis.zrem("ks:expiry", job_id)
         self._orphans()
         if ended:
-            log.warning("%d jobs are of an earlier version; they are moved to the archive", len(ended))
+            log.warning("%d jobs of an earlier version are being archived", len(ended))
         return len(ended)
 
     def adopt(self, job_id: str) -> None:
-        """Bring a job's files into its folder, and let go of them where they were."""
+        """Copy a job's files to its folder, and remove its references to the former ones."""
         job = f"ks:job:{job_id}"
         with redis_errors(), self.redis.pipeline(transaction=False) as pipe:
             pipe.exists(job)
@@ -64,7 +64,7 @@ class Migration:
             if there and (data := self.store.get(job_id, digest)) is not None:
                 self.store.put(job_id, data, f"drawn-{index}-{name}")
         for digest in blobs:
-            self._let_go(digest, job_id)
+            self._dereference(digest, job_id)
         with redis_errors(), self.redis.pipeline(transaction=False) as pipe:
             for image in images:
                 pipe.srem(image, job_id)
@@ -72,12 +72,12 @@ class Migration:
             pipe.execute()
 
     def log_of(self, job_id: str) -> list[str]:
-        """The events of a job of form 1, as its log would have had them."""
+        """The events of a job of form 1, in the format of the log."""
         with redis_errors():
             entries = [entry for _, entry in self.redis.xrange(f"ks:job:{job_id}:events")]
         return [f"{entry['kind']} {entry['data']}" for entry in entries if entry["kind"] != "progress"]
 
-    def _let_go(self, digest: str, job_id: str) -> None:
+    def _dereference(self, digest: str, job_id: str) -> None:
         with redis_errors(), self.redis.pipeline(transaction=True) as pipe:
             pipe.srem(f"ks:blob:{digest}", job_id)
             pipe.exists(f"ks:blob:{digest}")
@@ -89,6 +89,6 @@ class Migration:
         with redis_errors():
             orphans: list[str] = list(self.redis.smembers(ORPHANS))
         for digest in orphans:
-            self._let_go(digest, "")
+            self._dereference(digest, "")
         with redis_errors():
             self.redis.delete(ORPHANS)

@@ -1,6 +1,6 @@
-"""The same record for readers that come often or wait, on an event loop; and the events that they are told.
+"""Asynchronous access to job records, for polling clients and for event streams.
 
-An event's id is its place in the job's log, and behind a hyphen the number of the progress that is told after it.
+The id of an event is its position in the job's log, a hyphen, and the number of the progress update after it.
 """
 
 from __future__ import annotations
@@ -13,41 +13,41 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shared.connection import connect_async, redis_errors
-from shared.jobs.forms import MOST_RESULTS, Stored, Texts, job_of, told_of
+from shared.jobs.forms import MOST_RESULTS, Stored, Texts, job_of, json_of
 from shared.jobs.record import Records, keys_of, live_of
 from shared.jobs.scripts import text
 from shared.schemas import Job, Status
 
-WATCHED_SECONDS = 45  # for which a reader of previews is believed to be still there
-PORTION = 500  # events that are read in one go
+WATCHED_SECONDS = 45  # after a request for previews, the job is regarded as watched
+PORTION = 500  # events that are read at a time
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a job, as its readers are told."""
+    """An event of a job."""
 
-    place: tuple[int, int]  # later ones are greater
+    place: tuple[int, int]  # increases
     kind: Literal["status", "progress", "result"]
     data: str  # JSON
 
     @property
     def id(self) -> str:
-        """As readers are given it."""
+        """The id in the event stream."""
         return "{}-{}".format(*self.place)
 
     @property
     def last(self) -> bool:
-        """Whether the job has ended with it."""
+        """Whether it is the end of the job."""
         return self.kind == "status" and Status(json.loads(self.data)["status"]).terminal
 
 
 class Polling:
-    """Job records for readers that come often or wait, on an event loop.
+    """Job records, read on an event loop.
 
     Args:
         url: of Redis.
-        records: that are asked, in threads, for what Redis does not have.
-        patience: as of `connect`.
+        records: for archived jobs; called in threads.
+        patience: as in `connect`.
     """
 
     def __init__(self, url: str, records: Records, *, patience: float = 1.0) -> None:
@@ -73,18 +73,18 @@ class Polling:
         return await asyncio.to_thread(self.records.archived, job_id, owner, most)
 
     async def events(self, job_id: str, after: tuple[int, int] = (0, 0)) -> list[Event]:
-        """What happened since the event at this place, oldest first, some at a time; empty: nothing, or no job."""
+        """Some of the events after this place, oldest first; empty if there are none, or no such job."""
         while True:
             entries, progress, texts = await self._entries(job_id, after[0])
-            events = list(self._told(job_id, after[0], entries, texts))
+            events = list(self._events_of(job_id, after[0], entries, texts))
             if progress and len(entries) < PORTION:
                 events += _progress(progress, after)
             if events or len(entries) < PORTION:
                 return sorted(events, key=lambda event: event.place)
-            after = after[0] + PORTION, 0  # results that were taken back, for a retry: there is nothing to tell
+            after = after[0] + PORTION, 0  # all of these results were removed by a retry
 
     async def _entries(self, job_id: str, start: int) -> tuple[list[str], list[str] | None, Texts]:
-        """Of the log, from a place on; the latest progress; and the results that the entries speak of."""
+        """Entries of the log from a position on, the latest progress, and the results that the entries refer to."""
         job = f"ks:job:{job_id}"
         with redis_errors():
             there, entries, progress = await self._read_events(
@@ -105,32 +105,32 @@ class Polling:
         entries = self.records.log_of(job_id) or []
         return entries[start : start + PORTION], None, self.records.texts_of(job_id)
 
-    def _told(self, job_id: str, start: int, entries: Sequence[str], texts: Texts) -> Iterator[Event]:
+    def _events_of(self, job_id: str, start: int, entries: Sequence[str], texts: Texts) -> Iterator[Event]:
         for place, entry in enumerate(entries, start + 1):
             kind, _, what = entry.partition(" ")
             if kind == "status":
                 yield Event((place, 0), "status", json.dumps({"status": what}))
             elif kind == "result" and (stored := texts.get(int(what))):
-                yield Event((place, 0), "result", told_of(job_id, int(what), stored, self.root))
+                yield Event((place, 0), "result", json_of(job_id, int(what), stored, self.root))
 
     async def last_event(self, job_id: str) -> tuple[tuple[int, int], bool] | None:
-        """The place of the newest event, and whether it is the last there will be; None where the job is gone."""
+        """The place of the newest event, and whether the job ended with it; None if the job is gone."""
         job = f"ks:job:{job_id}"
         with redis_errors():
             there, entries, progress = await self._read_events(keys=[job, f"{job}:log"], args=[-1, -1])
         if there:
             newest = (int(progress[1]), int(progress[0])) if progress else (0, 0)
             return max((there, 0), newest), bool(entries) and _ends(entries[-1])
-        told = await asyncio.to_thread(self.records.log_of, job_id)
-        return ((len(told), 0), True) if told else None
+        entries = await asyncio.to_thread(self.records.log_of, job_id)
+        return ((len(entries), 0), True) if entries else None
 
     async def watch(self, job_id: str) -> None:
-        """Somebody wants to see the previews of this job: workers make some for a while."""
+        """Request previews of this job: workers make them for a while."""
         with redis_errors():
             await self.redis.set(f"ks:watched:{job_id}", "", ex=WATCHED_SECONDS)
 
     async def preview(self, job_id: str, index: int) -> bytes | None:
-        """What X̂ of an item looks like now, a WebP file; None where there is none."""
+        """The latest preview of X̂ of an item, a WebP file; None if there is none."""
         with redis_errors():
             text = await self.redis.get(f"ks:preview:{job_id}:{index}")
         return b64decode(text) if text else None
@@ -145,9 +145,9 @@ def _ends(entry: str) -> bool:
     return kind == "status" and Status(what).terminal
 
 
-def _progress(told: list[str], after: tuple[int, int]) -> list[Event]:
-    """The latest progress, if it is newer than what the reader was told."""
-    number, place, data, completed, planned, unresolved, fraction = told
+def _progress(latest: list[str], after: tuple[int, int]) -> list[Event]:
+    """The event of the latest progress, if it is after this place."""
+    number, place, data, completed, planned, unresolved, fraction = latest
     at = (int(place), int(number))
     if at <= after:
         return []

@@ -1,4 +1,4 @@
-"""Reading jobs, wherever they are: those that are alive in Redis, those that have ended in the archive."""
+"""Reads jobs: live ones from Redis, ended ones from the archive."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from shared.store import BlobStore
 
 log = logging.getLogger(__name__)
 
-BATCH, MOST_BATCHES = 100, 20  # lines of a list that are read together at most, and how often for one page
-READERS = 8  # of archived jobs at once, for a list
+BATCH, MOST_BATCHES = 100, 20  # most lines of a list that are read together, and most batches for one page
+READERS = 8  # archived jobs read at the same time for a list
 GONE = -2
-ALL = 1_000_000  # results: more than any job has
+ALL = 1_000_000  # more results than any job has
 
-Answer = tuple[str, int, list[str] | None]  # of the script `job`
+Answer = tuple[str, int, list[str] | None]  # what the script `job` returns
 
 
 class Records:
-    """Job records as readers see them.
+    """Read access to job records.
 
-    Where an owner is given, what is not theirs does not exist.
+    Where an owner is given, jobs of others are treated as missing.
 
     Args:
         root: the path under which the API is served.
@@ -58,7 +58,7 @@ class Records:
         self._read = script(redis, "job")
 
     def job(self, job_id: str, owner: str | None = None) -> Job:
-        """The job as it stands; without its results if it has many.
+        """A job; without its results if it has many.
 
         Raises:
             JobNotFound, JobExpired, StoreUnavailable.
@@ -66,16 +66,16 @@ class Records:
         return job_of(job_id, self.stored(job_id, owner, MOST_RESULTS)).under(self.root)
 
     def whole(self, job_id: str, owner: str | None = None) -> WholeJob:
-        """The job as it stands, with all its results. Raises as `job`."""
+        """A job with all its results. Raises as `job`."""
         return whole_of(job_id, self.stored(job_id, owner, ALL)).under(self.root)
 
     def page_of_results(self, job_id: str, start: int, count: int) -> tuple[list[ItemResult], int | None]:
-        """The job's results from an index on, and the index at which to go on. Raises as `job`."""
+        """A job's results from an index on, and the index of the next page. Raises as `job`."""
         page, following = page_of(job_id, self.stored(job_id, None, ALL), start, count)
         return [result.under(self.root) for result in page], following
 
     def check(self, job_id: str, owner: str) -> None:
-        """Nothing, if the job is there and this owner's.
+        """Checks that the job exists and belongs to this owner.
 
         Raises:
             JobNotFound, JobExpired, StoreUnavailable.
@@ -83,10 +83,10 @@ class Records:
         self.stored(job_id, owner, None)
 
     def stored(self, job_id: str, owner: str | None, most: int | None) -> Stored:
-        """The job as it is kept.
+        """A job as stored.
 
         Args:
-            most: results that are wanted, if any are; of a job of more items there are none then.
+            most: with results if the job has at most so many items; None: without results.
 
         Raises:
             JobNotFound, JobExpired, StoreUnavailable.
@@ -96,7 +96,7 @@ class Records:
         return live_of(job_id, answer, owner) or self.archived(job_id, owner, most)
 
     def archived(self, job_id: str, owner: str | None, most: int | None) -> Stored:
-        """The same of a job that Redis does not have."""
+        """As `stored`, for a job that is not in Redis."""
         record = self.archive.head(job_id)
         if record is None:
             raise missing(job_id)
@@ -114,10 +114,10 @@ class Records:
     def page(
         self, owner: str, wanted: Wanted, limit: int, after: Place | None = None
     ) -> tuple[list[JobSummary], Place | None]:
-        """An owner's jobs, newest first, and where to go on; None: there are no more.
+        """An owner's jobs, newest first, and where the next page starts; None if this is the last page.
 
         Args:
-            after: the last job of the page before.
+            after: the last job of the previous page.
         """
         found: list[JobSummary] = []
         count = limit
@@ -136,8 +136,8 @@ class Records:
         return found, after
 
     def _lines(self, owner: str, after: Place | None, count: int) -> list[tuple[str, Place]]:
-        """The next lines of an owner's list behind a place, some `count` at most."""
-        start, most = 0, count + 1  # the place itself is found again
+        """Up to `count` lines of an owner's list after a place."""
+        start, most = 0, count + 1  # the place itself is read again
         while True:
             with redis_errors():
                 batch = self.redis.zrevrangebyscore(
@@ -150,7 +150,7 @@ class Records:
             start += most
 
     def _summaries(self, job_ids: list[str]) -> list[JobSummary | None]:
-        """Of jobs that are listed; None of one that cannot be read."""
+        """The summaries of these jobs; None for jobs that cannot be read."""
         with redis_errors(), self.redis.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
                 keys, arguments = keys_of(job_id, None)
@@ -165,12 +165,12 @@ class Records:
             return summary_of(job_id, live_of(job_id, answer, None) or self.archived(job_id, None, None))
         except (JobNotFound, JobExpired):
             return None
-        except (ValueError, KeyError):  # of a version that this one cannot read
-            log.exception("job %s cannot be read, so it is not listed", job_id)
+        except (ValueError, KeyError):  # written by an incompatible version
+            log.exception("job %s cannot be read and is not listed", job_id)
             return None
 
     def head(self, job_id: str) -> Head:
-        """Whose job it is, what was asked, and whether it has ended, without reading any of its results.
+        """The owner, the request and the state of a job, without its results.
 
         Raises:
             JobNotFound, JobExpired, StoreUnavailable.
@@ -181,11 +181,11 @@ class Records:
         return Head(job_id, record.get("owner", ""), request, ended, int(record.get("round", 0)))
 
     def results(self, job_id: str, indices: Sequence[int]) -> list[Found]:
-        """Those of these results that are there, each with its blobs (name → SHA-256)."""
+        """Those of these results that exist, each with its blobs (name → SHA-256)."""
         return [found_of(text) for text in self._texts(job_id, indices).values() if text]
 
     def result(self, job_id: str, index: int) -> tuple[Head, ItemResult, dict[str, str]]:
-        """The job's head, one of its results, and its blobs.
+        """A job's head, one of its results, and the blobs of that.
 
         Raises:
             JobNotFound, JobExpired, ArtifactNotFound, StoreUnavailable.
@@ -197,7 +197,7 @@ class Records:
         return head, *found[0]
 
     def same(self, fingerprint: str) -> tuple[str, ItemResult, dict[str, str]] | None:
-        """The result of the same work of the last day: its job, itself, its blobs; None where there is none now."""
+        """A cached result of the same computation, with the id of its job and its blobs; None if there is none."""
         with redis_errors():
             place = self.redis.get(f"ks:same:{fingerprint}")
         if place is None:
@@ -210,7 +210,7 @@ class Records:
         return job_id, result, blobs
 
     def image(self, digest: str, owner: str) -> str | None:
-        """The job of this owner in whose folder the image lies; None where none is known, or it is gone."""
+        """The id of a job of this owner with this image in its folder; None if there is none any more."""
         with redis_errors():
             recent = self.redis.get(f"ks:held:{owner}:{digest}")
         for job_id in filter(None, (recent, self.archive.image(digest, owner))):
@@ -219,14 +219,14 @@ class Records:
         return None
 
     def late(self, job_id: str) -> None:
-        """A file may have been written for a job that is gone: if it is, its folder is swept again."""
+        """After writing a file for a job that may be gone: if it is, schedule the deletion of its files."""
         with redis_errors():
             if self.redis.exists(f"ks:job:{job_id}") or self.store.has(job_id, NAME):
                 return
             self.redis.zadd(LATE, {job_id: now(self.redis)})
 
     def webhook_of(self, job_id: str) -> tuple[str, list[str]] | None:
-        """The webhook's URL of a job that Redis does not have, and what was tried."""
+        """The URL of an archived job's webhook, and the log of attempts."""
         with redis_errors():
             if self.redis.exists(f"ks:job:{job_id}"):
                 return None
@@ -234,12 +234,12 @@ class Records:
         return (dump.record.get("webhook", ""), dump.webhook) if dump else None
 
     def log_of(self, job_id: str) -> list[str] | None:
-        """The events of an archived job, oldest first; None where there is none."""
+        """The events of an archived job, oldest first; None if there is no such job."""
         dump = self.archive.read(job_id)
         return dump.log if dump else None
 
     def texts_of(self, job_id: str) -> Texts:
-        """The results of an archived job as they are kept."""
+        """The stored results of an archived job."""
         dump = self.archive.read(job_id)
         return dump.results if dump else {}
 
@@ -257,18 +257,18 @@ class Records:
 
 @dataclass(frozen=True)
 class Head:
-    """What a job's record says before its results."""
+    """The main fields of a job's record."""
 
     job_id: str
     owner: str
     request: ExplainRequest
     ended: bool
-    round: int = 0  # how often failed items of it were retried
+    round: int = 0  # number of retries of failed items
 
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """Where a job stands in its owner's list."""
+    """The position of a job in its owner's list."""
 
     created: float
     job_id: str
@@ -276,19 +276,19 @@ class Place:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which jobs a reader wants to see listed; what is None does not matter."""
+    """A filter for lists of jobs; None matches everything."""
 
     status: Status | None = None
     model: str | None = None
     layer: str | None = None
 
     def may_fit(self, line: str) -> bool:
-        """Whether the line of a list may be of one of them; only that of an ended job tells."""
-        told = line.split(SEPARATOR)[1:]
-        return not told or self._fits(told[:3])
+        """Whether a line of the list may match; only those of ended jobs have the fields that decide it."""
+        fields = line.split(SEPARATOR)[1:]
+        return not fields or self._fits(fields[:3])
 
     def fits(self, job: JobSummary) -> bool:
-        """Whether this is one of them."""
+        """Whether a job matches."""
         return self._fits([job.status, job.request.model, job.request.layer])
 
     def _fits(self, own: Sequence[str]) -> bool:
@@ -300,20 +300,20 @@ def keys_of(job_id: str, most: int | None) -> tuple[list[str], list[str | int]]:
     """Keys and arguments of the script that reads a live job.
 
     Args:
-        most: as of `Records.stored`.
+        most: as in `Records.stored`.
     """
     results = [f"ks:job:{job_id}:results"] if most is not None else []
     return [f"ks:job:{job_id}", f"ks:gone:{job_id}", *results], [f"{job_id}:0", most or 0]
 
 
 def live_of(job_id: str, answer: Answer, owner: str | None) -> Stored | None:
-    """The job that the script has read; None where Redis knows nothing of it.
+    """The job that the script has read; None if it is not in Redis.
 
     Raises:
-        JobNotFound: it is not this owner's.
+        JobNotFound: it belongs to another owner.
         JobExpired: it was removed.
     """
-    text, rank, told = answer
+    text, rank, texts = answer
     if not text:
         return None
     record: Record = json.loads(text)
@@ -321,15 +321,15 @@ def live_of(job_id: str, answer: Answer, owner: str | None) -> Stored | None:
         raise JobNotFound(f"there is no job {job_id}")
     if rank == GONE:
         raise JobExpired(f"job {job_id} was deleted, or has expired and was removed")
-    results = None if told is None else dict(zip(map(int, told[::2]), told[1::2], strict=True))
+    results = None if texts is None else dict(zip(map(int, texts[::2]), texts[1::2], strict=True))
     return Stored(record, rank, results)
 
 
 def missing(job_id: str) -> JobNotFound | JobExpired:
-    """What to tell of a job that is nowhere: an id that says when it was made was given to somebody."""
+    """The error for a job that does not exist: if its id contains a time of creation, it did exist."""
     if made_at(job_id) is None:
         return JobNotFound(f"there is no job {job_id}")
     return JobExpired(
-        f"job {job_id} is gone: it was deleted, has expired, or Redis lost it (a failover, a restored backup). "
+        f"job {job_id} is gone: it was deleted, has expired, or was lost by Redis (failover, restored backup). "
         "Send the request again; its Idempotency-Key is free"
     )

@@ -1,6 +1,6 @@
-"""Redis and the store, when one of them was restored from a backup alone: what the other knows is put right.
+"""Makes Redis and the object store consistent after only one of them was restored from a backup.
 
-Both are told the same number now and then, one more each time. Who has the smaller one is older than the other.
+A counter is stored in both and incremented regularly. The one with the smaller number is older than the other.
 """
 
 from __future__ import annotations
@@ -26,51 +26,51 @@ LOST = "the object store is older than Redis: {} finished jobs are lost with the
 
 
 class Repair:
-    """Compares the two, again and again, and mends the lists of archived jobs."""
+    """Compares the counters regularly, and repairs the lists of archived jobs."""
 
     def __init__(self, redis: Redis, store: BlobStore, archive: Archive) -> None:
         self.redis = redis
         self.store = store
         self.archive = archive
-        self._mending: Iterator[int] | None = None
+        self._repairing: Iterator[int] | None = None
         self._sentence = ""
         self._found = 0
 
     def round(self, seconds: float = math.inf) -> str | None:
-        """Compare, mend what there is to mend, for so long at a time; then give both the next number.
+        """Compare the counters, repair for at most `seconds`, and increment the counters once that is complete.
 
-        Returns what was mended, in words, once it is. What fails is begun anew in the next round.
+        Returns a description of a completed repair. After an exception, the next round starts again.
         """
-        if self._mending is None:
-            self._mending, self._found = self._compare(), 0
+        if self._repairing is None:
+            self._repairing, self._found = self._compare(), 0
         end = time.monotonic() + seconds
         try:
-            for found in self._mending:
+            for found in self._repairing:
                 self._found += found
                 if time.monotonic() > end:
                     return None
         except BaseException:
-            self._mending = None
+            self._repairing = None
             raise
-        self._mending = None
-        told = self._sentence.format(self._found) if self._sentence else None
-        if told:
-            log.warning("%s", told)
+        self._repairing = None
+        repaired = self._sentence.format(self._found) if self._sentence else None
+        if repaired:
+            log.warning("%s", repaired)
         number = max(self._numbers()) + 1
         self.store.note(PLACE, str(number))
         with redis_errors():
             self.redis.set(BEAT, number)
-        return told
+        return repaired
 
     def _numbers(self) -> tuple[int, int]:
         with redis_errors():
             return int(self.redis.get(BEAT) or 0), int(self.store.noted(PLACE) or 0)
 
     def _compare(self) -> Iterator[int]:
-        """What has to be done, as a walk; each step says how many jobs it has found."""
+        """An iterator that does the repair; each step yields the number of jobs repaired."""
         ours, theirs = self._numbers()
         self._sentence = ""
-        if ours < theirs - 1:  # a process that was killed between the two has left one more in the store
+        if ours < theirs - 1:  # a difference of one: a process was killed between the two writes
             self._sentence = AGAIN
             return self._list_again()
         if theirs < ours:
@@ -79,13 +79,13 @@ class Repair:
         return iter(())
 
     def _list_again(self) -> Iterator[int]:
-        """Finished jobs that the store has and no list."""
+        """Add finished jobs in the store that are on no list."""
         for shard in SHARDS:
             for job_id, names in self.store.jobs(shard):
                 yield int(NAME in names and self.archive.list_again(job_id))
 
     def _unlist(self) -> Iterator[int]:
-        """Finished jobs that are listed and whose record is gone."""
+        """Remove finished jobs from the lists whose record is gone."""
         with redis_errors():
             for owner in self.redis.smembers("ks:owners"):
                 for line, _ in self.redis.zscan_iter(f"ks:jobs:{owner}", count=BATCH):

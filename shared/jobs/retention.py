@@ -1,8 +1,8 @@
-"""How jobs end up being forgotten: when their time is over, or when they are deleted; and how their files follow.
+"""Archiving and deletion of jobs and their files.
 
-A job is removed from the record at once, and marked. Its folder is swept a while later, when whoever was still writing
-into it has been refused. A walk through the whole store finds what no record knows of: files of requests that were
-refused, of a worker that was cut off, of before a backup of Redis was restored.
+The record of a job is deleted immediately, and the job is marked as removed. Its folder is deleted a while later, when
+workers that were still writing to it have lost their claims. A scan of the whole store finds files without a record: of
+rejected requests, of a worker that was disconnected, of jobs that a restored backup of Redis does not have.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from shared.schemas import Status
 
 log = logging.getLogger(__name__)
 
-TOMBSTONE_SECONDS = 7 * 24 * 3600  # for which it is known whose a deleted job was
-ARCHIVED_AFTER = 10.0  # seconds after a job's end, for which its readers find it in Redis
-SWEPT_AFTER = 20.0  # seconds after a removal: a worker that knows nothing of it yet has a file in hand
-ORPHAN_AFTER = 3600.0  # seconds after it was begun, from which a job without a record is nobody's
-AGAIN_SECONDS = 60.0  # after which what went wrong with a job is tried again
-RUNS = -1  # the script's answer of a job that has not ended
-AT_ONCE = 8  # jobs whose files are moved or removed together
+TOMBSTONE_SECONDS = 7 * 24 * 3600  # the owner of a deleted job is stored for so long
+ARCHIVED_AFTER = 10.0  # seconds after a job's end; until then it can be read from Redis
+SWEPT_AFTER = 20.0  # seconds after a removal, as a worker may still be writing a file
+ORPHAN_AFTER = 3600.0  # age in seconds from which files without a record are deleted
+RETRY_SECONDS = 60.0  # until a failed operation on a job is retried
+RUNS = -1  # returned by the script for a job that has not ended
+AT_ONCE = 8  # jobs processed at the same time
 
 
 class Retention:
-    """Archives jobs that have ended, removes those whose time is over, and sweeps their files."""
+    """Archives jobs that have ended, removes expired ones, and deletes their files."""
 
     def __init__(self, transitions: Transitions, records: Records) -> None:
         self.transitions = transitions
@@ -48,9 +48,9 @@ class Retention:
         self._pool = ThreadPoolExecutor(AT_ONCE, "retention")
 
     def archive_ended(self, most: int, after: float = ARCHIVED_AFTER) -> int:
-        """Archive jobs that ended a while ago, the oldest first, but those whose webhook is still to be delivered.
+        """Archive jobs that ended a while ago, oldest first, except those with a pending webhook.
 
-        Returns how many there were.
+        Returns the number of jobs considered.
         """
         with redis_errors():
             ended = self.redis.zrangebyscore("ks:finished", "-inf", now(self.redis) - after, 0, most)
@@ -59,39 +59,39 @@ class Retention:
                     pipe.hexists("ks:webhooks:messages", job_id)
                     pipe.zscore("ks:webhooks", job_id)
                 due = pipe.execute() if ended else []
-            told = zip(ended, due[::2], due[1::2], strict=True)
-            waiting = [job_id for job_id, message, at in told if message or at is not None]
-        if waiting:  # they are looked at again when the others were; a full Redis refuses that, and loses nothing by it
+            webhooks = zip(ended, due[::2], due[1::2], strict=True)
+            waiting = [job_id for job_id, message, at in webhooks if message or at is not None]
+        if waiting:  # move them to the end; if Redis is full and rejects that, nothing is lost
             with suppress(StoreUnavailable), redis_errors():
                 self.redis.zadd("ks:finished", dict.fromkeys(waiting, now(self.redis)), xx=True)
-        self._each(self._archived, "ks:finished", [job_id for job_id in ended if job_id not in waiting])
+        self._each(self._archive_one, "ks:finished", [job_id for job_id in ended if job_id not in waiting])
         return len(ended)
 
-    def _archived(self, job_id: str) -> None:
+    def _archive_one(self, job_id: str) -> None:
         if self.archive.put(job_id):
             return
-        with redis_errors():  # it was removed, or is run again
+        with redis_errors():  # it was removed or retried
             status = self.redis.hget(f"ks:job:{job_id}", "status")
             if status is None or not Status(status).terminal:
                 self.redis.zrem("ks:finished", job_id)
 
-    def _each(self, chore: Callable[[str], None], index: str, jobs: Sequence[str]) -> None:
-        """Done for all of them; one for which it cannot be done costs the others nothing, and is tried again later."""
+    def _each(self, operation: Callable[[str], None], index: str, jobs: Sequence[str]) -> None:
+        """Run an operation for each job. Failures do not affect the other jobs, and are retried later."""
 
-        def done(job_id: str) -> None:
+        def run(job_id: str) -> None:
             try:
-                chore(job_id)
+                operation(job_id)
             except StoreUnavailable:
                 raise
             except Exception:
                 log.exception("job %s: %s", job_id, index)
                 with redis_errors():
-                    self.redis.zadd(index, {job_id: now(self.redis) + AGAIN_SECONDS}, xx=True)
+                    self.redis.zadd(index, {job_id: now(self.redis) + RETRY_SECONDS}, xx=True)
 
-        list(self._pool.map(done, jobs))
+        list(self._pool.map(run, jobs))
 
     def expire(self, most: int = 1000) -> int:
-        """Remove jobs whose time is over, so many at most. Returns how many there were."""
+        """Remove up to `most` expired jobs. Returns their number."""
         with redis_errors():
             late = self.redis.zrangebyscore("ks:expiry", "-inf", now(self.redis), 0, most)
         for job_id in late:
@@ -99,7 +99,7 @@ class Retention:
         return len(late) + self._expire_archived(most - len(late))
 
     def _expire_archived(self, most: int) -> int:
-        """Those that were archived are noted by the hour; a list that is cut off is read again."""
+        """Remove expired archived jobs, which are in one list per hour. It can be interrupted and repeated."""
         done, hour = 0, int(now(self.redis) // HOUR)
         with redis_errors():
             keys: list[str] = self.redis.zrangebyscore(EXPIRING, "-inf", hour - 1)
@@ -109,26 +109,26 @@ class Retention:
                     entries = self.redis.lrange(key, 0, min(100, most - done) - 1)
                 for entry in entries:
                     job_id, created, owner = entry.split(SEPARATOR, 2)
-                    self._forget(job_id, owner, created, "", tombstone=made_at(job_id) is None)
+                    self._delete(job_id, owner, created, "", tombstone=made_at(job_id) is None)
                     with redis_errors():
                         self.redis.lrem(key, 1, entry)
                 done += len(entries)
                 if not entries:
-                    self._drained(key)
+                    self._remove_list(key)
                     break
         return done
 
-    def _drained(self, key: str) -> None:
+    def _remove_list(self, key: str) -> None:
         with redis_errors():
             self.redis.zrem(EXPIRING, key)
-            if self.redis.exists(key):  # one more at this moment
+            if self.redis.exists(key):  # a job was added at this moment
                 self.redis.zadd(EXPIRING, {key: int(key.rpartition(":")[2])})
 
     def remove(self, job_id: str, *, tombstone: bool = True) -> None:
-        """End a job if it runs, and forget it, wherever it is. Its files are swept later.
+        """Cancel a job if it has not ended, and delete its record. Its files are deleted later.
 
         Args:
-            tombstone: whether it is kept for a week whose job it was.
+            tombstone: store the owner of the job for a week.
         """
         with redis_errors():
             fields = self.redis.hmget(f"ks:job:{job_id}", "owner", "created_at", "idempotency", "v")
@@ -142,10 +142,10 @@ class Retention:
                     self.redis.zrem("ks:expiry", job_id)
                 return
             owner, created, key = (record.get(name, "") for name in ("owner", "created_at", "idempotency"))
-        self._forget(job_id, owner or "", created, key or "", tombstone=tombstone)
+        self._delete(job_id, owner or "", created, key or "", tombstone=tombstone)
 
-    def _forget(self, job_id: str, owner: str, created: str, key: str, *, tombstone: bool) -> None:
-        """What runs, or was set to run again at this moment, is cancelled first."""
+    def _delete(self, job_id: str, owner: str, created: str, key: str, *, tombstone: bool) -> None:
+        """Delete a record. A job that has not ended, or was retried at this moment, is cancelled first."""
         seconds = TOMBSTONE_SECONDS if tombstone else 0
         while True:
             with redis_errors():
@@ -156,38 +156,38 @@ class Retention:
                 self.transitions.cancel(job_id)
 
     def sweep(self, most: int, after: float = SWEPT_AFTER) -> int:
-        """Remove the files of jobs that were removed a while ago. Returns of how many."""
+        """Delete the files of jobs that were removed a while ago. Returns the number of jobs."""
         until = now(self.redis) - after
         with redis_errors():
             removed = self.redis.zrangebyscore(REMOVED, "-inf", until, 0, most)
             late = self.redis.zrangebyscore(LATE, "-inf", until, 0, most - len(removed))
-        self._each(self._swept, REMOVED, removed)
-        self._each(self._swept_late, LATE, late)
+        self._each(self._remove_files, REMOVED, removed)
+        self._each(self._remove_late_files, LATE, late)
         return len(removed) + len(late)
 
-    def _swept(self, job_id: str) -> None:
-        self.archive.forget_images(job_id)
+    def _remove_files(self, job_id: str) -> None:
+        self.archive.remove_image_references(job_id)
         self.store.remove(job_id, self.archive.files(job_id))
         with redis_errors():
             self.redis.zrem(REMOVED, job_id)
 
-    def _swept_late(self, job_id: str) -> None:
-        """It may have been taken after all, by a Redis whose answer did not arrive."""
-        if not self._known(job_id):
+    def _remove_late_files(self, job_id: str) -> None:
+        """The job may exist after all: Redis may have accepted it although its response was lost."""
+        if not self._exists(job_id):
             self.store.remove(job_id)
         with redis_errors():
             self.redis.zrem(LATE, job_id)
 
-    def _known(self, job_id: str) -> bool:
-        """Whether a job is in Redis, or else in the archive: it is written there before it leaves."""
+    def _exists(self, job_id: str) -> bool:
+        """Whether a job is in Redis or in the archive, read in this order as jobs move from one to the other."""
         with redis_errors():
             live = self.redis.exists(f"ks:job:{job_id}")
         return bool(live) or self.store.has(job_id, NAME)
 
     def walk(self, shard: str) -> int:
-        """Remove what lies in one of the store's `SHARDS` and is no job's. Returns of how many jobs."""
+        """Remove files without a record in one of the store's `SHARDS`. Returns the number of jobs."""
         orphans = [job_id for job_id, names in self.store.jobs(shard) if NAME not in names and _old(job_id)]
-        lost = [job_id for job_id in orphans if not self._known(job_id)]
+        lost = [job_id for job_id in orphans if not self._exists(job_id)]
         for job_id in lost:
             log.warning("job %s has files and no record; they are removed", job_id)
             self.store.remove(job_id)

@@ -1,4 +1,4 @@
-"""The Lua scripts of the record; each happens wholly or not at all."""
+"""The Lua scripts that change job records; each is atomic."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from redis.commands.core import Script
 
 from shared.connection import redis_errors
 
-COMMON = ("common", "queue")  # put before each of the others
+COMMON = ("common", "queue")  # prepended to each of the others
 NAMES = (
     "submit",
     "retry",
@@ -30,13 +30,13 @@ NAMES = (
 
 @cache
 def text(name: str) -> str:
-    """One of `shared/jobs/lua`, with the common parts before it."""
+    """The source of a script in `shared/jobs/lua`, with the common parts before it."""
     folder = files("shared.jobs") / "lua"
     return "".join((folder / f"{part}.lua").read_text() for part in (*COMMON, name))
 
 
 def script(redis: Redis, name: str) -> Script:
-    """The same, to be run on this Redis."""
+    """A script, registered with this Redis."""
     return redis.register_script(text(name))
 
 
@@ -45,7 +45,7 @@ class Scripts:
 
     Args:
         redis: a client that decodes responses.
-        lease_seconds: how long a slice stays claimed without a sign of life.
+        lease_seconds: how long a claim is valid without a heartbeat.
     """
 
     def __init__(self, redis: Redis, lease_seconds: float = 20.0) -> None:

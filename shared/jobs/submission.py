@@ -1,4 +1,4 @@
-"""How jobs come into the record, and what is refused."""
+"""Submits and retries jobs, and rejects those that exceed a limit."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from shared.jobs.scripts import Scripts
 from shared.schemas import SLICE_ITEMS, ExplainRequest, Item, Status
 
 IDEMPOTENCY_SECONDS = 24 * 3600
-IMAGE_SECONDS = 24 * 3600  # for which an image is found in Redis, and then in the archive
-PACE_MINUTES = 5  # over which the queue's pace is taken
-LONGEST_WAIT, UNKNOWN_WAIT = 3600, 60  # seconds that a caller is asked to wait for room in the queue
+IMAGE_SECONDS = 24 * 3600  # an image is found through Redis for so long, and then through the archive
+PACE_MINUTES = 5  # over which the speed of the queue is measured
+LONGEST_WAIT, UNKNOWN_WAIT = 3600, 60  # seconds, in Retry-After
 
 
 class Submission(Scripts):
-    """Jobs submitted, and tried again."""
+    """Submits and retries jobs."""
 
     def submit(
         self,
@@ -44,48 +44,48 @@ class Submission(Scripts):
         """Create a job with its slices, all queued.
 
         Args:
-            slices: of the request, as `plan` cuts it.
+            slices: of the request, from `plan`.
             lifetime: seconds until the job expires, by Redis's clock.
-            idempotency_key: names the request for 24 h: the same request with it is given the same job.
+            idempotency_key: for 24 h the same request with the same key returns the same job.
 
         Raises:
             IdempotencyConflict: the key was used with another request.
-            QuotaExceeded: the caller has too much open.
-            QueueFull: everybody together has.
+            QuotaExceeded: the caller has too many unfinished slices.
+            QueueFull: too many slices of all callers are queued.
         """
         small = sum(map(len, slices)) <= SLICE_ITEMS and not request.surveys
         queue: Queue = "interactive" if small else "bulk"
         text = request.model_dump_json()
-        known = _known(caller, idempotency_key) if idempotency_key is not None else ""
+        known = _idempotency(caller, idempotency_key) if idempotency_key is not None else ""
         whole = {"v": FORM, "owner": caller.owner, "queue": queue, "traceparent": telemetry.traceparent()}
-        record = {"idempotency": known, **whole, **_begun(request, text, slices)}
+        record = {"idempotency": known, **whole, **_initial(request, text, slices)}
         fields = json.dumps({name: str(value) for name, value in record.items() if value != ""})
         what = (job_id, _sha256(text), IDEMPOTENCY_SECONDS, fields, _seconds(request))
         with redis_errors():
             found, state = self._scripts["submit"](
-                keys=[f"ks:job:{job_id}", known], args=(*what, *_room(caller), lifetime, IMAGE_SECONDS)
+                keys=[f"ks:job:{job_id}", known], args=(*what, *_limits(caller), lifetime, IMAGE_SECONDS)
             )
         if state < 0:
             raise self._refusal(state, found, len(slices), caller)
         return Submitted(found, [(f"{job_id}:{number}", queue) for number in range(len(slices))] if state else [])
 
     def retry(self, job_id: str, caller: Caller = ANYONE) -> list[tuple[str, Queue]]:
-        """Have the failed items of an ended job run again, with attempts and deadline as if they never had been.
+        """Queue the failed items of an ended job again, with a new deadline and new attempts.
 
         Returns:
             the slices to announce.
 
         Raises:
             JobNotFound: there is no such job.
-            NothingToRetry: it has not ended, was cancelled, or nothing of it has failed.
+            NothingToRetry: it has not ended, was cancelled, or has no failed items.
             QuotaExceeded, QueueFull: as `submit`.
         """
         token = secrets.token_hex(8)
-        while True:  # until nothing happens to it in between
+        while True:  # until the job does not change in between
             finished, request, queue = self._ended(job_id)
             failed = self._failed(job_id)
             slices = [part for number, indices in failed.items() for part in (number, json.dumps(indices))]
-            arguments = (job_id, token, finished, _seconds(request), *_room(caller), *slices)
+            arguments = (job_id, token, finished, _seconds(request), *_limits(caller), *slices)
             with redis_errors():
                 state = self._scripts["retry"](keys=[f"ks:job:{job_id}"], args=arguments)
             if state < 0:
@@ -94,7 +94,7 @@ class Submission(Scripts):
                 return [(f"{job_id}:{number}", queue) for number in failed]
 
     def _ended(self, job_id: str) -> tuple[str, ExplainRequest, Queue]:
-        """When the job ended, in the record's own words, what was asked, and its queue; it has failed items."""
+        """The `finished_at` of an ended job with failed items, as stored, its request, and its queue."""
         with redis_errors():
             status, failed, finished, request, queue = self.redis.hmget(
                 f"ks:job:{job_id}", "status", "failed", "finished_at", "request", "queue"
@@ -105,7 +105,7 @@ class Submission(Scripts):
         return finished, ExplainRequest.model_validate_json(request), queue
 
     def _failed(self, job_id: str) -> dict[int, list[int]]:
-        """The indices of the failed items, by the numbers of their slices."""
+        """The indices of the failed items, by the number of their slice."""
         with redis_errors():
             results = self.redis.hgetall(f"ks:job:{job_id}:results")
         failed: defaultdict[int, list[int]] = defaultdict(list)
@@ -116,13 +116,13 @@ class Submission(Scripts):
     def foresee(
         self, request: ExplainRequest, slices: int, idempotency_key: str | None = None, caller: Caller = ANYONE
     ) -> str | None:
-        """The job that `submit` would answer with for the key's sake; None where it would make one, as things are now.
+        """Checks what `submit` would do. Returns the earlier job with this key; None: it would create one.
 
         Raises:
-            IdempotencyConflict, QuotaExceeded, QueueFull: as `submit` would.
+            IdempotencyConflict, QuotaExceeded, QueueFull: as `submit`.
         """
         with redis_errors(), self.redis.pipeline(transaction=False) as pipe:
-            pipe.hmget(_known(caller, idempotency_key or ""), "job", "digest")
+            pipe.hmget(_idempotency(caller, idempotency_key or ""), "job", "digest")
             pipe.scard(f"ks:open:{caller.owner}")
             for queue in QUEUES:
                 pipe.zcard(f"ks:queued:{queue}")
@@ -138,32 +138,32 @@ class Submission(Scripts):
         return None
 
     def free(self, idempotency_key: str, job_id: str, caller: Caller = ANYONE) -> None:
-        """The job that this key made is lost: it may make another."""
+        """Release an idempotency key whose job is lost, so that it can create another."""
         with redis_errors():
-            if self.redis.hget(_known(caller, idempotency_key), "job") == job_id:
-                self.redis.delete(_known(caller, idempotency_key))
+            if self.redis.hget(_idempotency(caller, idempotency_key), "job") == job_id:
+                self.redis.delete(_idempotency(caller, idempotency_key))
 
     def _refusal(self, state: int, found: str, slices: int, caller: Caller) -> KernelscopeError:
-        """Why a job was not taken: what the script's answer means."""
+        """The error for a state returned by a script, why a job was rejected."""
         if state == -1:
             return IdempotencyConflict(
-                f"this Idempotency-Key came with another request in the last 24 hours (job {found}); use a new key"
+                f"this Idempotency-Key was used with another request in the last 24 hours (job {found}); use a new key"
             )
         wait = self.wait_for(slices)
         if state == -2:
             return QuotaExceeded(
-                f"this job has {slices} parts of up to {SLICE_ITEMS} items, and you may have {caller.max_open} that are"
-                " not finished; wait for your jobs, or cancel some",
+                f"this job has {slices} parts of up to {SLICE_ITEMS} items, and you may have {caller.max_open} "
+                "unfinished ones; wait for your jobs, or cancel some",
                 retry_after=wait,
             )
         return QueueFull(
-            f"the queue holds {self._waiting()} parts of jobs and takes {caller.max_queued}; at its present pace "
-            f"there is room for this one in about {wait} s",
+            f"the queue holds {self._waiting()} parts of jobs, of at most {caller.max_queued}; at its present pace "
+            f"there will be room for this job in about {wait} s",
             retry_after=wait,
         )
 
     def wait_for(self, slices: int) -> int:
-        """Seconds until so many slices are done, at the pace of the last minutes."""
+        """Estimated seconds until so many slices are done, at the speed of the last minutes."""
         at = now(self.redis)
         minutes = [int(at // 60) - back for back in range(PACE_MINUTES)]
         with redis_errors():
@@ -179,21 +179,21 @@ class Submission(Scripts):
 
 
 def check_retry(job_id: str, status: Status, failed: int) -> None:
-    """Nothing, if a job has failed items and has ended.
+    """Checks that a job has ended and has failed items.
 
     Raises:
         NothingToRetry: with the reason.
     """
     if status is Status.CANCELLED:
-        raise NothingToRetry(f"job {job_id} was cancelled; send what you want of it as a new request")
+        raise NothingToRetry(f"job {job_id} was cancelled; send a new request instead")
     if not status.terminal:
         raise NothingToRetry(f"job {job_id} is still {status}; retry it once it has ended")
     if not failed:
-        raise NothingToRetry(f"nothing of job {job_id} has failed")
+        raise NothingToRetry(f"job {job_id} has no failed items")
 
 
-def _begun(request: ExplainRequest, text: str, slices: list[list[Item]]) -> dict[str, object]:
-    """What a record says of a job's work before any of it is done."""
+def _initial(request: ExplainRequest, text: str, slices: list[list[Item]]) -> dict[str, object]:
+    """The initial fields of a record."""
     return {
         "status": "queued",
         "request": text,
@@ -210,17 +210,17 @@ def _begun(request: ExplainRequest, text: str, slices: list[list[Item]]) -> dict
 
 
 def _seconds(request: ExplainRequest) -> float | str:
-    """That the job has."""
+    """The job's deadline in seconds, as an argument of scripts."""
     return "" if request.deadline_s is None else request.deadline_s
 
 
-def _room(caller: Caller) -> tuple[int, int]:
-    """What the scripts are told of the most that there may be."""
+def _limits(caller: Caller) -> tuple[int, int]:
+    """The caller's limits, as arguments of scripts."""
     return caller.max_queued, caller.max_open
 
 
-def _known(caller: Caller, idempotency_key: str) -> str:
-    """Where the job is remembered that this key made."""
+def _idempotency(caller: Caller, idempotency_key: str) -> str:
+    """The key in Redis of an idempotency key."""
     return f"ks:idempotency:{_sha256(f'{caller.owner}/{idempotency_key}')}"
 
 

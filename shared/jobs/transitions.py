@@ -1,4 +1,4 @@
-"""The transitions of slices and jobs. Each is atomic; those of a running slice are fenced by the claim's token."""
+"""The transitions of slices and jobs. Each is atomic; those of a running slice need the fencing token of its claim."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from shared.jobs.submission import Submission
 from shared.jobs.waiting import Waiting
 from shared.schemas import Item, ItemResult, Status
 
-SAME_SECONDS = 24 * 3600  # for which the same work is found
-SAME_DEATH_SECONDS = 1.0  # leases of one worker that end so close together were last renewed together
+SAME_SECONDS = 24 * 3600  # for which results are cached
+SAME_DEATH_SECONDS = 1.0  # leases of one worker that expire so close together were last renewed together
 
 
 class Transitions(Submission, Waiting):
-    """Every change of a job's record. Times are Redis's: no machine's clock is asked.
+    """Every change of a job's record. All times are by Redis's clock.
 
     Args:
         redis: a client that decodes responses.
-        lease_seconds: how long a slice stays claimed without a sign of life.
+        lease_seconds: how long a claim is valid without a heartbeat.
     """
 
     def renew(self, claim: Claim, progress: dict[str, Any]) -> None:
-        """A sign of life from the engine: extends the lease and publishes the progress.
+        """A heartbeat of the engine: extends the lease and publishes the progress.
 
         Raises:
-            LostLease: the claim no longer holds.
+            LostLease: the claim is no longer valid.
         """
         if self.renew_all([Sign(claim, progress)])[0] is Hold.LOST:
             raise LostLease(claim.slice_id)
 
     def renew_all(self, signs: Sequence[Sign]) -> list[Hold]:
-        """Several signs of life in one round trip (and one sync of the append-only file). Returns how each holds."""
+        """Heartbeats in one round trip and one sync of the append-only file. Returns the states of the claims."""
         with redis_errors(), self.redis.pipeline(transaction=False) as pipe:
             for sign in signs:
                 claim, progress = sign.claim, json.dumps(sign.progress) if sign.progress else ""
@@ -51,11 +51,11 @@ class Transitions(Submission, Waiting):
             return list(map(Hold, pipe.execute()))
 
     def resolve(self, claim: Claim, skipped: Sequence[Item]) -> None:
-        """The ranks of this slice have kernels now, but for the `skipped`, because too few kernels are active."""
+        """The ranks of this slice are resolved to kernels, except `skipped` ones, as too few kernels are active."""
         self._fenced("resolve", claim, claim.token, *(item.index for item in skipped))
 
     def check(self, claim: Claim) -> None:
-        """Nothing, if the claim holds: what is written for it now may be referred to.
+        """Checks that the claim is still valid before files are written for it.
 
         Raises:
             LostLease.
@@ -65,10 +65,10 @@ class Transitions(Submission, Waiting):
                 raise LostLease(claim.slice_id)
 
     def commit(self, claim: Claim, result: ItemResult, blobs: dict[str, str], fingerprint: str = "") -> None:
-        """One item is finished: its result and its blobs (name → SHA-256, already stored) become visible, once.
+        """Store the result of an item and its blobs (name → SHA-256, already written); repeating it changes nothing.
 
         Args:
-            fingerprint: of the work, under which `Records.same` finds the result for a day; empty: nowhere.
+            fingerprint: of the computation, so that `Records.same` finds the result for a day; empty: not cached.
         """
         text = text_of(result, blobs)
         failed = int(result.status == "failed")
@@ -76,15 +76,15 @@ class Transitions(Submission, Waiting):
         self._fenced("commit", claim, claim.slice_id, *arguments)
 
     def finish(self, claim: Claim) -> None:
-        """Running → done; with the last slice the job ends."""
+        """Running → done. The job ends with its last slice."""
         self._fenced("finish", claim, claim.slice_id, claim.token)
 
     def release(self, claim: Claim) -> None:
-        """Running → queued: the worker stops and hands the rest of the slice back; not counted as an attempt."""
+        """Running → queued: the worker stops and releases the slice; not counted as an attempt."""
         self._fenced("release", claim, claim.slice_id, claim.token)
 
     def fail(self, claim: Claim, error: KernelscopeError) -> None:
-        """Running → done, every item that has no result yet failed with this error."""
+        """Running → done; every item without a result fails with this error."""
         if isinstance(claim.request.kernels, str):
             self.resolve(claim, [])
         for item in claim.items:
@@ -92,11 +92,11 @@ class Transitions(Submission, Waiting):
         self.finish(claim)
 
     def cancel(self, job_id: str) -> None:
-        """Queued or running → cancelled, at once: what is not finished never will be, and no claim of it holds.
+        """Queued or running → cancelled, immediately. All claims become invalid, and unfinished items have no results.
 
         Raises:
             JobNotFound: there is no such job.
-            JobEnded: it ended before.
+            JobEnded: it has already ended.
         """
         with redis_errors():
             before = self.redis.hget(f"ks:job:{job_id}", "status")
@@ -107,10 +107,10 @@ class Transitions(Submission, Waiting):
             raise JobEnded(f"job {job_id} has already {status}; only a queued or running job can be cancelled")
 
     def lapsed(self, max_attempts: int) -> list[str]:
-        """Take back every slice whose lease has run out. Returns those that are queued again.
+        """Queue every slice whose lease has expired again. Returns these slices.
 
-        One whose worker died of it `max_attempts` times, with no item finished in between, is failed. A worker that
-        held several slices died of none of them, as far as one can know, unless one of them was suspected before.
+        A slice whose worker died `max_attempts` times, with no item finished in between, fails. If a worker held
+        several slices when it died, none is blamed, unless exactly one of them was already suspected.
         """
         queued = []
         for slice_id, company in self._late(max_attempts):
@@ -124,7 +124,7 @@ class Transitions(Submission, Waiting):
         return queued
 
     def _late(self, max_attempts: int) -> list[tuple[str, bool]]:
-        """The slices of workers that a lease has run out of, and whether the worker may have died of another."""
+        """The slices of workers with an expired lease, each with whether another slice may have killed the worker."""
         at = now(self.redis)
         with redis_errors():
             if not self.redis.zcount("ks:leases", "-inf", at):
@@ -151,12 +151,12 @@ class Transitions(Submission, Waiting):
     def _exhausted(self, slice_id: str, token: str) -> None:
         with redis_errors():
             job_id, attempt, items = self.redis.hmget(f"ks:slice:{slice_id}", "job", "attempt", "items")
-        error = AttemptsExhausted(f"the worker died or went silent {attempt} times while it ran this; given up")
+        error = AttemptsExhausted(f"the worker died or stopped responding {attempt} times; there are no more retries")
         with suppress(LostLease):  # cancelled or removed at this moment
             self.fail(self._claim(slice_id, job_id, token, int(attempt), items), error)
 
     def overdue(self) -> list[str]:
-        """Fail every queued slice whose deadline has passed; returns them. A running one is its worker's business."""
+        """Fail every queued slice whose deadline has passed; returns them. Workers handle those that are running."""
         with redis_errors():
             late: list[str] = self.redis.zrangebyscore("ks:deadlines", "-inf", now(self.redis))
         failed = []

@@ -1,4 +1,4 @@
-"""What waits in the queues, and who is to have it."""
+"""The queues, and how workers claim slices from them."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from shared.schemas import ExplainRequest, Item, plan
 from shared.workers import WorkerState, able
 
 ITEMS = TypeAdapter(list[Item])
-LACKING_SECONDS = 15  # for which it is believed what no worker can run
+LACKING_SECONDS = 15  # for which the list of unmet needs is valid
 
 
 class Waiting(Scripts):
-    """Slices that wait, and their way into a worker's hands."""
+    """Queued slices, and their claims by workers."""
 
     def next(
         self, queue: Queue, worker: str, runs: Callable[[str], bool] = lambda _: True, announced: str = ""
     ) -> Next:
         """Claim the slice of this queue whose turn it is, queued → running.
 
-        Callers take turns; of each it is the slice that waits longest, among those that this worker can run.
+        Callers take turns. Of a caller's slices that this worker can run, the one that has waited longest is claimed.
 
         Args:
-            worker: who claims; slices of the same worker that lapse together died together.
-            runs: whether the worker can run what waits in a bucket, such as "vgg16 conv3_3", or
-                "vgg16 conv3_3 suspected" for slices that workers may have died of.
-            announced: the slice that the message was about. One that an earlier version has queued, which knew no
-                buckets, is claimed whether the worker can run it or not: it hands it back if not.
+            worker: id of the worker. Leases of the same worker that expire together indicate a single crash.
+            runs: whether the worker can run the slices of a bucket, such as "vgg16 conv3_3", or
+                "vgg16 conv3_3 suspected" for slices that may have killed workers.
+            announced: the slice of the message. If an earlier version, without buckets, has queued it, it is claimed
+                whether the worker can run it or not; the worker releases it if it cannot.
         """
         with redis_errors(), self.redis.pipeline(transaction=False) as pipe:
             pipe.hmget(f"ks:slice:{announced}", "status", "bucket")
@@ -49,13 +49,13 @@ class Waiting(Scripts):
         return Next(self._claimed(token, found[0]) if found else None, waiting, unannounced)
 
     def claim(self, slice_id: str, worker: str = "") -> Claim | None:
-        """Queued → running, of one slice whose turn it need not be. None: already claimed, done, or gone."""
+        """Claim this slice out of turn, queued → running. None: already claimed, done, or gone."""
         token = secrets.token_hex(8)
         found = self._run("claim", slice_id, token, self.lease_seconds, worker, slice_id=slice_id)
         return self._claimed(token, found) if found else None
 
     def _claimed(self, token: str, found: list[Any]) -> Claim | None:
-        """The claim that the script has made; None where its job has just been removed."""
+        """The claim made by a script; None if its job has just been removed."""
         slice_id, job_id, attempt, waited, left, suspected, items = found
         try:
             return self._claim(
@@ -96,14 +96,14 @@ class Waiting(Scripts):
         )
 
     def queued(self) -> list[str]:
-        """Every queued slice, those of small jobs first, each oldest first."""
+        """Every queued slice, oldest first, and those of small jobs before the others."""
         with redis_errors(), self.redis.pipeline(transaction=True) as pipe:
             for queue in QUEUES:
                 pipe.zrange(f"ks:queued:{queue}", 0, -1)
             return [slice_id for slices in pipe.execute() for slice_id in slices]
 
     def unsent(self, slices: list[str], older_than: float) -> list[str]:
-        """Those slices about which the last message went out more than `older_than` seconds ago."""
+        """Those slices whose last message was sent more than `older_than` seconds ago."""
         limit = now(self.redis) - older_than
         with redis_errors(), self.redis.pipeline(transaction=False) as pipe:
             for slice_id in slices:
@@ -112,12 +112,12 @@ class Waiting(Scripts):
         return [slice_id for slice_id, at in zip(slices, sent, strict=True) if at and float(at) <= limit]
 
     def sent(self, slice_id: str) -> Queue | None:
-        """Note that a message about the slice goes out now; returns its queue, or None where the slice is gone."""
+        """Record that a message about the slice is sent now. Returns its queue, or None if the slice is gone."""
         queue: Queue | None = self._run("sent", slice_id=slice_id)
         return queue
 
     def note_lacking(self, living: Sequence[WorkerState]) -> None:
-        """Remember what waits that none of these workers can run, so that its jobs say what they wait for."""
+        """Store which needs of queued slices none of these workers meets, for `waiting_for` of their jobs."""
         with redis_errors():
             buckets = self.redis.sunion([f"ks:buckets:{queue}" for queue in QUEUES])
             needs = {bucket.removesuffix(SUSPECTED) for bucket in buckets}
@@ -131,4 +131,4 @@ class Waiting(Scripts):
 
 
 def _sentence(need: str, living: Sequence[WorkerState]) -> str:
-    return f"a worker with {need}: none that runs now has it" if living else "a worker: none runs now"
+    return f"a worker with {need}: none of the connected ones has it" if living else "a worker: none is connected"

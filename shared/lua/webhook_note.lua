@@ -1,13 +1,14 @@
--- An attempt to deliver a webhook was made. ARGV: job id, the attempt as JSON, 1 if it failed, now, JSON of the seconds
--- between attempts, the message's round. The message goes, or is due again; the attempt is logged with the job where that is still there.
--- Returns how it ended: 'delivered', 'failed' or 'given_up'; nothing where the message was dealt with before.
+-- Records an attempt to deliver a webhook: logs it with the job, if that still exists, and deletes the message or
+-- schedules the next attempt. ARGV: job id, the attempt as JSON, 1 if it failed, now, JSON of the seconds between attempts,
+-- the message's round.
+-- Returns the outcome: 'delivered', 'failed' or 'given_up'; nil if there is no such message any more.
 local text = redis.call('HGET', 'ks:webhooks:messages', ARGV[1])
 if not text then
   redis.call('ZREM', 'ks:webhooks', ARGV[1])
   return nil
 end
 local message = cjson.decode(text)
-if (message.round or 0) ~= tonumber(ARGV[6]) then return nil end  -- the job was retried, and has ended again
+if (message.round or 0) ~= tonumber(ARGV[6]) then return nil end  -- the job was retried: there is a newer message
 message.tries = (message.tries or 0) + 1
 local delay = cjson.decode(ARGV[5])[message.tries]
 local outcome = ARGV[3] == '0' and 'delivered' or delay and 'failed' or 'given_up'

@@ -1,7 +1,7 @@
-"""What a survey knows of one layer after some images, how that is stored, and how parts become the whole.
+"""The results of a survey for a layer: those of a part of the images, their files, and how parts are combined.
 
-Part files have all layers, each with the tally of the part's images and the highest activation of every kernel on every
-one of them, rounded to half precision: of two kernels that the same images activate these correlate.
+The file of a part has, for each layer, the tally of the part's images and the highest activation of every kernel on
+every image, rounded to half precision. Correlations between kernels are computed from these.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 
 from shared.surveys.tally import Floats, Ints, Tally
 
-ALIKE = 8  # most similar kernels that are kept of each
+ALIKE = 8  # most similar kernels that are stored for each kernel
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a layer's maps of N images are, of C kernels each.
+    """Summaries of a layer's feature maps: C kernels on N images.
 
     Args:
-        positions: of one map.
-        peaks, means: of each map the highest and the mean activation, (N, C).
-        active: at how many positions the kernel is active, (N, C).
-        places: of the peaks, row by row, (N, C).
+        positions: number of positions in one map.
+        peaks, means: highest and mean activation of each map, (N, C).
+        active: number of positions at which the kernel is active, (N, C).
+        places: indices of the positions of the peaks in row-major order, (N, C).
     """
 
     positions: int
@@ -38,7 +38,7 @@ class Seen:
 
     @classmethod
     def of(cls, parts: Sequence[Seen]) -> Seen:
-        """All of these, one at least, in this order."""
+        """The concatenation of at least one of them."""
         names = ("peaks", "means", "active", "places")
         arrays = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
         return cls(parts[0].positions, *arrays)
@@ -46,7 +46,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Part:
-    """Of one layer with C kernels, over N images.
+    """The results for one layer with C kernels on the N images of a part.
 
     Args:
         peaks: highest activation of each kernel on each image, (N, C).
@@ -57,7 +57,7 @@ class Part:
 
     @classmethod
     def of(cls, seen: Sequence[Seen], first: int) -> Part:
-        """Of images that have the numbers from `first` on, one at least.
+        """The results of at least one image; the images are numbered from `first`.
 
         Raises:
             ValueError: an activation is not finite.
@@ -70,11 +70,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Whole:
-    """Of one layer with C kernels, over all images.
+    """The results for one layer with C kernels on all images.
 
     Args:
-        alike: for each kernel those of the layer whose peaks correlate most with its own, highest first, (C, n).
-        correlations: Pearson's, (C, n); -inf beside a kernel that is none: fewer have any.
+        alike: for each kernel the n others whose peaks correlate most with its own, highest first, (C, n).
+        correlations: their Pearson correlations, (C, n); -inf for padding, where fewer kernels correlate.
     """
 
     tally: Tally
@@ -82,18 +82,18 @@ class Whole:
     correlations: Floats
 
     def to_bytes(self) -> bytes:
-        """A file of it."""
+        """The file to store."""
         return _file({**self.tally.arrays(), "alike": self.alike, "correlations": self.correlations})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Whole:
-        """Of such a file."""
+        """The results from such a file."""
         with np.load(BytesIO(data), allow_pickle=False) as file:
             return cls(Tally.of_arrays(file), file["alike"], file["correlations"])
 
 
 def packed(layers: Mapping[str, Part]) -> bytes:
-    """A part's file."""
+    """The file of a part."""
     arrays: dict[str, NDArray[Any]] = {"layers": np.array(list(layers))}
     for number, part in enumerate(layers.values()):
         arrays |= {f"{number}.{name}": array for name, array in part.tally.arrays().items()}
@@ -103,13 +103,13 @@ def packed(layers: Mapping[str, Part]) -> bytes:
 
 
 def kernels_of(data: bytes) -> dict[str, int]:
-    """How many each layer of a part has."""
+    """The number of kernels of each layer in the file of a part."""
     with np.load(BytesIO(data), allow_pickle=False) as file:
         return {layer: len(file[f"{number}.mean"]) for number, layer in enumerate(file["layers"].tolist())}
 
 
 def unpacked(data: bytes, layers: Collection[str]) -> dict[str, Part]:
-    """Some layers of a part."""
+    """These layers from the file of a part."""
     with np.load(BytesIO(data), allow_pickle=False) as file:
         found = {}
         for number, layer in enumerate(file["layers"].tolist()):
@@ -121,7 +121,7 @@ def unpacked(data: bytes, layers: Collection[str]) -> dict[str, Part]:
 
 
 def join(parts: Iterable[bytes], layers: Collection[str]) -> dict[str, Whole]:
-    """These layers, of part files in this order. They are read one after the other, and none is kept."""
+    """The results for these layers from the files of parts, in this order. One file at a time is in memory."""
     tallies: dict[str, Tally] = {}
     sums: dict[str, _Sums] = {}
     for data in parts:
@@ -132,7 +132,7 @@ def join(parts: Iterable[bytes], layers: Collection[str]) -> dict[str, Whole]:
 
 
 class _Sums:
-    """That correlations are made of."""
+    """Running sums for the correlations."""
 
     def __init__(self, kernels: int) -> None:
         self.count = 0
@@ -146,10 +146,10 @@ class _Sums:
         self.products += exact.T @ exact
 
     def alike(self) -> tuple[Ints, Floats]:
-        """The kernels that correlate most with each, and how much."""
+        """The kernels that correlate most with each kernel, and their correlations."""
         covariance = self.products - np.outer(self.sum, self.sum) / self.count
         spread = np.sqrt(np.maximum(np.diag(covariance), 0))
-        varies = spread > 1e-6 * np.sqrt(np.diag(self.products))  # below that it is rounding
+        varies = spread > 1e-6 * np.sqrt(np.diag(self.products))  # anything less is rounding
         known = varies[:, None] & varies & ~np.eye(len(spread), dtype=bool)
         scale = np.where(known, np.outer(spread, spread), 1)
         correlation = np.where(known, np.clip(covariance / scale, -1, 1), -np.inf)

@@ -1,14 +1,14 @@
-"""Surveys, in the object store alone (shared/shelves.py); only how far one is is told by its job.
+"""Surveys, in the object store only (shared/collection.py). Their progress is that of their jobs.
 
-    surveys/ID/facts.json              of which data set, network and layers, and how many images
-    surveys/ID/images/N.json           the images of part N: digest and name of each
-    surveys/ID/network.json            which network looked at them
-    surveys/ID/parts/N.npz             what it saw in them (shared/surveys/parts.py)
-    surveys/ID/layers/N/LAYER.npz      what is known of a layer after N parts
-    surveys/ID/explained/OWNER/…       which jobs explain which kernels, for each caller
-    datasets/ID/crops/…                parts of images, which go with them
+    surveys/ID/facts.json              data set, network, layers and number of images
+    surveys/ID/images/N.json           digest and name of each image of part N
+    surveys/ID/network.json            the network's weights
+    surveys/ID/parts/N.npz             the results of part N (shared/surveys/parts.py)
+    surveys/ID/layers/N/LAYER.npz      the combined results of N parts for a layer
+    surveys/ID/explained/OWNER/…       the jobs that explain kernels, for each owner
+    datasets/ID/crops/…                crops of images, deleted with the data set
 
-The same images in the same order make the same part, whoever makes it and however often.
+A part is deterministic: the same images in the same order always have the same results.
 """
 
 from __future__ import annotations
@@ -23,28 +23,27 @@ from threading import Lock
 
 from pydantic import BaseModel, ConfigDict
 
-from shared import shelves
+from shared.collection import READERS, Collection, StoredFacts, folder_of
 from shared.datasets import DataSets
 from shared.errors import InvalidRequest, NetworkChanged, SurveyNotFound
 from shared.images import Frame
 from shared.schemas import WeightsUsed
-from shared.shelves import READERS, Shelf
 from shared.store import BlobStore
 from shared.surveys.parts import Part, Whole, join, kernels_of, packed
 
 PART_IMAGES = 256
 MOST_SURVEYS = 200  # of one owner
-MOST_PRODUCTS = 2**25  # of two kernels each, that are summed up at once: 256 MB
+MOST_PRODUCTS = 2**25  # products of two kernels that are summed at the same time: 256 MB
 NUMBER = re.compile(r"(\d+)\.(?:npz|json)")
-KEPT_LISTS = 64  # of parts' images, that were read last
-KEPT_LAYERS = 32  # the same of layers
+KEPT_LISTS = 64  # cached lists of images
+KEPT_LAYERS = 32  # cached layers
 
 Images = list[tuple[str, str]]  # digest and name of each
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts(shelves.Facts):
-    """What is said of a survey."""
+class Facts(StoredFacts):
+    """The properties of a survey."""
 
     dataset: str
     dataset_name: str
@@ -54,16 +53,16 @@ class Facts(shelves.Facts):
 
     @property
     def parts(self) -> int:
-        """In which the images are looked at."""
+        """The number of parts."""
         return -(-self.images // PART_IMAGES)
 
     def surveyed(self, parts: Sequence[int]) -> int:
-        """How many images these parts have."""
+        """The number of images in these parts."""
         return sum(min(self.images, first_of(number + 1)) - first_of(number) for number in parts)
 
 
 class Used(BaseModel):
-    """A network, as it looks at a survey's images."""
+    """The weights and the input frame of a survey's network."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -72,36 +71,36 @@ class Used(BaseModel):
 
 
 class Surveys:
-    """Those of a store. A survey has the id of its job."""
+    """The surveys in an object store. A survey has the id of its job."""
 
     def __init__(self, store: BlobStore, datasets: DataSets) -> None:
         self.store = store
         self.datasets = datasets
-        self.shelf = Shelf(store, "surveys", Facts, SurveyNotFound, "survey", MOST_SURVEYS)
+        self.shelf = Collection(store, "surveys", Facts, SurveyNotFound, "survey", MOST_SURVEYS)
         self._layer = lru_cache(KEPT_LAYERS)(self._read_layer)
         self._images = lru_cache(KEPT_LISTS)(self._read_images)
         self._joining = Lock()
 
     def create(self, survey_id: str, facts: Facts, parts: Sequence[Images]) -> None:
-        """A survey of these images. Raises as `Shelf.put`."""
+        """Create a survey of these images. Raises as `Collection.put`."""
         with ThreadPoolExecutor(READERS) as writers:
             list(writers.map(lambda one: self._put_images(survey_id, *one), enumerate(parts)))
         self.shelf.put(survey_id, facts)
 
     def publish(self, survey_id: str) -> None:
-        """Everybody may read it from now on.
+        """Make a survey public.
 
         Raises:
             SurveyNotFound, DataSetNotFound.
-            InvalidRequest: its images are not everybody's.
+            InvalidRequest: its images are not public.
         """
         dataset = self.shelf.facts(survey_id, None).dataset
         if not self.datasets.shelf.facts(dataset, None).public:
-            raise InvalidRequest(f"its images are not public: `kernelscope datasets publish {dataset}` comes first")
+            raise InvalidRequest(f"its images are not public: run `kernelscope datasets publish {dataset}` first")
         self.shelf.publish(survey_id)
 
     def images(self, survey_id: str, number: int) -> Images:
-        """Of a part.
+        """The images of a part.
 
         Raises:
             SurveyNotFound: it was deleted.
@@ -119,16 +118,16 @@ class Surveys:
         return self.images(survey_id, number // PART_IMAGES)[number % PART_IMAGES]
 
     def used(self, survey_id: str) -> Used | None:
-        """Which network looks; None before any has."""
+        """The network of a survey; None before its first part is started."""
         text = self.store.get_at(self.shelf.place(survey_id, "network.json"))
         return Used.model_validate_json(text) if text else None
 
     def begin(self, survey_id: str, used: Used) -> None:
-        """A network looks at a part: the first one is that of all.
+        """Start a part. The network of the first part is recorded, and all others must use the same.
 
         Raises:
             SurveyNotFound: it was deleted.
-            NetworkChanged: the first part was looked at by another.
+            NetworkChanged: the first part used another network.
         """
         self.shelf.facts(survey_id, None)
         if self.used(survey_id) is None:
@@ -137,16 +136,16 @@ class Surveys:
         if known is not None and known != used:
             before, after = (f"{one.weights.source} ({one.weights.sha256[:12]}…)" for one in (known, used))
             raise NetworkChanged(
-                f"the survey was begun with the weights {before}, and the network has {after} now, or is fed "
-                "otherwise; make a new survey"
+                f"the survey was started with the weights {before}, and the network has {after} now, or a different "
+                "preprocessing; create a new survey"
             )
 
     def put_part(self, survey_id: str, number: int, layers: dict[str, Part], used: Used) -> None:
-        """What was seen in a part.
+        """Store the results of a part.
 
         Raises:
-            SurveyNotFound: it was deleted meanwhile; nothing of it stays.
-            NetworkChanged: as of `begin`; two that began at once find out here.
+            SurveyNotFound: it has been deleted in the meantime; its files are deleted again.
+            NetworkChanged: as `begin`; detected here if two parts were started at the same time.
         """
         self.begin(survey_id, used)
         self.store.put_at(self.shelf.place(survey_id, "parts", f"{number}.npz"), packed(layers))
@@ -160,12 +159,12 @@ class Surveys:
             raise
 
     def parts(self, survey_id: str) -> list[int]:
-        """The numbers of those that there are."""
+        """The numbers of the parts that are done."""
         names = map(NUMBER.fullmatch, self.store.names(self.shelf.place(survey_id, "parts")))
         return sorted(int(name[1]) for name in names if name)
 
     def layer(self, survey_id: str, layer: str) -> Whole | None:
-        """What is known of a layer after the parts that there are; None where there is none, or it is no such layer."""
+        """The results for a layer from the parts that are done; None if there are none, or no such layer."""
         facts, parts = self.shelf.facts(survey_id, None), self.parts(survey_id)
         if not parts or layer not in facts.layers:
             return None
@@ -182,7 +181,7 @@ class Surveys:
         return Whole.from_bytes(data) if data else None
 
     def join(self, survey_id: str, parts: Sequence[int], layers: Sequence[str]) -> None:
-        """Put parts together. Whoever does it, the result is the same."""
+        """Combine parts and store the results. Doing so twice is harmless: the results are the same."""
         for group in _groups(next(self._read_parts(survey_id, parts[:1]), None), layers):
             for layer, found in join(self._read_parts(survey_id, parts), group).items():
                 self.store.put_at(self._place(survey_id, len(parts), layer), found.to_bytes())
@@ -193,23 +192,23 @@ class Surveys:
                 yield data
 
     def explained(self, survey_id: str, owner: str, layer: str, kernel: int) -> bytes | None:
-        """What was noted of the jobs that explain a kernel for this owner."""
+        """The stored text about the jobs that explain a kernel for this owner."""
         return self.store.get_at(self._explained(survey_id, owner, layer, kernel))
 
     def note_explained(self, survey_id: str, owner: str, layer: str, kernel: int, text: bytes) -> None:
-        """Note it."""
+        """Store the text that `explained` returns."""
         self.store.put_at(self._explained(survey_id, owner, layer, kernel), text)
 
     def all_explained(self, survey_id: str, owner: str, layer: str) -> dict[int, bytes]:
-        """The same of all kernels of a layer."""
-        folder = self.shelf.place(survey_id, "explained", shelves.folder_of(owner), layer)
+        """The stored texts for all kernels of a layer."""
+        folder = self.shelf.place(survey_id, "explained", folder_of(owner), layer)
         kernels = [int(name[1]) for name in map(NUMBER.fullmatch, self.store.names(folder)) if name]
         with ThreadPoolExecutor(READERS) as readers:
             texts = readers.map(lambda kernel: self.explained(survey_id, owner, layer, kernel), kernels)
             return {kernel: text for kernel, text in zip(kernels, texts, strict=True) if text}
 
     def _explained(self, survey_id: str, owner: str, layer: str, kernel: int) -> str:
-        return self.shelf.place(survey_id, "explained", shelves.folder_of(owner), layer, f"{kernel}.json")
+        return self.shelf.place(survey_id, "explained", folder_of(owner), layer, f"{kernel}.json")
 
     def _place(self, survey_id: str, parts: int, layer: str) -> str:
         return self.shelf.place(survey_id, "layers", str(parts), f"{layer}.npz")
@@ -219,7 +218,7 @@ class Surveys:
 
 
 def _groups(part: bytes | None, layers: Sequence[str]) -> Iterator[list[str]]:
-    """Layers that are joined together, however many kernels the network has: their products fit into memory."""
+    """Groups of layers to be combined together, small enough that their products fit into memory."""
     group: list[str] = []
     size = 0
     for layer, kernels in kernels_of(part).items() if part else ():
@@ -235,15 +234,15 @@ def _groups(part: bytes | None, layers: Sequence[str]) -> Iterator[list[str]]:
 
 
 def first_of(part: int) -> int:
-    """The number of its first image."""
+    """The number of a part's first image."""
     return part * PART_IMAGES
 
 
 def cut(images: Images) -> list[Images]:
-    """Into parts."""
+    """The images, split into parts."""
     return [images[start : start + PART_IMAGES] for start in range(0, len(images), PART_IMAGES)]
 
 
 def listed(images: Images) -> bytes:
-    """The images of a part as they are stored."""
+    """The file with the images of a part."""
     return json.dumps(images).encode()

@@ -1,10 +1,10 @@
-"""What a survey knows of each kernel of a layer after some images: how active it is, and which make it most active.
+"""Statistics of the kernels of a layer over many images: activations, and the images that activate a kernel most.
 
-Tallies of disjoint parts of a data set are added up into one of all of them. Of the same parts in the same
-order the result is the same to the last bit, so a part that was lost may be made again.
+The tallies of disjoint parts of a data set can be added. The sum of the same parts in the same order is the same to the
+last bit, so a lost part can be computed again.
 
-Of maps with a sign |F| stands for F. A kernel is active at a position where F is above 0, or |F| above a thousandth of
-the image's highest of the layer; an image in which it is nowhere active is none of those that activate it.
+For signed maps |F| is used instead of F. A kernel is active at a position where F > 0, or |F| is above a thousandth of
+the layer's highest value on the image. Images with no such position do not activate the kernel.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-TOP = 16  # images that are kept of each kernel
-QUARTERS = 40  # of an octave, of the histogram, to each side of 1
-EDGES = 2.0 ** (np.arange(1 - QUARTERS, QUARTERS) / 4)  # between its bins; the first is of silent kernels
+from shared.schemas import TOP_IMAGES
+
+TOP = TOP_IMAGES
+QUARTERS = 40  # quarter octaves of the histogram on each side of 1
+EDGES = 2.0 ** (np.arange(1 - QUARTERS, QUARTERS) / 4)  # between the bins; the first bin is for silent kernels
 BINS = len(EDGES) + 2
 
 Ints = NDArray[np.int64]
@@ -28,11 +30,11 @@ Number = TypeVar("Number", bound=np.generic)
 
 @dataclass(frozen=True)
 class Kernel:
-    """What a tally says of one kernel.
+    """The statistics of one kernel.
 
     Args:
-        mean, max: of its activation.
-        active, active_images: the share of positions, and of images.
+        mean, max: mean and maximum of its activation.
+        active, active_images: fractions of positions, and of images, where it is active.
         top: number, peak and position of the images that activate it most, highest first.
     """
 
@@ -45,18 +47,18 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Tally:
-    """Of C kernels, over N images.
+    """The statistics of C kernels over N images.
 
     Args:
         images: N.
-        positions: of one map.
-        mean: the sum over the images of the mean activation, (C,).
-        active: positions at which each is active, of all images, (C,).
-        active_images: with such a position, (C,).
-        histogram: how many images have their highest activation in each bin, (C, BINS).
-        peaks: the TOP highest activations, highest first, one of an image, (C, TOP); -inf where there are fewer.
-        top: the numbers of their images, (C, TOP); -1 where fewer activate it. Of equal ones the one that comes first.
-        places: the positions there, row by row, (C, TOP).
+        positions: number of positions in one map.
+        mean: sum over the images of the mean activation, (C,).
+        active: number of positions, over all images, at which each kernel is active, (C,).
+        active_images: number of images with such a position, (C,).
+        histogram: number of images with their highest activation in each bin, (C, BINS).
+        peaks: the TOP highest activations, one of an image, highest first, (C, TOP); -inf where there are fewer.
+        top: numbers of their images, (C, TOP); -1 where there are fewer. Ties are resolved in favour of lower numbers.
+        places: indices of their positions in row-major order, (C, TOP).
     """
 
     images: int
@@ -79,13 +81,13 @@ class Tally:
         active: Ints,
         places: Ints,
     ) -> Tally:
-        """Of some images.
+        """The statistics of some images.
 
         Args:
-            numbers: theirs in the data set, (N,).
-            peaks, means, active: of each map the highest and the mean activation, and at how many positions the kernel
-                is active, (N, C).
-            places: of the peaks, (N, C).
+            numbers: numbers of the images in the data set, (N,).
+            peaks, means, active: for each map the highest and the mean activation, and the number of positions at which
+                the kernel is active, (N, C).
+            places: indices of the positions of the peaks, (N, C).
 
         Raises:
             ValueError: an activation is not finite.
@@ -112,10 +114,10 @@ class Tally:
         )
 
     def __add__(self, other: Tally) -> Tally:
-        """Of both.
+        """The statistics of both sets of images.
 
         Raises:
-            ValueError: they are of different layers.
+            ValueError: the maps have different shapes.
         """
         if (self.positions, len(self.mean)) != (other.positions, len(other.mean)):
             raise ValueError("tallies of maps of different shapes cannot be added up")
@@ -136,7 +138,7 @@ class Tally:
         )
 
     def kernel(self, kernel: int) -> Kernel:
-        """What it says of one kernel."""
+        """The statistics of one kernel."""
         there = self.top[kernel] >= 0
         found = zip(
             self.top[kernel][there].tolist(),
@@ -154,29 +156,29 @@ class Tally:
         )
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """As it is stored."""
+        """The arrays to store."""
         return {one.name: np.asarray(getattr(self, one.name)) for one in fields(self)}
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Tally:
-        """The same, read."""
+        """A tally from stored arrays."""
         known: dict[str, Any] = {one.name: arrays[one.name] for one in fields(cls)}
         return cls(**{**known, "images": int(known["images"]), "positions": int(known["positions"])})
 
 
 def bins_of(peaks: NDArray[np.float32]) -> Ints:
-    """The histogram's bin of each highest activation."""
+    """The histogram bin of each activation."""
     found: Ints = np.where(peaks > 0, np.searchsorted(EDGES, peaks, side="right") + 1, 0)
     return found
 
 
 def _order(peaks: NDArray[np.float32], numbers: Ints) -> Ints:
-    """Of each kernel's images, (C, N): the highest first; of equal ones that of the lowest number."""
+    """For each kernel the indices of its TOP images, (C, N): highest first, ties by the lowest number."""
     found: Ints = np.lexsort((numbers, -peaks), axis=1)
     return found[:, :TOP]
 
 
 def _first(values: NDArray[Number], order: Ints, empty: float) -> NDArray[Number]:
-    """In this order, filled up to TOP."""
+    """The values in this order, padded to TOP."""
     taken = np.take_along_axis(values, order, axis=1)
     return np.pad(taken, ((0, 0), (0, TOP - taken.shape[1])), constant_values=empty)

@@ -195,7 +195,7 @@ def test_a_key_may_have_only_so_much_unfinished_work(guarded: Client, redis: Red
     key = bearer(ApiKeys(redis).add("small", max_open=2))
     jobs = [post(guarded, headers=key).json() for _ in range(2)]
     answer = post(guarded, headers=key)
-    refused(answer, 429, "quota-exceeded", "2 that are not finished")
+    refused(answer, 429, "quota-exceeded", "2 unfinished")
     assert answer.headers["retry-after"] == "60"
     guarded.post(jobs[0]["links"]["cancel"], headers=key).raise_for_status()
     assert post(guarded, headers=key).status_code == 202

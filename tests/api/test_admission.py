@@ -257,7 +257,7 @@ def test_a_full_queue_is_counted_not_read(settings: Settings, redis: Redis) -> N
     with serving(settings.model_copy(update={"max_queued": 2})) as client:
         assert post(client).status_code == 202
         before = calls(redis, "zrange")
-        refused(post(client, kernels=",".join(map(str, range(20)))), 503, "queue-full", "holds 1 parts", "takes 2")
+        refused(post(client, kernels=",".join(map(str, range(20)))), 503, "queue-full", "holds 1 parts", "of at most 2")
         assert calls(redis, "zrange") == before
 
 

@@ -444,7 +444,7 @@ def test_parts_made_again_change_nothing(client: Client, hands: Hands, settings:
     weights = WeightsUsed(source="other", sha256="1" * 64)
     fed = used.weights.model_copy(update={"preprocessing": Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))})
     for other in ({"weights": weights}, {"weights": fed}, {"frame": Frame(48, 48)}):
-        with pytest.raises(NetworkChanged, match="make a new survey"):
+        with pytest.raises(NetworkChanged, match="create a new survey"):
             surveys.begin(survey["id"], used.model_copy(update=other))
     assert files == {file: file.read_bytes() for file in files}
     assert workers.living(hands.runner.records.redis) == []

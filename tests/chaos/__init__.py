@@ -1,1 +1,1 @@
-"""What breaks, and what must not: each file is named after what it breaks."""
+"""Failure tests: each file is named after what it breaks."""

@@ -1,4 +1,4 @@
-"""An exact account of what a stopped plant has: nothing is lost, doubled or left behind."""
+"""A complete audit of Redis and the store of a stopped plant: nothing is lost, duplicated or left over."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WITHOUT_RECORD = "has files and no record"
 
 
 def faults(redis: Redis, store: BlobStore) -> list[str]:
-    """What does not fit together, in words: keys, places in lists, files."""
+    """Inconsistencies of keys, lists and files, in words."""
     return [*_keys(redis), *_slices(redis), *_lists(redis, store), *_files(redis, store)]
 
 

@@ -1,4 +1,4 @@
-"""A plant to break: a Redis with an append-only file, workers, API and housekeeping as processes of its own."""
+"""A plant, an installation to break: processes of Redis with an append-only file, workers, API and housekeeping."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Plant:
         self._supervisor.start()
 
     def start_redis(self, inside: Sequence[str] = (), options: Sequence[str] = (), *, wait: bool = True) -> None:
-        """On its old data, if there are any; by a command that runs it somewhere else, and with more options."""
+        """Start Redis on its existing data, optionally inside another command and with more options."""
         own = ["--bind", self.host, "--port", str(self.redis_port), "--requirepass", PASSWORD, "--save", ""]
         durable = ["--dir", str(self.folder), "--appendonly", "yes", "--appendfsync", "always"]
         self.start("redis", [*inside, redis_server(), *own, *durable, *options])
@@ -77,66 +77,66 @@ class Plant:
             until(self.redis_answers, 30)
 
     def start_service(self) -> None:
-        """API and housekeeping, ready."""
+        """Start API and housekeeping, and wait until they are ready."""
         self.start("housekeeping", [sys.executable, "-m", "api.housekeeping"])
         self.start_api()
 
     def start_api(self, *command: str) -> None:
-        """By another command where one is given; ready."""
+        """Start the API, optionally by another command, and wait until it is ready."""
         own = [sys.executable, "-m", *(command or ("api",))]
         self.start("api", own, {"KERNELSCOPE_PORT": str(self.api_port)})
         until(lambda: self.ready() == 200, 30)
 
     def start_worker(self, name: str, *command: str, supervised: bool = False, **environment: str) -> None:
-        """A worker, once it is ready for jobs."""
+        """Start a worker, and wait until it is ready for jobs."""
         self.start(name, [sys.executable, "-m", *(command or ("worker",))], environment)
         if supervised:
             self.supervised.add(name)
         until(lambda: self.worker_ready(name), 90)
 
     def start(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-        """Any process; its output is in `NAME.log`."""
+        """Start a process; its output is in `NAME.log`."""
         self.commands[name] = command, environment or {}
         with (self.folder / f"{name}.log").open("ab") as log:
             own = {**os.environ, **self.environment, **(environment or {})}
             self.processes[name] = subprocess.Popen(command, cwd=ROOT, env=own, stdout=log, stderr=log)
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
-        """By a signal; kill −9 unless told otherwise, and then it is waited for."""
+        """Send a signal, kill −9 by default; after a kill −9, wait for the end."""
         self.processes[name].send_signal(number)
         if number == signal.SIGKILL:
             self.processes[name].wait()
 
     def ready(self) -> int:
-        """The status of `/readyz`; 0 where nothing answers."""
+        """The status of `/readyz`; 0 without a response."""
         try:
             return httpx.get(f"{self.url}/readyz", timeout=5).status_code
         except httpx.TransportError:
             return 0
 
     def worker_ready(self, name: str) -> bool:
-        """Whether this worker says so."""
+        """Whether this worker is ready."""
         suffix = f"-{self.processes[name].pid}"
         with connect(self.redis_url) as redis:  # the API tells strangers no names
             return any(worker.ready and worker.id.endswith(suffix) for worker in workers.living(redis))
 
     def submit(self, kernels: str = "1", **fields: str) -> str:
-        """A job of its own picture; its id."""
+        """Submit a job on a new picture; returns its id."""
         own = {"model": "vgg_mini", "layer": "conv2_1", "effort": "quick", **fields}
         with Client(self.url) as client:
             return client.explain([picture()], kernels=kernels, **own).id
 
     def job(self, job_id: str) -> WholeJob:
-        """As it stands in the record."""
+        """The job as stored."""
         with connect(self.redis_url) as redis:
             return self.records(redis).whole(job_id)
 
     def records(self, redis: Redis) -> Records:
-        """What is read, wherever it is."""
+        """Read access to jobs."""
         return Records(redis, BlobStore(self.environment["KERNELSCOPE_STORE_URL"]))
 
     def wait(self, job_ids: Sequence[str], seconds: float) -> list[WholeJob]:
-        """All of them, at their end."""
+        """Wait until all jobs have ended; returns them."""
         with connect(self.redis_url, persistent=True) as redis:
             records = self.records(redis)
             jobs: dict[str, WholeJob] = {}
@@ -150,7 +150,7 @@ class Plant:
         return [jobs[job_id] for job_id in job_ids]
 
     def audit(self) -> None:
-        """Nothing may be lost, doubled or left behind, once what is being done is done."""
+        """Wait for pending work, then check that nothing is lost, duplicated or left over."""
         store = self.environment["KERNELSCOPE_STORE_URL"]
         if not store.startswith("file:") or not self.redis_answers():
             return
@@ -180,7 +180,7 @@ class Plant:
             process.wait()
 
     def redis_answers(self) -> bool:
-        """Whether it serves."""
+        """Whether Redis responds."""
         try:
             with Redis.from_url(self.redis_url) as redis:
                 return bool(redis.ping())
@@ -203,7 +203,7 @@ def plant(tmp_path: Path) -> Iterator[Plant]:
 
 @contextmanager
 def running(folder: Path, *workers: str, **environment: str) -> Iterator[Plant]:
-    """The same with workers and an environment."""
+    """As `plant`, with workers and an environment."""
     folder.mkdir(exist_ok=True)
     plant = Plant(folder, **environment)
     try:
@@ -218,14 +218,14 @@ def running(folder: Path, *workers: str, **environment: str) -> Iterator[Plant]:
 
 
 def picture() -> bytes:
-    """A picture that nobody has sent before, on which the kernels of `vgg_mini` are active."""
+    """A new picture on which the kernels of `vgg_mini` are active."""
     seed = int.from_bytes(os.urandom(4))
     pixels = np.asarray(scene(seed, 96).image, dtype=np.int16) + np.asarray(noise(96, 96, seed)) // 16
     return png(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
 
 
 def until(condition: Callable[[], object], seconds: float) -> float:
-    """Wait for something; how long it took."""
+    """Wait for a condition; returns the seconds it took."""
     begin = time.monotonic()
     while not condition():
         assert time.monotonic() - begin < seconds, f"it did not happen in {seconds} s"
@@ -234,7 +234,7 @@ def until(condition: Callable[[], object], seconds: float) -> float:
 
 
 def whole(job: WholeJob, items: int) -> None:
-    """The job has succeeded, with one result for each item."""
+    """Checks that the job has succeeded, with one result for each item."""
     assert job.status is Status.SUCCEEDED, job.error
     assert [result.index for result in job.results] == list(range(items))
     assert all(result.status == "succeeded" for result in job.results), job.results

@@ -33,7 +33,7 @@ BAD_KERNEL = 13
 
 
 class Poisoned(DummyBatch):
-    """Dies of kernel 13, as a process does whose memory runs out."""
+    """Kernel 13 kills the process, as if it ran out of memory."""
 
     def add(self, tickets: Sequence[Ticket]) -> Answered:
         """Look at the kernel first."""
@@ -52,7 +52,7 @@ class Hung(DummyBatch):
 
 
 class Breaking(DummyBatch):
-    """A card that falls off the bus after a while."""
+    """A device that fails after a while."""
 
     def step(self) -> Answered:
         """As CUDA says it."""
@@ -113,14 +113,14 @@ def _make(settings: Settings) -> Device:
 
 
 def _shift(seconds: float) -> None:
-    """The machine's clock is wrong."""
+    """Make the machine's clock wrong."""
     right = time.time
     time.time = lambda: right() + seconds
 
 
 def _later() -> None:
-    """Requests, records and results have more in them; a heartbeat and a network are such as nobody here can read."""
-    text_of, begun = forms.text_of, submission._begun
+    """Write as a later version: more fields in requests, records and results, an unreadable heartbeat and network."""
+    text_of, begun = forms.text_of, submission._initial
 
     def richer(result: ItemResult, blobs: Mapping[str, str]) -> str:
         known = json.loads(text_of(result, blobs))
@@ -142,7 +142,7 @@ def _later() -> None:
 
     vars(process)["publish"] = spoken
     vars(transitions)["text_of"] = richer
-    submission._begun = more
+    submission._initial = more
 
 
 if __name__ == "__main__":

@@ -60,21 +60,21 @@ class S3:
             self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
 
     def wait(self, store: BlobStore) -> None:
-        """Until it takes data."""
+        """Wait until it accepts data."""
         until(lambda: _takes(store), 60)
 
     def other_view(self, digest: str) -> bytes:
-        """A blob's bytes as another program sees them: by SeaweedFS's own protocol."""
+        """A blob, read by SeaweedFS's own protocol."""
         path = f"/buckets/{BUCKET}/lab/jobs/{JOB[-2:]}/{JOB}/{digest}"
         return httpx.get(self.filer + path, timeout=30).raise_for_status().content
 
     def stop(self) -> None:
-        """Say nothing any more."""
+        """Stop responding."""
         self.process.send_signal(signal.SIGSTOP)
         until(lambda: psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED, 5)
 
     def go_on(self) -> None:
-        """Speak again."""
+        """Respond again."""
         self.process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.chaos
 
 
 def test_what_was_copied_under_load_is_whole_elsewhere(plant: Plant, tmp_path: Path) -> None:
-    """Jobs that had ended are as they were, with their pictures; one that ran is finished there."""
+    """Ended jobs are unchanged, with their pictures; one that was running is finished on the copy."""
     plant.start_worker("worker")
     ended = [plant.submit("1,2") for _ in range(3)]
     before = plant.wait(ended, 60)
@@ -52,7 +52,7 @@ def _load(plant: Plant, enough: Event) -> None:
 
 
 def test_of_redis_and_store_one_alone_is_restored(plant: Plant, tmp_path: Path) -> None:
-    """An older Redis lists again what the store has; with an older store it is told that a job's files are lost."""
+    """With an older Redis, stored jobs are listed again; with an older store, the loss of files is reported."""
     plant.start_worker("worker")
     earlier = plant.submit()
     _archived(plant, earlier)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.chaos
 
 
 def test_a_worker_with_a_broken_device_takes_itself_out(plant: Plant) -> None:
-    """What it had is handed back and costs nobody an attempt; started again it takes nothing, and ends."""
+    """Its slices are released without a counted attempt; when it is restarted, it claims nothing and ends."""
     plant.start_worker("broken", "tests.chaos.doubles", "broken")
     jobs = [plant.submit("1,2", iterations="200") for _ in range(4)]
     until(lambda: any(plant.job(job_id).status is Status.RUNNING for job_id in jobs), 10)

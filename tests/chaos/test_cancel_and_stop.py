@@ -47,7 +47,7 @@ def test_cancel_frees_the_place_within_a_second(plant: Plant, record_property: C
 def test_a_busy_worker_that_is_told_to_stop(
     plant: Plant, numbers: list[signal.Signals], record_property: Callable[[str, object], None]
 ) -> None:
-    """It is gone within 10 s, its jobs are back in the queue, none failed, and another worker goes on with them."""
+    """It ends within 10 s, its jobs are back in the queue, none failed, and another worker continues them."""
     plant.start_worker("first")
     jobs = [plant.submit("1,2,3,4", layer="conv3_1", iterations="150") for _ in range(4)]
     jobs.append(plant.submit(",".join(map(str, range(20))), layer="conv3_1", iterations="30"))

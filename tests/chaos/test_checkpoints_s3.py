@@ -40,13 +40,13 @@ def command(plant: Plant, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def added(plant: Plant, name: str, file: str) -> str:
-    """What the command says where it has added a network, or why it has not."""
+    """The command's output after adding a network, or the reason why it could not."""
     ran = command(plant, "add", name, "--arch", "vgg_mini", "--weights", file)
     return ran.stdout if ran.returncode == 0 else f"refused: {ran.stderr}"
 
 
 def explained(client: Client, model: str) -> Job:
-    """One kernel of it."""
+    """Explain one kernel of the network."""
     job = client.explain([PICTURE], model=model, layer="conv2_2", kernels=[5, 3], iterations=30).wait()
     assert job.status == "succeeded", job.results
     return job
@@ -125,7 +125,7 @@ def test_what_cannot_be_registered_is_said(plant: Plant) -> None:
 
 
 def available(client: Client, name: str) -> bool:
-    """Whether it can be explained now."""
+    """Whether the network is available."""
     return any(model.name == name and model.available for model in client.models())
 
 

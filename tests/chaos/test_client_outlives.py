@@ -1,4 +1,4 @@
-"""The Python client sits out a restart of the server."""
+"""The Python client survives a restart of the server."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def whole(story: list[Event]) -> None:
 
 
 def test_wait_and_events_go_on_after_a_restart_of_the_server(plant: Plant) -> None:
-    """Nothing is missed, nothing is told twice; a job that is sent meanwhile is made once."""
+    """No event is missed or repeated; a job submitted during the restart is created once."""
     plant.start_worker("worker", KERNELSCOPE_ENGINE="dummy")
     with Client(plant.url, patience=30) as client:
         fields = {"layer": "conv1_1", "kernels": "1,2,3", "iterations": 2500}
@@ -59,7 +59,7 @@ def test_wait_and_events_go_on_after_a_restart_of_the_server(plant: Plant) -> No
 
 
 def test_so_does_the_other_client(plant: Plant) -> None:
-    """On an event loop."""
+    """The asynchronous client."""
     plant.start_worker("worker", KERNELSCOPE_ENGINE="dummy")
 
     async def story() -> list[Event]:

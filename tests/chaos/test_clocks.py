@@ -16,7 +16,7 @@ HOUR = 3600
 
 @pytest.mark.parametrize("seconds", [-HOUR, HOUR], ids=["an hour behind", "an hour ahead"])
 def test_a_worker_whose_clock_is_wrong_works(plant: Plant, seconds: int) -> None:
-    """For longer than a lease, and with a deadline: nothing lapses, nothing is late, times are told right."""
+    """For longer than a lease, and with a deadline: no lease expires, no deadline passes, all times are right."""
     plant.start_worker("worker", "tests.chaos.doubles", "clock", str(seconds), KERNELSCOPE_LEASE_SECONDS="3")
     begin = time.time()
     jobs = [plant.submit("1,2", iterations="600", layer="conv3_1"), plant.submit("1", deadline_s="60")]

@@ -109,7 +109,7 @@ class Site:
         return f"http://{host.address}:{self.plant.api_port}"
 
     def ready(self, host: Host) -> bool:
-        """Whether its API answers, and says that it can."""
+        """Whether its API is ready."""
         try:
             return httpx.get(f"{self.url(host)}/readyz", timeout=5).status_code == 200
         except httpx.TransportError:
@@ -121,25 +121,25 @@ class Site:
         return self.ready(host) and self.plant.worker_ready(f"worker-{host.name}")
 
     def submit(self, host: Host) -> str:
-        """A job, to this machine's API; its id."""
+        """Submit a job to this machine's API; returns its id."""
         with Client(self.url(host)) as client:
             own = {"model": "vgg_mini", "layer": "conv3_1", "effort": "standard"}
             return client.explain([picture()], kernels="1,2,3,4", **own).id
 
     def works(self, host: Host) -> bool:
-        """Whether its worker has a slice in its hands."""
+        """Whether its worker has claimed a slice."""
         suffix = f"-{self.plant.processes[f'worker-{host.name}'].pid}"
         with connect(self.plant.redis_url) as redis:
             held = redis.zrange("ks:leases", 0, -1)
             return any((redis.hget(f"ks:slice:{one}", "worker") or "").endswith(suffix) for one in held)
 
     def told(self, host: Host, job_id: str) -> list[int]:
-        """The results that its API tells of, from the job's beginning to its end."""
+        """The results in the event stream of its API, from the start of the job to its end."""
         with Client(self.url(host)) as client:
             return [event.result.index for event in client.job(job_id).events() if isinstance(event, ResultEvent)]
 
     def picture(self, host: Host, job_id: str) -> bytes:
-        """X̂ of a job's first result, by way of its API."""
+        """X̂ of a job's first result, from its API."""
         with Client(self.url(host)) as client:
             path = client.job(job_id).results[0].artifacts["optimized.png"]
         return httpx.get(self.url(host) + path, timeout=30).raise_for_status().content
@@ -147,7 +147,7 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    """A site that takes jobs."""
+    """A site that accepts jobs."""
     with ExitStack() as stack:
         site = Site(tmp_path, stack)
         for name, value in site.s3.environment.items():
@@ -157,7 +157,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 
 def test_a_machine_is_cut_off_and_comes_back(site: Site, record_property: Callable[[str, object], None]) -> None:
-    """Its work is done by the other one while it is away; back again, it works; nothing is lost or told twice."""
+    """The other one takes over its work; when it is back, it works again; no result is lost or reported twice."""
     moments = random.Random(0)
     finished: list[float] = []
     back: list[float] = []
@@ -191,7 +191,7 @@ def test_a_machine_is_cut_off_and_comes_back(site: Site, record_property: Callab
 
 
 def test_a_short_cut_is_sat_out(site: Site) -> None:
-    """Five seconds: nobody else takes the work, and it is not begun again."""
+    """Five seconds: no other worker takes over, and the work is not restarted."""
     victim, other = site.hosts
     jobs = [site.submit(other) for _ in range(4)]
     until(partial(site.works, victim), 60)

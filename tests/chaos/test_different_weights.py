@@ -17,7 +17,7 @@ LAYERS = {"vgg16": "conv3_3", "vgg19": "conv5_1"}
 
 
 def test_each_slice_goes_to_a_worker_that_has_what_it_needs(plant: Plant) -> None:
-    """Two workers with a network each: nothing fails, nothing is begun twice, and nobody waits for long."""
+    """Two workers with a network each: nothing fails, nothing is started twice, and no job waits for long."""
     for model in LAYERS:
         plant.start_worker(model, "tests.chaos.doubles", "only", model)
     begin = time.monotonic()
@@ -32,7 +32,7 @@ def test_each_slice_goes_to_a_worker_that_has_what_it_needs(plant: Plant) -> Non
 
 
 def test_a_job_whose_network_has_gone_says_so_and_waits(plant: Plant) -> None:
-    """Its worker stops in mid-job; the other one leaves the job alone, and it goes on once there is a worker for it."""
+    """Its worker stops in mid-job; the other one does not claim it, and it continues once there is a worker for it."""
     for model in LAYERS:
         plant.start_worker(model, "tests.chaos.doubles", "only", model)
     job_id = plant.submit("1,2,3,4", model="vgg19", layer="conv5_1", iterations="2000")
@@ -41,7 +41,7 @@ def test_a_job_whose_network_has_gone_says_so_and_waits(plant: Plant) -> None:
     plant.processes["vgg19"].wait(30)
     until(lambda: plant.job(job_id).waiting_for, 10)
     job = plant.job(job_id)
-    assert job.waiting_for == "a worker with vgg19 conv5_1: none that runs now has it"
+    assert job.waiting_for == "a worker with vgg19 conv5_1: none of the connected ones has it"
     assert (job.status, job.failed_items) == (Status.RUNNING, 0)
     whole(plant.wait([plant.submit("1", model="vgg16", layer="conv3_3", iterations="20")], 30)[0], 1)
     plant.start_worker("vgg19", "tests.chaos.doubles", "only", "vgg19")

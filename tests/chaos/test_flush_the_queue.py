@@ -1,4 +1,4 @@
-"""The queue's keys are gone; the record remembers."""
+"""The broker's queue is deleted; the job records remain."""
 
 from __future__ import annotations
 

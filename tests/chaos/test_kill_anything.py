@@ -24,7 +24,7 @@ FIELDS = {"model": "vgg_mini", "layer": "conv2_1", "effort": "quick"}
 
 
 def test_nothing_is_lost_doubled_or_left_behind(plant: Plant, record_property: Callable[[str, object], None]) -> None:
-    """Jobs that were accepted succeed, those that were deleted are gone with their files; the rest is the audit's."""
+    """Accepted jobs succeed, deleted ones are gone with their files; the audit checks the rest."""
     moments, killed = random.Random(1), cycle(PROCESSES)
     plant.start_worker("worker", supervised=True)
     plant.supervised |= {"housekeeping", "api", "redis"}
@@ -55,7 +55,7 @@ def test_nothing_is_lost_doubled_or_left_behind(plant: Plant, record_property: C
 
 
 def _delete(client: Client, job_id: str) -> None:
-    """As a caller who does not know whether the first try was heard."""
+    """Delete a job, with retries, as a client does that got no response."""
     for _ in range(50):
         try:
             client.job(job_id).delete()

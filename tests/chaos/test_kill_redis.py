@@ -19,7 +19,7 @@ pytestmark = pytest.mark.chaos
 
 
 class Load:
-    """Clients that submit one job after another, whatever the answer; each answer's time and status is kept."""
+    """Clients that submit one job after another and record the time and status of each response."""
 
     def __init__(self, plant: Plant, clients: int) -> None:
         self.plant = plant
@@ -31,7 +31,7 @@ class Load:
             thread.start()
 
     def end(self) -> None:
-        """No more jobs."""
+        """Stop submitting."""
         self.stop.set()
         for thread in self.threads:
             thread.join()
@@ -82,7 +82,7 @@ def test_kill_9_of_redis_under_load(plant: Plant, record_property: Callable[[str
 
 
 def test_a_redis_that_says_nothing(plant: Plant, record_property: Callable[[str, object], None]) -> None:
-    """It is stopped, not dead: connections stay open and nobody answers. 503 within a second all the same."""
+    """It is suspended: connections stay open without a response. The API still returns 503 within a second."""
     plant.kill("redis", signal.SIGSTOP)
     slowest = 0.0
     until(lambda: plant.ready() == 503, 3)  # readiness is looked at once a second
@@ -100,7 +100,7 @@ def test_a_redis_that_says_nothing(plant: Plant, record_property: Callable[[str,
 
 
 def test_outages_longer_than_a_lease_cost_nobody_an_attempt(plant: Plant) -> None:
-    """Redis is away for 25 s, twice, with jobs running: they go on, and nothing is suspected of anything."""
+    """Redis is away for 25 s, twice, while jobs are running: they continue, and no slice is suspected."""
     plant.start_worker("worker")
     jobs = [plant.submit("1,2,3", iterations="90000") for _ in range(2)]
     until(lambda: all(plant.job(job_id).status is Status.RUNNING for job_id in jobs), 20)

@@ -26,7 +26,7 @@ LAYERS = ["conv1_1", "conv2_2", "conv3_1"]
 
 
 def test_kill_9_changes_no_number(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
-    """The survey ends, and what is known of each layer is what an undisturbed one knows, to the last bit."""
+    """The survey ends with the same results as an undisturbed one, to the last bit."""
     moments = random.Random(0)
     with running(tmp_path / "plant", KERNELSCOPE_MAX_ATTEMPTS="50", KERNELSCOPE_LEASE_SECONDS="5") as plant:
         plant.start_worker("worker", supervised=True)
@@ -82,7 +82,7 @@ def _the_same(plant: Plant, one: str, other: str) -> None:
 
 
 def _known(plant: Plant, survey: str) -> Mapping[str, bytes]:
-    """What is stored of the layers, and the parts that it is made of."""
+    """The stored results of the layers and parts."""
     folder = plant.folder / "store" / "surveys" / survey
     return {
         file.relative_to(folder).as_posix(): file.read_bytes()

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.chaos
 
 
 def test_kill_9_at_random_moments(plant: Plant, record_property: Callable[[str, object], None]) -> None:
-    """Every job succeeds, each item is committed once, and the work is in other hands within 30 s."""
+    """Every job succeeds, each item is committed once, and another worker takes over within 30 s."""
     kills = 20 if FULL else 1
     moments = random.Random(0)
     plant.start_worker("worker", supervised=True)

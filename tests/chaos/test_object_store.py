@@ -1,4 +1,4 @@
-"""An S3 store, served by a real process: bytes come back as they went; an outage loses nothing and fails nothing."""
+"""A real S3 server: files are read back unchanged, and an outage loses nothing and fails no job."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def store(s3: S3, monkeypatch: pytest.MonkeyPatch) -> BlobStore:
 
 
 def test_bytes_come_back_as_they_went(s3: S3, store: BlobStore) -> None:
-    """None, one, and 20 MB; another program reads the same; removed, they are gone."""
+    """Files of 0, 1 and 20 million bytes; another program reads the same; removed files are gone."""
     for data in (b"", b"x", os.urandom(20_000_000)):
         digest = store.put(JOB, data)
         assert store.get(JOB, digest) == data
@@ -59,7 +59,7 @@ def test_bytes_come_back_as_they_went(s3: S3, store: BlobStore) -> None:
 
 
 def test_a_store_that_is_away_is_found_out_soon(s3: S3, store: BlobStore) -> None:
-    """Whether it says nothing or is not there; our error, not the library's."""
+    """Whether it does not respond or is not there; StoreUnavailable is raised."""
     digest = store.put(JOB, b"x")
     s3.stop()
     for action in (lambda: store.has(JOB, digest), lambda: store.get(JOB, digest), lambda: store.put(JOB, b"y")):
@@ -135,7 +135,7 @@ print(json.dumps([kept, sorted({address.port for address in heard if not address
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="needs root and iproute2")
 def test_compose_s_server_is_confined_and_shows_s3_alone(tmp_path: Path) -> None:
-    """Its master, filer and volume servers, which know no password, are out of reach."""
+    """Its master, filer and volume servers, which need no password, cannot be reached."""
     service = yaml.safe_load((ROOT / "compose.s3.yml").read_text())["services"]["s3"]
     data = tmp_path / "data"
     data.mkdir()

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.chaos
 def test_poison_is_given_up_and_takes_nobody_with_it(
     plant: Plant, record_property: Callable[[str, object], None]
 ) -> None:
-    """`failed` with the reason, after three attempts alone; jobs that run beside it, or wait behind it, succeed."""
+    """It fails with the reason after three attempts on its own; jobs beside it, or behind it in the queue, succeed."""
     plant.start_worker("worker", "tests.chaos.doubles", "poison", supervised=True, KERNELSCOPE_LEASE_SECONDS="5")
     alone = plant.submit(str(BAD_KERNEL))
     assert _given_up(plant, alone).attempt == 3

@@ -1,4 +1,4 @@
-"""A Redis that answers and does not serve, for longer than a moment: every process waits, and a job ends well."""
+"""A Redis that responds with errors for a while: every process waits, and jobs succeed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
 
 
 def goes_on(plant: Plant, accepted: list[str]) -> None:
-    """Ready again within seconds, whoever was there still is, what was accepted ends well, and so does what comes."""
+    """Everything is ready again within seconds, no process has ended, and accepted and new jobs succeed."""
     until(lambda: plant.ready() == 200, 10)
     until(lambda: plant.worker_ready("worker"), 10)
     for job in plant.wait([*accepted, plant.submit("1,2")], 60):
@@ -44,7 +44,7 @@ def goes_on(plant: Plant, accepted: list[str]) -> None:
 
 @pytest.mark.parametrize("code", TRIED)
 def test_every_process_survives(plant: Plant, code: str) -> None:
-    """A job that runs, and one that waits for its turn behind it."""
+    """With a running job and a queued one."""
     accepted = [plant.submit("1,2", iterations="6000") for _ in range(2)]
     until(lambda: plant.job(accepted[0]).status is Status.RUNNING, 20)
     state, _ = STATES[code]
@@ -55,7 +55,7 @@ def test_every_process_survives(plant: Plant, code: str) -> None:
 
 
 def test_a_restart_on_a_large_file(plant: Plant) -> None:
-    """Killed, and started again on an append-only file that takes it ten seconds to read."""
+    """Redis is killed and restarted on an append-only file that takes ten seconds to load."""
     accepted = [plant.submit("1,2", iterations="6000")]
     with connect(plant.redis_url) as redis, redis.pipeline(transaction=False) as pipe:
         for number in range(10_000):

@@ -29,7 +29,7 @@ LAPSE_SECONDS = 2.0 if FULL else 10.0  # in which it is seen
 
 
 class Lab:
-    """Callers and workers in one, but for the work."""
+    """Callers and workers in one process, without computations."""
 
     def __init__(self, plant: Plant, store: BlobStore) -> None:
         self.redis = connect(plant.redis_url, persistent=True)
@@ -39,14 +39,14 @@ class Lab:
         self.retention = Retention(self.transitions, self.records)
 
     def submit(self) -> str:
-        """A job on an image of its own."""
+        """Submit a job on a new image."""
         job_id = new_id()
         image = self.store.put(job_id, os.urandom(50_000))
         request = ExplainRequest(images=[image], layer="conv3_3", kernels=[1])
         return self.transitions.submit(job_id, request, plan(request, 10), 86_400).job_id
 
     def explain(self) -> str:
-        """One that has succeeded."""
+        """Create a job that has succeeded."""
         job_id = self.submit()
         claim = self.transitions.claim(f"{job_id}:0")
         assert claim
@@ -66,7 +66,7 @@ class Lab:
             self.retention.remove(job_id)
 
     def backlog(self) -> int:
-        """Jobs that are to be archived, or swept."""
+        """Number of jobs to be archived, or whose files are to be deleted."""
         return sum(self.redis.zcard(key) for key in ("ks:finished", "ks:removed", "ks:late"))
 
 

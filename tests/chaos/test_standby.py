@@ -22,7 +22,7 @@ LEASE = 6.0
 
 
 def test_the_standby_takes_over_within_5_s(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
-    """Every loop; and a lease that runs out afterwards is seen in time."""
+    """Every loop runs; a lease that expires afterwards is handled in time."""
     plant = Plant(tmp_path, KERNELSCOPE_LEASE_SECONDS=str(LEASE))
     names = [f"housekeeping-{number}" for number in range(6 if FULL else 2)]
     taken_over: list[float] = []
@@ -59,6 +59,6 @@ def test_the_standby_takes_over_within_5_s(tmp_path: Path, record_property: Call
 
 
 def _beside(folder: Path, name: str) -> dict[str, str]:
-    """Another machine has its own file of the process that lives."""
+    """A second process with its own liveness file, as on another machine."""
     (folder / name).mkdir()
     return {"TMPDIR": str(folder / name)}

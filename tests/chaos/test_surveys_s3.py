@@ -1,4 +1,4 @@
-"""A survey on two workers with an S3 store: made, looked at, explained, deleted."""
+"""A survey on two workers with an S3 store: created, read, explained, deleted."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plant]:
 def test_from_images_to_a_page_and_back_to_nothing(
     plant: Plant, record_property: Callable[[str, object], None]
 ) -> None:
-    """The image with the most magenta activates what sees magenta most; what is deleted leaves no object."""
+    """The image with the most magenta activates the magenta kernel most; deletion leaves no object."""
     begin = time.monotonic()
     with Client(plant.url, timeout=120) as client:
         dataset = client.create_dataset("scenes")

@@ -1,4 +1,4 @@
-"""Versions on one Redis and one store: what the one before has left, and what a later one writes beside this one."""
+"""Versions that share Redis and store: data of an earlier one, and a later one that runs beside this one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LATER = ("tests.chaos.doubles", "later")
 
 @contextmanager
 def on(folder: Path, form: dict[str, Any] | None = None) -> Iterator[Plant]:
-    """A plant with nothing but Redis, and what lies in it and in the store."""
+    """A plant with only Redis, loaded with this data, and a store."""
     plant = Plant(folder, KERNELSCOPE_ENGINE="dummy", KERNELSCOPE_LEASE_SECONDS="3")
     try:
         plant.start_redis()
@@ -57,7 +57,7 @@ def as_of_now(sent: bytes) -> dict[str, Any]:
 
 
 def test_what_the_version_before_left_goes_on(tmp_path: Path) -> None:
-    """Jobs that waited and ran are ended by workers of this one, though their worker is gone; what had ended stays."""
+    """Queued and running jobs are finished by workers of this version; ended jobs are unchanged."""
     sent = picture()
     with on(tmp_path, as_of_now(sent)) as plant:
         digest = sha256(sent).hexdigest()
@@ -84,7 +84,7 @@ def test_what_the_version_before_left_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_later_version_runs_beside(tmp_path: Path) -> None:
-    """What it adds to requests, records and results disturbs nothing: all is listed, ended, told and retried."""
+    """Its additions to requests, records and results are ignored: all jobs are listed, ended, reported and retried."""
     with on(tmp_path) as plant:
         plant.start("housekeeping", [sys.executable, "-m", "api.housekeeping"])
         for number, command in enumerate([(), LATER]):

@@ -12,7 +12,7 @@ from redis import Redis
 from shared.errors import JobExpired, JobNotFound
 from shared.jobs import Place, Records, Retention, Transitions, Wanted, new_id
 from shared.jobs.archive import NAME, Dump
-from shared.jobs.forms import told_of
+from shared.jobs.forms import json_of
 from shared.jobs.ids import made_at
 from shared.jobs.repair import Repair
 from shared.schemas import ExplainRequest, ItemResult, Status, plan
@@ -265,7 +265,7 @@ def test_results_are_told_unparsed_as_parsed(desk: Desk) -> None:
     """The same names and values, under the path that the API is served under."""
     job_id = desk.done()
     text = desk.redis.hget(f"ks:job:{job_id}:results", "1")
-    told = json.loads(told_of(job_id, 1, text, "/root"))
+    told = json.loads(json_of(job_id, 1, text, "/root"))
     (_, result) = desk.records.whole(job_id).results
     assert told == json.loads(result.under("/root").model_dump_json())
 

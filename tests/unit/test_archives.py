@@ -76,7 +76,7 @@ def test_links_devices_and_ways_out_are_refused() -> None:
     )
     found = told(file)
     assert found.pop("good.png") == "taken"
-    assert [reason.split(" ")[0] for reason in found.values()] == ["its", "its", "a", "a", "no"]
+    assert [reason.split(" ")[0] for reason in found.values()] == ["its", "its", "a", "a", "not"]
 
     link = zipfile.ZipInfo("link.png")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
@@ -94,7 +94,7 @@ def test_a_bomb_is_not_unpacked() -> None:
     """Neither what says its size, nor what lies about it; nor archives in archives."""
     file = zipped(_file("large.png", b"\0" * 5_000_000), _file("small.png"), _file("inner.zip", zipped().getvalue()))
     found = told(file)
-    assert found["large.png"] == "larger than 0.001 MB, which an image may have"
+    assert found["large.png"] == "larger than the 0.001 MB that an image may have"
     assert found["small.png"] == "taken"
     assert found["inner.zip"].startswith("a ZIP archive inside an archive")
 
@@ -131,7 +131,7 @@ def test_a_tar_that_is_cut_off_gives_what_it_has(cut: int) -> None:
     found = list(members(BytesIO(whole[:cut]), 1000))
     assert found[0] == Member("0.png", b"1" * 600)
     assert isinstance(found[-1], Odd)
-    assert found[-1].reason.startswith("the archive is damaged or cut off here")
+    assert found[-1].reason.startswith("the archive is damaged or truncated here")
 
 
 def test_a_damaged_header_is_no_end() -> None:
@@ -157,8 +157,8 @@ def test_names_in_any_coding_can_be_shown() -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "no archive"),
-        (b"hello", "no archive"),
+        (b"", "not an archive"),
+        (b"hello", "not an archive"),
         (b"PK\3\4 and nothing else", "ZIP archive cannot be read"),
         (b"\x1f\x8bnothing", "tar archive cannot be read"),
         (b"Rar!\x1a\x07\x01", "a RAR archive; ZIP and tar"),
@@ -175,4 +175,4 @@ def test_a_password_is_asked_for_in_vain() -> None:
     data = bytearray(zipped(_file("secret.png")).getvalue())
     for mark, at in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
         data[data.find(mark) + at] |= 1
-    assert told(BytesIO(bytes(data))) == {"secret.png": "encrypted; archives without a password are taken"}
+    assert told(BytesIO(bytes(data))) == {"secret.png": "encrypted; only archives without a password are accepted"}

@@ -148,8 +148,8 @@ def test_a_job_says_what_it_waits_for(transitions: Transitions, redis: Redis) ->
         return records.job("j").waiting_for
 
     assert records.job("j").waiting_for is None
-    assert told() == "a worker: none runs now"
-    assert told(worker("conv1_1")) == "a worker with vgg19 conv5_1: none that runs now has it"
+    assert told() == "a worker: none is connected"
+    assert told(worker("conv1_1")) == "a worker with vgg19 conv5_1: none of the connected ones has it"
     assert told(worker("conv1_1"), worker("conv5_1")) is None
     assert redis.ttl("ks:lacking") < 0
     claim = transitions.claim("j:0")

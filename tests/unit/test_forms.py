@@ -1,4 +1,4 @@
-"""Records of released forms, as they lay in Redis and in the store (tests/forms), read and moved by this version."""
+"""Data of released versions in Redis and in the store (tests/forms), read and migrated by this version."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CREATED = 1_795_000_000.0
 
 
 def told(records: Records, job_id: str) -> dict[str, Any]:
-    """A job as form 1 would tell it: what is new is left out."""
+    """A job as returned by version 1, without new fields."""
     job = records.whole(job_id).model_dump(mode="json", exclude={"queue_seconds", "waiting_for"})
     job["progress"] = {name: value for name, value in job["progress"].items() if name not in NEW}
     job["links"] = {name: link for name, link in job["links"].items() if name not in {"results", "retry"}}
@@ -29,7 +29,7 @@ def told(records: Records, job_id: str) -> dict[str, Any]:
 
 
 def test_form_1_is_read_and_moved(redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs are told as they were, before and after they are archived; files are found, and removed with their jobs."""
+    """Jobs are returned unchanged, before and after archiving; files are found, and removed with their jobs."""
     form = json.loads(FORM_1.read_text())
     load(form, redis, tmp_path)
     store = BlobStore(tmp_path.as_uri())
@@ -63,7 +63,7 @@ def test_form_1_is_read_and_moved(redis: Redis, tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_version_before_reads_live_jobs_of_this_one(redis: Redis, tmp_path: Path) -> None:
-    """Old and new processes run side by side while a version is put in; what was archived is for the new ones alone."""
+    """Old and new processes run side by side during an upgrade; only new ones can read archived jobs."""
     records = Records(redis, BlobStore(tmp_path.as_uri()))
     transitions = Transitions(redis)
     request = ExplainRequest(images=["0" * 64], names=["cat.jpg"], layer="conv3_3", kernels=[1, 2, 3])

@@ -1,4 +1,4 @@
-"""Pictures become what a person sees, in 8-bit RGB."""
+"""Images are decoded as viewers show them, in 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -97,28 +97,28 @@ def test_cmyk_and_grey_become_rgb() -> None:
 
 
 def test_exif_rotation_is_applied() -> None:
-    """A picture that lies on its side is put upright."""
+    """A rotated picture is made upright."""
     exif = Image.Exif()
     exif[0x0112] = 6
     assert decode(encoded(noise(40, 20), "JPEG", exif=exif.tobytes()), MANY).size == (20, 40)
 
 
 def test_of_an_animation_the_first_frame_counts() -> None:
-    """The others are not looked at."""
+    """The other frames are ignored."""
     frames = [flat((0, 255, 0)), flat((255, 0, 0))]
     data = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
     assert shown(data) == [0, 255, 0]
 
 
 def test_the_pixel_limit_counts_pixels() -> None:
-    """Exactly the limit is taken, one more row is not."""
+    """Exactly the limit is accepted, one more row is not."""
     assert decode(png(noise(40, 25)), 1000).size == (40, 25)
     with pytest.raises(UnusableImage, match="40×26"):
         decode(png(noise(40, 26)), 1000)
 
 
 def test_every_truncation_is_refused_or_whole(subtests: pytest.Subtests) -> None:
-    """Cut anywhere, a file is either refused or decoded to the full picture; nothing else is raised."""
+    """A truncated file is either rejected or decoded completely; no other exception is raised."""
     for form in ("PNG", "JPEG", "WEBP"):
         data = encoded(noise(), form)
         for length in range(16, len(data), max(1, len(data) // 60)):
@@ -153,7 +153,7 @@ def test_resizing_squashes_and_antialiases() -> None:
     ],
 )
 def test_what_is_odd_beside_the_pixels_of_a_png_is_ignored(chunks: Sequence[bytes], notes: list[str]) -> None:
-    """The pixels count; of what could have changed them it is said that it was ignored."""
+    """The pixels are decoded; there are notes on ignored metadata that could have changed them."""
     plain = png(noise())
     seen = decoded(beside(plain, *chunks), MANY)
     assert seen.notes == notes
@@ -170,7 +170,7 @@ def test_what_is_odd_beside_the_pixels_of_a_png_is_ignored(chunks: Sequence[byte
         (segment(0xEE, b"Adobe"), []),
         (
             segment(0xE2, b"ICC_PROFILE\0\1\2half"),
-            ["The colour profile of the image's file was ignored: it is not whole."],
+            ["The colour profile of the image's file was ignored: it is incomplete."],
         ),
     ],
 )
@@ -190,7 +190,7 @@ def test_odd_exif_of_a_webp_is_ignored() -> None:
 
 
 def test_odd_metadata_does_not_excuse_cut_off_pixels() -> None:
-    """They are refused as ever, also where an image is only checked."""
+    """They are rejected, also if an image is only verified."""
     data = beside(png(noise()), chunk(b"tEXt", b"a\0b", crc=1), chunk(b"eXIf", ODD_EXIF))
     for take in (decode, verify):
         with pytest.raises(UnusableImage, match="truncated or damaged"):
@@ -198,13 +198,13 @@ def test_odd_metadata_does_not_excuse_cut_off_pixels() -> None:
 
 
 def test_the_size_is_known_without_decoding() -> None:
-    """Whatever is beside the pixels."""
+    """Whatever the metadata."""
     assert pixels(beside(png(noise(40, 20)), chunk(b"tEXt", b"a\0b", crc=1)), MANY) == 800
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
 def test_all_orientations_from_any_container(form: str, subtests: pytest.Subtests) -> None:
-    """As Pillow turns them; values that there are not mean nothing."""
+    """As by Pillow; invalid values are ignored."""
     plain = decode(encoded(noise(40, 20), form), MANY)
     for number in range(10):
         exif = Image.Exif()
@@ -240,7 +240,7 @@ def test_a_profile_in_many_pieces_is_put_together() -> None:
 
 
 def test_srgb_by_its_name_changes_nothing() -> None:
-    """Not by rounding either; also of a grey image, which many programs save with a profile for RGB."""
+    """Not even by rounding; also for grey images, which many programs save with a profile for RGB."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for picture in (noise(), noise().convert("L")):
         seen = decoded(png(picture, icc_profile=profile), MANY)
@@ -249,7 +249,7 @@ def test_srgb_by_its_name_changes_nothing() -> None:
 
 
 def test_what_was_said_of_the_files_pixels_is_not_said_of_the_pictures() -> None:
-    """A PNG that is made of it is not turned, coloured or cleared a second time."""
+    """A PNG saved from the result is not rotated, converted or flattened a second time."""
     exif = Image.Exif()
     exif[0x0112] = 6
     seen = decode(png(noise(), icc_profile=profiles.display_p3(), exif=exif), MANY)
@@ -294,14 +294,14 @@ def test_a_profile_reaches_palettes_and_what_is_half_transparent() -> None:
     ],
 )
 def test_a_profile_that_does_not_fit_is_ignored(picture: Image.Image, profile: bytes, why: str) -> None:
-    """And so noted."""
+    """There is a note."""
     seen = decoded(png(picture, icc_profile=profile), MANY)
     assert seen.notes == [f"The colour profile of the image's file was ignored: it {why}."]
     assert seen.image.tobytes() == picture.convert("RGB").tobytes()
 
 
 def test_a_profile_without_end_takes_no_time() -> None:
-    """A megabyte can say a hundred thousand times what is to be done with each colour: two minutes of work."""
+    """A profile of a megabyte can have 100,000 elements for each colour: two minutes of work."""
     data = png(noise(), icc_profile=profiles.endless())
     begin = time.monotonic()
     assert "may take very long" in decoded(data, MANY).notes[0]
@@ -345,13 +345,13 @@ def test_of_a_phones_several_pictures_the_first_counts() -> None:
     ],
 )
 def test_formats_that_are_not_taken_are_named(form: str, data: bytes) -> None:
-    """With what would be right, whatever the file's name says."""
-    with pytest.raises(UnsupportedImage, match=f"this is {form}; PNG, JPEG and WebP are taken: convert it"):
+    """With the accepted formats, whatever the file's name."""
+    with pytest.raises(UnsupportedImage, match=f"this is {form}; PNG, JPEG and WebP are accepted: convert it"):
         decode(data + bytes(64), MANY)
 
 
 def test_no_message_has_an_address() -> None:
-    """Of an object in this process."""
+    """No message contains the address of an object."""
     for data in (b"\x89PNG\r\n\x1a\n" + bytes(40), b"\xff\xd8\xff" + bytes(40), b"RIFF....WEBP" + bytes(40)):
         with pytest.raises(UnusableImage) as told:
             decode(data, MANY)

@@ -1,4 +1,4 @@
-"""The job record: every transition, who may make it, and what a late worker can do (nothing)."""
+"""The job record: every transition, and that a worker without a lease can make none."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ LEASE = 20.0
 
 @pytest.fixture
 def transitions(redis: Redis, clock: Clock) -> Transitions:
-    """Transitions on a time that stands still."""
+    """Transitions with a stopped clock."""
     assert clock.now
     return Transitions(redis, LEASE)
 
 
 @pytest.fixture
 def records(redis: Redis, tmp_path: Path) -> Records:
-    """What readers see."""
+    """Read access to jobs."""
     return Records(redis, BlobStore(tmp_path.as_uri()))
 
 
 def submit(transitions: Transitions, job_id: str = "j", kernels: object = None, lifetime: float = 1e6) -> list[str]:
-    """A job of 20 kernels (two slices) unless told otherwise; its slices."""
+    """Submit a job, of 20 kernels (two slices) by default; returns its slices."""
     wanted = list(range(20)) if kernels is None else kernels
     fields = {"images": ["0" * 64], "layer": "conv1_1", "kernels": wanted}
     request = ExplainRequest.model_validate(fields)
@@ -47,7 +47,7 @@ def claimed(transitions: Transitions, slice_id: str) -> Claim:
 
 
 def suspected(transitions: Transitions, slice_id: str) -> bool:
-    """Whether the next worker of a slice that waits is told that it may die of it."""
+    """Whether the claim of a queued slice is marked as suspected."""
     claim = claimed(transitions, slice_id)
     transitions.release(claim)
     return claim.suspected
@@ -98,7 +98,7 @@ def test_small_jobs_and_big_ones_have_queues_of_their_own(transitions: Transitio
 
 
 def test_the_queue_position_counts_slices_ahead(transitions: Transitions, records: Records, clock: Clock) -> None:
-    """1 is next; taking the first moves the others up."""
+    """1 is next; when the first is claimed, the others move up."""
     for name in ("a", "b", "c"):
         submit(transitions, name, kernels=[1])
         clock.now += 1
@@ -108,7 +108,7 @@ def test_the_queue_position_counts_slices_ahead(transitions: Transitions, record
 
 
 def test_a_slice_is_claimed_once(transitions: Transitions) -> None:
-    """A duplicate message finds nothing; nor does one for a slice that never was."""
+    """A duplicate message claims nothing, nor does one for an unknown slice."""
     first, _ = submit(transitions)
     claimed(transitions, first)
     assert transitions.claim(first) is None
@@ -116,7 +116,7 @@ def test_a_slice_is_claimed_once(transitions: Transitions) -> None:
 
 
 def test_progress_is_seen_and_holds_the_lease(transitions: Transitions, records: Records, clock: Clock) -> None:
-    """Each sign of life extends the lease by its full length."""
+    """Each heartbeat extends the lease by its full length."""
     (slice_id,) = submit(transitions, kernels=[1, 2])
     claim = claimed(transitions, slice_id)
     for iteration in range(5):
@@ -132,7 +132,7 @@ def test_progress_is_seen_and_holds_the_lease(transitions: Transitions, records:
 def test_a_lapsed_slice_is_queued_again_without_its_finished_items(
     transitions: Transitions, records: Records, clock: Clock
 ) -> None:
-    """A dead worker costs the item that it was at, not those before."""
+    """Only the item in progress is lost with a worker, not finished ones."""
     (slice_id,) = submit(transitions, kernels=[1, 2, 3])
     dead = claimed(transitions, slice_id)
     transitions.commit(dead, done(dead, 0), {})
@@ -147,7 +147,7 @@ def test_a_lapsed_slice_is_queued_again_without_its_finished_items(
 
 
 def test_a_late_worker_can_write_nothing(transitions: Transitions, records: Records, clock: Clock) -> None:
-    """Every transition of a running slice asks for the token of its claim."""
+    """Every transition of a running slice requires the token of its claim."""
     (slice_id,) = submit(transitions, kernels=[1, 2])
     late = claimed(transitions, slice_id)
     clock.now += LEASE + 1
@@ -185,7 +185,7 @@ def test_an_item_is_committed_once(transitions: Transitions, records: Records) -
 
 
 def test_a_released_slice_does_not_count_as_an_attempt(transitions: Transitions, records: Records) -> None:
-    """A worker may be stopped as often as one likes."""
+    """A worker may be stopped any number of times."""
     (slice_id,) = submit(transitions, kernels=[1, 2])
     for _ in range(5):
         claim = claimed(transitions, slice_id)
@@ -196,7 +196,7 @@ def test_a_released_slice_does_not_count_as_an_attempt(transitions: Transitions,
 
 
 def test_what_kills_its_worker_each_time_is_failed(transitions: Transitions, records: Records, clock: Clock) -> None:
-    """Poison does not loop; finished items stay finished, and one that was finished starts the count anew."""
+    """There is no endless loop; finished items stay, and a newly finished item resets the count."""
     (slice_id,) = submit(transitions, kernels=[1, 2])
     assert not suspected(transitions, slice_id)
     claimed(transitions, slice_id)
@@ -221,7 +221,7 @@ def test_what_kills_its_worker_each_time_is_failed(transitions: Transitions, rec
 
 
 def test_a_suspect_that_dies_in_company_did_it(transitions: Transitions, clock: Clock) -> None:
-    """The only one that was suspected before; whoever ran beside it is what it was in any company."""
+    """If exactly one of the slices was suspected before; the others are not blamed."""
     (suspect,), (other,) = submit(transitions, "j1", kernels=[1]), submit(transitions, "j2", kernels=[1])
     for slice_id in (suspect,) * 2:
         transitions.claim(slice_id, "first")
@@ -237,7 +237,7 @@ def test_a_suspect_that_dies_in_company_did_it(transitions: Transitions, clock: 
 
 
 def test_who_dies_in_company_is_suspected_and_not_failed(transitions: Transitions, clock: Clock) -> None:
-    """Slices of one worker that lapse together: nothing is proved. Those of other workers are no company."""
+    """Slices of one worker whose leases expire together are not blamed; those of other workers do not count."""
     first, second = submit(transitions)
     (alone,) = submit(transitions, "k", kernels=[1])
     for death in range(4):
@@ -255,7 +255,7 @@ def test_who_dies_in_company_is_suspected_and_not_failed(transitions: Transition
 
 
 def test_a_cancelled_job_ends_at_once(transitions: Transitions, records: Records, clock: Clock) -> None:
-    """What is finished stays, the rest is cancelled, its worker has lost the lease, and nothing waits any more."""
+    """Finished items stay, the rest is cancelled, its worker loses the lease, and nothing is queued."""
     first, second = submit(transitions)
     claim = claimed(transitions, first)
     transitions.commit(claim, done(claim, 0), {})
@@ -287,7 +287,7 @@ def test_a_finished_job_cannot_be_cancelled(transitions: Transitions) -> None:
 def test_ranks_without_a_kernel_have_no_result_even_in_a_cancelled_job(
     transitions: Transitions, records: Records
 ) -> None:
-    """They were skipped before."""
+    """They have been skipped."""
     (slice_id,) = submit(transitions, kernels="top:5")
     claim = claimed(transitions, slice_id)
     transitions.resolve(claim, claim.items[3:])
@@ -296,7 +296,7 @@ def test_ranks_without_a_kernel_have_no_result_even_in_a_cancelled_job(
 
 
 def test_a_job_on_which_no_kernel_is_active_says_so(transitions: Transitions, records: Records) -> None:
-    """Every rank is skipped, so there is no item whose error could be told."""
+    """Every rank is skipped, so there is no item with an error."""
     (slice_id,) = submit(transitions, kernels="top:2")
     claim = claimed(transitions, slice_id)
     transitions.resolve(claim, claim.items)
@@ -308,7 +308,7 @@ def test_a_job_on_which_no_kernel_is_active_says_so(transitions: Transitions, re
 
 
 def test_a_key_names_one_request(transitions: Transitions, records: Records) -> None:
-    """The same request with the same key is the same job; another one is refused; without a key all are new."""
+    """The same request and key return the same job; another request is rejected; without a key every job is new."""
     request = ExplainRequest.model_validate({"images": ["0" * 64], "layer": "conv1_1", "kernels": [1]})
     other = request.model_copy(update={"kernels": [2]})
 
@@ -328,7 +328,7 @@ def test_a_key_names_one_request(transitions: Transitions, records: Records) -> 
 def test_a_transition_whose_answer_was_lost_can_be_asked_again(
     transitions: Transitions, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Redis did it, the connection broke, the client tries again."""
+    """Redis made it, the connection broke, and the client retries."""
     monkeypatch.setattr("shared.jobs.transitions.secrets.token_hex", lambda _: "token")
     (slice_id,) = submit(transitions, kernels=[1])
     assert submit(transitions, kernels=[1]) == [slice_id]  # announced again, which is harmless
@@ -346,7 +346,7 @@ def test_a_transition_whose_answer_was_lost_can_be_asked_again(
 
 
 def test_what_waits_beyond_its_deadline_is_failed(transitions: Transitions, records: Records, clock: Clock) -> None:
-    """What runs by then is its worker's business, which knows the deadline."""
+    """Running slices are handled by their workers, which know the deadline."""
     fields = {"images": ["0" * 64], "layer": "conv1_1", "kernels": [1], "deadline_s": 10}
     request = ExplainRequest.model_validate(fields)
     for name in ("waiting", "running"):
@@ -366,7 +366,7 @@ def test_what_waits_beyond_its_deadline_is_failed(transitions: Transitions, reco
 def test_the_same_work_is_found_as_long_as_its_job_is_kept(
     transitions: Transitions, records: Records, clock: Clock
 ) -> None:
-    """By its fingerprint; a failure is never the answer."""
+    """By its fingerprint; failures are not cached."""
     (slice_id,) = submit(transitions, kernels=[1], lifetime=10)
     claim = claimed(transitions, slice_id)
     assert records.same("print") is None
@@ -392,7 +392,7 @@ def test_a_job_without_a_success_is_failed(transitions: Transitions, records: Re
 
 
 def test_top_n_has_a_total_once_every_slice_is_resolved(transitions: Transitions, records: Records) -> None:
-    """Ranks that no active kernel fills are skipped: they count for nothing."""
+    """Ranks without an active kernel are skipped and not counted."""
     first, second = submit(transitions, kernels="top:20")
     assert records.whole("j").progress.total is None
     claim = claimed(transitions, first)
@@ -407,7 +407,7 @@ def test_top_n_has_a_total_once_every_slice_is_resolved(transitions: Transitions
 def test_a_worker_whose_job_has_expired_loses_its_lease(
     transitions: Transitions, records: Records, clock: Clock
 ) -> None:
-    """It cannot bring the job back to life."""
+    """It cannot restore the job."""
     (slice_id,) = submit(transitions, kernels=[1], lifetime=10)
     claim = claimed(transitions, slice_id)
     clock.now += 11
@@ -418,7 +418,7 @@ def test_a_worker_whose_job_has_expired_loses_its_lease(
 
 
 def test_unsent_messages_are_found_by_their_age(transitions: Transitions, clock: Clock) -> None:
-    """A queued slice whose message is old; noting that it was sent makes it young."""
+    """A queued slice with an old message is found, until another message is recorded."""
     slices = submit(transitions)
     clock.now += 10
     assert transitions.unsent(transitions.queued(), 15) == []

@@ -1,4 +1,4 @@
-"""The job record against a model of it in plain Python, under any sequence of calls and any course of time."""
+"""The job record compared with a model in plain Python, for arbitrary sequences of calls and times."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ class RecordMachine(stateful.RuleBasedStateMachine):
         buckets=st.one_of(st.just(BUCKETS), st.lists(st.sampled_from(BUCKETS), unique=True)),
     )
     def next(self, queue: Queue, worker: str, buckets: list[str]) -> None:
-        """Callers take turns; what the worker cannot run is passed over."""
+        """Callers take turns; slices that the worker cannot run are skipped."""
         parts = [part for part in self.parts.values() if part.work.queue == queue]
         part, waiting = self.turns[queue].next(parts, buckets), len(self.queued(queue))
         found = self.transitions.next(queue, worker, buckets.__contains__)
@@ -186,7 +186,7 @@ class RecordMachine(stateful.RuleBasedStateMachine):
 
     @rule(slice_id=slices)
     def retry(self, slice_id: str) -> None:
-        """What has failed is run again; else nothing changes."""
+        """Failed items are run again; nothing else changes."""
         work = self.parts[slice_id].work
         failed, possible = set(work.failed), work.finished is not None and not work.cancelled
         if self.over(work):
@@ -209,7 +209,7 @@ class RecordMachine(stateful.RuleBasedStateMachine):
 
     @rule(slice_id=slices, age=AGES, step=st.sampled_from([{}, PROGRESS, {"iteration": 8}]))
     def renew(self, slice_id: str, age: int, step: dict[str, float]) -> None:
-        """A sign of life, with or without progress."""
+        """A heartbeat, with or without progress."""
         claim, part = self.chosen(slice_id, age)
         if self.made(claim, lambda: self.transitions.renew(claim, step)):
             part.lease, part.work.progress = self.now + LEASE, step or part.work.progress
@@ -262,7 +262,7 @@ class RecordMachine(stateful.RuleBasedStateMachine):
 
     @rule(slice_id=slices, age=AGES)
     def release(self, slice_id: str, age: int) -> None:
-        """An attempt is given back."""
+        """The attempt does not count."""
         claim, part = self.chosen(slice_id, age)
         if self.made(claim, lambda: self.transitions.release(claim), repeats=part.has("queued", claim)):
             part.wait(self.now)
@@ -283,7 +283,7 @@ class RecordMachine(stateful.RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0, LEASE - 1, LEASE - 0.5, LEASE]), most=st.integers(1, 3))
     def lapsed(self, seconds: float, most: int) -> None:
-        """Slices without a sign of life are queued again; those whose workers died of nothing else are failed."""
+        """Slices with expired leases are queued again; those that used up their attempts fail."""
         self.now += seconds
         late = [part for part in self.parts.values() if part.status == "running" and part.lease <= self.now + 1]
         dead = [part.worker for part in late if part.lease <= self.now]
@@ -306,7 +306,7 @@ class RecordMachine(stateful.RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0, 10]))
     def overdue(self, seconds: float) -> None:
-        """What is queued beyond its deadline fails."""
+        """Queued slices fail after their deadline."""
         self.now += seconds
         queued = [(part.work.deadline, part) for part in self.parts.values() if part.status == "queued"]
         late = {part.name: (at, part.name) for at, part in queued if at is not None and at <= self.now}
@@ -334,7 +334,7 @@ class RecordMachine(stateful.RuleBasedStateMachine):
 
     @rule()
     def archive(self) -> None:
-        """What has ended leaves Redis, and is read as before."""
+        """Ended jobs are moved to the archive, and read as before."""
         ended = [work for work in self.works.values() if work.finished is not None and not work.gone]
         assert self.retention.archive_ended(1000, 0) == len(ended)
         for work in ended:
@@ -344,7 +344,7 @@ class RecordMachine(stateful.RuleBasedStateMachine):
 
     @rule(slice_id=slices)
     def remove(self, slice_id: str) -> None:
-        """Wherever it is, it is gone; what it leaves behind is swept."""
+        """The job is gone, live or archived, and its files are deleted."""
         work = self.parts[slice_id].work
         self.retention.remove(work.name)
         self.retention.sweep(1000, 0)
@@ -361,7 +361,7 @@ class RecordMachine(stateful.RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1, 5, LEASE - 1, LEASE, 100, 1000]))
     def advance(self, seconds: float) -> None:
-        """Time goes by."""
+        """Time passes."""
         self.now += seconds
 
     @invariant()

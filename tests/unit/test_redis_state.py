@@ -1,4 +1,4 @@
-"""What becomes of a Redis that answers and does not serve, and of one that may forget."""
+"""A Redis that responds with errors, and one that may evict keys."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FULL = {"used_memory": 95, "maxmemory": 100}
 
 
 def refused(redis: Redis, code: str) -> None:
-    """A write, a write in a script and one in a transaction are our error, which names Redis's."""
+    """A write, alone, in a script and in a transaction, raises StoreUnavailable with Redis's code."""
     program = "return redis.call('SET', KEYS[1], '')"
     writes: list[Callable[[], object]] = [
         lambda: redis.set("a", ""),
@@ -37,7 +37,7 @@ def refused(redis: Redis, code: str) -> None:
 
 
 def test_a_redis_without_its_replicas(redis: Redis) -> None:
-    """As after a failover; reading goes on, and so does everything afterwards."""
+    """As after a failover; reading works, and so does everything afterwards."""
     with refusing(redis):
         refused(redis, "NOREPLICAS")
         assert redis.get("a") is None
@@ -47,18 +47,18 @@ def test_a_redis_without_its_replicas(redis: Redis) -> None:
 
 
 def test_a_redis_that_became_a_replica_and_one_that_is_full(tmp_path: Path) -> None:
-    """READONLY, OOM; where it is full, what is there can be read and readiness tells of it."""
+    """READONLY, OOM; a full Redis can be read, and readiness reports it."""
     with own_redis(tmp_path) as url, connect(url) as redis:
         redis.config_set("maxmemory", 1)
         refused(redis, "OOM")
-        assert "no more jobs are taken" in check(redis)[0]
+        assert "no more jobs are accepted" in check(redis)[0]
         redis.config_set("maxmemory", 0)
         redis.replicaof("127.0.0.1", "1")
         refused(redis, "READONLY")
 
 
 def test_a_redis_whose_disk_is_gone(tmp_path: Path) -> None:
-    """MISCONF: it could not save, and refuses every write."""
+    """MISCONF: it could not save, and rejects every write."""
     home = tmp_path / "redis"
     home.mkdir()
     with own_redis(home, "--save", "3600 1") as url, connect(url) as redis:
@@ -72,7 +72,7 @@ def test_a_redis_whose_disk_is_gone(tmp_path: Path) -> None:
 
 
 def test_a_command_that_is_wrong_stays_a_bug(redis: Redis) -> None:
-    """It is none of Redis's own troubles."""
+    """Its error is not translated."""
     redis.set("a", "")
     with pytest.raises(ResponseError, match="WRONGTYPE"), redis_errors():
         redis.lpush("a", "OOM")
@@ -80,13 +80,13 @@ def test_a_command_that_is_wrong_stays_a_bug(redis: Redis) -> None:
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-lfu", "allkeys-random"])
 def test_a_redis_that_may_remove_jobs_takes_none(policy: str) -> None:
-    """However empty it is: with the policy that is right."""
+    """However empty it is; the message has the right policy."""
     with pytest.raises(StoreUnavailable, match=f"{policy}.*noeviction"):
         Memory.of({**FULL, "used_memory": 1, "maxmemory_policy": policy}).check()
 
 
 def test_keys_that_were_evicted_are_told(tmp_path: Path) -> None:
-    """For as long as Redis counts them, whatever its policy is by now."""
+    """Until Redis's counter is reset, whatever its policy is now."""
     with own_redis(tmp_path, "--maxmemory", "3mb", "--maxmemory-policy", "allkeys-lru") as url, connect(url) as redis:
         for number in range(400):
             redis.set(f"key:{number}", "x" * 10_000)
@@ -101,7 +101,7 @@ def test_keys_that_were_evicted_are_told(tmp_path: Path) -> None:
 
 
 def test_what_is_told_of_memory() -> None:
-    """A policy that removes what expires; a Redis that is nearly full. Nothing without a limit."""
+    """A policy that evicts expiring keys; a Redis that is nearly full; no warning without a limit."""
     first, second = Memory.of({**FULL, "maxmemory_policy": "volatile-lru"}).check()
     assert "volatile-lru" in first
     assert "95%" in second
@@ -115,7 +115,7 @@ def test_what_is_told_of_memory() -> None:
 
 
 def test_a_program_that_goes_round_is_alive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """For so long after its last round; not before its first."""
+    """For some seconds after its last round; not before its first."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert not alive.alive("housekeeping", 300)
     alive.beat("housekeeping")

@@ -1,4 +1,4 @@
-"""`retry`: failed items of an ended job are run again, and nothing else of it."""
+"""`retry` runs the failed items of an ended job again, and nothing else."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ HOOK = "https://lab.example/hook"
 
 @pytest.fixture
 def transitions(redis: Redis) -> Transitions:
-    """Of the record."""
+    """Transitions."""
     return Transitions(redis)
 
 
 def submit(transitions: Transitions, kernels: object = None, **fields: object) -> None:
-    """A job of 20 kernels, in two slices, unless told otherwise."""
+    """Submit a job, of 20 kernels in two slices by default."""
     wanted = list(range(20)) if kernels is None else kernels
     request = ExplainRequest.model_validate({"images": ["0" * 64], "layer": "conv1_1", "kernels": wanted, **fields})
     transitions.submit("j", request, plan(request, 100), 2e9)
 
 
 def run(transitions: Transitions, slice_id: str, *, failing: tuple[int, ...] = (), skipped: int = 0) -> list[int]:
-    """Bring a slice to its end, these items failing, the last ranks without a kernel. What was done, by index."""
+    """Finish a slice: these items fail, the last ranks have no kernel. Returns what was run, by index."""
     claim = transitions.claim(slice_id)
     assert claim
     assert claim.attempt == 1
@@ -49,7 +49,7 @@ def run(transitions: Transitions, slice_id: str, *, failing: tuple[int, ...] = (
 
 
 def test_only_what_has_failed_is_run_again(transitions: Transitions, redis: Redis) -> None:
-    """Counts, status, times and events are those of a job that goes on."""
+    """Counts, status, times and events are those of an unfinished job."""
     records = records_of(redis)
     submit(transitions)
     run(transitions, "j:0", failing=(3, 5))
@@ -72,19 +72,19 @@ def test_only_what_has_failed_is_run_again(transitions: Transitions, redis: Redi
 
 
 def test_what_cannot_be_retried_is_refused(transitions: Transitions) -> None:
-    """With a sentence on why."""
+    """With the reason."""
     with pytest.raises(JobNotFound):
         transitions.retry("nobody")
     submit(transitions, [1, 2])
     with pytest.raises(NothingToRetry, match="still queued"):
         transitions.retry("j")
     run(transitions, "j:0")
-    with pytest.raises(NothingToRetry, match="nothing of job j has failed"):
+    with pytest.raises(NothingToRetry, match="job j has no failed items"):
         transitions.retry("j")
 
 
 def test_a_cancelled_job_is_not_retried(transitions: Transitions) -> None:
-    """Its caller did not want it."""
+    """It was cancelled on purpose."""
     submit(transitions)
     run(transitions, "j:0", failing=(3,))
     transitions.cancel("j")
@@ -93,7 +93,7 @@ def test_a_cancelled_job_is_not_retried(transitions: Transitions) -> None:
 
 
 def test_a_retry_takes_room_in_the_queue(transitions: Transitions) -> None:
-    """As a new job does."""
+    """Like a new job."""
     submit(transitions)
     run(transitions, "j:0", failing=(3,))
     run(transitions, "j:1", failing=(17,))
@@ -117,7 +117,7 @@ def test_ranks_are_looked_up_again(transitions: Transitions, redis: Redis) -> No
 
 
 def test_attempts_strikes_and_deadline_begin_anew(transitions: Transitions, redis: Redis, clock: Clock) -> None:
-    """What was given up after three deaths has three again."""
+    """After three failed attempts there are three new ones."""
     submit(transitions, [1], deadline_s=100)
     for _ in range(3):
         assert transitions.claim("j:0", "worker")
@@ -133,7 +133,7 @@ def test_attempts_strikes_and_deadline_begin_anew(transitions: Transitions, redi
 
 
 def test_the_new_end_is_told_by_a_webhook_of_its_own(transitions: Transitions, redis: Redis, clock: Clock) -> None:
-    """Receivers take two messages of one id for the same; what was not delivered of the first end is not told."""
+    """The new end has a different message id; an undelivered message of the first end is discarded."""
     hooks = Webhooks(redis, lambda: clock.now)
     submit(transitions, [1], webhook_url=HOOK)
     ids = []
@@ -151,7 +151,7 @@ def test_the_new_end_is_told_by_a_webhook_of_its_own(transitions: Transitions, r
 def test_a_retry_whose_answer_was_lost_can_be_asked_again(
     transitions: Transitions, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Redis did it, the connection broke, the client sends the script again."""
+    """Redis made it, the connection broke, and the client repeats the call."""
     submit(transitions, [1])
     run(transitions, "j:0", failing=(0,))
     script = transitions._scripts["retry"]

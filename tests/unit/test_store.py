@@ -26,17 +26,17 @@ def test_blobs_are_content_addressed(tmp_path: Path) -> None:
     assert digest == hashlib.sha256(b"bytes").hexdigest() == store.put(JOB, b"bytes")
     assert store.has(JOB, digest)
     assert store.get(JOB, digest) == b"bytes"
-    assert store.begin(JOB, digest, 3) == b"byt"
-    assert store.begin(JOB, digest, 99) == b"bytes"
+    assert store.get_start(JOB, digest, 3) == b"byt"
+    assert store.get_start(JOB, digest, 99) == b"bytes"
     store.remove(JOB)
     store.remove(JOB)
     assert not store.has(JOB, digest)
-    assert store.get(JOB, digest) is store.begin(JOB, digest, 3) is None
+    assert store.get(JOB, digest) is store.get_start(JOB, digest, 3) is None
     assert [path for path in tmp_path.rglob("*") if JOB in path.name] == []
 
 
 def test_a_job_s_files_are_its_own(tmp_path: Path) -> None:
-    """What is copied stays when the job goes that it was copied from; of what is not there there is no copy."""
+    """Copies remain when the source job is removed; missing files cannot be copied."""
     store = BlobStore(tmp_path.as_uri())
     digest = store.put(JOB, b"bytes")
     assert not store.has(OTHER, digest)
@@ -53,7 +53,7 @@ def test_a_job_s_files_are_its_own(tmp_path: Path) -> None:
 
 
 def test_blobs_of_before_jobs_had_folders_are_found(tmp_path: Path) -> None:
-    """Whichever job they are of."""
+    """For any job."""
     digest = hashlib.sha256(b"old").hexdigest()
     place = tmp_path / "blobs" / digest[:2] / digest
     place.parent.mkdir(parents=True)
@@ -75,15 +75,15 @@ def test_paths_with_spaces_and_umlauts(tmp_path: Path) -> None:
 
 
 def test_a_store_that_cannot_be_written_is_unavailable(tmp_path: Path) -> None:
-    """Our error, not the library's."""
+    """StoreUnavailable is raised, not an error of the library."""
     store = BlobStore(tmp_path.as_uri())
     (tmp_path / "jobs").write_text("in the way")
-    with pytest.raises(StoreUnavailable, match="took no data"):
+    with pytest.raises(StoreUnavailable, match="accepted no data"):
         store.put(JOB, b"x")
 
 
 def test_a_blob_is_on_the_disk_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its bytes, and the folders that name it, before `put` returns: a power cut takes nothing that a record names."""
+    """Its bytes and its folders are synced before `put` returns, so a power failure loses no file of a record."""
     synced: list[int] = []
     fsync = os.fsync
 
@@ -99,7 +99,7 @@ def test_a_blob_is_on_the_disk_with_its_name(tmp_path: Path, monkeypatch: pytest
 
 
 class Bucket(BaseHTTPRequestHandler):
-    """S3 as it is to who may get and put, and not list: what is not there is forbidden."""
+    """An S3 server for a client that may get and put, but not list: missing objects are reported as forbidden."""
 
     blobs: dict[str, bytes]
     readable = True
@@ -157,7 +157,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Bucket]]:
 
 
 def test_a_bucket_that_may_not_be_listed(bucket: type[Bucket]) -> None:
-    """What is forbidden there is not there, as long as what is written can be read."""
+    """Forbidden objects are regarded as missing if written objects can be read."""
     store = BlobStore("s3://b")
     assert not store.has(JOB, "0" * 64)
     assert store.get(JOB, "0" * 64) is None
@@ -170,7 +170,7 @@ def test_a_bucket_that_may_not_be_listed(bucket: type[Bucket]) -> None:
 
 
 def test_a_bucket_that_may_not_be_read(bucket: type[Bucket]) -> None:
-    """Then nothing is known of what is there."""
+    """StoreUnavailable is raised."""
     bucket.readable = False
     store = BlobStore("s3://b")
     with pytest.raises(StoreUnavailable, match="does not answer"):
@@ -180,7 +180,7 @@ def test_a_bucket_that_may_not_be_read(bucket: type[Bucket]) -> None:
 
 
 def test_a_store_has_an_identity(tmp_path: Path) -> None:
-    """The same for all who have this store, whoever asks first; another one elsewhere."""
+    """The same for all clients of this store; a different one elsewhere."""
     here, again, there = (BlobStore((tmp_path / name).as_uri()) for name in ("here", "here", "there"))
     assert here.identity() == again.identity() == here.identity()
     assert here.identity() != there.identity()

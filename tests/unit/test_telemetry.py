@@ -1,4 +1,4 @@
-"""Traces where nobody receives them, and where there is none."""
+"""Traces without a receiver, and without tracing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GIVEN = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 @pytest.fixture
 def made() -> Iterator[InMemorySpanExporter]:
-    """The spans that are made; their receiver does not answer."""
+    """The spans that are created; their receiver does not respond."""
     provider = telemetry.start(f"http://127.0.0.1:{free_port()}", "test")
     assert provider
     spans = InMemorySpanExporter()
@@ -27,7 +27,7 @@ def made() -> Iterator[InMemorySpanExporter]:
 
 
 def test_what_belongs_to_no_request_has_no_span(made: InMemorySpanExporter) -> None:
-    """Housekeeping looks after blobs each second."""
+    """Housekeeping reads blobs every second."""
     with telemetry.span("outer"), telemetry.span("inner"):
         telemetry.past("past", time.time() - 1)
     assert made.get_finished_spans() == ()
@@ -35,7 +35,7 @@ def test_what_belongs_to_no_request_has_no_span(made: InMemorySpanExporter) -> N
 
 
 def test_spans_hang_below_the_one_that_is_current(made: InMemorySpanExporter) -> None:
-    """And that one below the request's; one that is over has the times that it had."""
+    """And the current one is a child of the request's; past spans have their own times."""
     with telemetry.span("slice", GIVEN):
         telemetry.past("solve", time.time() - 2, kernel=3)
         telemetry.note(outcome="done")
@@ -54,7 +54,7 @@ def test_spans_hang_below_the_one_that_is_current(made: InMemorySpanExporter) ->
 
 
 def test_a_receiver_that_is_away_does_not_hold_up_the_end() -> None:
-    """What cannot be sent is dropped; afterwards a caller's own is passed on again."""
+    """Unsent spans are dropped; afterwards the caller's `traceparent` is passed on again."""
     telemetry.start(f"http://127.0.0.1:{free_port()}", "test")
     with telemetry.span("slice", GIVEN):
         pass

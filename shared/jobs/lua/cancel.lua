@@ -1,6 +1,6 @@
--- The job ends here, whatever its slices do; finished items stay. KEYS: job. ARGV: job id.
--- Returns the job's status: 'cancelled', or the one in which it had ended before; nothing where there is no such job.
--- The slices' tokens are void from here on, so a worker learns of it at its next renewal.
+-- Cancels a job, whatever the state of its slices; finished items remain. KEYS: job. ARGV: job id.
+-- Returns the job's status: 'cancelled', or that in which it had ended before; nil if there is no such job.
+-- The tokens of its slices become invalid, which workers notice at their next heartbeat.
 local job = redis.call('HMGET', KEYS[1], 'status', 'slices', 'owner')
 if not job[1] then return nil end
 if job[1] ~= 'queued' and job[1] ~= 'running' then return job[1] end

@@ -1,6 +1,6 @@
--- queued → running, of a certain slice. KEYS: slice. ARGV: slice id, token, lease seconds, worker.
--- Returns what `claimed` does, or nothing where it is not queued. The same claim asked again, because its answer was
--- lost on the way, is answered again.
+-- Claims a given slice, queued → running. KEYS: slice. ARGV: slice id, token, lease seconds, worker.
+-- Returns the result of `claimed`, or nil if the slice is not queued. A repeated call with the same token, after the
+-- response was lost, returns the same.
 local slice = redis.call('HMGET', KEYS[1], 'status', 'token')
 if slice[1] == 'running' and slice[2] == ARGV[2] then return claimed(ARGV[1]) end
 if slice[1] ~= 'queued' then return nil end

@@ -1,6 +1,6 @@
--- One item is finished, once. KEYS: slice. ARGV: slice id, token, lease seconds, item index, result JSON, 1 if it failed,
--- fingerprint of the work or '', and for how many seconds it is kept.
--- Returns 1, or 0 where the token no longer holds the slice. A second commit of an item changes nothing.
+-- Stores the result of one item. KEYS: slice. ARGV: slice id, token, lease seconds, item index, result JSON, 1 if it
+-- failed, fingerprint of the computation or '', seconds for which the result is cached.
+-- Returns 1, or 0 if the token is no longer valid. A second commit of an item changes nothing.
 if redis.call('HGET', KEYS[1], 'status') ~= 'running' or redis.call('HGET', KEYS[1], 'token') ~= ARGV[2] then return 0 end
 local id = redis.call('HGET', KEYS[1], 'job')
 local job = 'ks:job:' .. id
@@ -13,6 +13,6 @@ if redis.call('HSETNX', job .. ':results', ARGV[4], ARGV[5]) == 1 then
   if ARGV[7] ~= '' then
     redis.call('SET', 'ks:same:' .. ARGV[7], id .. ':' .. ARGV[4], 'EX', ARGV[8])
   end
-  tell(id, 'result', ARGV[4])
+  add_event(id, 'result', ARGV[4])
 end
 return 1

@@ -1,19 +1,19 @@
--- Put before each of the other scripts: what a reader of the job's events is told, and the end of a slice and of a job.
+-- Prepended to each of the other scripts: the clock, a job's events and progress, and the end of slices and jobs.
 
--- Seconds since 1970 by Redis's clock, so that no machine's matters. Only tests set `ks:clock`: it stops this one.
+-- Seconds since 1970 by Redis's clock, or the value of `ks:clock`, which only tests set.
 local function now()
   local time = redis.call('TIME')
   return tonumber(redis.call('GET', 'ks:clock') or time[1] + time[2] / 1e6)
 end
 
--- An event that stays with the job, and word to whoever waits for it.
-local function tell(id, kind, data)
+-- Adds an event to the job's log and notifies its readers.
+local function add_event(id, kind, data)
   redis.call('RPUSH', 'ks:job:' .. id .. ':log', kind .. ' ' .. data)
   redis.call('PUBLISH', 'ks:events', id .. ' ' .. kind)
 end
 
--- How much of a slice's items that run is done, in items: its share of the job's work. What the job has done of its
--- whole work is kept as the most that it ever was.
+-- Sets how much of a slice's running items is done, as a number of items. The fraction of the whole job that is done is
+-- stored as a running maximum, so it never decreases.
 local function work_done(slice, share)
   local job = redis.call('HGET', slice, 'job')
   job = job and 'ks:job:' .. job
@@ -26,8 +26,8 @@ local function work_done(slice, share)
   if done > tonumber(record[3] or 0) then redis.call('HSET', job, 'fraction', done) end
 end
 
--- Only the latest progress stays, and word of it goes out at most five times a second.
-local function tell_progress(id, slice, data)
+-- Stores the latest progress. Readers are notified at most five times a second.
+local function report_progress(id, slice, data)
   local job, time = 'ks:job:' .. id, redis.call('TIME')
   local at = time[1] * 1000 + math.floor(time[2] / 1000)
   work_done(slice, cjson.decode(data).share or 0)
@@ -38,7 +38,7 @@ local function tell_progress(id, slice, data)
   redis.call('PUBLISH', 'ks:events', id .. ' progress')
 end
 
--- What every end of a slice does, however it came.
+-- Common to every end of a slice.
 local function slice_done(slice, owner)
   redis.call('ZREM', 'ks:leases', slice)
   redis.call('ZREM', 'ks:deadlines', slice)
@@ -46,7 +46,7 @@ local function slice_done(slice, owner)
   work_done('ks:slice:' .. slice, 0)
 end
 
--- What a webhook says is kept apart from the record: it is told also where that is gone. See shared/webhooks.py.
+-- Schedules the webhook. Its message is self-contained, as it may be sent after the record is gone (shared/webhooks.py).
 local function webhook_due(id, status, at)
   local job = redis.call('HMGET', 'ks:job:' .. id, 'webhook', 'owner', 'traceparent', 'round')
   if (job[1] or '') == '' then return end
@@ -63,11 +63,11 @@ local function job_ended(id, status)
   redis.call('HINCRBY', 'ks:ended', status, 1)
   redis.call('ZADD', 'ks:finished', now(), id)
   webhook_due(id, status, redis.call('HGET', job, 'finished_at'))
-  tell(id, 'status', status)
+  add_event(id, 'status', status)
 end
 
--- All that Redis has of a job, but for its place in its owner's list.
-local function forget(id, slices)
+-- Deletes a job from Redis, except from its owner's list.
+local function delete_job(id, slices)
   local job = 'ks:job:' .. id
   for number = 0, (tonumber(slices) or 0) - 1 do redis.call('DEL', 'ks:slice:' .. id .. ':' .. number) end
   for _, part in ipairs({'', ':results', ':log', ':webhook', ':drawn', ':blobs', ':images', ':events'}) do

@@ -1,5 +1,5 @@
 -- running → done; the job ends with its last slice. KEYS: slice. ARGV: slice id, token.
--- Returns 1, or 0 where the token no longer holds the slice. Asked again with the same token, it changes nothing.
+-- Returns 1, or 0 if the token is no longer valid. A repeated call with the same token changes nothing.
 local slice = redis.call('HMGET', KEYS[1], 'status', 'token', 'job')
 if slice[2] ~= ARGV[2] then return 0 end
 if slice[1] == 'done' then return 1 end

@@ -1,7 +1,7 @@
--- A job as it is at one moment: {its record as JSON, its rank in the queue or -1, its results (index, JSON, index, …)};
--- where there is none: {'', -2, {}}, and where it is gone, with nothing but its owner in the record.
--- KEYS: job, tombstone, and results where they are wanted. ARGV: id of its first slice, and the most items of which
--- results are wanted: where there are more, nil stands for them, unless the job has failed and they say why.
+-- Reads a consistent snapshot of a job: {record as JSON, rank in the queue or -1, results (index, JSON, index, …)}.
+-- If there is no such job: {'', -2, {}}; if it was deleted, the record has only its owner.
+-- KEYS: job, tombstone, and results if requested. ARGV: id of its first slice, most items of which results are returned.
+-- If the job has more items, the results are nil, unless it has failed, as they contain the error.
 local fields, record = redis.call('HGETALL', KEYS[1]), {}
 if #fields == 0 then
   local owner = redis.call('GET', KEYS[2])

@@ -1,7 +1,8 @@
--- The lease has run out. KEYS: slice. ARGV: slice id, token for the reaper, seconds from now until when a lease counts as
--- run out, lease seconds for the reaper, most strikes, 1 if the worker may have died of another slice.
--- Returns 'queued' where another worker may try, 'exhausted' where the reaper now holds the slice to fail it, else nothing.
--- Only a death alone, or as the only suspect, is a strike: any other in company proves nothing against any of them.
+-- Handles an expired lease. KEYS: slice. ARGV: slice id, token for the reaper, seconds from now within which leases are
+-- regarded as expired, lease seconds for the reaper, most strikes, 1 if another slice may have killed the worker.
+-- Returns 'queued' if the slice can be retried, 'exhausted' if the reaper now holds it in order to fail it, otherwise nil.
+-- A strike is counted only if the slice was the only one of the worker, or the only suspect. Any other crash is counted as
+-- one in company, which blames none of the slices.
 local lease = redis.call('ZSCORE', 'ks:leases', ARGV[1])
 if not lease or tonumber(lease) > now() + ARGV[3] then return nil end
 if redis.call('HGET', KEYS[1], 'status') ~= 'running' then

@@ -1,7 +1,7 @@
--- queued → running, of the slice whose turn it is: callers take turns, and of each it is the one that waits longest.
+-- Claims the slice whose turn it is, queued → running. Callers take turns, each with the slice that has waited longest.
 -- ARGV: queue, token, lease seconds, worker, and the buckets that the worker can run.
--- Returns {how many slices wait, how many of them no message is about, what `claimed` returns or nothing}.
--- The same claim asked again, because its answer was lost on the way, is answered again.
+-- Returns {number of queued slices, how many of them have no message in the broker, the result of `claimed` or nil}.
+-- A repeated call with the same token, after the response was lost, returns the same claim.
 local queue, token, worker = ARGV[1], ARGV[2], ARGV[4]
 
 local function answer(claim)
@@ -15,7 +15,8 @@ if known == token then
   return answer(holds and claimed(id) or nil)
 end
 
--- The caller of these buckets who was served longest ago (of those who never were, the first by name), and the slice of theirs that waits longest.
+-- Of the callers in these buckets, the one who was served least recently (ties by name), and of that caller's slices the one
+-- that has waited longest.
 local function choose()
   local owner, turn
   for at = 5, #ARGV do
@@ -38,7 +39,7 @@ local function choose()
 end
 
 local id, bucket, owner = choose()
-while id and redis.call('HGET', 'ks:slice:' .. id, 'status') ~= 'queued' do  -- taken by an earlier version
+while id and redis.call('HGET', 'ks:slice:' .. id, 'status') ~= 'queued' do  -- claimed by an earlier version
   leave(id, queue, bucket, owner)
   id, bucket, owner = choose()
 end

@@ -1,17 +1,17 @@
--- Put before the scripts too: which slices wait, and whose turn it is. A queue (`interactive`, `bulk`) is made of
--- buckets, one for each network and layer that somebody waits for ("vgg16 conv3_3"), and for suspects one apart
--- ("vgg16 conv3_3 suspected"). What is not empty is there:
---   ks:queued:{queue}                    zset: every slice that waits, by the time since when
+-- Prepended to the scripts: the queues (`interactive`, `bulk`). A queue consists of buckets, one for each network and
+-- layer that queued slices need ("vgg16 conv3_3"), and a separate one for those slices that may have killed workers
+-- ("vgg16 conv3_3 suspected"). Keys, which exist unless they are empty:
+--   ks:queued:{queue}                    zset: every queued slice, by the time since which it waits
 --   ks:buckets:{queue}                   set: the buckets
---   ks:turns:{queue}:{bucket}            zset: whose slices wait in it, by the turn in which they were served last
---   ks:waiting:{queue}:{bucket}:{owner}  zset: these slices, by the time since when
---   ks:served:{queue}                    zset: the owners who were served last, by the turn
+--   ks:turns:{queue}:{bucket}            zset: owners of slices in the bucket, by the number of their last turn
+--   ks:waiting:{queue}:{bucket}:{owner}  zset: slices of the owner in the bucket, by the time since which they wait
+--   ks:served:{queue}                    zset: the owners who were served last, by the number of their turn
 
--- Whoever is not among so many was served before all who are.
-local REMEMBERED = 1000
+-- Entries in ks:served. Other owners are regarded as served before all of them.
+local SERVED_ENTRIES = 1000
 
 local function bucket_of(id, slice, job)
-  if not job.needs then  -- of an earlier version
+  if not job.needs then  -- job of an earlier version
     local request = cjson.decode(job.request)
     job.needs = request.model .. ' ' .. request.layer
   end
@@ -26,7 +26,7 @@ local function fields(key, ...)
   return found
 end
 
--- The slice waits from now on.
+-- Adds a slice to its queue.
 local function enqueue(id)
   local slice = fields('ks:slice:' .. id, 'job', 'queue', 'strikes', 'company', 'tolerated')
   local job = fields('ks:job:' .. slice.job, 'owner', 'needs', 'request')
@@ -40,7 +40,7 @@ local function enqueue(id)
   redis.call('ZADD', 'ks:waiting:' .. place .. ':' .. owner, since, id)
 end
 
--- The slice waits no longer in this bucket. One that is queued and in none was queued by an earlier version.
+-- Removes a slice from its bucket. Queued slices without a bucket were queued by an earlier version.
 local function leave(id, queue, bucket, owner)
   local place = queue .. ':' .. bucket
   redis.call('HDEL', 'ks:slice:' .. id, 'bucket')
@@ -50,25 +50,25 @@ local function leave(id, queue, bucket, owner)
   if redis.call('EXISTS', 'ks:turns:' .. place) == 0 then redis.call('SREM', 'ks:buckets:' .. queue, bucket) end
 end
 
--- The slice waits no longer.
+-- Removes a slice from its queue.
 local function dequeue(id)
   local slice = fields('ks:slice:' .. id, 'job', 'queue', 'bucket')
   redis.call('ZREM', 'ks:queued:' .. slice.queue, id)
   if slice.bucket then leave(id, slice.queue, slice.bucket, redis.call('HGET', 'ks:job:' .. slice.job, 'owner') or '') end
 end
 
--- The owner has had its turn.
+-- Records that an owner was served.
 local function serve(queue, owner)
   local last = redis.call('ZREVRANGE', 'ks:served:' .. queue, 0, 0, 'WITHSCORES')[2]
   local turn = (last or 0) + 1
   redis.call('ZADD', 'ks:served:' .. queue, turn, owner)
-  redis.call('ZREMRANGEBYRANK', 'ks:served:' .. queue, 0, -1 - REMEMBERED)
+  redis.call('ZREMRANGEBYRANK', 'ks:served:' .. queue, 0, -1 - SERVED_ENTRIES)
   for _, bucket in ipairs(redis.call('SMEMBERS', 'ks:buckets:' .. queue)) do
     redis.call('ZADD', 'ks:turns:' .. queue .. ':' .. bucket, 'XX', turn, owner)
   end
 end
 
--- queued → running. Returns what a claim says, as `claimed` does.
+-- queued → running. Returns the result of `claimed`.
 local claimed
 local function begin(id, token, lease, worker)
   local slice = fields('ks:slice:' .. id, 'job', 'queue', 'bucket')
@@ -82,14 +82,14 @@ local function begin(id, token, lease, worker)
   redis.call('ZADD', 'ks:leases', now() + lease, id)
   if redis.call('HGET', job, 'status') == 'queued' then
     redis.call('HSET', job, 'status', 'running', 'started_at', now())
-    tell(slice.job, 'status', 'running')
+    add_event(slice.job, 'status', 'running')
   end
   if attempt > tonumber(redis.call('HGET', job, 'attempt')) then redis.call('HSET', job, 'attempt', attempt) end
   return claimed(id)
 end
 
--- {slice id, job id, attempt, seconds that it waited, seconds left until its deadline or '', 1 if it is suspected, its
--- items in the form of an earlier version or ''}.
+-- The data of a claim: {slice id, job id, attempt, seconds in the queue, seconds until its deadline or '', 1 if it may have
+-- killed workers, its items if an earlier version stored them or ''}.
 function claimed(id)
   local slice = fields('ks:slice:' .. id, 'job', 'attempt', 'waited', 'suspected', 'items')
   local deadline = redis.call('HGET', 'ks:job:' .. slice.job, 'deadline') or ''
@@ -97,19 +97,19 @@ function claimed(id)
   return {id, slice.job, tonumber(slice.attempt), slice.waited, left, tonumber(slice.suspected), slice.items or ''}
 end
 
--- Why so many slices more are not taken: -2, their owner would have too much open; -3, the queue is full. Else nothing.
+-- Why more slices are rejected: -2, too many unfinished slices of the owner; -3, the queue is full. Nil if they are not.
 local function refused(owner, slices, most_queued, most_open)
   if redis.call('SCARD', 'ks:open:' .. owner) + slices > tonumber(most_open) then return -2 end
   local waiting = redis.call('ZCARD', 'ks:queued:interactive') + redis.call('ZCARD', 'ks:queued:bulk')
   if waiting + slices > tonumber(most_queued) then return -3 end
 end
 
--- From now on the job has so many seconds, or as many as it takes ('').
+-- Sets the job's deadline to so many seconds from now; '' for no deadline.
 local function set_deadline(id, seconds)
   redis.call('HSET', 'ks:job:' .. id, 'deadline', seconds ~= '' and now() + seconds or '')
 end
 
--- The slice is to be run, from a first attempt on.
+-- Queues a new or retried slice, with all attempts left.
 local function open(id)
   redis.call('HSET', 'ks:slice:' .. id, 'attempt', 0, 'strikes', 0, 'company', 0, 'sent_at', now())
   enqueue(id)

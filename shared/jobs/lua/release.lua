@@ -1,5 +1,5 @@
--- running → queued, by its holder (a worker that stops): not counted as an attempt. KEYS: slice. ARGV: slice id, token.
--- Returns 1, or 0 where the token no longer holds the slice. Asked again with the same token, it changes nothing.
+-- running → queued, by a worker that stops; not counted as an attempt. KEYS: slice. ARGV: slice id, token.
+-- Returns 1, or 0 if the token is no longer valid. A repeated call with the same token changes nothing.
 local slice = redis.call('HMGET', KEYS[1], 'status', 'token')
 if slice[2] ~= ARGV[2] then return 0 end
 if slice[1] == 'queued' then return 1 end

@@ -1,13 +1,13 @@
--- A job is removed: nothing of it stays but word that it was there, and that its files are to be swept. KEYS: job.
--- ARGV: job id, its owner, when it was created, its idempotency key's place or '', seconds that the word of it is kept
--- (0: none is needed, its id tells its age).
--- Returns 1, 0 where it was removed already, or -1 where it has not ended: it is to be cancelled first.
+-- Deletes a job, leaving a tombstone, and schedules the deletion of its files. KEYS: job.
+-- ARGV: job id, owner, time of creation, key of its idempotency key or '', lifetime of the tombstone in seconds (0: none is
+-- needed, as the id contains the time of creation).
+-- Returns 1; 0 if it was already deleted; -1 if it has not ended, and must be cancelled first.
 local status = redis.call('HGET', KEYS[1], 'status')
 if status == 'queued' or status == 'running' then return -1 end
 local there = redis.call('HMGET', KEYS[1], 'slices')[1]
 local list = 'ks:jobs:' .. ARGV[2]
 local found = there and 1 or 0
-if there then forget(ARGV[1], there) end
+if there then delete_job(ARGV[1], there) end
 for _, line in ipairs(redis.call('ZRANGEBYSCORE', list, ARGV[3], ARGV[3])) do
   if string.sub(line, 1, #ARGV[1]) == ARGV[1] then found = redis.call('ZREM', list, line) end
 end

@@ -1,5 +1,6 @@
--- "top:N" of this slice now has kernels; the items of some ranks may have none: they are skipped, and have no result.
--- Once per slice. KEYS: slice. ARGV: token, index of each skipped item. Returns 1, or 0 where the token no longer holds.
+-- Records that "top:N" of this slice is resolved to kernels. Items whose rank has no active kernel are skipped.
+-- Has an effect once per slice. KEYS: slice. ARGV: token, index of each skipped item.
+-- Returns 1, or 0 if the token is no longer valid.
 if redis.call('HGET', KEYS[1], 'status') ~= 'running' or redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
 if redis.call('HSETNX', KEYS[1], 'resolved', 1) == 1 then
   local job = 'ks:job:' .. redis.call('HGET', KEYS[1], 'job')

@@ -1,5 +1,5 @@
--- An archived job is in Redis again, as it was when it ended. KEYS: job.
--- ARGV: job id; JSON of its record, results, log and webhook's log. Returns 1, or 0 where it is there already, or was removed.
+-- Restores an archived job to Redis, in the state in which it ended. KEYS: job.
+-- ARGV: job id; JSON of its record, results, log and webhook's log. Returns 1, or 0 if it exists already, or was deleted.
 if redis.call('EXISTS', KEYS[1], 'ks:gone:' .. ARGV[1]) > 0 or redis.call('ZSCORE', 'ks:removed', ARGV[1]) then return 0 end
 local record = cjson.decode(ARGV[2])
 for name, value in pairs(record) do redis.call('HSET', KEYS[1], name, value) end

@@ -1,9 +1,7 @@
--- The failed items of an ended job are to be run again, as if they never had been. KEYS: job.
--- ARGV: job id, token, the `finished_at` that the caller has seen, seconds until the new deadline or '', most slices that
---       the queue may hold, most that the owner may have open; then of each slice with such items: number, JSON of their
---       indices.
--- Returns 1, also where the answer was lost and it is asked again; 0 where the job has changed meanwhile; else as
--- `refused`.
+-- Queues the failed items of an ended job again, and deletes their results. KEYS: job.
+-- ARGV: job id, token, `finished_at` as read before, seconds until the new deadline or '', limit of queued slices, limit of
+--       the owner's unfinished slices; then for each slice with failed items: number, JSON of their indices.
+-- Returns 1, also for a repeated call with the same token; 0 if the job has changed since; otherwise the result of `refused`.
 local job = fields(KEYS[1], 'retried', 'finished_at', 'owner')
 if job.retried == ARGV[2] then return 1 end
 if job.finished_at ~= ARGV[3] then return 0 end
@@ -22,13 +20,13 @@ redis.call('HDEL', KEYS[1], 'started_at', 'finished_at')
 redis.call('HINCRBY', KEYS[1], 'completed', -items)
 redis.call('HINCRBY', KEYS[1], 'failed', -items)
 redis.call('HDEL', KEYS[1], 'fraction')
-redis.call('HINCRBY', KEYS[1], 'round', 1)  -- pictures of several items are drawn anew
-redis.call('DEL', KEYS[1] .. ':webhook')  -- who was told of its end
+redis.call('HINCRBY', KEYS[1], 'round', 1)  -- pictures of several items must be drawn again
+redis.call('DEL', KEYS[1] .. ':webhook')  -- log of attempts to report the former end
 local message = redis.call('HGET', 'ks:webhooks:messages', ARGV[1])
 local line = message and cjson.decode(message).line
 if line then redis.call('ZREM', line, ARGV[1]) end
 redis.call('HDEL', 'ks:webhooks:messages', ARGV[1])
 redis.call('ZREM', 'ks:webhooks', ARGV[1])
 redis.call('ZREM', 'ks:finished', ARGV[1])
-tell(ARGV[1], 'status', 'queued')
+add_event(ARGV[1], 'status', 'queued')
 return 1

@@ -1,14 +1,14 @@
 -- Creates a job with its slices, all queued, if the queue has room for them.
 -- KEYS: job, idempotency key or ''.
--- ARGV: job id, digest of the request, seconds that the idempotency key is kept, JSON of the record's fields, seconds
---       until its deadline or '', most slices that the queue may hold, most that the owner may have open, seconds until
---       the job expires, seconds for which its images are found here.
--- Returns {job id, 1}, also where the answer was lost and it is asked again; where the key is known, {job id, 0}; where
--- the key had another request, {job id, -1}; where the owner has too much open, {'', -2}; where the queue is full, {'', -3}.
+-- ARGV: job id, digest of the request, lifetime of the idempotency key, JSON of the record's fields, seconds until its
+--       deadline or '', limit of queued slices, limit of the owner's unfinished slices, seconds until the job expires,
+--       lifetime of the references from its images.
+-- Returns {job id, 1}, also for a repeated call after the response was lost; {job id, 0} for an earlier job with the same
+-- key and request; {job id, -1} if the key was used with another request; {'', -2} or {'', -3} as `refused`.
 if redis.call('EXISTS', KEYS[1]) == 1 then return {ARGV[1], 1} end
 if KEYS[2] ~= '' then
   local known = redis.call('HMGET', KEYS[2], 'job', 'digest')
-  if known[1] then return {known[1], known[2] == ARGV[2] and 0 or -1} end  -- it is forgotten with its job
+  if known[1] then return {known[1], known[2] == ARGV[2] and 0 or -1} end  -- deleted with its job
 end
 local record = cjson.decode(ARGV[4])
 local slices, created = tonumber(record.slices), now()
@@ -34,5 +34,5 @@ for number = 0, slices - 1 do
   redis.call('HSET', 'ks:slice:' .. id, 'job', ARGV[1], 'queue', record.queue)
   open(id)
 end
-tell(ARGV[1], 'status', 'queued')
+add_event(ARGV[1], 'status', 'queued')
 return {ARGV[1], 1}

@@ -1,9 +1,9 @@
-"""What callers keep in the object store until they delete it: each thing in a folder of its own, with a list by owner.
+"""Collections of objects of users in the object store, such as data sets: a folder for each object, an index by owner.
 
-FOLDER/ID/facts.json      whose it is, when it was made, whether everybody may use it, and what else is said of it
-FOLDER/of/OWNER/ID        which ones an owner has
-FOLDER/public/ID          which are everybody's
-FOLDER/removed/ID         which were deleted lately, and when: their files are swept again, whoever wrote some since
+FOLDER/ID/facts.json      owner, time of creation, whether it is public, and the properties of its kind
+FOLDER/of/OWNER/ID        index of the objects of an owner
+FOLDER/public/ID          index of the public objects
+FOLDER/removed/ID         recently deleted objects: their files are deleted again, as some may have been written since
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from shared.errors import DataSetFull, KernelscopeError, StoreUnavailable
 from shared.jobs.ids import JOB_ID
 from shared.store import BlobStore
 
-SWEPT_FOR = timedelta(days=1)
-READERS = 8  # of small files at once
+CLEANED_FOR = timedelta(days=1)  # after an object was deleted
+READERS = 8  # small files read at the same time
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What is said of a thing."""
+class StoredFacts:
+    """The properties that all kinds of objects have."""
 
     owner: str
     public: bool = False
@@ -33,27 +33,27 @@ class Facts:
 
     @property
     def made(self) -> datetime:
-        """When."""
+        """When the object was created."""
         return datetime.fromisoformat(self.created_at)
 
 
-F = TypeVar("F", bound=Facts)
+F = TypeVar("F", bound=StoredFacts)
 
 
 def now() -> str:
-    """As `created_at` has it."""
+    """The time, in the format of `created_at`."""
     return datetime.now(UTC).isoformat()
 
 
-class Shelf(Generic[F]):
-    """Things of one kind. What is another owner's, and not everybody's, does not exist.
+class Collection(Generic[F]):
+    """All objects of one kind. Objects of other owners that are not public are treated as missing.
 
     Args:
-        folder: of the store.
-        kind: of their facts.
-        missing: what is raised of one that does not exist.
-        called: by people.
-        most: of one owner.
+        folder: in the store.
+        kind: class of the objects' properties.
+        missing: exception for an object that does not exist.
+        called: name of the kind in messages.
+        most: limit on the objects of one owner.
     """
 
     def __init__(
@@ -67,29 +67,29 @@ class Shelf(Generic[F]):
         self.most = most
 
     def place(self, one: str, *parts: str) -> str:
-        """Of a file of a thing."""
+        """The path of a file of an object."""
         return "/".join((self.folder, one, *parts))
 
     def put(self, one: str, facts: F) -> None:
-        """A new one; what it consists of may be there before.
+        """Add an object, whose other files may have been written before.
 
         Raises:
             DataSetFull: the owner has too many.
-            StoreUnavailable: also of a store that may not be listed, in which it would look empty.
+            StoreUnavailable: also if the store may not be listed, as it would appear empty.
         """
-        known = self._of(facts.owner)
-        if len(self.store.names(known)) >= self.most:
-            raise DataSetFull(f"you have {self.most} {self.called}s, the most that one may have; delete one")
+        index = self._index(facts.owner)
+        if len(self.store.names(index)) >= self.most:
+            raise DataSetFull(f"you have {self.most} {self.called}s, the limit for one user; delete one")
         self._write(one, facts)
-        self.store.note(f"{known}/{one}", "")
-        if one not in self.store.names(known):
+        self.store.note(f"{index}/{one}", "")
+        if one not in self.store.names(index):
             raise StoreUnavailable("the object store may not be listed, which data sets need (s3:ListBucket)")
 
     def facts(self, one: str, owner: str | None) -> F:
-        """What is said of one; for an owner, or for whoever may see all (None).
+        """The properties of an object, if this owner may see it; None: with access to all objects.
 
         Raises:
-            KernelscopeError: the one that says that it does not exist.
+            KernelscopeError: `missing`.
         """
         text = self.store.get_at(self.place(one, "facts.json")) if JOB_ID.fullmatch(one) else None
         known = {each.name for each in fields(self.kind)}
@@ -99,50 +99,50 @@ class Shelf(Generic[F]):
         return found
 
     def own(self, one: str, owner: str, what: str) -> F:
-        """The same, for its owner alone: everybody else may not do this."""
+        """As `facts`, but only for the object's owner; `what` is the forbidden action in the error message."""
         found = self.facts(one, owner)
         if found.owner != owner:
             raise self.missing(f"{self.called} {one} is not yours to {what}")
         return found
 
     def all(self, owner: str) -> dict[str, F]:
-        """An owner's, and everybody's, by their ids; the newest first."""
-        ids = {*self.store.names(self._of(owner)), *self.store.names(f"{self.folder}/public")}
+        """The objects of an owner and all public ones, by their ids; newest first."""
+        ids = {*self.store.names(self._index(owner)), *self.store.names(f"{self.folder}/public")}
         known = sorted((one for one in ids if JOB_ID.fullmatch(one)), reverse=True)
         with ThreadPoolExecutor(READERS) as readers:
-            found = list(readers.map(lambda one: self._there(one, owner), known))
+            found = list(readers.map(lambda one: self._facts_or_none(one, owner), known))
         there = {one: facts for one, facts in zip(known, found, strict=True) if facts is not None}
         return dict(sorted(there.items(), key=lambda pair: pair[1].made, reverse=True))
 
     def publish(self, one: str) -> None:
-        """Everybody may use it from now on. Its owner alone may change it."""
+        """Make an object public: everybody may use it, and only its owner may change it."""
         self._write(one, replace(self.facts(one, None), public=True))
         self.store.note(f"{self.folder}/public/{one}", "")
 
     def remove(self, one: str, owner: str) -> None:
-        """Remove all of it; first what makes it known, so that one that is removed by half is gone."""
+        """Delete an object. The index goes first, so that a partial deletion looks complete."""
         self.own(one, owner, "delete")
         self.store.note(f"{self.folder}/removed/{one}", now())
-        for place in (f"{self._of(owner)}/{one}", f"{self.folder}/public/{one}", self.place(one, "facts.json")):
+        for place in (f"{self._index(owner)}/{one}", f"{self.folder}/public/{one}", self.place(one, "facts.json")):
             self.store.forget_note(place)
         self.sweep(one)
 
     def sweep(self, one: str) -> None:
-        """Remove the files of one that does not exist any more."""
+        """Delete all files of an object."""
         self.store.remove_folder(self.place(one, ""))
 
     def sweep_removed(self) -> int:
-        """The same of all that were deleted in the last day: a deletion may have broken off. Returns how many."""
-        noted = f"{self.folder}/removed"
-        found = [one for one in self.store.names(noted) if JOB_ID.fullmatch(one)]
+        """Delete the files of objects deleted in the last day again, also where that failed. Returns their number."""
+        removed = f"{self.folder}/removed"
+        found = [one for one in self.store.names(removed) if JOB_ID.fullmatch(one)]
         for one in found:
             self.sweep(one)
-            since = datetime.fromisoformat(self.store.noted(f"{noted}/{one}") or now())
-            if datetime.now(UTC) - since > SWEPT_FOR:
-                self.store.forget_note(f"{noted}/{one}")
+            since = datetime.fromisoformat(self.store.noted(f"{removed}/{one}") or now())
+            if datetime.now(UTC) - since > CLEANED_FOR:
+                self.store.forget_note(f"{removed}/{one}")
         return len(found)
 
-    def _there(self, one: str, owner: str) -> F | None:
+    def _facts_or_none(self, one: str, owner: str) -> F | None:
         try:
             return self.facts(one, owner)
         except self.missing:  # it is being deleted
@@ -151,11 +151,10 @@ class Shelf(Generic[F]):
     def _write(self, one: str, facts: F) -> None:
         self.store.put_at(self.place(one, "facts.json"), json.dumps(vars(facts)).encode())
 
-    def _of(self, owner: str) -> str:
-        """An owner's name may have letters that paths have not."""
+    def _index(self, owner: str) -> str:
         return f"{self.folder}/of/{folder_of(owner)}"
 
 
 def folder_of(owner: str) -> str:
-    """The name of an owner's folder."""
+    """The name of an owner's folder; names of owners may have characters that paths may not."""
     return hashlib.sha256(owner.encode()).hexdigest()[:32]
