@@ -59,7 +59,7 @@ def serving(settings: Settings, app: FastAPI | None = None) -> Iterator[httpx.Cl
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that stands still for a second is no Redis that is away."""
-    monkeypatch.setattr("api.services.PATIENCE", 5.0)
+    monkeypatch.setattr("api.services.REDIS_TIMEOUT", 5.0)
 
 
 @pytest.fixture

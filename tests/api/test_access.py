@@ -18,7 +18,7 @@ from redis import Redis
 
 from api.__main__ import check_access
 from api.app import create_app
-from api.edge.site import others_reach
+from api.edge.site import is_reachable_by_others
 from shared.keys import KEYS, ApiKeys
 from shared.settings import Settings
 from tests.api.conftest import Hands, serving
@@ -275,7 +275,7 @@ LOOPBACK = ["127.0.0.1", "127.9.9.9", "::1", "localhost"]
 @pytest.mark.parametrize("host", [*PUBLIC, *LOOPBACK])
 def test_which_addresses_others_can_reach(host: str) -> None:
     """Everything but loopback."""
-    assert others_reach(host) is (host in PUBLIC)
+    assert is_reachable_by_others(host) is (host in PUBLIC)
 
 
 @pytest.mark.parametrize(

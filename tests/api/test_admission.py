@@ -15,9 +15,9 @@ import pytest
 from httpx import Client
 from redis import Redis
 
-from api.edge import admission
-from api.edge.admission import Budget
-from api.services import GLANCE_SECONDS
+from api.edge import capacity
+from api.edge.capacity import Budget
+from api.services import READINESS_SECONDS
 from shared import images
 from shared.errors import ServerBusy
 from shared.keys import ApiKeys
@@ -44,7 +44,7 @@ def test_a_caller_with_much_does_not_hold_up_one_with_little() -> None:
         shared, done = budget(total=total), []
 
         async def work(caller: str, amount: int) -> None:
-            async with shared.taken(caller, amount):
+            async with shared.reserve(caller, amount):
                 done.append(caller)
                 await asyncio.sleep(0.005)
 
@@ -67,7 +67,7 @@ def test_callers_share_by_what_they_take() -> None:
         shared, done = budget(total=50), []
 
         async def work(caller: str, amount: int) -> None:
-            async with shared.taken(caller, amount):
+            async with shared.reserve(caller, amount):
                 done.append(caller)
                 await asyncio.sleep(0.001)
 
@@ -87,12 +87,12 @@ def test_one_caller_leaves_room_for_another() -> None:
 
     async def used() -> None:
         shared = budget(total=60, own=40, patience=0.02)
-        async with shared.taken("a", 10**9):
+        async with shared.reserve("a", 10**9):
             assert shared.free == 20
             with pytest.raises(ServerBusy):
-                async with shared.taken("a", 1):
+                async with shared.reserve("a", 1):
                     pass
-            async with shared.taken("b", 20):
+            async with shared.reserve("b", 20):
                 assert shared.free == 0
         assert shared.free == 60
 
@@ -106,17 +106,17 @@ def test_what_was_taken_is_given_back_whatever_happens() -> None:
         shared = budget(total=10, own=10, patience=0.01)
         for error in (ValueError, asyncio.CancelledError):
             with pytest.raises(error):
-                async with shared.taken("a", 10):
+                async with shared.reserve("a", 10):
                     raise error
-        async with shared.taken("a", 10):
+        async with shared.reserve("a", 10):
             with pytest.raises(ServerBusy) as refusal:
-                async with shared.taken("b", 1):
+                async with shared.reserve("b", 1):
                     pass
             assert refusal.value.headers["Retry-After"] == "5"
         shared.patience = 5
 
         async def hold(seconds: float) -> None:
-            async with shared.taken("a", 10):
+            async with shared.reserve("a", 10):
                 await asyncio.sleep(seconds)
 
         for delay in (0.0, 0.001, 0.002, 0.003):
@@ -142,7 +142,7 @@ def test_uploads_that_do_not_fit_are_told_to_come_back(
     settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """503 with Retry-After; small ones are taken all the same, those of others too, and all once there is room."""
-    monkeypatch.setattr(admission, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(capacity, "BODY_PATIENCE_SECONDS", 0.3)
     keys = {name: ApiKeys(redis).add(name) for name in ("ada", "bob")}
     large = png(noise(400, 400))
     assert 64 * 1024 < len(large) < 10**6
@@ -287,7 +287,7 @@ def test_readiness_is_one_look_for_all_who_ask(client: Client, monkeypatch: pyte
         return ""
 
     monkeypatch.setattr(BlobStore, "identity", slow)
-    time.sleep(GLANCE_SECONDS)
+    time.sleep(READINESS_SECONDS)
     pool = httpx.Limits(max_connections=200)
     with httpx.Client(base_url=client.base_url, timeout=30, limits=pool) as many, ThreadPoolExecutor(100) as callers:
         answers = [callers.submit(many.get, "/readyz") for _ in range(100)]
@@ -302,7 +302,7 @@ def test_readiness_is_looked_at_again_after_a_moment(client: Client, redis: Redi
     """A worker that has come is there within seconds."""
     assert [each["id"] for each in client.get("/readyz").json()["workers"]] == ["w1"]
     publish(redis, worker.model_copy(update={"id": "w2"}))
-    time.sleep(GLANCE_SECONDS + 0.1)
+    time.sleep(READINESS_SECONDS + 0.1)
     assert [each["id"] for each in client.get("/readyz").json()["workers"]] == ["w1", "w2"]
 
 

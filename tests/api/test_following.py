@@ -20,9 +20,9 @@ from httpx import Client
 from PIL import Image
 from redis import Redis
 
-from api.jobs import accept, feeds
+from api.jobs import feeds, responses
 from api.jobs.feeds import Feeds
-from api.jobs.news import News
+from api.jobs.updates import JobUpdates
 from api.services import Services
 from shared.jobs import Polling, Transitions
 from shared.keys import ApiKeys
@@ -281,8 +281,8 @@ def test_a_reader_of_a_job_that_is_gone_is_told_so(client: Client, settings: Set
 def hurried(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.2) -> Iterator[None]:
     """What is done each 15 s is done more often."""
     monkeypatch.setattr(feeds, "KEEPALIVE_SECONDS", seconds)
-    monkeypatch.setattr(accept, "KEEPALIVE_SECONDS", seconds)
-    monkeypatch.setattr(accept, "LOOK_SECONDS", seconds)
+    monkeypatch.setattr(responses, "KEEPALIVE_SECONDS", seconds)
+    monkeypatch.setattr(responses, "RECHECK_SECONDS", seconds)
     yield
 
 
@@ -369,7 +369,7 @@ def test_a_stream_that_nobody_begins_to_read_holds_nothing(client: Client, setti
 
     async def leave() -> None:
         polling = polling_of(settings)
-        listening = News(polling)
+        listening = JobUpdates(polling)
         listening.start()
         feeds = Feeds(polling, listening)
         before = len(asyncio.all_tasks())
@@ -414,15 +414,15 @@ def test_a_connection_that_died_without_a_word_is_made_again(
                     await asyncio.sleep(0.01)
 
         monkeypatch.setattr(polling.redis, "pubsub", subscription)
-        listening = News(polling)
+        listening = JobUpdates(polling)
         listening.start()
         await subscribed(1)
         made[0].connection._reader.set_exception(TimeoutError(errno.ETIMEDOUT, "Connection timed out"))
-        with listening.of(job_id) as bell:
+        with listening.subscribe(job_id) as updates:
             await subscribed(2)
-            await bell.wait(2)
+            await updates.wait(2)
             await asyncio.to_thread(client.post, f"/jobs/{job_id}/cancel")
-            await asyncio.wait_for(bell._rung.wait(), 5)
+            await asyncio.wait_for(updates._notified.wait(), 5)
         await listening.close()
         await polling.close()
 
@@ -457,7 +457,7 @@ def test_a_feed_that_fails_tells_its_readers_who_then_resume(
 
     async def fail() -> bytes:
         polling = polling_of(settings)
-        listening = News(polling)
+        listening = JobUpdates(polling)
         listening.start()
         feeds = Feeds(polling, listening)
         stream = await feeds.follow(job_id, None)

@@ -20,9 +20,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr, ValidationError
 from redis import Redis
 
-from api.housekeeping import Keeper, Loop, loops
-from api.jobs.webhooks import Postman
-from api.services import GLANCE_SECONDS, Services
+from api.housekeeping import Loop, Scheduler, loops
+from api.jobs.deliveries import WebhookSender
+from api.services import READINESS_SECONDS, Services
 from kernelscope.stack import free_port
 from shared import logs, workers
 from shared.housekeeping import SUCCESS
@@ -108,7 +108,7 @@ def test_a_redis_that_may_forget_jobs_is_told_before_it_does(settings: Settings,
         refused(client.get("/readyz"), 503, "store-unavailable", "noeviction")
         redis.config_set("maxmemory-policy", "volatile-lru")
         kept(redis)
-        time.sleep(GLANCE_SECONDS)
+        time.sleep(READINESS_SECONDS)
         (warning,) = client.get("/readyz").json()["warnings"]
         assert "volatile-lru" in warning
         found = metrics(client.get("/metrics").text)
@@ -116,7 +116,7 @@ def test_a_redis_that_may_forget_jobs_is_told_before_it_does(settings: Settings,
         assert found["kernelscope_redis_evicted_keys_total{}"] == 0
         assert 0 < found["kernelscope_redis_memory_bytes{}"] < 0.5 * found["kernelscope_redis_memory_limit_bytes{}"]
         redis.config_set("maxmemory-policy", "noeviction")
-        time.sleep(GLANCE_SECONDS)
+        time.sleep(READINESS_SECONDS)
         assert client.get("/readyz").json()["warnings"] == []
         assert metrics(client.get("/metrics").text)["kernelscope_redis_evicts{}"] == 0
 
@@ -133,12 +133,12 @@ def test_a_worker_with_another_store_is_told(
     assert told["workers"][0]["version"] == "0.1.0 (abc)"
     assert told["version"].startswith(VERSION)
     workers.publish(redis, here.model_copy(update={"id": "w2", "store": "another"}))
-    time.sleep(GLANCE_SECONDS)
+    time.sleep(READINESS_SECONDS)
     (warning,) = client.get("/readyz").json()["warnings"]
     assert "worker w2" in warning
     assert "KERNELSCOPE_STORE_URL" in warning
     workers.publish(redis, here.model_copy(update={"id": "w2", "version": ""}))
-    time.sleep(GLANCE_SECONDS)
+    time.sleep(READINESS_SECONDS)
     (warning,) = client.get("/readyz").json()["warnings"]
     assert "worker w2 is of an earlier version" in warning
 
@@ -292,8 +292,8 @@ def test_the_metrics_tell_of_what_is_around_the_queue(client: Client, settings: 
     assert found["kernelscope_housekeeping_up{}"] == 0
     post(client)
     services = Services.open(settings)
-    keeper = Keeper(redis, loops(services, Postman(services.webhooks, private=False)))
-    keeper.round()
+    scheduler = Scheduler(redis, loops(services, WebhookSender(services.webhooks, private=False)))
+    scheduler.round()
     (settings.data_dir / "store" / "jobs").rename(settings.data_dir / "elsewhere")
     (settings.data_dir / "store" / "jobs").write_text("in the way")
     assert post(client, png(noise(seed=5))).status_code == 503
@@ -304,7 +304,7 @@ def test_the_metrics_tell_of_what_is_around_the_queue(client: Client, settings: 
         assert found[f'kernelscope_housekeeping_failures_total{{"loop": "{loop}"}}'] == 0
     assert found['kernelscope_store_seconds_count{"operation": "put"}'] == 2
     assert found['kernelscope_store_errors_total{"operation": "put"}'] == 1
-    keeper.stop()
+    scheduler.stop()
     asyncio.run(services.close())
 
 
@@ -315,7 +315,7 @@ def test_readiness_says_that_nobody_keeps_house(client: Client, redis: Redis) ->
             kept(redis)
         elif "for" in wanted:
             redis.hset(SUCCESS, "work", f"{redis.time()[0] - 40} 1")
-        time.sleep(GLANCE_SECONDS)
+        time.sleep(READINESS_SECONDS)
         answer = client.get("/readyz")
         assert answer.status_code == 200
         assert [wanted in each for each in answer.json()["warnings"]] == ([True] if wanted else [])
@@ -323,7 +323,7 @@ def test_readiness_says_that_nobody_keeps_house(client: Client, redis: Redis) ->
 
 def kept(redis: Redis) -> None:
     """Somebody keeps house."""
-    Keeper(redis, [Loop("work", 1.0, list)]).round()
+    Scheduler(redis, [Loop("work", 1.0, list)]).round()
 
 
 def test_log_lines_as_json_and_as_text() -> None:

@@ -183,7 +183,7 @@ def test_what_several_ask_for_at_once_is_drawn_once(
         pictures = Pictures(Records(redis, store), store, 10**8, pool)
         asyncio.get_running_loop().call_later(0.5, store.open.set)
         job_id = here.removeprefix("/jobs/")
-        files = await asyncio.gather(*(pictures.picture(job_id, 0, "panel.png") for _ in range(5)))
+        files = await asyncio.gather(*(pictures.result_file(job_id, 0, "panel.png") for _ in range(5)))
         await pictures.close()
         return files
 

@@ -12,7 +12,7 @@ import pytest
 from httpx import Client, Response
 from pydantic import SecretStr
 
-from api.services import GLANCE_SECONDS
+from api.services import READINESS_SECONDS
 from kernelscope.stack import free_port
 from shared.connection import REASONS, connect
 from shared.keys import ApiKeys
@@ -85,12 +85,12 @@ def test_each_state(settings: Settings, tmp_path: Path, code: str) -> None:
                     assert answer.status_code == before[path].status_code, path
             assert client.get("/healthz").status_code == 200
             assert client.get("/metrics").status_code == 200
-            time.sleep(GLANCE_SECONDS)
+            time.sleep(READINESS_SECONDS)
             if code == "OOM":  # what is deleted now makes room
                 assert "no more jobs are taken" in client.get("/readyz").json()["warnings"][0]
             else:
                 said(client.get("/readyz"), "READONLY" if code == "MASTERDOWN" else code)  # it tries to write
-        time.sleep(GLANCE_SECONDS)
+        time.sleep(READINESS_SECONDS)
         assert client.get("/readyz").status_code == 200
         hands.work()
         assert client.get(f"/jobs/{job}").json()["status"] == "succeeded"

@@ -20,7 +20,7 @@ from pydantic import SecretStr
 from redis import Redis
 from typer.testing import CliRunner
 
-from api.services import GLANCE_SECONDS, PATIENCE
+from api.services import READINESS_SECONDS, REDIS_TIMEOUT
 from kernelscope.cli import app
 from kernelscope.stack import free_port
 from shared.catalogue import networks
@@ -125,7 +125,7 @@ def test_a_registered_network(client: Client, worker: WorkerState, redis: Redis)
     assert (job["request"]["model"], job["request"]["layer"]) == ("birds", "conv1_1")
     del worker.networks["birds"]
     publish(redis, worker)
-    refused(client.post("/explain", json=body), 422, "model-unavailable", "no worker that is connected has it")
+    refused(client.post("/explain", json=body), 422, "model-unavailable", "no connected worker has it")
     assert client.get("/models/birds").json()["available"] is False
     retire(redis, worker.id)
     assert client.get("/models/birds").json()["available"] is None
@@ -169,7 +169,7 @@ def test_without_redis_the_answer_is_503_within_a_second(settings: Settings) -> 
 
 def test_with_a_redis_that_does_not_answer_it_is_503_too(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A socket that accepts and says nothing: 503 within seconds, not never."""
-    monkeypatch.setattr("api.services.PATIENCE", PATIENCE)
+    monkeypatch.setattr("api.services.REDIS_TIMEOUT", REDIS_TIMEOUT)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = SecretStr(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
         with serving(settings.model_copy(update={"redis_url": url})) as client:
@@ -185,7 +185,7 @@ def test_the_store_is_part_of_readiness(settings: Settings, redis: Redis, tmp_pa
         blobs = tmp_path / "store" / "blobs"
         shutil.rmtree(blobs)
         blobs.write_text("a file where the folder should be")
-        time.sleep(GLANCE_SECONDS)
+        time.sleep(READINESS_SECONDS)
         refused(client.get("/readyz"), 503, "store-unavailable", "object store")
 
 

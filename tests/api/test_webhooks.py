@@ -19,7 +19,7 @@ from httpx import Client
 from redis import Redis
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from api.jobs.webhooks import Postman
+from api.jobs.deliveries import WebhookSender
 from shared.keys import WEBHOOK_SECRETS, ApiKeys, rotate_webhook_secret, webhook_secrets
 from shared.schemas import Job
 from shared.settings import Settings
@@ -80,9 +80,9 @@ def client(settings: Settings, redis: Redis) -> Iterator[Client]:
 
 def deliver(webhooks: Webhooks) -> None:
     """One round of housekeeping, to its end."""
-    postman = Postman(webhooks, private=True)
-    postman.round()
-    postman.close(30)
+    sender = WebhookSender(webhooks, private=True)
+    sender.round()
+    sender.close(30)
 
 
 def test_the_end_of_a_job_is_told_and_signed(client: Client, redis: Redis, hands: Hands, receiver: Receiver) -> None:
@@ -170,7 +170,11 @@ def test_what_is_not_taken_is_tried_again_later(client: Client, redis: Redis, ha
     assert found["state"] == "delivered"
     assert [each["status"] for each in found["attempts"]] == [500, 302, 204]
     errors = [each["error"] for each in found["attempts"]]
-    assert errors == ["the receiver answered 500", "the receiver answered 302; redirects are not followed", None]
+    assert errors == [
+        "the receiver responded with 500",
+        "the receiver responded with 302; redirects are not followed",
+        None,
+    ]
     identifiers = {headers["webhook-id"] for headers, _ in receiver.calls}
     assert len(identifiers) == 1
 
@@ -279,7 +283,7 @@ class SlowReceivers:
 def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowReceivers]:
     """Receivers that are called by name."""
     receivers = SlowReceivers()
-    monkeypatch.setattr("api.jobs.webhooks.post", receivers)
+    monkeypatch.setattr("api.jobs.deliveries.post", receivers)
     yield receivers
     receivers.end.set()
 
@@ -288,15 +292,15 @@ def test_a_caller_with_a_slow_receiver_delays_nobody_else(redis: Redis, slow: Sl
     """A thousand of one caller's are due, for days; another's is told at once."""
     left(redis, 1000, "ada", "http://slow.example/", since=100_000)
     left(redis, 100, "bob", "http://quick.example/", since=10)
-    postman = Postman(Webhooks(redis), private=True)
+    sender = WebhookSender(Webhooks(redis), private=True)
     begin = time.monotonic()
     while slow.called.count("http://quick.example/") < 100:
-        postman.round()
+        sender.round()
         time.sleep(0.05)
         assert time.monotonic() - begin < 5
     assert slow.called.count("http://slow.example/") == HOST_SHARE
     slow.end.set()
-    postman.close(30)
+    sender.close(30)
 
 
 def test_callers_are_served_in_turn(redis: Redis) -> None:
@@ -316,26 +320,26 @@ def test_a_slow_receiver_does_not_delay_its_caller_s_others(redis: Redis, slow: 
     """Where there are no keys, all jobs are one caller's."""
     left(redis, 1000, "", "http://slow.example/", since=1000)
     left(redis, 1, "", "http://quick.example/")
-    postman = Postman(Webhooks(redis), private=True)
+    sender = WebhookSender(Webhooks(redis), private=True)
     begin = time.monotonic()
     while "http://quick.example/" not in slow.called:
-        postman.round()
+        sender.round()
         time.sleep(0.05)
         assert time.monotonic() - begin < 5
     slow.end.set()
-    postman.close(30)
+    sender.close(30)
 
 
 def test_a_hand_that_gets_free_takes_the_next(redis: Redis, slow: SlowReceivers) -> None:
     """A round a second does not mean sixteen webhooks a second."""
     left(redis, 100, "", "http://quick.example/")
-    postman = Postman(Webhooks(redis), private=True)
-    postman.round()
+    sender = WebhookSender(Webhooks(redis), private=True)
+    sender.round()
     begin = time.monotonic()
     while len(slow.called) < 100:
         time.sleep(0.01)
         assert time.monotonic() - begin < 5
-    postman.close(30)
+    sender.close(30)
     assert not redis.exists(DUE, MESSAGES)
 
 
@@ -392,9 +396,9 @@ def test_private_addresses_are_refused(settings: Settings, redis: Redis, hands: 
         job = post(client).json()
         redis.hset(f"ks:job:{job['id']}", "webhook", receiver.url.replace("127.0.0.1", "localhost"))
         hands.work()
-        postman = Postman(Webhooks(redis), private=False)
-        postman.round()
-        postman.close(30)
+        sender = WebhookSender(Webhooks(redis), private=False)
+        sender.round()
+        sender.close(30)
         found: dict[str, Any] = client.get(f"{job['links']['self']}/webhook").json()
     assert receiver.calls == []
     assert "not a public address" in found["attempts"][0]["error"]

@@ -13,7 +13,7 @@ from itertools import repeat
 import httpx
 import pytest
 
-from api.edge.body import BODY_SECONDS, PAUSE_SECONDS
+from api.edge.body_limit import BODY_SECONDS, PAUSE_SECONDS
 from api.edge.protocol import HEADER_BYTES, HEADER_SECONDS, READER_SECONDS
 from tests.conftest import FULL
 from tests.contract.conftest import Memory, Plant, alive
