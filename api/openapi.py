@@ -1,4 +1,4 @@
-"""The OpenAPI document: helpers with which a route describes its errors and examples, and what all routes share.
+"""The OpenAPI document: helpers with which routes describe their errors, examples and bodies; and the common parts.
 
 `make openapi` writes the document to `openapi.json`; a test compares that file with the code.
 """

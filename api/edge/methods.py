@@ -82,8 +82,8 @@ async def known_query(request: Request) -> None:
     counts = Counter(name for name, _ in request.query_params.multi_items())
     for name, count in counts.items():
         if name not in known:
-            takes = f"parameters: {', '.join(known)}" if known else "this route has none"
-            raise InvalidRequest(f"{brief(name)}: no such query parameter; {takes}")
+            expected = f"parameters: {', '.join(known)}" if known else "this route has none"
+            raise InvalidRequest(f"{brief(name)}: no such query parameter; {expected}")
         if count > 1:
             raise InvalidRequest(f"{name}: given {count} times; give it once")
 

@@ -1,4 +1,4 @@
-"""Error handlers: our own errors and the framework's, both as RFC 9457 problems."""
+"""Error handlers: our own errors and the framework's, both returned as RFC 9457 problems."""
 
 from __future__ import annotations
 

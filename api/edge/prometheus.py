@@ -114,7 +114,7 @@ class _QueueCollector(Collector):
                 pipe.info("stats")
                 *waiting, running, ended, owners, used, stats = pipe.execute()
             living = workers.living(self.redis)
-            kept = sum(self.redis.zcard(f"ks:jobs:{owner}") for owner in owners)
+            stored = sum(self.redis.zcard(f"ks:jobs:{owner}") for owner in owners)
         at = now(self.redis)
         queued = GaugeMetricFamily("kernelscope_queued_slices", "Parts of jobs in the queue.", labels=["queue"])
         age = GaugeMetricFamily(
@@ -129,7 +129,7 @@ class _QueueCollector(Collector):
         for status in (status for status in Status if status.terminal):
             jobs.add_metric([status], float(ended.get(status, 0)))
         yield jobs
-        yield GaugeMetricFamily("kernelscope_kept_jobs", "Jobs whose record is stored.", value=kept)
+        yield GaugeMetricFamily("kernelscope_kept_jobs", "Jobs whose record is stored.", value=stored)
         memory = Memory.of({**used, **stats})
         yield GaugeMetricFamily("kernelscope_redis_memory_bytes", "Memory that Redis uses.", value=memory.used)
         limit = "Memory that Redis may use: its maxmemory, else the machine's."

@@ -1,4 +1,4 @@
-"""The API on a real socket and the tests' Redis; a worker is there only where a test says so."""
+"""The API on a real socket with the tests' Redis, and fixtures for a worker."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def serving(settings: Settings, app: FastAPI | None = None) -> Iterator[httpx.Cl
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that stands still for a second is no Redis that is away."""
+    """A slow test machine must not look like an unavailable Redis."""
     monkeypatch.setattr("api.services.REDIS_TIMEOUT", 5.0)
 
 
@@ -71,7 +71,7 @@ def client(settings: Settings, redis: Redis) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def worker(redis: Redis) -> WorkerState:
-    """A worker that says: VGG16 up to conv2_2, vgg_mini whole, nothing else."""
+    """A worker with VGG-16 up to conv2_2, all of vgg_mini, and no other weights."""
     states = {name: NetworkState(available=False, reason=f"no weights for {name}") for name in networks()}
     states["vgg16"] = NetworkState(
         available=True, reason="in the folder", source="vgg16-part.safetensors", layers=COVERED
@@ -85,8 +85,8 @@ def worker(redis: Redis) -> WorkerState:
     return state
 
 
-class Hands:
-    """A worker without a network, Celery or a process: it does what is queued when it is told to."""
+class InlineWorker:
+    """A worker without a network, Celery or a process: `work` runs what is queued."""
 
     def __init__(self, settings: Settings, redis: Redis) -> None:
         self.transitions = Transitions(redis)
@@ -97,13 +97,13 @@ class Hands:
             records=Records(redis, BlobStore(settings.store)),
             transitions=self.transitions,
             store=BlobStore(settings.store),
-            worker="hands",
+            worker="inline_worker",
             max_pixels=10**8,
             announce=lambda *_: None,
         )
 
     def work(self) -> None:
-        """Everything that is queued."""
+        """Run everything that is queued."""
         for queue in QUEUES:
             for _ in range(len(self.transitions.queued())):
                 self.runner.run(queue)
@@ -115,14 +115,14 @@ class Hands:
 
 
 def polling_of(settings: Settings) -> Polling:
-    """A reader on an event loop."""
+    """Asynchronous access to the job record."""
     url = settings.redis_url.get_secret_value()
     return Polling(url, Records(connect(url), BlobStore(settings.store)))
 
 
 @pytest.fixture
-def hands(settings: Settings, redis: Redis) -> Iterator[Hands]:
-    """A worker that works when it is told to."""
-    hands = Hands(settings, redis)
-    yield hands
-    hands.close()
+def inline_worker(settings: Settings, redis: Redis) -> Iterator[InlineWorker]:
+    """A worker that is run by the test."""
+    inline_worker = InlineWorker(settings, redis)
+    yield inline_worker
+    inline_worker.close()

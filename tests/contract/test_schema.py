@@ -1,4 +1,4 @@
-"""Schemathesis: thousands of generated requests against what `/openapi.json` says, links between routes included."""
+"""Schemathesis: thousands of generated requests compared with `/openapi.json`, including links between routes."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from tests.conftest import FULL
 from tests.contract.conftest import Plant, alive
 
 EXAMPLES = 600 if FULL else 45  # of each operation and phase
-CASES = 5_000 if FULL else 1_200  # that there must be at least
-SECONDS = 2_000 if FULL else 900  # of a slow machine
+CASES = 5_000 if FULL else 1_200  # the least number
+SECONDS = 2_000 if FULL else 900  # on a slow machine
 SEED = 2021
 pytestmark = [pytest.mark.contract, pytest.mark.timeout(SECONDS + 300)]
-JOBS = 24  # that have ended before it begins
+JOBS = 24  # ended before it begins
 REQUEST_SECONDS = 65  # a request may ask to wait for 60
 
-# What a schema cannot say: whether bytes are a picture, a layer exists, a cursor is one of ours, a job was deleted, a
-# range is inside a file.
+# A schema cannot state whether bytes are an image, a layer exists, a cursor is valid, a job was deleted, or a range is
+# within a file.
 REFUSALS = {
     "POST /explain": [415, 422],
     "POST /activations": [415, 422],
@@ -58,14 +58,27 @@ DELETED = (
     "GET /jobs/{job_id}/previews/{item}",
     "POST /jobs/{job_id}/retry",
 )
-RARE = (  # no good answer is asked for
-    *DELETED[-4:],  # of jobs on several images, that are being watched or have failed
-    "POST /datasets/{dataset_id}/images",  # files that are made up are no images
+RARE = (  # a successful response is not required
+    *DELETED[-4:],  # of jobs on several images, with previews, or failed
+    "POST /datasets/{dataset_id}/images",  # generated files are not images
     "GET /surveys/{survey_id}/layers/{layer}/pictures/{job}/{item}/{row}/{column}",  # few jobs have an X̂ there
 )
-TOLERANT = {"POST /datasets/{dataset_id}/images": [200]}  # a file that is no image is listed, and no error
+TOLERANT = {"POST /datasets/{dataset_id}/images": [200]}  # a file that is not an image is listed; it is no error
 ACCEPTED = ["2xx", "3xx", 401, 403, 404, 409, 429]
-REJECTED = [400, 401, 403, 404, 405, 406, 409, 410, 415, 422, 428, 429]  # 410: the job is gone, whatever was asked
+REJECTED = [
+    400,
+    401,
+    403,
+    404,
+    405,
+    406,
+    409,
+    410,
+    415,
+    422,
+    428,
+    429,
+]  # 410: the job was deleted, whatever the request
 EVERY = (
     "POST /explain",
     "POST /activations",
@@ -104,10 +117,10 @@ EVERY = (
 )
 
 
-def test_every_answer_is_as_the_document_says(
+def test_every_response_is_as_documented(
     service: Plant, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """2,000 cases (5,000 in full) over every route, each with an answer that the document allows, and no 500."""
+    """2,000 cases (5,000 in full) over all routes; each response is as documented, and none is a 500."""
     service.start_worker("worker")
     configuration = tmp_path / "schemathesis.toml"
     configuration.write_text(_toml(_configuration(service)))
@@ -163,15 +176,15 @@ def _run(plant: Plant, configuration: Path, folder: Path) -> subprocess.Complete
 
 
 def _answers(path: Path) -> Counter[tuple[str, int]]:
-    """How often each operation answered with each status."""
+    """The number of responses of each operation and status."""
     counts: Counter[tuple[str, int]] = Counter()
     with path.open() as lines:
         for line in lines:
-            counts.update(_told(json.loads(line)))
+            counts.update(_statuses(json.loads(line)))
     return counts
 
 
-def _told(event: dict[str, Any]) -> Iterator[tuple[str, int]]:
+def _statuses(event: dict[str, Any]) -> Iterator[tuple[str, int]]:
     recorder = event.get("ScenarioFinished", {}).get("recorder") or {}
     for case, interaction in recorder.get("interactions", {}).items():
         if interaction.get("response"):
@@ -180,7 +193,7 @@ def _told(event: dict[str, Any]) -> Iterator[tuple[str, int]]:
 
 
 def _configuration(plant: Plant) -> dict[str, Any]:
-    """Real values beside made-up ones, so that there is something behind the routes; and which refusals are right."""
+    """Real values besides generated ones, so that routes succeed; and the expected refusals."""
     jobs, sent = _jobs(plant, JOBS)
     doomed, _ = _jobs(plant, 2 * JOBS)
     done = httpx.get(f"{plant.url}/jobs/{jobs[0]}").json()
@@ -215,7 +228,7 @@ def _configuration(plant: Plant) -> dict[str, Any]:
 
 
 def _jobs(plant: Plant, count: int) -> tuple[list[str], bytes]:
-    """Jobs that have ended: done, failed (kernel 9 is silent), partly failed, ranked; and a picture that was sent."""
+    """Ended jobs: succeeded, failed (kernel 9 is silent), partly failed, ranked; and an image of theirs."""
     sent = picture()
     ids = []
     with httpx.Client(base_url=plant.url, timeout=60) as client:
@@ -243,7 +256,7 @@ def _datasets(plant: Plant, count: int) -> list[str]:
 
 
 def _surveys(plant: Plant, count: int) -> list[str]:
-    """Surveys of one image, which have ended."""
+    """Finished surveys of one image."""
     (dataset,) = _datasets(plant, 1)
     body = {"dataset": dataset, "model": "vgg_mini", "layers": ["conv2_1"]}
     with httpx.Client(base_url=plant.url, timeout=60) as client:
@@ -253,7 +266,7 @@ def _surveys(plant: Plant, count: int) -> list[str]:
 
 
 def _cursors(plant: Plant) -> list[str]:
-    """One that was given, and some that were not."""
+    """A valid cursor, and some invalid ones."""
     given = httpx.get(f"{plant.url}/jobs", params={"limit": 2}).json()["next_cursor"]
     made_up = (b"nan x", b"inf x", b"-inf x", b"1e999 x", b"1 ", b" ", b"1_0 x", "1 ü".encode())
     return [given, *(urlsafe_b64encode(text).decode().rstrip("=") for text in made_up)]
@@ -337,7 +350,7 @@ def _operation(name: str) -> dict[str, Any]:
 
 
 def _toml(configuration: dict[str, Any]) -> str:
-    """As TOML: tables of JSON values, which TOML reads as they are but for objects."""
+    """As TOML: tables of JSON values; all of these but objects are also valid TOML."""
     lines = []
     for name, dictionary in configuration["dictionaries"].items():
         lines += [f"[dictionaries.{name}]", f"values = {json.dumps(dictionary['values'])}"]
