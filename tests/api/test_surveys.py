@@ -208,7 +208,7 @@ def test_an_incomplete_survey_is_shown(
     assert client.get(f"/kernels/vgg_mini/{LAYER}").json()["kernels"][0]["crop"] is None
     body = {"layer": LAYER, "kernels": [0]}
     refused(client.post(f"/surveys/{job['id']}/explanations", json=body), 422, "invalid-request", "no image yet")
-    whole = inline_worker.runner.hands.engine.device.survey
+    whole = inline_worker.engine.device.survey
 
     calls = iter(range(COUNT))
 
