@@ -17,7 +17,8 @@ from shared.errors import KernelscopeError, Problem
 
 Responses = dict[int | str, dict[str, Any]]  # what FastAPI takes as a route's `responses`
 
-BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
+BINARY: dict[str, Any] = {"type": "string", "format": "binary"}  # a file in a response, and one in a form
+UPLOAD: dict[str, Any] = {"type": "string", "contentMediaType": "application/octet-stream"}
 PUBLIC: dict[str, Any] = {"security": []}  # `openapi_extra` of a route that needs no key
 
 COMMON_ERRORS = (

@@ -55,6 +55,7 @@ class Services:
     """The API's connections."""
 
     settings: Settings
+    max_pixels: int  # of an image
     redis: Redis
     records: Records
     polling: Polling
@@ -83,10 +84,11 @@ class Services:
         transitions = Transitions(redis, settings.lease_seconds)
         retention = Retention(transitions, records)
         updates = JobUpdates(polling)
-        pixels = int(settings.max_megapixels * 1e6)
+        max_pixels = int(settings.max_megapixels * 1e6)
         datasets = DataSets(store, settings.max_dataset_images)
         return cls(
             settings=settings,
+            max_pixels=max_pixels,
             redis=redis,
             records=records,
             polling=polling,
@@ -100,8 +102,8 @@ class Services:
             updates=updates,
             feeds=Feeds(polling, updates),
             webhooks=Webhooks(redis),
-            capacity=Capacity(settings.max_body_mb * 10**6, pixels),
-            pictures=Pictures(records, store, pixels),
+            capacity=Capacity(settings.max_body_mb * 10**6, max_pixels),
+            pictures=Pictures(records, store, max_pixels),
             readiness=Cached(partial(Readiness.check, redis, store), READINESS_SECONDS),
         )
 
@@ -113,11 +115,6 @@ class Services:
         self.capacity.close()
         self.queue.close()
         self.redis.close()
-
-    @property
-    def max_pixels(self) -> int:
-        """The size of the largest image."""
-        return int(self.settings.max_megapixels * 1e6)
 
 
 async def _services(request: Request) -> Services:  # FastAPI would call a plain `def` in a thread

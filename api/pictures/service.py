@@ -15,7 +15,7 @@ from api.pictures.figures import MOST_SHOWN, draw, shown
 from api.pictures.pool import Pool
 from shared import workers
 from shared.errors import ArtifactNotFound
-from shared.jobs import ARTIFACTS, Found, Head, Records, drawn_artifacts
+from shared.jobs import ARTIFACTS, MEDIA_TYPES, Found, Head, Records, drawn_artifacts
 from shared.store import BlobStore
 
 PANEL = "panel.png"
@@ -38,6 +38,11 @@ class File:
     digest: str
     data: bytes | None = None
     final: bool = True
+
+    @property
+    def media_type(self) -> str:
+        """By the ending of its name."""
+        return MEDIA_TYPES[self.name.rsplit(".", 1)[-1]]
 
 
 class Pictures:

@@ -18,16 +18,16 @@ from zipstream import ZipStream
 from api.openapi import BINARY, Responses, file, refusals
 from api.pictures.comparison import comparable
 from api.pictures.service import PANEL
+from api.routes.caching import IMMUTABLE, IfNoneMatch, etag_matches
 from api.routes.jobs import JOB_ERRORS, OtherJobId, OwnJobId
 from api.services import Services, ServicesDep
 from shared import images
 from shared.errors import ArtifactNotFound, DrawingQueueFull, RangeNotSatisfiable
-from shared.jobs import JOB_ARTIFACTS, MEDIA_TYPES
+from shared.jobs import JOB_ARTIFACTS
 from shared.schemas import ExplainRequest, ItemResult, Job, WholeJob
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-IMMUTABLE = "private, max-age=31536000, immutable"  # Cache-Control of a file that is final
 MOST_LETTERS = 60  # of an image's name in the bundle: at most 240 bytes
 FORMS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
 ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
@@ -55,7 +55,7 @@ async def get_artifact(  # noqa: PLR0913, PLR0917 - its headers
     name: str,
     services: ServicesDep,
     beside: OtherJobId,
-    if_none_match: Annotated[str, Header()] = "",
+    if_none_match: IfNoneMatch = "",
     if_range: Annotated[str, Header()] = "",
     range: Annotated[str, Header(description="one range of bytes, `bytes=0-1023`")] = "",  # noqa: A002
 ) -> Response:
@@ -71,21 +71,16 @@ async def get_artifact(  # noqa: PLR0913, PLR0917 - its headers
     else:
         raise ArtifactNotFound(f"{name} shows one job only; `beside` applies to {PANEL}")
     headers = {"ETag": f'"{file.digest}"', "Cache-Control": IMMUTABLE if file.final else "no-store"}
-    media_type = MEDIA_TYPES[name.rsplit(".", 1)[-1]]
-    headers["Accept-Ranges"] = "none" if media_type == JSON else "bytes"  # a part of a JSON text is not JSON
-    if _matches(headers["ETag"], if_none_match):
+    headers["Accept-Ranges"] = "none" if file.media_type == JSON else "bytes"  # a part of a JSON text is not JSON
+    if etag_matches(headers["ETag"], if_none_match):
         return Response(status_code=304, headers=headers)
     data = await services.pictures.content(file)
-    requested = None if media_type == JSON else _byte_range(range, len(data))
+    requested = None if file.media_type == JSON else _byte_range(range, len(data))
     if requested and if_range in ("", headers["ETag"]):
         start, end = requested
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
-        return Response(data[start:end], 206, media_type=media_type, headers=headers)
-    return Response(data, media_type=media_type, headers=headers)
-
-
-def _matches(etag: str, condition: str) -> bool:
-    return condition.strip() == "*" or etag in [tag.strip().removeprefix("W/") for tag in condition.split(",")]
+        return Response(data[start:end], 206, media_type=file.media_type, headers=headers)
+    return Response(data, media_type=file.media_type, headers=headers)
 
 
 def _byte_range(text: str, size: int) -> tuple[int, int] | None:

@@ -6,11 +6,10 @@ from fastapi import APIRouter, Response
 
 from api.openapi import example, file, refusals
 from api.pictures.comparison import Consistency
-from api.routes.artifacts import IMMUTABLE
+from api.routes.caching import IMMUTABLE
 from api.routes.jobs import JOB_ERRORS, OwnJobId
 from api.services import Services, ServicesDep
 from shared.errors import ArtifactNotFound, DrawingQueueFull
-from shared.jobs import MEDIA_TYPES
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -55,5 +54,4 @@ async def get_contact_sheet(job_id: OwnJobId, services: ServicesDep) -> Response
 async def _job_file(services: Services, job_id: str, name: str) -> Response:
     file = await services.pictures.job_file(job_id, name)
     headers = {"Cache-Control": IMMUTABLE if file.final else "no-store"}
-    media_type = MEDIA_TYPES[name.rsplit(".", 1)[-1]]
-    return Response(await services.pictures.content(file), media_type=media_type, headers=headers)
+    return Response(await services.pictures.content(file), media_type=file.media_type, headers=headers)

@@ -11,8 +11,9 @@ from pydantic import BeforeValidator, Field
 from api.edge.access import CallerDep
 from api.edge.body import BODY_ERRORS, read_files, read_object
 from api.edge.capacity import caller_key, check_image
-from api.openapi import body, example, json_content, refusals
+from api.openapi import UPLOAD, body, example, json_content, refusals
 from api.routes.examples import CREATED_AT, IMAGE, JOB_ID
+from api.routes.paging import IndexCursor
 from api.services import ServicesDep
 from shared.archives import shown
 from shared.errors import DataSetFull, DataSetNotFound, UnsupportedImage, UnusableImage
@@ -41,7 +42,7 @@ FILES: dict[str, Any] = {
             "image": {
                 "type": "array",
                 "minItems": 1,
-                "items": {"type": "string", "contentMediaType": "application/octet-stream"},
+                "items": UPLOAD,
             }
         },
         "additionalProperties": False,
@@ -93,9 +94,7 @@ def get_dataset_images(
     limit: Annotated[
         int, Field(ge=1, le=1000), BeforeValidator(number), Query(description="maximum number of images per page")
     ] = 100,
-    cursor: Annotated[
-        str | None, Query(max_length=20, pattern=r"^\d{1,9}$", description="`next_cursor` of the previous page")
-    ] = None,
+    cursor: IndexCursor = None,
 ) -> DataSetImages:
     """The images of a data set by name and digest, in the order in which they were added."""
     found, start = services.datasets.images(dataset_id, caller.owner), int(cursor or 0)

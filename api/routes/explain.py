@@ -8,7 +8,7 @@ from api.edge.access import CallerDep
 from api.edge.body import EXPLAIN
 from api.jobs.accept import IMAGE_JOB_ERRORS, submit
 from api.jobs.responses import SubmitOptionsDep
-from api.openapi import body, example, json_content, refusals
+from api.openapi import UPLOAD, body, example, json_content, refusals
 from api.routes.examples import IMAGE, QUEUED_JOB, SUCCEEDED_JOB
 from api.services import ServicesDep
 from shared.schemas import ExplainBody, Job
@@ -22,7 +22,7 @@ FIELDS = {
         "type": "array",
         "minItems": 1,
         "maxItems": 16,
-        "items": {"type": "string", "contentMediaType": "application/octet-stream"},
+        "items": UPLOAD,
     },
     "layer": {"type": "string"},
 }

@@ -18,6 +18,7 @@ from api.jobs.accept import LAYER_ERRORS, announce_slices
 from api.jobs.responses import Prefer, wait_if_preferred
 from api.openapi import Responses, example, file, refusals
 from api.routes.examples import CANCELLED_JOB, EXPLAINED, QUEUED_JOB, SUCCEEDED_JOB
+from api.routes.paging import CURSOR, IndexCursor
 from api.services import ServicesDep
 from shared import workers
 from shared.errors import (
@@ -40,7 +41,7 @@ from shared.webhooks import Delivery
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 RETRY_SECONDS = "1"
-CURSOR = re.compile(r"(\d{1,12}(?:\.\d{1,9})?) ([0-9a-f]{32})")  # the creation time and id of the last job of a page
+PLACE = re.compile(r"(\d{1,12}(?:\.\d{1,9})?) ([0-9a-f]{32})")  # the creation time and id of the last job of a page
 JOB_ERRORS = (JobNotFound, JobExpired)
 LISTED = {
     "jobs": [SUCCEEDED_JOB.model_dump(mode="json", exclude={"results", "error"})],
@@ -98,7 +99,7 @@ def list_jobs(  # noqa: PLR0913, PLR0917 - its filters
     limit: Annotated[
         int, Field(ge=1, le=100), BeforeValidator(number), Query(description="maximum number of jobs per page")
     ] = 20,
-    cursor: Annotated[str | None, Query(max_length=200, description="`next_cursor` of the previous page")] = None,
+    cursor: Annotated[str | None, Query(max_length=200, description=CURSOR)] = None,
 ) -> Page:
     """Your jobs, newest first.
 
@@ -125,7 +126,7 @@ def _to_cursor(place: Place) -> str:
 def _from_cursor(cursor: str) -> Place:
     try:
         text = base64.urlsafe_b64decode(cursor.encode() + b"=" * (-len(cursor) % 4)).decode()
-        match = CURSOR.fullmatch(text)
+        match = PLACE.fullmatch(text)
     except (ValueError, binascii.Error):
         match = None
     if match is None:
@@ -158,9 +159,7 @@ def get_results(
     limit: Annotated[
         int, Field(ge=1, le=100), BeforeValidator(number), Query(description="maximum number of results per page")
     ] = MOST_RESULTS,
-    cursor: Annotated[
-        str | None, Query(max_length=20, pattern=r"^\d{1,9}$", description="`next_cursor` of the previous page")
-    ] = None,
+    cursor: IndexCursor = None,
 ) -> ResultsPage:
     """The job's results so far, ordered by the index of their item.
 

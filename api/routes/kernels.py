@@ -5,12 +5,13 @@ from __future__ import annotations
 import gzip
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from api.edge.access import CallerDep, wants_page
 from api.edge.site import route_path
 from api.openapi import Responses, example, refusals
+from api.routes.caching import IfNoneMatch
 from api.routes.examples import IMAGE, JOB_ID
 from api.routes.page import web_page
 from api.routes.surveys import CROP, LAYER, OPTIMIZED_CROP, SURVEY, SURVEYED_LAYER_ERRORS
@@ -38,7 +39,6 @@ SurveyId = Annotated[
         description="the survey; by default the newest complete one of this layer that you may read",
     ),
 ]
-IfNoneMatch = Annotated[str, Header()]
 HEADERS = {"Cache-Control": "no-store", "Vary": "Accept, Accept-Encoding"}
 COMPRESSED_BYTES = 10_000  # a longer response is compressed
 

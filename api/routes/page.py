@@ -7,12 +7,12 @@ from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 from io import BytesIO
-from typing import Annotated
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter
 from fastapi.responses import Response
 from PIL import Image
 
+from api.routes.caching import IfNoneMatch, etag_matches
 from shared.drawings import all_colours, scene
 from shared.errors import NoSuchPath, brief
 
@@ -37,8 +37,6 @@ SAMPLES: dict[str, Callable[[], Image.Image]] = {
     "colours.png": lambda: all_colours(SAMPLE_SIDE),
     "shapes.png": lambda: scene(4, SAMPLE_SIDE).image,
 }
-
-IfNoneMatch = Annotated[str, Header()]
 
 
 @router.get("/")
@@ -72,12 +70,12 @@ def asset(name: str, if_none_match: IfNoneMatch = "") -> Response:
     return _file(name, if_none_match)
 
 
-def _file(name: str, known: str) -> Response:
+def _file(name: str, if_none_match: str) -> Response:
     data = _contents().get(name) or (_sample(name) if name in SAMPLES else None)
     if data is None:
         raise NoSuchPath(f"the page has no file {brief(name)}")
     headers = {**HEADERS, "ETag": f'"{sha256(data).hexdigest()[:32]}"'}
-    if headers["ETag"] in known:
+    if etag_matches(headers["ETag"], if_none_match):
         return Response(status_code=304, headers=headers)
     return Response(data, media_type=MEDIA_TYPES[name.rsplit(".", 1)[-1]], headers=headers)
 

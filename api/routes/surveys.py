@@ -15,7 +15,7 @@ from api.edge.body import BODY_ERRORS, read_object
 from api.jobs.accept import LAYER_ERRORS, QUEUE_ERRORS
 from api.jobs.responses import SubmitOptionsDep, respond
 from api.openapi import body, example, file, json_content, refusals
-from api.routes.artifacts import IMMUTABLE
+from api.routes.caching import IMMUTABLE
 from api.routes.examples import CREATED_AT, JOB_ID, QUEUED_JOB, WEIGHTS
 from api.routes.explain import DONE
 from api.routes.jobs import JOB_ERRORS

@@ -137,9 +137,7 @@ def test_activations_rank_the_kernels_of_a_layer(client: Client, inline_worker: 
         pixels = np.asarray(sheet)
         assert pixels[5, 5].sum() > 600  # the most active: bright
         assert pixels[-5, -5].sum() < 60  # the last: silent
-        refused(
-            client.get(f"{job['links']['self']}/artifacts/{number}/panel.png"), 404, "artifact-not-found", "makes no"
-        )
+        refused(client.get(f"{job['links']['self']}/artifacts/{number}/panel.png"), 404, "artifact-not-found", "has no")
 
 
 def test_activations_refuse_unknown_fields_and_layers(client: Client) -> None:
