@@ -16,9 +16,7 @@ from httpx import Client
 from pydantic import ValidationError
 from redis import Redis
 
-from api.__main__ import check_access
 from api.app import create_app
-from api.edge.site import is_reachable_by_others
 from shared.keys import KEYS, ApiKeys
 from shared.settings import Settings
 from tests.api.conftest import InlineWorker, serving
@@ -253,31 +251,6 @@ def test_a_key_never_appears_in_a_log(
     assert max(map(len, ours.splitlines())) < 300
 
 
-def test_a_public_address_without_keys_is_not_served(settings: Settings, redis: Redis) -> None:
-    """Unless a setting allows it or there are keys; loopback addresses are served."""
-    public = settings.model_copy(update={"host": "0.0.0.0"})  # noqa: S104 - that is the case
-    reason = check_access(public)
-    assert reason
-    assert "kernelscope keys add" in reason
-    assert "KERNELSCOPE_ACCESS=open" in reason
-    assert check_access(settings) is None
-    assert check_access(public.model_copy(update={"access": "open"})) is None
-    ApiKeys(redis).add("ada")
-    assert check_access(public) is None
-    with serving(public) as client:
-        refused(client.get("/jobs"), 401, "unauthorized")
-
-
-PUBLIC = ["0.0.0.0", "::", "10.0.0.1", "lab.example", ""]  # noqa: S104 - addresses to tell apart
-LOOPBACK = ["127.0.0.1", "127.9.9.9", "::1", "localhost"]
-
-
-@pytest.mark.parametrize("host", [*PUBLIC, *LOOPBACK])
-def test_which_addresses_others_can_reach(host: str) -> None:
-    """All but loopback addresses."""
-    assert is_reachable_by_others(host) is (host in PUBLIC)
-
-
 @pytest.mark.parametrize(
     "wrong", [{"rate_limit": "many"}, {"rate_limit": "0/second"}, {"metrics_bind": "9100"}, {"access": "maybe"}]
 )
@@ -285,20 +258,6 @@ def test_invalid_settings_are_refused(wrong: dict[str, str]) -> None:
     """At the start, with the setting's name."""
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         Settings(_env_file=None, **wrong)  # type: ignore[arg-type]
-
-
-def test_requests_of_another_site_s_page_are_refused(client: Client, settings: Settings, redis: Redis) -> None:
-    """Both with a host name that resolves to this machine (DNS rebinding) and by a form."""
-    refused(client.get("/jobs", headers={"Host": "evil.example:8000"}), 403, "cross-origin", "evil.example")
-    for host in ("localhost:8000", "127.0.0.1", "[::1]:8000"):
-        assert client.get("/jobs", headers={"Host": host}).status_code == 200
-    refused(post(client, headers={"Origin": "https://evil.example"}), 403, "cross-origin", "another site")
-    own = f"http://{client.base_url.netloc.decode()}"
-    assert post(client, headers={"Origin": own}).status_code == 202
-    assert client.get("/jobs", headers={"Origin": "https://evil.example"}).status_code == 200  # unreadable without CORS
-    with serving(settings.model_copy(update={"cors_origins": ("https://lab.example",), "access": "open"})) as other:
-        assert post(other, headers={"Origin": "https://lab.example"}).status_code == 202
-        assert other.get("/jobs").status_code == 200
 
 
 def test_a_session_cannot_prolong_itself(guarded: Client, keys: dict[str, str]) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from httpx import Client, Response
 
-from tests.api.test_explain import MINI, form, post, post_json, refused
+from tests.api.test_explain import post_json, refused
+from tests.api.test_forms import form
 from tests.conftest import noise, png
 
 JSON = {"Content-Type": "application/json"}
@@ -170,15 +171,6 @@ def test_a_form_that_is_not_utf_8_is_malformed(client: Client, disposition: byte
     refused(client.post("/explain", content=body, headers=headers), 400, "malformed-body", "cannot be read")
 
 
-def test_a_truncated_form_is_malformed(client: Client) -> None:
-    """It does not become a job with half an image or without a field."""
-    whole = client.build_request("POST", "/explain", files={"image": ("x", png(noise()))}, data=MINI)
-    body = whole.read()
-    headers = {"Content-Type": whole.headers["content-type"]}
-    for end in (0, 10, 300, len(body) // 2, len(body) - 10):
-        refused(client.post("/explain", content=body[:end], headers=headers), 400, "malformed-body", "cannot be read")
-
-
 @pytest.mark.parametrize(
     ("body", "name"),
     [
@@ -190,89 +182,6 @@ def test_a_truncated_form_is_malformed(client: Client) -> None:
 def test_a_repeated_field_is_refused_by_name(client: Client, body: str, name: str) -> None:
     """At any depth."""
     refused(send(client, body), 422, "invalid-request", f"{name}: given 2 times; give it once")
-
-
-def test_empty_fields_of_a_form_count_as_missing(client: Client) -> None:
-    """Web forms send fields that were left empty: optional ones get their default, others are reported as missing."""
-    optional = ("alpha", "beta", "methods", "iterations", "target_ssim", "deadline_s", "webhook_url", "solver", "model")
-    answer = client.post(
-        "/explain",
-        files={"image": ("x", png(noise()))},
-        data={"layer": "conv2_2", "kernels": ["", "3"], **dict.fromkeys(optional, "")},
-    )
-    assert answer.status_code == 202, answer.text
-    request = answer.json()["request"]
-    assert (request["alpha"], request["iterations"], request["model"]) == ([1.0], None, "vgg16")
-    assert request["kernels"] == [3]
-    refused(post(client, kernels=" ", layer=""), 422, "invalid-request", "layer: Field required", "kernels: Field req")
-    refused(post(client, colour=""), 422, "invalid-request", "colour: no such field")
-
-
-def multipart(client: Client, *parts: tuple[bytes, bytes], path: str = "/explain") -> Response:
-    """Send a form with these dispositions and contents."""
-    fields = [(b'name="' + name.encode() + b'"', value.encode()) for name, value in {**MINI, "kernels": "3"}.items()]
-    body = b"".join(
-        b"--b\r\nContent-Disposition: form-data; " + disposition + b"\r\n\r\n" + data + b"\r\n"
-        for disposition, data in (*fields, *parts)
-    )
-    headers = {"Content-Type": "multipart/form-data; boundary=b"}
-    return client.post(path, content=body + b"--b--\r\n", headers=headers)
-
-
-@pytest.mark.parametrize(
-    "disposition",
-    [
-        b'name="image"',
-        b"name=\"image\"; filename*=UTF-8''caf%C3%A9.png",
-        b'name="image"; filename="a.png"',
-        b"name=image",
-    ],
-)
-def test_an_image_needs_no_plain_filename(client: Client, disposition: bytes) -> None:
-    """As `curl -F 'image=<cat.png'` and some libraries send it, even above 64 kB."""
-    for side in (16, 300):
-        answer = multipart(client, (disposition, png(noise(side, side))))
-        assert answer.status_code == 202, answer.text
-
-
-def test_a_web_form_without_a_chosen_file(client: Client) -> None:
-    """Browsers then send an empty file without a name."""
-    refused(multipart(client, (b'name="image"; filename=""', b"")), 422, "invalid-request", "the form has no file")
-    answer = multipart(client, (b'name="image"; filename=""', b""), (b'name="image"; filename="a"', png(noise())))
-    assert answer.status_code == 202, answer.text
-
-
-def test_too_many_files(client: Client) -> None:
-    """The error has their number."""
-    parts = [(b'name="image"; filename="a"', png(noise(8, 8)))] * 17
-    refused(multipart(client, *parts), 422, "invalid-request", "17 files", "at most 16")
-
-
-@pytest.mark.parametrize(
-    "text", ["1_0", "٣", "0x10", "+3", "03", "1.", ".5", "1e", "- 1", "1e999", "Infinity", "1" * 5000]
-)
-def test_numbers_in_forms_are_as_in_json(client: Client, text: str) -> None:
-    """Other spellings are refused, in any field and in JSON strings."""
-    for name in ("kernels", "alpha", "iterations", "gamma"):
-        extra = {"methods": "evidence"} if name == "gamma" else {}
-        refused(form(client, **{"kernels": "3", **extra, name: text}), 422, "invalid-request", name)
-        refused(post_json(client, **{name: text}, **extra), 422, "invalid-request", name)
-
-
-def test_numbers_in_forms_may_be_written_as_in_json(client: Client) -> None:
-    """`1e3` iterations are 1000, the kernel -0 is 0, 1.0 is not an index."""
-    answer = post(client, kernels="-0", alpha="1e-1,-0,2.50", iterations="1e3", deadline_s="1.5e2")
-    assert answer.status_code == 202, answer.text
-    request = answer.json()["request"]
-    assert [request[name] for name in ("kernels", "alpha", "iterations", "deadline_s")] == [
-        [0],
-        [0.1, 0.0, 2.5],
-        1000,
-        150.0,
-    ]
-    for kernel in ("1.0", "1e1"):
-        refused(post(client, kernels=kernel), 422, "invalid-request", "names no kernel")
-    refused(post_json(client, alpha=True), 422, "invalid-request", "alpha.0", "number")
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "GZIP", "identity, gzip"])

@@ -25,6 +25,7 @@ from kernelscope.cli import app
 from kernelscope.stack import free_port
 from shared.catalogue import networks
 from shared.errors import error_types
+from shared.keys import ApiKeys, webhook_secrets
 from shared.schemas import Preprocessing
 from shared.settings import Settings
 from shared.workers import NetworkState, WorkerState, publish, retire, tell
@@ -259,3 +260,15 @@ def test_llms_txt_is_correct(client: Client) -> None:
     named = {re.sub(r"{.*?}", "{}", one) for one in re.findall(r"`((?:GET|POST|DELETE) /[^`?]*)", text)}
     assert len(named) > 10
     assert named <= known, named - known
+
+
+def test_callers_read_their_own_secret(settings: Settings, client: Client, redis: Redis) -> None:
+    """With their key, or without one if there are none."""
+    answer = client.get("/webhook-secret")
+    assert answer.json() == {"secret": webhook_secrets(redis, "").secret, "previous": []}
+    assert answer.headers["cache-control"] == "no-store"
+    key = ApiKeys(redis).add("ada")
+    with serving(settings) as guarded:
+        refused(guarded.get("/webhook-secret"), 401, "unauthorized")
+        told = guarded.get("/webhook-secret", headers={"Authorization": f"Bearer {key}"}).json()
+    assert told["secret"] == webhook_secrets(redis, "ada").secret

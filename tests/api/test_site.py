@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from redis import Redis
 
 from api.__main__ import check_access
+from api.edge.site import is_reachable_by_others
 from kernelscope.client import Client as OurClient
 from shared import logs
 from shared.errors import error_types
@@ -181,3 +182,42 @@ def test_a_slash_at_the_end_of_the_public_url_does_not_matter() -> None:
     """The path is optional."""
     assert Settings(_env_file=None, public_url=f"{PUBLIC}/").root == PATH
     assert Settings(_env_file=None, public_url="https://lab.example/").root == ""
+
+
+def test_a_public_address_without_keys_is_not_served(settings: Settings, redis: Redis) -> None:
+    """Unless a setting allows it or there are keys; loopback addresses are served."""
+    public = settings.model_copy(update={"host": "0.0.0.0"})  # noqa: S104 - that is the case
+    reason = check_access(public)
+    assert reason
+    assert "kernelscope keys add" in reason
+    assert "KERNELSCOPE_ACCESS=open" in reason
+    assert check_access(settings) is None
+    assert check_access(public.model_copy(update={"access": "open"})) is None
+    ApiKeys(redis).add("ada")
+    assert check_access(public) is None
+    with serving(public) as client:
+        refused(client.get("/jobs"), 401, "unauthorized")
+
+
+REACHABLE = ["0.0.0.0", "::", "10.0.0.1", "lab.example", ""]  # noqa: S104 - addresses to tell apart
+LOOPBACK = ["127.0.0.1", "127.9.9.9", "::1", "localhost"]
+
+
+@pytest.mark.parametrize("host", [*REACHABLE, *LOOPBACK])
+def test_which_addresses_others_can_reach(host: str) -> None:
+    """All but loopback addresses."""
+    assert is_reachable_by_others(host) is (host in REACHABLE)
+
+
+def test_requests_of_another_site_s_page_are_refused(client: Client, settings: Settings, redis: Redis) -> None:
+    """Both with a host name that resolves to this machine (DNS rebinding) and by a form."""
+    refused(client.get("/jobs", headers={"Host": "evil.example:8000"}), 403, "cross-origin", "evil.example")
+    for host in ("localhost:8000", "127.0.0.1", "[::1]:8000"):
+        assert client.get("/jobs", headers={"Host": host}).status_code == 200
+    refused(post(client, headers={"Origin": "https://evil.example"}), 403, "cross-origin", "another site")
+    own = f"http://{client.base_url.netloc.decode()}"
+    assert post(client, headers={"Origin": own}).status_code == 202
+    assert client.get("/jobs", headers={"Origin": "https://evil.example"}).status_code == 200  # unreadable without CORS
+    with serving(settings.model_copy(update={"cors_origins": ("https://lab.example",), "access": "open"})) as other:
+        assert post(other, headers={"Origin": "https://lab.example"}).status_code == 202
+        assert other.get("/jobs").status_code == 200

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,44 +18,13 @@ from redis import Redis
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from api.jobs.deliveries import WebhookSender
-from shared.keys import WEBHOOK_SECRETS, ApiKeys, rotate_webhook_secret, webhook_secrets
+from shared.keys import WEBHOOK_SECRETS, rotate_webhook_secret, webhook_secrets
 from shared.schemas import Job
 from shared.settings import Settings
-from shared.webhooks import DELAYS, DUE, HOST_SHARE, MESSAGES, OUTCOMES, OWNER_SHARE, TRIED, Webhooks
-from tests.api.conftest import InlineWorker, serving
+from shared.webhooks import DELAYS, DUE, MESSAGES, OUTCOMES, TRIED, Webhooks
+from tests.api.conftest import InlineWorker, Receiver, serving
 from tests.api.test_explain import post, refused
 from tests.api.test_operation import metrics
-
-
-@dataclass
-class Receiver:
-    """A server that receives webhooks and responds with the statuses that the test gives."""
-
-    answers: list[int] = field(default_factory=list)
-    calls: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
-    url: str = ""
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    """A receiver on a loopback address."""
-    receiver = Receiver()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            receiver.calls.append(({name.lower(): value for name, value in self.headers.items()}, body))
-            self.send_response(receiver.answers.pop(0) if receiver.answers else 204)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        receiver.url = f"http://127.0.0.1:{server.server_address[1]}/hook"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield receiver
-        server.shutdown()
 
 
 @dataclass
@@ -263,94 +230,6 @@ def test_a_webhook_stored_by_an_earlier_version_is_delivered(
     assert not redis.exists(DUE, MESSAGES)
 
 
-def left(redis: Redis, count: int, owner: str, url: str, since: float = 0.0) -> None:
-    """Add messages of jobs that ended this many seconds ago."""
-    for number in range(count):
-        job_id, at = f"{owner}-{urlsplit(url).hostname}-{number}", time.time() - since
-        message = {"url": url, "owner": owner, "status": "succeeded", "at": str(at)}
-        redis.hset(MESSAGES, job_id, json.dumps(message))
-        redis.zadd(DUE, {job_id: at})
-
-
-class SlowReceivers:
-    """Replaces the network: hosts named `slow…` respond when the test ends."""
-
-    def __init__(self) -> None:
-        self.called: list[str] = []
-        self.end = threading.Event()
-
-    def __call__(self, url: str, *_: object, **__: object) -> int:
-        """The status of a response."""
-        self.called.append(url)
-        if "slow" in url:
-            self.end.wait(30)
-        return 204
-
-
-@pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowReceivers]:
-    """Receivers by host name."""
-    receivers = SlowReceivers()
-    monkeypatch.setattr("api.jobs.deliveries.post", receivers)
-    yield receivers
-    receivers.end.set()
-
-
-def test_a_slow_receiver_does_not_delay_other_callers(redis: Redis, slow: SlowReceivers) -> None:
-    """A thousand messages of one caller have been due for days; another caller's is sent at once."""
-    left(redis, 1000, "ada", "http://slow.example/", since=100_000)
-    left(redis, 100, "bob", "http://quick.example/", since=10)
-    sender = WebhookSender(Webhooks(redis), private=True)
-    begin = time.monotonic()
-    while slow.called.count("http://quick.example/") < 100:
-        sender.round()
-        time.sleep(0.05)
-        assert time.monotonic() - begin < 5
-    assert slow.called.count("http://slow.example/") == HOST_SHARE
-    slow.end.set()
-    sender.close(30)
-
-
-def test_callers_are_served_in_turn(redis: Redis) -> None:
-    """The caller with the fewest running attempts is next, and none uses all threads."""
-    for number in range(4):
-        left(redis, 50, "ada", f"http://a{number}.example/", since=500)
-    left(redis, 2, "bob", "http://b.example/")
-    webhooks = Webhooks(redis)
-    first = webhooks.take(4)
-    assert sorted(each.owner for each in first) == ["ada", "ada", "bob", "bob"]
-    more = webhooks.take(12, first)
-    assert [each.owner for each in more] == ["ada"] * (OWNER_SHARE - 2)
-    assert webhooks.take(4, [*first, *more]) == []
-
-
-def test_a_slow_receiver_does_not_delay_others_of_its_caller(redis: Redis, slow: SlowReceivers) -> None:
-    """Without keys, all jobs belong to one caller."""
-    left(redis, 1000, "", "http://slow.example/", since=1000)
-    left(redis, 1, "", "http://quick.example/")
-    sender = WebhookSender(Webhooks(redis), private=True)
-    begin = time.monotonic()
-    while "http://quick.example/" not in slow.called:
-        sender.round()
-        time.sleep(0.05)
-        assert time.monotonic() - begin < 5
-    slow.end.set()
-    sender.close(30)
-
-
-def test_a_free_thread_sends_the_next_message(redis: Redis, slow: SlowReceivers) -> None:
-    """So one round a second does not limit the rate to sixteen webhooks a second."""
-    left(redis, 100, "", "http://quick.example/")
-    sender = WebhookSender(Webhooks(redis), private=True)
-    sender.round()
-    begin = time.monotonic()
-    while len(slow.called) < 100:
-        time.sleep(0.01)
-        assert time.monotonic() - begin < 5
-    sender.close(30)
-    assert not redis.exists(DUE, MESSAGES)
-
-
 def test_a_secret_is_rotated_for_one_name(
     client: Client, redis: Redis, inline_worker: InlineWorker, receiver: Receiver
 ) -> None:
@@ -369,18 +248,6 @@ def test_a_secret_is_rotated_for_one_name(
     ended.previous[0].until = datetime.now(UTC) - timedelta(seconds=1)
     redis.hset(WEBHOOK_SECRETS, "", ended.model_dump_json())
     assert webhook_secrets(redis, "").previous == []
-
-
-def test_callers_read_their_own_secret(settings: Settings, client: Client, redis: Redis) -> None:
-    """With their key, or without one if there are none."""
-    answer = client.get("/webhook-secret")
-    assert answer.json() == {"secret": webhook_secrets(redis, "").secret, "previous": []}
-    assert answer.headers["cache-control"] == "no-store"
-    key = ApiKeys(redis).add("ada")
-    with serving(settings) as guarded:
-        refused(guarded.get("/webhook-secret"), 401, "unauthorized")
-        told = guarded.get("/webhook-secret", headers={"Authorization": f"Bearer {key}"}).json()
-    assert told["secret"] == webhook_secrets(redis, "ada").secret
 
 
 def test_a_bundle_has_only_the_host_of_the_webhook(
