@@ -9,7 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from httpx import Client
+
+from api.jobs import feeds, responses
 
 
 @dataclass
@@ -51,3 +54,12 @@ def later(seconds: float, action: Callable[[], object]) -> Iterator[None]:
     thread.start()
     yield
     thread.join()
+
+
+@contextmanager
+def hurried(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.2) -> Iterator[None]:
+    """Shorten the intervals of 15 s."""
+    monkeypatch.setattr(feeds, "KEEPALIVE_SECONDS", seconds)
+    monkeypatch.setattr(responses, "KEEPALIVE_SECONDS", seconds)
+    monkeypatch.setattr(responses, "RECHECK_SECONDS", seconds)
+    yield

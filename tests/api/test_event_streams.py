@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from io import BytesIO
 
 import pytest
@@ -12,7 +11,6 @@ from httpx import Client
 from PIL import Image
 from redis import Redis
 
-from api.jobs import feeds, responses
 from api.jobs.feeds import Feeds
 from api.jobs.updates import JobUpdates
 from api.services import Services
@@ -20,7 +18,7 @@ from shared.jobs import Polling, Transitions
 from shared.keys import ApiKeys
 from shared.settings import Settings
 from tests.api.conftest import InlineWorker, polling_of, serving
-from tests.api.reading import later, parsed, reading
+from tests.api.reading import hurried, later, parsed, reading
 from tests.api.test_access import bearer
 from tests.api.test_explain import post, refused
 
@@ -123,15 +121,6 @@ def test_a_stream_of_a_deleted_job_ends_with_gone(client: Client, settings: Sett
         (last,) = list(events)
     assert (last.kind, last.id, last.data["type"], last.data["status"]) == ("gone", "", "/problems/job-expired", 410)
     asyncio.run(services.close())
-
-
-@contextmanager
-def hurried(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.2) -> Iterator[None]:
-    """Shorten the intervals of 15 s."""
-    monkeypatch.setattr(feeds, "KEEPALIVE_SECONDS", seconds)
-    monkeypatch.setattr(responses, "KEEPALIVE_SECONDS", seconds)
-    monkeypatch.setattr(responses, "RECHECK_SECONDS", seconds)
-    yield
 
 
 @pytest.mark.parametrize("with_session", [False, True])

@@ -1,4 +1,4 @@
-"""Following jobs: the list, long polls, Server-Sent Events, deleting."""
+"""Following jobs: the list, long polls, deletion, lost connections to Redis."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from api.services import Services
 from shared.keys import ApiKeys
 from shared.settings import Settings
 from tests.api.conftest import InlineWorker, polling_of, serving
-from tests.api.reading import later, parsed
+from tests.api.reading import hurried, later, parsed
 from tests.api.test_access import bearer
-from tests.api.test_event_streams import hurried
 from tests.api.test_explain import post, refused
 
 

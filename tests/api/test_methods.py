@@ -75,7 +75,7 @@ def test_options_lists_the_methods_of_a_path(client: Client) -> None:
         ("/jobs?state=failed", ["state: no such query parameter", "status, model, layer, limit, cursor"]),
         ("/jobs?Status=failed", ["Status: no such query parameter"]),
         ("/jobs?status=failed&status=queued", ["status: given 2 times"]),
-        ("/models?name=vgg16", ["name: no such query parameter", "takes none"]),
+        ("/models?name=vgg16", ["name: no such query parameter", "has none"]),
         ("/healthz?verbose", ["verbose"]),
         (f"/jobs/{'0' * 32}/events?preview=true", ["preview: no such", "previews"]),
         (f"/jobs?{'x' * 5000}=1", ["xxx…: no such query parameter"]),
