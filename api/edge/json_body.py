@@ -146,4 +146,4 @@ def _too_large() -> NoReturn:
 
 
 def _no_constant(name: str) -> float:
-    raise InvalidRequest(f"{name} is not a valid number; give a finite one")
+    raise InvalidRequest(f"{name} is not a valid number; give a finite number")
