@@ -25,7 +25,7 @@ MOST_BEHIND = 1000  # events that a client may lag behind; a slower one is disco
 EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")
 OLD_IDS = 10**12  # an earlier version used milliseconds since 1970: from 10¹² (2001) to 10¹³ (2286)
 
-Place = tuple[int, int]
+EventPlace = tuple[int, int]
 Check = Callable[[], Awaitable[None]]  # raises Unauthorized if the client's request would no longer be accepted
 
 
@@ -33,7 +33,7 @@ Check = Callable[[], Awaitable[None]]  # raises Unauthorized if the client's req
 class StreamEvent:
     """An event as it is sent to clients."""
 
-    place: Place
+    place: EventPlace
     data: bytes
     last: bool
 
@@ -65,7 +65,7 @@ class StreamEnd:
 Reader = asyncio.Queue[StreamEvent | StreamEnd]  # of one client
 
 
-def parse_event_id(event_id: str) -> Place:
+def parse_event_id(event_id: str) -> EventPlace:
     """The place of an event in its job; the beginning for an id of an earlier version, whose ids were times.
 
     Raises:
@@ -117,7 +117,7 @@ class _Feed:
             return StreamEnd()
         return StreamEnd.of(JobExpired(f"job {self.job_id} was deleted, or has expired"), self.polling.root)
 
-    async def _read(self, last: Place) -> Place | None:
+    async def _read(self, last: EventPlace) -> EventPlace | None:
         """Pass new events on; returns the place of the last one, or None if the job is gone."""
         try:
             while events := await self.polling.events(self.job_id, last):
@@ -204,7 +204,7 @@ class Feeds:
 
         return self._stream(job_id, seen, beat)
 
-    async def _stream(self, job_id: str, seen: Place, beat: Check) -> AsyncIterator[bytes]:
+    async def _stream(self, job_id: str, seen: EventPlace, beat: Check) -> AsyncIterator[bytes]:
         """Resources are acquired here, so that a stream that is never read holds none."""
         yield KEEPALIVE_COMMENT
         reader: Reader = asyncio.Queue(MOST_BEHIND)
@@ -229,7 +229,7 @@ class Feeds:
             if feed:
                 self._leave(feed, reader)
 
-    async def _since(self, job_id: str, after: Place) -> list[StreamEvent]:
+    async def _since(self, job_id: str, after: EventPlace) -> list[StreamEvent]:
         """The events after this place. A stream that has begun waits while Redis does not respond."""
         while True:
             try:
@@ -255,7 +255,7 @@ class Feeds:
                 del self._feeds[feed.job_id]
 
 
-async def _parts(reader: Reader, seen: Place, beat: Check) -> AsyncIterator[bytes]:
+async def _parts(reader: Reader, seen: EventPlace, beat: Check) -> AsyncIterator[bytes]:
     """New events as they happen, and a comment every 15 s, until the job's last event or another end."""
     due = 0.0
     while True:

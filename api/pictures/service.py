@@ -21,7 +21,7 @@ from shared.store import BlobStore
 PANEL = "panel.png"
 
 Drawn = tuple[bytes, bool]  # a file, and whether it is final
-Place = tuple[str, int | None, str]  # job, index of the result or None for the whole job, name
+FileKey = tuple[str, int | None, str]  # job, index of the result or None for the whole job, name
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Pictures:
         self.store = store
         self.files = Files(store, max_pixels, partial(workers.network, records.redis))
         self.pool = pool or Pool()
-        self._drawing: dict[Place, asyncio.Task[File]] = {}
+        self._drawing: dict[FileKey, asyncio.Task[File]] = {}
 
     async def result_file(self, job_id: str, index: int, name: str, *, bounded: bool = True) -> File:
         """One file of one result.
@@ -69,10 +69,8 @@ class Pictures:
             JobNotFound, ArtifactNotFound, DrawingQueueFull, StoreUnavailable.
         """
         head, found, file = await run_in_threadpool(self._find_result_file, job_id, index, name)
-        place = (job_id, index, name)
-        return file or await self._draw_once(
-            place, head, lambda: self._draw_result(place, head, found), bounded=bounded
-        )
+        key = (job_id, index, name)
+        return file or await self._draw_once(key, head, lambda: self._draw_result(key, head, found), bounded=bounded)
 
     async def panel_beside(self, job_id: str, index: int, other: str) -> File:
         """The panel of a result with another job's results of the same kernel and image. It is not stored.
@@ -81,8 +79,8 @@ class Pictures:
             JobNotFound, ArtifactNotFound, DrawingQueueFull, StoreUnavailable.
         """
         head, found, _ = await run_in_threadpool(self._find_result_file, job_id, index, PANEL)
-        place = (job_id, index, f"beside {other}")
-        return await self._once(place, head, lambda: self._draw_beside(head, found, other))
+        key = (job_id, index, f"beside {other}")
+        return await self._once(key, head, lambda: self._draw_beside(head, found, other))
 
     def _draw_beside(self, head: Head, found: Found, other: str) -> File:
         result, theirs = found[0], self.records.whole(other)
@@ -105,8 +103,8 @@ class Pictures:
     async def job_file(self, job_id: str, name: str, *, bounded: bool = True) -> File:
         """A file of `JOB_ARTIFACTS`. Raises as `result_file`."""
         head, file = await run_in_threadpool(self._find_job_file, job_id, name)
-        place = (job_id, None, name)
-        return file or await self._draw_once(place, head, lambda: self._draw_job(job_id, name), bounded=bounded)
+        key = (job_id, None, name)
+        return file or await self._draw_once(key, head, lambda: self._draw_job(job_id, name), bounded=bounded)
 
     async def content(self, file: File) -> bytes:
         """The bytes of a file."""
@@ -121,19 +119,19 @@ class Pictures:
         await asyncio.gather(*self._drawing.values(), return_exceptions=True)
         self.pool.close()
 
-    async def _draw_once(self, place: Place, head: Head, draw: Callable[[], Drawn], *, bounded: bool) -> File:
-        return await self._once(place, head, lambda: self._store(place, head, *draw()), bounded=bounded)
+    async def _draw_once(self, key: FileKey, head: Head, draw: Callable[[], Drawn], *, bounded: bool) -> File:
+        return await self._once(key, head, lambda: self._store(key, head, *draw()), bounded=bounded)
 
-    async def _once(self, place: Place, head: Head, action: Callable[[], File], *, bounded: bool = True) -> File:
+    async def _once(self, key: FileKey, head: Head, action: Callable[[], File], *, bounded: bool = True) -> File:
         """Run an action in the pool, once for all requests of this file; it continues if they are all cancelled."""
-        if place not in self._drawing:
-            self._drawing[place] = asyncio.create_task(self.pool.run(head.owner, action, bounded=bounded))
-            self._drawing[place].add_done_callback(lambda _: self._drawing.pop(place))
-        return await asyncio.shield(self._drawing[place])
+        if key not in self._drawing:
+            self._drawing[key] = asyncio.create_task(self.pool.run(head.owner, action, bounded=bounded))
+            self._drawing[key].add_done_callback(lambda _: self._drawing.pop(key))
+        return await asyncio.shield(self._drawing[key])
 
-    def _store(self, place: Place, head: Head, data: bytes, final: bool) -> File:  # noqa: FBT001 - as in `Drawn`
+    def _store(self, key: FileKey, head: Head, data: bytes, final: bool) -> File:  # noqa: FBT001 - as in `Drawn`
         """Store a file that is final. If its job was deleted meanwhile, cleanup removes it."""
-        job_id, index, name = place
+        job_id, index, name = key
         if final:
             self.store.put(job_id, data, _drawn_name(head, index, name))
             self.records.late(job_id)
@@ -157,11 +155,11 @@ class Pictures:
             raise ArtifactNotFound(f"result {index} is of method {result.method}, which has no {name}")
         return head, (result, blobs), self._stored(head, index, name)
 
-    def _draw_result(self, place: Place, head: Head, found: Found) -> Drawn:
-        made, more, complete = self._siblings(head, found, place[2])
+    def _draw_result(self, key: FileKey, head: Head, found: Found) -> Drawn:
+        made, more, complete = self._siblings(head, found, key[2])
         several = [self.files.evidence(head, one) for one in made]
         own = next(one for one in several if one.result.index == found[0].index)
-        return draw(place[2], own, several, more), head.ended or complete
+        return draw(key[2], own, several, more), head.ended or complete
 
     def _siblings(self, head: Head, found: Found, name: str) -> tuple[list[Found], int, bool]:
         """The results in a figure of this one, the number of further ones, and whether all of them have ended."""
