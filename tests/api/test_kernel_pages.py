@@ -283,7 +283,7 @@ def test_a_network_that_was_replaced_is_an_error(
     layers = [one.model_copy(update={"width": 1, "height": 2}) if one.name == LAYER else one for one in network.layers]
     changed = network.model_copy(update={"layers": layers})
     monkeypatch.setattr("shared.workers.network", lambda *_: changed)
-    refused(client.get(f"/kernels/vgg_mini/{LAYER}/0"), 409, "network-changed", "another network")
+    refused(client.get(f"/kernels/vgg_mini/{LAYER}/0"), 409, "network-changed", "has changed")
 
 
 def test_only_crops_of_top_images_are_stored(client: Client, inline_worker: InlineWorker, settings: Settings) -> None:

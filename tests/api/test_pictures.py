@@ -160,7 +160,7 @@ def test_callers_take_turns() -> None:
         pool = Pool(threads=1, most_waiting=4)
         done: list[str] = []
         wanted = [pool.run(name[0], partial(done.append, name)) for name in ("a1", "a2", "a3", "a4", "b1")]
-        with pytest.raises(DrawingQueueFull, match="4 pictures wait"):
+        with pytest.raises(DrawingQueueFull, match="4 pictures are waiting"):
             await pool.run("c", list)
         await asyncio.gather(*wanted)
         await pool.run("c", partial(done.append, "c1"))

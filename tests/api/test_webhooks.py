@@ -280,7 +280,7 @@ def test_private_addresses_are_refused(
         sender.close(30)
         found: dict[str, Any] = client.get(f"{job['links']['self']}/webhook").json()
     assert receiver.calls == []
-    assert "not a public address" in found["attempts"][0]["error"]
+    assert "not public" in found["attempts"][0]["error"]
 
 
 def test_a_job_without_a_webhook(client: Client) -> None:
