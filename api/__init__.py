@@ -1,1 +1,1 @@
-"""The HTTP API: FastAPI over the job record. No torch and no worker here: it starts in a second and stays small."""
+"""The HTTP API: FastAPI over the job record. It imports no torch, so it starts in a second and stays small."""

@@ -1,4 +1,4 @@
-"""Serve the API: `python -m api`. Where it listens is a setting, so that what is public is known to be."""
+"""Serve the API: `python -m api`. Its address is a setting, so that the API knows whether others can reach it."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ from fastapi import FastAPI
 from redis import Redis
 
 from api.app import create_app
-from api.edge.protocol import PatientProtocol
-from api.edge.site import others_reach
+from api.edge.protocol import BoundedProtocol
+from api.edge.site import is_reachable_by_others
 from shared.advice import begin
 from shared.errors import StoreUnavailable
 from shared.jobs import connect
 from shared.keys import ApiKeys
 from shared.settings import Settings, settings
 
-GRACE_SECONDS = 5  # for requests that are being answered when the process is told to stop
-NOT_STARTED = 3  # exit code, as uvicorn's own command has it: the port is taken, say
+GRACE_SECONDS = 5  # for requests that are being served when the process stops
+NOT_STARTED = 3  # exit code, the same as of uvicorn's command: the port is in use, for example
 M_MMAP_THRESHOLD = -3  # malloc.h
-LARGE_BLOCK = 4 * 2**20  # bytes; Pillow's blocks have 16 MiB
+LARGE_BLOCK = 4 * 2**20  # bytes; Pillow allocates 16 MiB
 
 
 class Server(uvicorn.Server):
-    """uvicorn's; who waits for news of a job is answered when it is told to stop."""
+    """uvicorn's server. When it stops, it first ends the long polls and event streams."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End."""
+        """Stop."""
         app = self.config.app
         if isinstance(app, FastAPI):
-            app.state.services.news.end()
+            app.state.services.updates.stop()
         await super().shutdown(sockets)
 
 
 def check_access(configuration: Settings) -> str | None:
-    """Why this must not be served: where others reach it, with keys needed and none made."""
-    published = configuration.behind_proxy or others_reach(configuration.host)
-    if configuration.access != "auto" or not published:
+    """Why the API must not start: others can reach it, and no key exists. None if it may start."""
+    reachable = configuration.behind_proxy or is_reachable_by_others(configuration.host)
+    if configuration.access != "auto" or not reachable:
         return None
     redis: Redis = connect(configuration.redis)
     try:
         if ApiKeys(redis).all():
             return None
     except StoreUnavailable:
-        return None  # it will answer nobody until there are keys
+        return None  # every request is refused until there is a key
     finally:
         redis.close()
     place = configuration.public_url or configuration.host
@@ -58,21 +58,21 @@ def check_access(configuration: Settings) -> str | None:
     )
 
 
-def give_memory_back() -> None:
-    """Have the C library return a large block to the system once it is free: by itself it keeps those of images."""
-    with suppress(AttributeError, OSError):  # another library than glibc
+def return_large_blocks() -> None:
+    """Make glibc return large freed blocks to the system: by default it keeps those of images."""
+    with suppress(AttributeError, OSError):  # not glibc
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def main() -> None:
-    """Until SIGTERM or SIGINT."""
-    give_memory_back()
+    """Serve until SIGTERM or SIGINT."""
+    return_large_blocks()
     configuration = settings()
     if reason := check_access(configuration):
         sys.exit(f"kernelscope: {reason}")
     app = create_app(configuration)
     begin(configuration, "the API")
-    # What is there now stays: the collector need not look at it, and pauses nobody for it.
+    # Objects that exist now live as long as the process: exclude them from garbage collection, which pauses requests.
     gc.freeze()
     gc.set_threshold(20_000, 20, 100)
     server = Server(
@@ -80,11 +80,11 @@ def main() -> None:
             app,
             host=configuration.host,
             port=configuration.port,
-            http=PatientProtocol,
+            http=BoundedProtocol,
             log_config=None,
             access_log=False,
             server_header=False,
-            proxy_headers=False,  # create_app has them believed from the proxies that the settings name
+            proxy_headers=False,  # create_app trusts the proxies in the settings
             timeout_keep_alive=configuration.keep_alive_s,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )

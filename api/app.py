@@ -1,4 +1,4 @@
-"""The application: settings in, routers, middleware and error handlers attached."""
+"""The FastAPI application, made from the settings."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.types import Lifespan
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from api.edge.access import Gate
-from api.edge.body import BodyLimit
+from api.edge.access import AccessControl
+from api.edge.body_limit import BodyLimit
 from api.edge.context import RequestContext
 from api.edge.methods import Methods, known_query
-from api.edge.metrics import Metrics
 from api.edge.problems import add_handlers
-from api.edge.site import UnderRoot, route
-from api.openapi import DESCRIPTION, TAGS, describe
+from api.edge.prometheus import ApiMetrics
+from api.edge.site import UnderRoot, route_path
+from api.openapi import describe
 from api.routes import (
     activations,
     artifacts,
@@ -40,6 +40,24 @@ from api.services import Services
 from shared import logs, telemetry
 from shared.settings import Settings, settings
 from shared.version import VERSION
+
+DESCRIPTION = """
+Shows what any convolution kernel of a trained CNN responds to in a given image. `POST /explain` creates a job; wait for
+it with `Prefer: wait=N`, poll `GET /jobs/{id}`, read `/jobs/{id}/events`, or receive a webhook (`webhook_url`); then
+download the pictures that its results link to. Every error is an `application/problem+json` (RFC 9457) whose `type`
+links to a page of this server. Where API keys are required, send `Authorization: Bearer <key>`.
+"""
+TAGS = [
+    {"name": "explain", "description": "Create jobs."},
+    {"name": "jobs", "description": "Follow jobs, download their files, cancel and delete them."},
+    {"name": "datasets", "description": "Collections of images under one name."},
+    {"name": "surveys", "description": "What kernels respond to in a data set."},
+    {"name": "models", "description": "The networks and layers that can be explained."},
+    {"name": "webhooks", "description": "The secret that signs webhooks."},
+    {"name": "session", "description": "A cookie in place of an API key, for web pages."},
+    {"name": "health", "description": "For operators and orchestrators."},
+    {"name": "problems", "description": "What an error's `type` means."},
+]
 
 UNTRACED = ("/healthz", "/readyz", "/metrics")
 EXPOSED = ("Location", "Link", "Retry-After", "X-Request-ID", "RateLimit", "RateLimit-Policy", "ETag", "Content-Range")
@@ -64,10 +82,10 @@ ROUTES = (
 
 
 def create_app(configuration: Settings | None = None) -> FastAPI:
-    """The API for these settings (the process's own by default)."""
+    """The API with these settings, by default those of the process."""
     configuration = configuration or settings()
     logs.configure(configuration.log_level, configuration.log_format)
-    metrics = Metrics()
+    metrics = ApiMetrics()
     tracers = telemetry.start(configuration.otlp_endpoint, "kernelscope-api")
     app = FastAPI(
         title="Kernelscope",
@@ -75,7 +93,7 @@ def create_app(configuration: Settings | None = None) -> FastAPI:
         description=DESCRIPTION,
         openapi_tags=TAGS,
         lifespan=_lifespan(configuration, metrics),
-        docs_url=None,  # the page has one of its own
+        docs_url=None,  # routes/page.py serves one
         redoc_url=None,
         dependencies=[Depends(known_query)],
         redirect_slashes=False,
@@ -86,12 +104,12 @@ def create_app(configuration: Settings | None = None) -> FastAPI:
             "logs": False,
             "operation_spans": False,
             "auto_configure": False,
-            "exclude": lambda scope: route(scope) in UNTRACED,
+            "exclude": lambda scope: route_path(scope) in UNTRACED,
         },
         generate_unique_id_function=lambda one: one.name,
     )
     app.state.metrics = metrics
-    _guard(app, configuration, metrics)
+    _add_middleware(app, configuration, metrics)
     add_handlers(app)
     for module in ROUTES:
         app.include_router(module.router)
@@ -99,16 +117,16 @@ def create_app(configuration: Settings | None = None) -> FastAPI:
     return app
 
 
-def _lifespan(configuration: Settings, metrics: Metrics) -> Lifespan[FastAPI]:
-    """What there is as long as the application runs."""
+def _lifespan(configuration: Settings, metrics: ApiMetrics) -> Lifespan[FastAPI]:
+    """Open the services when the application starts, and close them when it stops."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         services = app.state.services = Services.open(configuration)
-        _measure(services, metrics)
+        _add_metrics(services, metrics)
         if configuration.metrics_bind:
             metrics.serve(configuration.metrics_bind)
-        services.news.start()
+        services.updates.start()
         yield
         await services.close()
         await asyncio.to_thread(telemetry.stop)
@@ -116,23 +134,23 @@ def _lifespan(configuration: Settings, metrics: Metrics) -> Lifespan[FastAPI]:
     return lifespan
 
 
-def _measure(services: Services, metrics: Metrics) -> None:
-    """Have the metrics tell of the record, of who waits, and of what for."""
-    store, admission, pool = services.store, services.admission, services.pictures.pool
-    metrics.watch(services.redis, services.news.waits, services.feeds.streams, store.seconds, store.errors)
+def _add_metrics(services: Services, metrics: ApiMetrics) -> None:
+    """Add the metrics of the queue and of this process's own queues."""
+    store, capacity, pool = services.store, services.capacity, services.pictures.pool
+    metrics.register(services.redis, services.updates.waits, services.feeds.streams, store.seconds, store.errors)
     threads = current_default_thread_limiter().statistics
-    metrics.gauge("kernelscope_threads_busy", "Threads that work on requests.", lambda: threads().borrowed_tokens)
-    metrics.gauge("kernelscope_threads_waiting", "Requests without one.", lambda: threads().tasks_waiting)
-    metrics.gauge("kernelscope_drawings_waiting", "Pictures that wait to be drawn.", lambda: pool.waiting)
-    metrics.gauge("kernelscope_uploads_waiting", "Bodies that wait for room.", lambda: admission.bodies.waiting)
-    metrics.gauge("kernelscope_checks_waiting", "Images to be checked.", lambda: admission.pixels.waiting)
+    metrics.gauge("kernelscope_threads_busy", "Threads that serve requests.", lambda: threads().borrowed_tokens)
+    metrics.gauge("kernelscope_threads_waiting", "Requests waiting for one.", lambda: threads().tasks_waiting)
+    metrics.gauge("kernelscope_drawings_waiting", "Pictures waiting to be drawn.", lambda: pool.waiting)
+    metrics.gauge("kernelscope_uploads_waiting", "Bodies waiting for memory.", lambda: capacity.bodies.waiting)
+    metrics.gauge("kernelscope_checks_waiting", "Images waiting to be checked.", lambda: capacity.pixels.waiting)
 
 
-def _guard(app: FastAPI, configuration: Settings, metrics: Metrics) -> None:
-    """What a request passes before a route; what is added last comes first."""
+def _add_middleware(app: FastAPI, configuration: Settings, metrics: ApiMetrics) -> None:
+    """The last one added is the outermost."""
     app.add_middleware(Methods)
     app.add_middleware(BodyLimit, limit=configuration.max_body_mb * 10**6)
-    app.add_middleware(Gate)
+    app.add_middleware(AccessControl)
     origins = list(configuration.cors_origins)
     if origins:
         methods, headers = ["GET", "POST", "DELETE"], ["*"]
@@ -142,4 +160,4 @@ def _guard(app: FastAPI, configuration: Settings, metrics: Metrics) -> None:
     app.add_middleware(UnderRoot, root=configuration.root)
     if configuration.trusted_proxies:
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(configuration.trusted_proxies))
-    app.add_middleware(RequestContext, metrics=metrics, shared=bool(origins))
+    app.add_middleware(RequestContext, metrics=metrics, cross_origin=bool(origins))

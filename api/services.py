@@ -1,4 +1,4 @@
-"""What the routes work with: the job record, the store, the queue. Opened once, passed in by FastAPI."""
+"""The API's connections to Redis, the object store and the queue. Opened once; FastAPI passes them to the routes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fastapi import Depends, Request
 from redis import Redis
 
 from api.edge.access import Access
-from api.edge.admission import Admission
-from api.edge.glance import Glance
+from api.edge.cached import Cached
+from api.edge.capacity import Capacity
 from api.jobs.feeds import Feeds
-from api.jobs.news import News
+from api.jobs.updates import JobUpdates
 from api.pictures.service import Pictures
 from shared import housekeeping, redis_state, workers
 from shared.datasets import DataSets
@@ -26,24 +26,24 @@ from shared.surveys.store import Surveys
 from shared.webhooks import Webhooks
 from shared.workers import WorkerState
 
-STORE_PATIENCE = 10.0  # seconds that writing or reading one blob may take
-GLANCE_SECONDS = 1.0  # for which readiness is told again without a look
-PATIENCE = 0.8  # seconds that Redis may take: a caller is told within one that it is away
+STORE_TIMEOUT = 10.0  # seconds that reading or writing one object may take
+REDIS_TIMEOUT = 0.8  # seconds: a caller learns within one second that Redis is unavailable
+READINESS_SECONDS = 1.0  # for which the readiness is cached
 
 
 @dataclass(frozen=True)
-class State:
-    """How Redis, the object store and the workers fare."""
+class Readiness:
+    """The state of Redis, the object store and the workers."""
 
     workers: list[WorkerState]
     warnings: list[str]
 
     @classmethod
-    def of(cls, redis: Redis, store: BlobStore) -> State:
-        """As they are now.
+    def check(cls, redis: Redis, store: BlobStore) -> Readiness:
+        """Their current state.
 
         Raises:
-            StoreUnavailable: jobs cannot be taken.
+            StoreUnavailable: jobs cannot be accepted.
         """
         warnings = [*redis_state.check(redis), *housekeeping.warnings(housekeeping.states(redis))]
         living = workers.living(redis)
@@ -55,6 +55,7 @@ class Services:
     """The API's connections."""
 
     settings: Settings
+    max_pixels: int  # of an image
     redis: Redis
     records: Records
     polling: Polling
@@ -65,28 +66,29 @@ class Services:
     surveys: Surveys
     queue: Celery
     access: Access
-    news: News
+    updates: JobUpdates
     feeds: Feeds
     webhooks: Webhooks
-    admission: Admission
+    capacity: Capacity
     pictures: Pictures
-    state: Glance[State]
+    readiness: Cached[Readiness]
 
     @classmethod
     def open(cls, settings: Settings) -> Services:
-        """Nothing is connected yet: an API that starts before Redis answers 503 until it is there."""
+        """Connections are made on first use: an API that starts before Redis responds 503 until Redis is available."""
         url = settings.redis
-        redis = connect(url, patience=PATIENCE)
-        store = BlobStore(settings.store, STORE_PATIENCE)
+        redis = connect(url, patience=REDIS_TIMEOUT)
+        store = BlobStore(settings.store, STORE_TIMEOUT)
         records = Records(redis, store, settings.root)
-        polling = Polling(url, records, patience=PATIENCE)
+        polling = Polling(url, records, patience=REDIS_TIMEOUT)
         transitions = Transitions(redis, settings.lease_seconds)
         retention = Retention(transitions, records)
-        news = News(polling)
-        pixels = int(settings.max_megapixels * 1e6)
+        updates = JobUpdates(polling)
+        max_pixels = int(settings.max_megapixels * 1e6)
         datasets = DataSets(store, settings.max_dataset_images)
         return cls(
             settings=settings,
+            max_pixels=max_pixels,
             redis=redis,
             records=records,
             polling=polling,
@@ -97,32 +99,27 @@ class Services:
             surveys=Surveys(store, datasets),
             queue=make_celery(url),
             access=Access(settings, polling.redis),
-            news=news,
-            feeds=Feeds(polling, news),
+            updates=updates,
+            feeds=Feeds(polling, updates),
             webhooks=Webhooks(redis),
-            admission=Admission(settings.max_body_mb * 10**6, pixels),
-            pictures=Pictures(records, store, pixels),
-            state=Glance(partial(State.of, redis, store), GLANCE_SECONDS),
+            capacity=Capacity(settings.max_body_mb * 10**6, max_pixels),
+            pictures=Pictures(records, store, max_pixels),
+            readiness=Cached(partial(Readiness.check, redis, store), READINESS_SECONDS),
         )
 
     async def close(self) -> None:
         """Close the connections."""
         await self.pictures.close()
-        await self.news.close()
+        await self.updates.close()
         await self.polling.close()
-        self.admission.close()
+        self.capacity.close()
         self.queue.close()
         self.redis.close()
 
-    @property
-    def max_pixels(self) -> int:
-        """The largest image, in pixels."""
-        return int(self.settings.max_megapixels * 1e6)
 
-
-async def _services(request: Request) -> Services:  # not `def`: FastAPI would call that in a thread
+async def _services(request: Request) -> Services:  # FastAPI would call a plain `def` in a thread
     services: Services = request.app.state.services
     return services
 
 
-Opened = Annotated[Services, Depends(_services)]
+ServicesDep = Annotated[Services, Depends(_services)]

@@ -1,1 +1,1 @@
-"""Between the world and the routes: who calls, how much, in which form; errors, request ids, metrics."""
+"""Everything between the network and the routes: authentication, limits, reading of bodies, errors, metrics."""

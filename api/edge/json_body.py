@@ -1,6 +1,6 @@
-"""A body of JSON, read strictly and within bounds: the bytes of images are cut out before anything is parsed.
+"""A JSON body, parsed strictly and within bounds: the bytes of images are cut out before anything is parsed.
 
-What is parsed is small then, whatever was sent: a list of short values takes twenty times its length once parsed.
+So little is parsed, whatever was sent: a list of short values takes twenty times its length in memory once parsed.
 """
 
 from __future__ import annotations
@@ -10,34 +10,65 @@ import re
 import secrets
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
+from pydantic import BaseModel, ValidationError
+
+from api.edge.problems import invalid
 from shared.errors import BodyTooLarge, InvalidRequest, MalformedBody, brief
+from shared.schemas import ActivationsBody, ExplainBody
 
-MOST_BESIDE = 200_000  # bytes of a body beside the images' data
-MOST_FIELDS = 64  # of one object; a request has some twenty
+MOST_BESIDE = 200_000  # bytes of a body besides the images' data
+MOST_FIELDS = 64  # of one object; a request has about twenty
 SHORT = 4096  # bytes; a shorter image is parsed with the rest
-AHEAD = 64  # bytes in which a value's name is looked for
+AHEAD = 64  # bytes before a value in which its name is searched
 DATA_AHEAD = re.compile(rb'(?<!\\)"data"[ \t\r\n]*:[ \t\r\n]*$')
 BOM = b"\xef\xbb\xbf"
 
+BodyT = TypeVar("BodyT", ExplainBody, ActivationsBody)
+ObjectT = TypeVar("ObjectT", bound=BaseModel)
 
-def parsed(body: bytearray) -> object:
-    """The value that the body says; an image's `data` is a view of its base64 in there, if it is long.
+
+def with_images(body: bytearray, model: type[BodyT]) -> BodyT:
+    """A body with images. Raises as `parse`."""
+    found = validated(parse(body), model)
+    for index, image in enumerate(found.images):
+        if (image.data is None) == (image.sha256 is None):
+            raise InvalidRequest(f"images.{index}: give either data (base64) or sha256")
+    return found
+
+
+def validated(fields: object, model: type[ObjectT]) -> ObjectT:
+    """Parsed JSON as an object of this model.
+
+    Raises:
+        InvalidRequest.
+    """
+    if not isinstance(fields, dict):
+        required = ", ".join(f'"{name}": …' for name, one in model.model_fields.items() if one.is_required())
+        raise InvalidRequest(f"the body is JSON but not an object; send {{{required}}}")
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise invalid(error.errors(), list(model.model_fields)) from None
+
+
+def parse(body: bytearray) -> object:
+    """The JSON value in a body. If an image's `data` is long, it is a view of its base64 in the body.
 
     Raises:
         MalformedBody: it is not JSON in UTF-8.
-        BodyTooLarge: it has over 200 kB beside images' data.
-        InvalidRequest: a field that is given twice, or a number that is not finite.
+        BodyTooLarge: it has more than 200 kB besides the images' data.
+        InvalidRequest: a field is given twice, or a number is not finite.
     """
-    return _Reader(body).value()
+    return _Parser(body).value()
 
 
 @dataclass
-class _Reader:
+class _Parser:
     body: bytearray
-    cut: list[tuple[int, int]] = field(default_factory=list)  # where an image's base64 begins and ends
-    mark: str = field(default_factory=lambda: secrets.token_hex(8))  # stands for it in what is parsed
+    cut: list[tuple[int, int]] = field(default_factory=list)  # where each image's base64 begins and ends
+    mark: str = field(default_factory=lambda: secrets.token_hex(8))  # replaces it in the text that is parsed
     quotes: int = 0
 
     def value(self) -> object:
@@ -52,13 +83,13 @@ class _Reader:
         except RecursionError:
             raise MalformedBody("the body is JSON that is nested too deeply") from None
         except UnicodeEncodeError:
-            raise MalformedBody("the body has half of a surrogate pair, which is no character") from None
+            raise MalformedBody("the body has half of a surrogate pair, which is not a character") from None
         except ValueError as error:
             raise MalformedBody(f"the body is not JSON: {error}") from None
         return found
 
     def _beside(self) -> bytes:
-        """The body with marks in place of long strings that an object has as `data`."""
+        """The body with marks in place of the long strings that objects have as `data`."""
         pieces, size = [], 0
         start = at = len(BOM) if self.body.startswith(BOM) else 0
         while (quote := self.body.find(b'"', at)) >= 0:
@@ -74,7 +105,7 @@ class _Reader:
         return b"".join([*pieces, self.body[start:]])
 
     def _end(self, at: int) -> int:
-        """Where the string ends that begins here: its closing quote, or the end of the body."""
+        """The end of the string that begins here: its closing quote, or the end of the body."""
         while (end := self.body.find(b'"', at)) >= 0:
             self.quotes += 1
             if self.quotes > MOST_BESIDE:  # base64 has none
@@ -85,7 +116,7 @@ class _Reader:
         return len(self.body)
 
     def _escaped(self, start: int, at: int) -> bool:
-        """Whether an odd number of backslashes is before this place."""
+        """Whether an odd number of backslashes precedes this place."""
         if at == start or self.body[at - 1] != ord("\\"):
             return False
         before = self.body[start:at]
@@ -111,8 +142,8 @@ class _Reader:
 
 
 def _too_large() -> NoReturn:
-    raise BodyTooLarge(f"the body has over {MOST_BESIDE / 1000:g} kB of JSON beside the images' data")
+    raise BodyTooLarge(f"the body has more than {MOST_BESIDE / 1000:g} kB of JSON besides the images' data")
 
 
 def _no_constant(name: str) -> float:
-    raise InvalidRequest(f"{name} is not a number that can be used; give a finite number")
+    raise InvalidRequest(f"{name} is not a valid number; give a finite number")

@@ -1,4 +1,4 @@
-"""HEAD and OPTIONS on every route, and query parameters that no route has, as RFC 9110 and the bodies have it."""
+"""HEAD and OPTIONS for every route (RFC 9110), and refusal of unknown query parameters."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from shared.errors import InvalidRequest, brief
 KNOWN = ("DELETE", "GET", "PATCH", "POST", "PUT")
 
 
-class _Answered(Exception):
-    """The head of the answer is known; nothing else of it is wanted."""
+class _HeadersSent(Exception):
+    """The headers of the response are known; its body is not needed."""
 
 
 class Methods:
-    """ASGI middleware: HEAD is GET up to the first byte of the body; OPTIONS says what a path takes."""
+    """ASGI middleware: HEAD is GET without the body; OPTIONS lists the methods of a path."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer OPTIONS, translate HEAD, and pass everything else on."""
+        """Respond to OPTIONS, translate HEAD, and pass everything else on."""
         if scope["type"] == "http" and scope["method"] == "HEAD":
             await self._head(scope, receive, send)
         elif scope["type"] == "http" and scope["method"] == "OPTIONS" and (methods := allowed(scope)):
@@ -37,28 +37,28 @@ class Methods:
             await self.app(scope, receive, send)
 
     async def _head(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The route is left as soon as it has sent its headers: no stream is begun, no archive packed."""
+        """Stop the route as soon as it has sent its headers, so that no stream begins and no archive is made."""
         start: Message | None = None
 
-        async def kept(message: Message) -> None:
+        async def keep_start(message: Message) -> None:
             nonlocal start
             start = message
-            raise _Answered
+            raise _HeadersSent
 
         scope["method"] = "GET"
         try:
-            await self.app(scope, receive, kept)
-        except _Answered:
+            await self.app(scope, receive, keep_start)
+        except _HeadersSent:
             pass
         finally:
-            scope["method"] = "HEAD"  # the server and the log look at it
+            scope["method"] = "HEAD"  # the server and the log need it
         if start is not None:
             await send(start)
             await send({"type": "http.response.body"})
 
 
 def allowed(scope: Scope) -> list[str]:
-    """The methods that the path takes; none where there is no such path."""
+    """The methods of the path; none if there is no such path."""
     found = [
         method
         for method in KNOWN
@@ -68,10 +68,12 @@ def allowed(scope: Scope) -> list[str]:
 
 
 async def known_query(request: Request) -> None:
-    """A dependency of every route: a query parameter that it does not have is refused, and one that is there twice.
+    """A dependency of every route: refuses query parameters that it does not have, and repeated ones.
+
+    The web page accepts any: other sites add parameters to links.
 
     Raises:
-        InvalidRequest: naming those that there are. The page is spared: links to it collect parameters of others.
+        InvalidRequest: with the route's parameters.
     """
     route: Any = request.scope["route"]
     if not request.url.query or not getattr(route, "include_in_schema", False):
@@ -80,8 +82,8 @@ async def known_query(request: Request) -> None:
     counts = Counter(name for name, _ in request.query_params.multi_items())
     for name, count in counts.items():
         if name not in known:
-            takes = f"parameters: {', '.join(known)}" if known else "this route takes none"
-            raise InvalidRequest(f"{brief(name)}: no such query parameter; {takes}")
+            expected = f"parameters: {', '.join(known)}" if known else "this route has none"
+            raise InvalidRequest(f"{brief(name)}: no such query parameter; {expected}")
         if count > 1:
             raise InvalidRequest(f"{name}: given {count} times; give it once")
 

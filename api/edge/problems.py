@@ -1,4 +1,4 @@
-"""One handler for our errors, and the framework's own errors in the same form."""
+"""Error handlers: our own errors and the framework's, both returned as RFC 9457 problems."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from shared.errors import (
 )
 
 PROBLEM_JSON = "application/problem+json"
-MOST_ERRORS = 20  # that are told of one request
+MOST_ERRORS = 20  # fields listed in one response
 MOST_PATH = 200  # characters of a path
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Make every error of the application a problem."""
+    """Have every error of the application returned as a problem."""
     app.add_exception_handler(KernelscopeError, _ours)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(HTTPException, _framework)
@@ -37,7 +37,7 @@ def add_handlers(app: FastAPI) -> None:
 
 
 class ProblemResponse(JSONResponse):
-    """A problem as a response, whatever is in it: what cannot be written in UTF-8 is a question mark."""
+    """A problem as a response. Characters that cannot be encoded in UTF-8 become question marks."""
 
     media_type = PROBLEM_JSON
 
@@ -47,22 +47,24 @@ class ProblemResponse(JSONResponse):
 
 
 def respond(problem: Problem, scope: Scope, headers: dict[str, str] | None = None) -> JSONResponse:
-    """A problem as a response; its page is under the root of the request."""
-    told = problem.under(scope.get("root_path", ""))
-    return ProblemResponse(told.model_dump(), problem.status, headers)
+    """A problem as a response; its `type` is a path under the request's root."""
+    linked = problem.under(scope.get("root_path", ""))
+    return ProblemResponse(linked.model_dump(), problem.status, headers)
 
 
 def refusal(error: KernelscopeError, scope: Scope) -> JSONResponse:
-    """An error of ours as a response."""
+    """One of our errors as a response."""
     return respond(error.problem(), scope, error.headers)
 
 
 def invalid(errors: list[Any], known_fields: list[str] | None = None) -> InvalidRequest:
-    """Pydantic's errors as one of ours: every field by name, with what would be right; of many the first 20."""
-    told = [{"field": _path(error["loc"]), "message": _message(error, known_fields)} for error in errors[:MOST_ERRORS]]
-    detail = "; ".join(f"{error['field']}: {error['message']}" for error in told[:3])
+    """Pydantic's errors as one of ours: the first 20 fields by name, each with what is expected."""
+    listed = [
+        {"field": _path(error["loc"]), "message": _message(error, known_fields)} for error in errors[:MOST_ERRORS]
+    ]
+    detail = "; ".join(f"{error['field']}: {error['message']}" for error in listed[:3])
     more = f" (and {len(errors) - 3} more)" if len(errors) > 3 else ""
-    return InvalidRequest(detail + more, errors=told)
+    return InvalidRequest(detail + more, errors=listed)
 
 
 def _path(location: tuple[str | int, ...]) -> str:
@@ -91,7 +93,7 @@ async def _validation(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _framework(request: Request, error: Exception) -> JSONResponse:
-    """The router's own 404 and 405; whatever else the framework refuses is `about:blank`, as RFC 9457 has it."""
+    """The router's 404 and 405; any other error of the framework is of type `about:blank` (RFC 9457)."""
     assert isinstance(error, HTTPException)
     headers = {name.lower(): value for name, value in (error.headers or {}).items()}
     if error.status_code == HTTPStatus.NOT_FOUND:
@@ -101,7 +103,7 @@ async def _framework(request: Request, error: Exception) -> JSONResponse:
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["allow"] = ", ".join(allowed(request.scope))
         known = MethodNotAllowed(
-            f"{brief(request.url.path, MOST_PATH)} does not take {request.method}; it takes {headers['allow']}"
+            f"{brief(request.url.path, MOST_PATH)} does not allow {request.method}; it allows {headers['allow']}"
         )
     else:
         title = HTTPStatus(error.status_code).phrase

@@ -1,4 +1,4 @@
-"""Where this server is to the world: the path under which it is served, and the names by which it may be asked."""
+"""How this server is reached: the path under which it is served, and the host names and origins that it accepts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True)
 class UnderRoot:
-    """ASGI middleware: the same routes at `/` and under the public URL's path, whether or not the proxy takes it off.
+    """ASGI middleware: serves the routes at `/` and under the public URL's path, which a proxy may or may not strip.
 
     Args:
         root: `/kernelscope`, or empty.
@@ -30,7 +30,7 @@ class UnderRoot:
     root: str
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Have the path begin with the root, as ASGI wants it."""
+        """Make the path begin with the root, as ASGI requires."""
         if scope["type"] == "http" and self.root:
             if scope["path"] == self.root:
                 await RedirectResponse(f"{self.root}/", 308)(scope, receive, send)
@@ -41,14 +41,14 @@ class UnderRoot:
         await self.app(scope, receive, send)
 
 
-def route(scope: Scope) -> str:
-    """The path below the root: that of the routes."""
+def route_path(scope: Scope) -> str:
+    """The request's path without the root."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
 
 
-def others_reach(host: str) -> bool:
-    """Whether other machines reach what listens on this address."""
+def is_reachable_by_others(host: str) -> bool:
+    """Whether other machines can connect to a server that listens on this address."""
     if host == "localhost":
         return False
     address = _address(host)
@@ -56,25 +56,25 @@ def others_reach(host: str) -> bool:
 
 
 def check_proxy(scope: Scope, settings: Settings) -> None:
-    """Refuse what a proxy passed on where whoever asks is believed to be on this machine.
+    """Refuse forwarded requests where every client is believed to be on this machine.
 
     Raises:
         UnknownProxy.
     """
-    if settings.access != "auto" or settings.behind_proxy or others_reach(settings.host):
+    if settings.access != "auto" or settings.behind_proxy or is_reachable_by_others(settings.host):
         return
     headers = Headers(scope=scope)
     if found := next((name for name in FORWARDED if name in headers), None):
         raise UnknownProxy(
-            f"a proxy passed this on ({found}), and this server answers its own machine only; set "
-            "KERNELSCOPE_PUBLIC_URL to where the proxy serves it, and make an API key: `kernelscope keys add NAME`"
+            f"a proxy forwarded this request ({found}), but this server serves its own machine only; set "
+            "KERNELSCOPE_PUBLIC_URL to the proxy's URL, and make an API key: `kernelscope keys add NAME`"
         )
 
 
 def check_host(scope: Scope, settings: Settings) -> None:
-    """Refuse names that are not ours where nobody needs a key: a page of another site may have its name lead here.
+    """Refuse foreign host names where no key is needed: another site's name may resolve to this server (DNS rebinding).
 
-    An address is no such name.
+    IP addresses are not affected.
 
     Raises:
         CrossOrigin.
@@ -82,23 +82,23 @@ def check_host(scope: Scope, settings: Settings) -> None:
     given = Headers(scope=scope).get("host", "")
     name = _name(given).lower()
     own = {*LOOPBACK_NAMES, settings.host, urlsplit(settings.public_url).hostname, *settings.allowed_hosts}
-    if name in own or "*" in own or (_address(name) and others_reach(settings.host)):
+    if name in own or "*" in own or (_address(name) and is_reachable_by_others(settings.host)):
         return
     if settings.access == "auto":
         raise CrossOrigin(
-            f"this server is for this machine alone, and was asked as {given[:80]!r}; use localhost, or set "
-            "KERNELSCOPE_PUBLIC_URL where a proxy leads here"
+            f"this server serves its own machine only, but the request's host is {given[:80]!r}; use localhost, or set "
+            "KERNELSCOPE_PUBLIC_URL if a proxy leads here"
         )
     raise CrossOrigin(
-        f"this server was asked as {given[:80]!r}, and needs no keys; set KERNELSCOPE_ALLOWED_HOSTS to the names that "
-        "lead here, or KERNELSCOPE_ACCESS=keys"
+        f"the request's host is {given[:80]!r}, and this server requires no keys; set KERNELSCOPE_ALLOWED_HOSTS to its "
+        "host names, or KERNELSCOPE_ACCESS=keys"
     )
 
 
 def check_origin(scope: Scope, settings: Settings) -> None:
-    """Refuse what a page of another site makes a browser send.
+    """Refuse requests that a page of another site makes a browser send.
 
-    A browser adds cookies, and a proxy's `Authorization: Basic`, by itself; our own keys it does not.
+    A browser adds cookies and a proxy's `Authorization: Basic` by itself, but never our keys.
 
     Raises:
         CrossOrigin.
@@ -112,13 +112,13 @@ def check_origin(scope: Scope, settings: Settings) -> None:
     allowed = settings.cors_origins
     if "*" not in allowed and origin not in allowed and origin.partition("://")[2] not in own:
         raise CrossOrigin(
-            "a page of another site sent this; KERNELSCOPE_CORS_ORIGINS names the sites that may, and "
-            "KERNELSCOPE_PUBLIC_URL says where a proxy serves this one"
+            "a page of another site sent this request; KERNELSCOPE_CORS_ORIGINS lists the sites that may, and "
+            "KERNELSCOPE_PUBLIC_URL is this site's own URL behind a proxy"
         )
 
 
 def _name(host: str) -> str:
-    """Without the port: `127.0.0.1:8000` → `127.0.0.1`, `[::1]:8000` → `::1`."""
+    """The host without its port: `127.0.0.1:8000` → `127.0.0.1`, `[::1]:8000` → `::1`."""
     return host.partition("]")[0].strip("[") if host.startswith("[") else host.rpartition(":")[0] or host
 
 

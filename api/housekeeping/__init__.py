@@ -1,12 +1,11 @@
 """All periodic work, in a small process of its own: `python -m api.housekeeping`.
 
-Slices whose worker went silent are queued again, or failed after the last attempt; those that wait beyond their
-deadline are failed; messages that were lost are sent again; webhooks are delivered; jobs that have ended are archived,
-those whose time is over removed, and their files swept. Each of these is a loop of its own. Several of these processes
-may run: of each loop, a lock in Redis lets one work.
+It requeues slices whose worker was lost, or fails them after the last attempt; fails slices that wait beyond their
+deadline; resends lost messages; delivers webhooks; archives ended jobs; and deletes expired jobs with their files. Each
+task is a loop of its own. Several of these processes may run: a lock in Redis lets one of them run each loop.
 """
 
-from api.housekeeping.chores import loops
-from api.housekeeping.runners import Keeper, Loop
+from api.housekeeping.scheduler import Loop, Scheduler
+from api.housekeeping.tasks import loops
 
-__all__ = ["Keeper", "Loop", "loops"]
+__all__ = ["Loop", "Scheduler", "loops"]

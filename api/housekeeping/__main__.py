@@ -1,13 +1,13 @@
-"""`python -m api.housekeeping`."""
+"""The housekeeping process: `python -m api.housekeeping`."""
 
 from __future__ import annotations
 
 import signal
 from threading import Event
 
-from api.housekeeping import Keeper, loops
-from api.housekeeping.runners import HOLD_SECONDS
-from api.jobs.webhooks import Postman
+from api.housekeeping import Scheduler, loops
+from api.housekeeping.scheduler import RENEW_SECONDS
+from api.jobs.deliveries import WebhookSender
 from api.services import Services
 from shared import logs, telemetry
 from shared.advice import begin
@@ -16,24 +16,24 @@ from shared.settings import settings
 
 
 def main() -> None:
-    """Until SIGTERM or SIGINT."""
+    """Run until SIGTERM or SIGINT."""
     logs.configure(settings().log_level, settings().log_format)
     telemetry.start(settings().otlp_endpoint, "kernelscope-housekeeping")
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     services = Services.open(settings())
-    postman = Postman(services.webhooks, private=services.settings.webhook_private)
-    keeper = Keeper(services.redis, loops(services, postman), services.settings.lease_seconds)
+    sender = WebhookSender(services.webhooks, private=services.settings.webhook_private)
+    scheduler = Scheduler(services.redis, loops(services, sender), services.settings.lease_seconds)
     begin(settings(), "housekeeping")
-    keeper.start()
+    scheduler.start()
     while not stop.is_set():
-        keeper.hold()
-        if keeper.alive:
+        scheduler.renew_locks()
+        if scheduler.alive:
             beat("housekeeping")
-        stop.wait(HOLD_SECONDS)
-    postman.close()
-    keeper.stop()
+        stop.wait(RENEW_SECONDS)
+    sender.close()
+    scheduler.stop()
     telemetry.stop()
 
 

@@ -1,1 +1,1 @@
-"""From a checked body to a queued job; news of jobs; webhooks."""
+"""From a request to a queued job; long polls and event streams; delivery of webhooks."""

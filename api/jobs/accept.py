@@ -1,24 +1,21 @@
-"""From a checked body to a queued job: images stored, record created, slices announced."""
+"""From a request to a queued job: checks, images stored, record created, slices announced."""
 
 from __future__ import annotations
 
 import logging
-import re
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends, Header, Request, Response
+from fastapi import Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from api.edge.access import Visitor
-from api.edge.admission import caller_of, verified
-from api.edge.body import BodyT, Form, received
-from api.jobs.feeds import KEEPALIVE_SECONDS
-from api.jobs.news import LOOK_SECONDS
+from api.edge.access import RequestCaller
+from api.edge.body import BODY_ERRORS, BodyModels, BodyT, read_body
+from api.edge.capacity import caller_key, check_image
 from api.jobs.outbound import check_target
+from api.jobs.responses import SubmitOptions, respond
 from api.services import Services
 from shared import catalogue, workers
 from shared.errors import (
@@ -31,6 +28,12 @@ from shared.errors import (
     QuotaExceeded,
     StoreUnavailable,
     UnknownImage,
+    UnknownKernel,
+    UnknownLayer,
+    UnknownModel,
+    UnsupportedImage,
+    UnusableImage,
+    WebhookRefused,
 )
 from shared.jobs import Caller, new_id
 from shared.queue import announce
@@ -38,149 +41,96 @@ from shared.schemas import ActivationsBody, ExplainBody, ExplainRequest, ImageSo
 
 log = logging.getLogger(__name__)
 
-LONGEST_WAIT = 60  # seconds that a request may ask to be kept waiting
-WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)
 
-Prefer = Annotated[
-    str,
-    Header(
-        description="`wait=N`: answer once the job has ended, or after N seconds (at most 60) as it stands then",
-        examples=["wait=30"],
-    ),
-]
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        min_length=1,
-        max_length=255,
-        description="names this request for 24 h: sent again with it, the request is answered 200 with the same job",
-    ),
-]
+LAYER_ERRORS = (UnknownModel, UnknownLayer)
+QUEUE_ERRORS = (ModelUnavailable, LayerNotCovered, IdempotencyConflict, WebhookRefused, QuotaExceeded, QueueFull)
+IMAGE_JOB_ERRORS = (
+    *BODY_ERRORS,
+    UnsupportedImage,
+    UnusableImage,
+    UnknownImage,
+    *LAYER_ERRORS,
+    UnknownKernel,
+    *QUEUE_ERRORS,
+)
 
 
-@dataclass(frozen=True)
-class Wishes:
-    """How a caller wants to be answered."""
-
-    idempotency_key: IdempotencyKey = None
-    prefer: Prefer = ""
-
-
-Wished = Annotated[Wishes, Depends()]
-
-
-async def submitted(
-    services: Services, caller: Visitor, request: Request, form: Form[Any, BodyT], wishes: Wishes, response: Response
+async def submit(
+    services: Services,
+    caller: RequestCaller,
+    request: Request,
+    models: BodyModels[Any, BodyT],
+    options: SubmitOptions,
+    response: Response,
 ) -> Job:
-    """The job of this request's body, and the response's status and headers."""
-    async with received(request, form, services.admission) as body:
-        job, replayed = await _taken(services, request, body, wishes.idempotency_key)
+    """Create the job of a request with images; sets the status and headers of the response."""
+    async with read_body(request, models, services.capacity) as body:
+        job, replayed = await _create(services, request, body, options.idempotency_key)
     del body  # it may be large, and the wait long
-    return await told(services, caller, job, wishes, response, replayed=replayed)
+    return await respond(services, caller, job, options, response, replayed=replayed)
 
 
-async def told(
-    services: Services, caller: Visitor, job: Job, wishes: Wishes, response: Response, *, replayed: bool
-) -> Job:
-    """The job after the wait that was asked for, and the response's status and headers."""
-    job = await answered(services, caller, job, wishes.prefer, response)
-    response.headers["Location"] = job.links["self"]
-    if replayed:
-        response.headers["Idempotent-Replayed"] = "true"
-    if replayed or job.status.terminal:
-        response.status_code = 200
-    return job
-
-
-async def answered(services: Services, caller: Visitor, job: Job, prefer: str, response: Response) -> Job:
-    """The job after the wait that was asked for; the response says how long that was, and whether the job has ended."""
-    found = WAIT.search(prefer)
-    if found is None:
-        return job
-    seconds = min(LONGEST_WAIT, int(found[1]))
-    response.headers["Preference-Applied"] = f"wait={seconds}"
-    return job if job.status.terminal else await ended(services, caller, job.id, seconds)
-
-
-async def ended(services: Services, caller: Visitor, job_id: str, seconds: float) -> Job:
-    """The job once it has ended; or as it stands after so many seconds, or when this process is told to stop.
-
-    Raises:
-        Unauthorized: the caller's key was revoked meanwhile.
-    """
-    begin = checked_at = time.monotonic()
-    with services.news.of(job_id, "status", "gone") as bell, services.news.waits.track_inprogress():
-        while True:
-            job = await services.polling.job(job_id, caller.owner)
-            now = time.monotonic()
-            left = begin + seconds - now
-            if job.status.terminal or left <= 0 or services.news.ending:
-                return job
-            if now >= checked_at + KEEPALIVE_SECONDS - LOOK_SECONDS:
-                await caller.check()
-                checked_at = now
-            await bell.wait(min(left, LOOK_SECONDS))
-
-
-async def _taken(
+async def _create(
     services: Services, request: Request, body: ExplainBody | ActivationsBody, idempotency_key: str | None
 ) -> tuple[Job, bool]:
-    """The job, and whether it was there before. What costs most is done last: images are decoded, then stored."""
+    """The job, and whether an earlier request created it. Images are decoded and stored last: that costs most."""
     caller: Caller = request.state.caller
-    wanted, known = await run_in_threadpool(_foreseen, services, caller, body, idempotency_key)
-    if known:
-        return known, True
+    planned, existing = await run_in_threadpool(_check, services, caller, body, idempotency_key)
+    if existing:
+        return existing, True
     for source in body.images:
         if source.data is not None:
-            await verified(services.admission, caller_of(request), source.data, services.max_pixels)
-    return await run_in_threadpool(_accept, services, caller, body, wanted, idempotency_key)
+            await check_image(services.capacity, caller_key(request), source.data, services.max_pixels)
+    return await run_in_threadpool(_store, services, caller, body, planned, idempotency_key)
 
 
-def explained(services: Services, caller: Caller, body: ExplainBody, idempotency_key: str) -> tuple[Job, bool]:
+def create_from_known_images(
+    services: Services, caller: Caller, body: ExplainBody, idempotency_key: str
+) -> tuple[Job, bool]:
     """The same for images that this server has checked before."""
-    wanted, known = _foreseen(services, caller, body, idempotency_key)
-    return (known, True) if known else _accept(services, caller, body, wanted, idempotency_key)
+    planned, existing = _check(services, caller, body, idempotency_key)
+    return (existing, True) if existing else _store(services, caller, body, planned, idempotency_key)
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A job that is not made yet."""
+class PlannedJob:
+    """A job that is not yet created."""
 
     request: ExplainRequest
     slices: list[list[Item]]
 
 
-def _wanted(services: Services, body: ExplainBody | ActivationsBody) -> Wanted:
-    """What is to be done, by the catalogue alone."""
+def _plan(services: Services, body: ExplainBody | ActivationsBody) -> PlannedJob:
+    """The job of a body. Only the catalogue is needed for it."""
     layer = workers.network(services.redis, body.model).layer(body.layer)
     if isinstance(body, ExplainBody) and isinstance(body.kernels, list):
         catalogue.check_kernels(layer, body.kernels)
     catalogue.check_methods(layer, getattr(body, "methods", []))
     digests = [source.sha256 or services.store.digest(source.data or b"") for source in body.images]
     request = _request(body, layer.name, digests)
-    return Wanted(request, plan(request, services.settings.max_items))
+    return PlannedJob(request, plan(request, services.settings.max_items))
 
 
-def _foreseen(
+def _check(
     services: Services, caller: Caller, body: ExplainBody | ActivationsBody, idempotency_key: str | None
-) -> tuple[Wanted, Job | None]:
-    """The job that the key made before. Where there is none, refuses what can be refused without the images."""
-    wanted = _wanted(services, body)
-    if known := foreseen(services, caller, wanted, idempotency_key):
-        return wanted, known
+) -> tuple[PlannedJob, Job | None]:
+    """The planned job, and an existing one of the same key. Raises every error that does not need the images' bytes."""
+    planned = _plan(services, body)
+    if existing := find_existing(services, caller, planned, idempotency_key):
+        return planned, existing
     for source in body.images:
         if source.sha256 and services.records.image(source.sha256, caller.owner) is None:
             raise _unknown(source.sha256)
-    return wanted, None
+    return planned, None
 
 
-def foreseen(services: Services, caller: Caller, wanted: Wanted, idempotency_key: str | None) -> Job | None:
-    """The job that the key made before. Where there is none, refuses what is refused whatever the images are."""
-    request = wanted.request
-    if job_id := services.transitions.foresee(request, len(wanted.slices), idempotency_key, caller):
+def find_existing(services: Services, caller: Caller, planned: PlannedJob, idempotency_key: str | None) -> Job | None:
+    """The job that an earlier request with this key created. If there is none, raises every error but the images'."""
+    request = planned.request
+    if job_id := services.transitions.foresee(request, len(planned.slices), idempotency_key, caller):
         try:
             return services.records.job(job_id)
-        except (JobNotFound, JobExpired):  # Redis lost it: the key may make another
+        except (JobNotFound, JobExpired):  # Redis has lost it: the key may be used again
             services.transitions.free(idempotency_key or "", job_id, caller)
     if request.webhook_url is not None:
         check_target(request.webhook_url, private=services.settings.webhook_private)
@@ -189,44 +139,45 @@ def foreseen(services: Services, caller: Caller, wanted: Wanted, idempotency_key
     return None
 
 
-def _accept(
+def _store(
     services: Services,
     caller: Caller,
     body: ExplainBody | ActivationsBody,
-    wanted: Wanted,
+    planned: PlannedJob,
     idempotency_key: str | None,
 ) -> tuple[Job, bool]:
+    """Store the images and enqueue the job."""
     job_id = new_id()
     try:
-        for source, digest in zip(body.images, wanted.request.images, strict=True):
+        for source, digest in zip(body.images, planned.request.images, strict=True):
             _put(services, caller, job_id, source, digest)
-        found, replayed = queued(services, caller, job_id, wanted, idempotency_key)
+        found, replayed = enqueue(services, caller, job_id, planned, idempotency_key)
     except (StoreUnavailable, UnknownImage, QuotaExceeded, QueueFull, IdempotencyConflict):
-        with suppress(StoreUnavailable):  # else it is found by the walk through the store
+        with suppress(StoreUnavailable):  # the daily scan of the store removes the images then
             services.records.late(job_id)
         raise
-    if found.id != job_id:  # the same request came twice at this moment
+    if found.id != job_id:  # the same request arrived twice at the same time
         services.records.late(job_id)
     return found, replayed
 
 
-def queued(
-    services: Services, caller: Caller, job_id: str, wanted: Wanted, idempotency_key: str | None
+def enqueue(
+    services: Services, caller: Caller, job_id: str, planned: PlannedJob, idempotency_key: str | None
 ) -> tuple[Job, bool]:
-    """The job of this id in the queue; or another one, that the same request has made at this moment."""
+    """The job with this id in the queue; or another one, if the same request created that at the same time."""
     lifetime = services.settings.retention_days * 86400
-    submitted = services.transitions.submit(job_id, wanted.request, wanted.slices, lifetime, idempotency_key, caller)
-    announced(services, submitted.slices)
+    submitted = services.transitions.submit(job_id, planned.request, planned.slices, lifetime, idempotency_key, caller)
+    announce_slices(services, submitted.slices)
     return services.records.job(submitted.job_id), submitted.replayed
 
 
 def _put(services: Services, caller: Caller, job_id: str, source: ImageSource, digest: str) -> None:
-    """An image into the job's folder: as it came, or out of that of the job that it came with."""
+    """Store an image in the job's folder: its bytes, or a copy from the folder of an earlier job."""
     if source.data is not None:
         services.store.put(job_id, source.data)
         return
     former = services.records.image(digest, caller.owner)
-    if former is None or not services.store.copy(former, digest, job_id):  # it was removed at this moment
+    if former is None or not services.store.copy(former, digest, job_id):  # it was deleted at this moment
         raise _unknown(digest)
 
 
@@ -239,13 +190,13 @@ def _request(body: ExplainBody | ActivationsBody, layer: str, digests: list[str]
 
 
 def _check_available(services: Services, model: str, layer: str) -> None:
-    """Refuse what no living worker could do. With no worker at all the job is taken: workers may be starting."""
+    """Refuse a job that no connected worker can run. With no worker at all it is accepted: workers may be starting."""
     living = workers.living(services.redis)
     states = [worker.networks[model] for worker in living if model in worker.networks]
     if living and not states:
-        raise ModelUnavailable(f"{model} cannot be explained here: no worker that is connected has it any more")
+        raise ModelUnavailable(f"{model} cannot be explained: no connected worker has it any more")
     if states and not any(state.available for state in states):
-        raise ModelUnavailable(f"{model} cannot be explained here: {states[0].reason}")
+        raise ModelUnavailable(f"{model} cannot be explained: {states[0].reason}")
     usable = [state for state in states if state.available]
     if usable and not any(state.covers(layer) for state in usable):
         raise LayerNotCovered(
@@ -255,11 +206,11 @@ def _check_available(services: Services, model: str, layer: str) -> None:
 
 
 def _unknown(digest: str) -> UnknownImage:
-    return UnknownImage(f"no image with sha256 {digest} is kept; send its bytes as data")
+    return UnknownImage(f"no image with sha256 {digest} is stored; send its bytes as data")
 
 
-def announced(services: Services, slices: Sequence[tuple[str, str]]) -> None:
-    """The record is the truth: a message that cannot be sent is sent later, by housekeeping."""
+def announce_slices(services: Services, slices: Sequence[tuple[str, str]]) -> None:
+    """Send a message for each slice. What cannot be sent now is sent later by housekeeping, from the job record."""
     try:
         for slice_id, queue in slices:
             announce(services.queue, slice_id, queue)

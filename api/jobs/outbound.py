@@ -1,7 +1,7 @@
-"""Calls to addresses that callers name: only to public ones, and to the very address that was checked.
+"""Requests to URLs that callers provide: only to public addresses, and to exactly the address that was checked.
 
-A name that is public when it is looked up and private when it is connected to (DNS rebinding) finds no way in: the
-connection is made to the address, not to the name. TLS still checks the name. Redirects are not followed.
+DNS rebinding (a name that resolves to a public address when it is checked, and to a private one when it is used) has no
+effect: the connection is made to the checked address. TLS still verifies the name. Redirects are not followed.
 """
 
 from __future__ import annotations
@@ -22,53 +22,53 @@ import httpcore
 
 from shared.errors import WebhookRefused
 
-SECONDS = 10.0  # to connect; and between two pieces of an answer
-WHOLE_SECONDS = 30.0  # for everything together
-LOOKUPS = BoundedSemaphore(64)  # names that are being looked up
+STEP_SECONDS = 10.0  # to connect, and between two pieces of a response
+WHOLE_SECONDS = 30.0  # for the whole request
+LOOKUPS = BoundedSemaphore(64)  # concurrent name lookups
 
 
 class ForbiddenAddressError(OSError):
-    """The name leads to an address that is not called."""
+    """The name resolves to an address that is not allowed."""
 
 
 def check_target(url: str, *, private: bool) -> None:
-    """Refuse what cannot be called, as far as the URL itself shows it.
+    """Refuse a URL that cannot be called, as far as the URL itself shows this.
 
     Raises:
         WebhookRefused.
     """
-    wanted = "give the https (or http) address of a public server"
+    expected = "give the https (or http) address of a public server"
     if not url.isascii():
         raise WebhookRefused(
-            f"webhook_url has letters outside ASCII; write them as punycode and %-escapes, and {wanted}"
+            f"webhook_url has characters outside ASCII; write them as punycode and %-escapes, and {expected}"
         )
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise WebhookRefused(f"webhook_url is no address ({error}); {wanted}") from None
+        raise WebhookRefused(f"webhook_url is not a URL ({error}); {expected}") from None
     if parts.scheme not in ("http", "https") or not host:
-        raise WebhookRefused(f"webhook_url is no address; {wanted}")
+        raise WebhookRefused(f"webhook_url is not a URL; {expected}")
     if parts.username is not None or parts.password is not None:
-        raise WebhookRefused("webhook_url has a user name or password in it; messages are signed instead")
+        raise WebhookRefused("webhook_url contains a user name or password; messages are signed instead")
     if private:
         return
     if host == "localhost" or host.endswith((".localhost", ".local", ".internal")) or not _allowed(host):
-        raise WebhookRefused(f"webhook_url leads to {host}, which is not a public address; {wanted}")
+        raise WebhookRefused(f"webhook_url leads to {host}, which is not a public address; {expected}")
 
 
 def _allowed(host: str) -> bool:
     try:
         return is_public(host)
-    except ValueError:  # a name: looked up, and checked, when it is called
+    except ValueError:  # a name: resolved and checked when it is called
         return True
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the open internet.
+    """Whether an IP address is public.
 
     Raises:
-        ValueError: it is no IP address.
+        ValueError: it is not an IP address.
     """
     found: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address)
     if _special(found):
@@ -86,16 +86,16 @@ def _special(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
 
 
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-# What `is_global` of some Python lets through.
+# Networks that `is_global` regards as public in some versions of Python.
 NOT_PUBLIC = [
     ipaddress.ip_network(text)
     for text in (
         "192.0.0.0/24",  # protocol assignments
-        "168.63.129.16/32",  # a cloud's own services
+        "168.63.129.16/32",  # services of a cloud provider
         "64:ff9b:1::/48",  # NAT64 of a site
         "fec0::/10",  # site-local
         "::/96",  # IPv4-compatible
-        "::ffff:0:0/96",  # IPv4-mapped: no name leads there in earnest
+        "::ffff:0:0/96",  # IPv4-mapped: no real name resolves to it
         "::ffff:0:0:0/96",  # IPv4-translated (SIIT)
         "3fff::/20",  # documentation
         "5f00::/16",  # segment routing
@@ -104,7 +104,7 @@ NOT_PUBLIC = [
 
 
 class _CheckedBackend(httpcore.NetworkBackend):
-    """Looks a name up, and connects to one of its addresses if all of them are public."""
+    """Resolves a name, and connects to one of its addresses if all of them are public."""
 
     def __init__(self, *, private: bool) -> None:
         self.private = private
@@ -119,10 +119,10 @@ class _CheckedBackend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
-        """To the address, not to the name."""
-        addresses = _looked_up(host, port, self.left())
+        """Connect to the address, not to the name."""
+        addresses = _resolve(host, port, self.left())
         if not self.private and not all(is_public(address) for address in addresses):
-            raise ForbiddenAddressError(f"{host} leads to what is not a public address")
+            raise ForbiddenAddressError(f"{host} resolves to an address that is not public")
         for address in addresses[:-1]:
             with suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
                 return self._connect(address, port, local_address, socket_options)
@@ -139,48 +139,48 @@ class _CheckedBackend(httpcore.NetworkBackend):
         return _TimedStream(stream, self.left)
 
     def left(self) -> float:
-        """Seconds until the whole attempt must be over, and at most what one step may take."""
+        """The timeout of the next step: what is left of `WHOLE_SECONDS`, at most `STEP_SECONDS`."""
         left = self._end - time.monotonic()
         if left <= 0:
             raise httpcore.ReadTimeout(f"not done after {WHOLE_SECONDS:g} s")
-        return min(left, SECONDS)
+        return min(left, STEP_SECONDS)
 
 
-def _looked_up(host: str, port: int, seconds: float) -> list[str]:
-    """The addresses of a name. `getaddrinfo` knows no time limit: a thread that waits for too long is left behind."""
-    answer: Future[list[str]] = Future()
+def _resolve(host: str, port: int, seconds: float) -> list[str]:
+    """The addresses of a name. `getaddrinfo` has no timeout, so it runs in a thread that may be abandoned."""
+    result: Future[list[str]] = Future()
 
-    def look() -> None:
+    def lookup() -> None:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            answer.set_result(list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found)))
-        except Exception as error:  # whatever it is, it is raised where the answer is waited for
-            answer.set_exception(error)
+            result.set_result(list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found)))
+        except Exception as error:  # raised by `result.result`
+            result.set_exception(error)
         finally:
             LOOKUPS.release()
 
     if not LOOKUPS.acquire(blocking=False):
-        raise httpcore.ConnectTimeout("too many names are being looked up: the resolver does not answer")
-    Thread(target=look, name="resolver", daemon=True).start()
+        raise httpcore.ConnectTimeout("too many name lookups are pending: the resolver does not respond")
+    Thread(target=lookup, name="resolver", daemon=True).start()
     try:
-        return answer.result(seconds)
+        return result.result(seconds)
     except FutureTimeout:
-        raise httpcore.ConnectTimeout(f"{host} was not found within {seconds:.0f} s") from None
+        raise httpcore.ConnectTimeout(f"{host} was not resolved within {seconds:.0f} s") from None
 
 
 class _TimedStream(httpcore.NetworkStream):
-    """A stream all of whose steps together have so long."""
+    """A stream whose steps share one timeout."""
 
     def __init__(self, inner: httpcore.NetworkStream, left: Callable[[], float]) -> None:
         self._inner = inner
         self._left = left
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - ours is shorter
-        """Within what is left."""
+        """Read within the time that is left."""
         return self._inner.read(max_bytes, self._left())
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002
-        """Within what is left."""
+        """Write within the time that is left."""
         self._inner.write(buffer, self._left())
 
     def start_tls(
@@ -189,31 +189,31 @@ class _TimedStream(httpcore.NetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ARG002
     ) -> httpcore.NetworkStream:
-        """Within what is left."""
+        """Start TLS within the time that is left."""
         return _TimedStream(self._inner.start_tls(ssl_context, server_hostname, self._left()), self._left)
 
     def get_extra_info(self, info: str) -> Any:
-        """As of the stream inside."""
+        """The inner stream's information."""
         return self._inner.get_extra_info(info)
 
     def close(self) -> None:
-        """As of the stream inside."""
+        """Close the inner stream."""
         self._inner.close()
 
 
 def post(url: str, body: bytes, headers: dict[str, str], *, private: bool) -> int:
-    """`POST` to an address that a caller named; returns the answer's status.
+    """Send a `POST` to a URL that a caller provided; returns the status of the response.
 
     Raises:
-        ForbiddenAddressError: the name leads to an address that is not called.
-        OSError, httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError: nobody answered.
+        ForbiddenAddressError: the name resolves to an address that is not allowed.
+        OSError, httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError: there was no response.
     """
-    timeout = dict.fromkeys(("connect", "read", "write", "pool"), SECONDS)
+    timeout = dict.fromkeys(("connect", "read", "write", "pool"), STEP_SECONDS)
     backend = _CheckedBackend(private=private)
     given = list(headers.items())
     context = ssl.create_default_context()
     with (
         httpcore.ConnectionPool(ssl_context=context, network_backend=backend) as pool,
-        pool.stream("POST", url, headers=given, content=body, extensions={"timeout": timeout}) as answer,
+        pool.stream("POST", url, headers=given, content=body, extensions={"timeout": timeout}) as response,
     ):
-        return answer.status  # what else it says is nobody's business
+        return response.status  # the body is not read

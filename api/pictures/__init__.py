@@ -1,1 +1,1 @@
-"""What can be drawn of a result or of a job: `service.py` has the one way to it."""
+"""The figures of results and jobs; `service.py` is the interface to them."""

@@ -1,4 +1,4 @@
-"""How activation becomes colour: dark to bright where it is never negative, blue over white to red where it may be."""
+"""Colour maps of activations: dark to bright if they are never negative, else blue over white to red."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ Maps = NDArray[np.float32]
 
 
 class Scale(NamedTuple):
-    """Which activation has which colour."""
+    """The range of a colour map."""
 
-    most: float  # |F| in full colour
-    signed: bool = False  # whether some is negative
+    most: float  # |F| at full colour
+    signed: bool = False  # whether some activations are negative
 
     @classmethod
     def of(cls, *maps: Maps) -> Self:
-        """One for all of these."""
+        """A common scale of these maps."""
         return cls(float(max(np.abs(one).max() for one in maps)), bool(any((one < 0).any() for one in maps)))
 
     @classmethod
     def common(cls, scales: Iterable[Scale]) -> Self:
-        """One that all of these fit into."""
+        """A scale that includes all of these."""
         known = list(scales)
         return cls(max(one.most for one in known), any(one.signed for one in known))
 
     @property
     def key(self) -> str:
-        """What the colours mean."""
+        """The legend."""
         return (
             "blue is negative, white is silent, red is positive" if self.signed else "black is silent, bright is active"
         )
 
 
 def heat(maps: Maps, scale: Scale) -> Image.Image:
-    """An activation map, one pixel a position: 0 dark to `scale.most` bright, or ± that in blue and red."""
+    """An activation map with one pixel per position: dark at 0 to bright at `scale.most`, or ± that in blue and red."""
     if scale.signed:
         return difference(maps, scale.most)
     return _coloured("inferno", maps / scale.most if scale.most else maps)
 
 
 def difference(change: Maps, most: float) -> Image.Image:
-    """F̂_i − F_i: blue where it fell, white where it stayed, red where it rose; full colour at ± `most`."""
+    """F̂_i − F_i: blue where it fell, white where it is unchanged, red where it rose; full colour at ± `most`."""
     return _coloured("vik", (change / most if most else change) / 2 + 0.5)
 
 

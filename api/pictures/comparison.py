@@ -1,4 +1,4 @@
-"""What a job's images have in common, kernel by kernel: in numbers and as a contact sheet."""
+"""Comparison of a job's images, kernel by kernel: scores and a contact sheet."""
 
 from __future__ import annotations
 
@@ -20,49 +20,49 @@ from shared.errors import ArtifactNotFound
 from shared.jobs import Found, Head
 from shared.schemas import OPTIMIZED, ExplainRequest, ItemResult, WholeJob
 
-MOST_SERIES = 16  # kernels and methods that are compared
+MOST_SERIES = 16  # compared; a series is a kernel, method, α and β on all images
 
 
 class Agreement(BaseModel):
-    """How far one kernel's pictures by one method agree."""
+    """How similar one kernel's pictures by one method are across images."""
 
     kernel: int
     method: str
     alpha: float
     beta: float
-    images: int = Field(description="on how many images it was compared")
+    images: int = Field(description="number of images compared")
     consistency: float | None = Field(
-        description="mean likeness of its X̂ on different images, at most 1; null for fewer than two images"
+        description="mean similarity of its X̂ on different images, at most 1; null for fewer than two images"
     )
     discrimination: float | None = Field(
-        description="how often its X̂ is more like its own on another image than like another kernel's on the same "
-        "image: 0.5 by chance, 1 at best; null where there is nothing to compare"
+        description="how often its X̂ is more similar to its own X̂ on another image than to another kernel's on the "
+        "same image: 0.5 by chance, 1 at best; null if there is nothing to compare"
     )
 
 
 class Consistency(BaseModel):
-    """Whether kernels see the same thing in all of a job's images; definitions in docs/evidence.md."""
+    """Whether kernels respond to the same thing in all of a job's images; definitions in docs/evidence.md."""
 
-    final: bool = Field(description="whether the job has ended; until then this is of what is there")
+    final: bool = Field(description="whether the job has ended; until then, the scores are of the results so far")
     series: list[Agreement]
-    originals: float | None = Field(description="mean likeness of the images themselves, to compare with")
-    left_out: str = Field(description="what was too much to compare, in words; empty: nothing")
+    originals: float | None = Field(description="mean similarity of the images themselves, for comparison")
+    left_out: str = Field(description="what was not compared because there is too much, in words; empty: nothing")
 
 
 Key = tuple[int, str, float, float]  # kernel, method, α, β
-Rows = Mapping[Key, Mapping[int, Found]]  # what is compared, by the image's number in the request
+Rows = Mapping[Key, Mapping[int, Found]]  # each series' results, by the image's number in the request
 
 
 def comparable(request: ExplainRequest) -> bool:
-    """Whether it explains kernels on several images."""
+    """Whether a request explains kernels on several images."""
     return len(request.images) > 1 and request.explains
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The results of a job that are compared.
+    """The compared results of a job.
 
-    Nothing of them is held but what has been made of it: a job may have 256.
+    Their files are read when they are needed and not kept in memory: a job may have 256 results.
     """
 
     head: Head
@@ -72,10 +72,10 @@ class Comparison:
 
     @classmethod
     def of(cls, job: WholeJob, files: Files, read: Callable[[Sequence[int]], list[Found]]) -> Comparison:
-        """Of a job as it stands.
+        """The comparison of a job's current results.
 
         Args:
-            read: the job's results of these indices, with their blobs.
+            read: returns the job's results with these indices, with their files' digests.
         """
         series, left_out = _series(job)
         found = {one[0].index: one for one in read([one.index for row in series.values() for one in row.values()])}
@@ -87,7 +87,7 @@ class Comparison:
 
     @property
     def request(self) -> ExplainRequest:
-        """What was asked."""
+        """The job's request."""
         return self.head.request
 
     def draw(self, name: str) -> bytes:
@@ -100,8 +100,8 @@ class Comparison:
         return buffer.getvalue()
 
     def scores(self) -> Consistency:
-        """Of each row, and of the images themselves."""
-        described = {key: self._described(row) for key, row in self.rows.items()}
+        """The scores of each series, and of the images themselves."""
+        described = {key: self._descriptions(row) for key, row in self.rows.items()}
         rows = []
         for key, own in described.items():
             rivals = [others for other, others in described.items() if other[1:] == key[1:] and other[0] != key[0]]
@@ -117,14 +117,16 @@ class Comparison:
                     discrimination=consistency.discrimination(own, rivals),
                 )
             )
-        return Consistency(final=self.head.ended, series=rows, originals=self._of_originals(), left_out=self.left_out)
+        return Consistency(
+            final=self.head.ended, series=rows, originals=self._consistency_of_originals(), left_out=self.left_out
+        )
 
-    def _described(self, row: Mapping[int, Found]) -> dict[int, Description]:
+    def _descriptions(self, row: Mapping[int, Found]) -> dict[int, Description]:
         pictures = {number: self.files.description(self.head, found) for number, found in row.items()}
         return {number: picture for number, picture in pictures.items() if picture is not None}
 
-    def _of_originals(self) -> float | None:
-        """The consistency of the images themselves, about their own mean colour."""
+    def _consistency_of_originals(self) -> float | None:
+        """The consistency of the images themselves, relative to their own mean colour."""
         numbers = sorted({number for row in self.rows.values() for number in row})
         pixels = {number: np.asarray(self._original(number), np.float32).transpose(2, 0, 1) for number in numbers}
         if not pixels:
@@ -135,15 +137,15 @@ class Comparison:
         return consistency.consistency({number: one for number, one in described.items() if one is not None})
 
     def _original(self, number: int) -> Image.Image:
-        """Out of any result on it; what has none is decoded."""
+        """An image of the request, from any result on it; an image without a result is decoded."""
         found = next((row[number] for row in self.rows.values() if number in row), None)
         if found is None:
             other = next((result for row in self.rows.values() for result, _ in row.values()), None)
-            return self.files.sent(self.head, self.request.images[number], other)
+            return self.files.resized(self.head, self.request.images[number], other)
         return self.files.original(self.head, found)
 
     def sheet(self, scores: Consistency) -> Image.Image:
-        """One row an image: the image, then for each kernel its map, and what each method makes of it."""
+        """One row per image: the image, then for each kernel its map and each method's picture."""
         request = self.request
         originals: dict[int, Image.Image] = {}
         for number in range(len(request.images)):
@@ -155,10 +157,10 @@ class Comparison:
             if one.kernel not in seen:
                 seen.add(one.kernel)
                 columns.append(Column(f"map of kernel {one.kernel}", self._maps(one.kernel, originals)))
-            notes = [f"{word} {value:.2f}" for word, value in _told(one) if value is not None]
+            notes = [f"{word} {value:.2f}" for word, value in _notes(one) if value is not None]
             columns.append(Column(self._heading(key), self._optimized(row, originals), notes))
         title = f"What kernels of {request.layer} ({request.model}) respond to in {len(request.images)} images"
-        words = "maps: black is silent, bright is active; each on a scale of its own. "
+        words = "maps: black is silent, bright is active; each on its own scale. "
         words += f"Not shown: {scores.left_out}. " if scores.left_out else ""
         if scores.originals is not None:
             words += f"Consistency of the images themselves: {scores.originals:.2f}"
@@ -187,17 +189,17 @@ class Comparison:
 
 
 def _series(job: WholeJob) -> tuple[dict[Key, dict[int, ItemResult]], str]:
-    """The results that are compared, by kernel, method, α and β, then by the image's number; what is left out."""
+    """The compared results by series, then by the image's number; and what is left out, in words."""
     found: dict[Key, dict[int, ItemResult]] = {}
     for one in job.results:
         if one.status == "succeeded" and one.kernel is not None:
             key = (one.kernel, one.method, one.alpha, one.beta)
             found.setdefault(key, {})[job.request.image_of(one.index)] = one
     most = {kernel: max(len(row) for key, row in found.items() if key[0] == kernel) for kernel, *_ in found}
-    order = sorted(found, key=lambda key: (-most[key[0]], key[0]))  # and as the request has its methods
-    left_out = f"{len(order) - MOST_SERIES} more of kernels and methods" if len(order) > MOST_SERIES else ""
+    order = sorted(found, key=lambda key: (-most[key[0]], key[0]))  # then in the request's order of methods
+    left_out = f"{len(order) - MOST_SERIES} more combinations of kernel and method" if len(order) > MOST_SERIES else ""
     return {key: dict(sorted(found[key].items())) for key in order[:MOST_SERIES]}, left_out
 
 
-def _told(one: Agreement) -> list[tuple[str, float | None]]:
+def _notes(one: Agreement) -> list[tuple[str, float | None]]:
     return [("consistency", one.consistency), ("discrimination", one.discrimination)]

@@ -1,16 +1,16 @@
-"""Does a kernel see the same thing in all images? Two scores of the pictures that a job has made (docs/evidence.md).
+"""Does a kernel respond to the same thing in all images? Two scores of the pictures of a job (docs/evidence.md).
 
-An X̂ is described by the small windows of which it is made, wherever they lie: for windows v of 5 × 5 positions, at the
-layer's own stride, the moments
+An X̂ is described by its small windows, independent of their places: for windows v of 5 × 5 positions, at the layer's
+stride, the moments
 
     μ = Σ ‖v‖ v / Σ ‖v‖²      M = Σ v vᵀ / Σ ‖v‖²
 
-say which colours and patterns occur in it, each counted by how far it stands out from the mean colour. The likeness s
-of two pictures is the cosine of (μ, M).
+describe which colours and patterns occur, each weighted by how much it differs from the mean colour. The similarity s
+of two pictures is the cosine of their (μ, M).
 
     consistency of a kernel       the mean of s over all pairs of images
-    discrimination of a kernel    how often its X̂ is more like its own X̂ on another image than like another kernel's X̂
-                                  on the same image: 0.5 by chance, 1 where the kernel and not the image decides
+    discrimination of a kernel    how often its X̂ is more similar to its own X̂ on another image than to another
+                                  kernel's X̂ on the same image: 0.5 by chance, 1 if the kernel decides and not the image
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ WINDOW = 5
 
 
 def description(x: Maps, stride: int) -> Description | None:
-    """(μ, M) of an X̂, of length 1; None where it is the mean colour everywhere.
+    """(μ, M) of an X̂, normalised to length 1; None if it is the mean colour everywhere.
 
     Args:
-        x: X̂, (3, H, W) or of grey (1, H, W), normalised: 0 is the mean colour.
+        x: X̂, (3, H, W) or (1, H, W) for grey input, normalised: 0 is the mean colour.
         stride: input pixels between neighbouring positions of the layer.
     """
     channels, height, width = x.shape
@@ -56,22 +56,22 @@ def description(x: Maps, stride: int) -> Description | None:
 
 
 def likeness(one: Description, other: Description) -> float:
-    """S of two pictures, at most 1."""
+    """The similarity of two pictures, at most 1."""
     return float(one @ other)
 
 
 def consistency(pictures: Mapping[int, Description]) -> float | None:
-    """Of one kernel's X̂ on several images; None for fewer than two."""
+    """The score of one kernel's X̂ on several images; None for fewer than two."""
     found = [likeness(one, other) for one, other in combinations(pictures.values(), 2)]
     return fmean(found) if found else None
 
 
 def discrimination(own: Mapping[int, Description], others: Sequence[Mapping[int, Description]]) -> float | None:
-    """Of one kernel among others, all on several images; None where there is nothing to compare.
+    """The score of one kernel among others, all on several images; None if there is nothing to compare.
 
     Args:
-        own: the kernel's X̂ by image.
-        others: the other kernels'.
+        own: the descriptions of the kernel's X̂, by image.
+        others: those of the other kernels.
     """
     wins: list[float] = []
     for image, picture in own.items():

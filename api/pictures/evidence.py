@@ -1,4 +1,4 @@
-"""What pictures are drawn from, out of the store: each file is read when a picture needs it, and some are kept."""
+"""The files that figures are drawn from. Each is read from the store when it is needed; the last ones are cached."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from shared.jobs import Found, Head
 from shared.schemas import ExplainRequest, ItemResult
 from shared.store import BlobStore
 
-# At most 60 MB: what 16 results of a kernel and image are drawn from is read once for all their pictures.
-KEPT_PICTURES, KEPT_ARRAYS = 40, 40
-KEPT_ORIGINALS = 32  # of results that have none of the network's size
-KEPT_DESCRIPTIONS = 256  # the most that one job has compared
+# At most 60 MB: the files of 16 results of one kernel and image are read once for all of their figures.
+CACHED_PICTURES, CACHED_ARRAYS = 40, 40
+CACHED_ORIGINALS = 32  # of results without a stored original
+CACHED_DESCRIPTIONS = 256  # the most that one job's comparison needs
 
 Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a result's pictures are drawn from.
+    """The files of one result.
 
     Args:
-        picture: one of its PNG files, by name, RGB.
-        arrays: one of its files of numbers; what `optimized.npy` holds is its `x`.
+        picture: returns a PNG file by name, RGB.
+        arrays: returns the arrays of a numpy file by name; the array of `optimized.npy` is named `x`.
     """
 
     request: ExplainRequest
@@ -58,7 +58,7 @@ class Evidence:
 
     @property
     def x(self) -> Maps:
-        """X̂ before rounding, normalised, (3, H, W), of grey (1, H, W)."""
+        """X̂ before rounding, normalised, (3, H, W), or (1, H, W) for grey input."""
         return self.arrays("optimized.npy")["x"]
 
     @property
@@ -73,53 +73,53 @@ class Evidence:
 
     @property
     def others(self) -> list[int]:
-        """The loudest other kernels."""
+        """The other kernels with the highest activation."""
         return [int(kernel) for kernel in self.arrays("maps.npz")["others"]]
 
     @property
     def others_before(self) -> Maps:
-        """Their maps, (n, h, w)."""
+        """Their maps on X, (n, h, w)."""
         return self.arrays("maps.npz")["others_before"]
 
     @property
     def others_after(self) -> Maps:
-        """Their maps of X̂, (n, h, w)."""
+        """Their maps on X̂, (n, h, w)."""
         return self.arrays("maps.npz")["others_after"]
 
     @property
     def thumbnails(self) -> Maps:
-        """Of a ranking: the feature maps of all kernels, each up to ±1 at most, (C, t, t)."""
-        kept = self.arrays("activations.npz")
-        levels = kept["thumbnails"].astype(np.float32)
-        zero, full = (128, 127) if "signed" in kept else (0, 255)
+        """The feature maps of a ranking's kernels, each scaled to ±1 at most, (C, t, t)."""
+        stored = self.arrays("activations.npz")
+        levels = stored["thumbnails"].astype(np.float32)
+        zero, full = (128, 127) if "signed" in stored else (0, 255)
         return np.asarray((levels - zero) / full, dtype=np.float32)
 
     @property
     def scale(self) -> Scale:
-        """The same before and after."""
+        """The common scale of the maps before and after."""
         return Scale.of(self.before, self.after)
 
 
 class Files:
-    """Reads and decodes what results consist of; what was read last is kept.
+    """Reads and decodes the files of results, with a cache.
 
     Args:
-        max_pixels: of an image as it was sent.
-        network: by its name.
+        max_pixels: of an image of a request.
+        network: returns a network by name.
     """
 
     def __init__(self, store: BlobStore, max_pixels: int, network: Callable[[str], Network]) -> None:
         self.store = store
         self.network = network
         self.max_pixels = max_pixels
-        self._picture = lru_cache(KEPT_PICTURES)(self._read_picture)
-        self._arrays = lru_cache(KEPT_ARRAYS)(self._read_arrays)
-        self._original = lru_cache(KEPT_ORIGINALS)(self._decoded)
-        self._description = lru_cache(KEPT_DESCRIPTIONS)(self._described)
+        self._picture = lru_cache(CACHED_PICTURES)(self._read_picture)
+        self._arrays = lru_cache(CACHED_ARRAYS)(self._read_arrays)
+        self._original = lru_cache(CACHED_ORIGINALS)(self._decoded)
+        self._description = lru_cache(CACHED_DESCRIPTIONS)(self._make_description)
         self._decoding = Lock()
 
     def evidence(self, head: Head, found: Found) -> Evidence:
-        """Of one result. Nothing is read yet; what is, is held as long as the evidence."""
+        """The files of one result. They are read when needed, and kept as long as the evidence."""
         result, blobs = found
 
         def picture(name: str) -> Image.Image:
@@ -133,18 +133,18 @@ class Files:
         return Evidence(head.request, result, cache(picture), cache(arrays))
 
     def original(self, head: Head, found: Found) -> Image.Image:
-        """X at the network's input size, RGB: as the worker stored it, or else out of the image that was sent."""
+        """X at the network's input size, RGB: as the worker stored it, else made from the image of the request."""
         result, blobs = found
         if "original.png" in blobs:
             with suppress(ArtifactNotFound):
                 return self._picture(head.job_id, "original.png", blobs["original.png"])
-        return self.sent(head, result.image, result)
+        return self.resized(head, result.image, result)
 
-    def sent(self, head: Head, digest: str, result: ItemResult | None) -> Image.Image:
-        """The same of an image of the request. One is decoded at a time: it may take 600 MB.
+    def resized(self, head: Head, digest: str, result: ItemResult | None) -> Image.Image:
+        """An image of the request at the network's input size, RGB. One is decoded at a time: it may take 600 MB.
 
         Args:
-            result: of the network, which knows how an image came into its shape.
+            result: any of the same network; it states how images were resized.
         """
         fed = result.weights.preprocessing if result and result.weights else None
         with self._decoding:
@@ -152,19 +152,19 @@ class Files:
             return self._original(head.job_id, digest, frame, fed.resize if fed else "squash")
 
     def fitted(self, data: bytes, frame: images.Frame, how: Literal["squash", "crop"]) -> Image.Image:
-        """An image at a network's input size, RGB. One is decoded at a time, here too."""
+        """An image at a network's input size, RGB. One is decoded at a time."""
         with self._decoding:
             return self._fitted(data, frame, how)
 
     def description(self, head: Head, found: Found) -> Description | None:
-        """Of X̂, as `consistency` compares it."""
+        """The description of X̂ that `consistency` compares."""
         stride = self.stride(head, found)
         return self._description(head.job_id, found[1]["optimized.npy"], stride)
 
     def stride(self, head: Head, found: Found) -> int:
-        """Input pixels between neighbouring positions of the layer, in the network that the result is of.
+        """Input pixels between neighbouring positions of the layer, in the network of the result.
 
-        Where nobody knows that network any more they are counted on its map.
+        If that network is no longer known, the sizes of X̂ and of its map give the stride.
         """
         result, blobs = found
         architecture = result.weights.architecture if result.weights else None
@@ -190,18 +190,22 @@ class Files:
     def _decoded(self, job_id: str, digest: str, frame: images.Frame, how: Literal["squash", "crop"]) -> Image.Image:
         data = self.store.get(job_id, digest)
         if data is None:
-            raise ArtifactNotFound(f"the original image {digest} is gone, so its pictures cannot be drawn")
+            raise ArtifactNotFound(f"the original image {digest} has been deleted, so its pictures cannot be drawn")
         return self._fitted(data, frame, how)
 
     def _fitted(self, data: bytes, frame: images.Frame, how: Literal["squash", "crop"]) -> Image.Image:
         return images.resized(images.decode(data, self.max_pixels), frame, how).convert("RGB")
 
-    def _described(self, job_id: str, digest: str, stride: int) -> Description | None:
+    def _make_description(self, job_id: str, digest: str, stride: int) -> Description | None:
         return consistency.description(self._read_arrays(job_id, "optimized.npy", digest)["x"], stride)
 
     def blob(self, job_id: str, name: str, digest: str) -> bytes:
-        """The bytes of a job's file. Raises ArtifactNotFound where the store has lost it."""
+        """The bytes of a job's file.
+
+        Raises:
+            ArtifactNotFound: it is no longer in the store.
+        """
         data = self.store.get(job_id, digest)
         if data is None:
-            raise ArtifactNotFound(f"{name} is gone from the store")
+            raise ArtifactNotFound(f"{name} is no longer in the store")
         return data

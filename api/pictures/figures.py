@@ -1,7 +1,7 @@
-"""The pictures that show a result: drawn with numpy and Pillow when first asked for, then kept.
+"""The figures of a result, drawn with numpy and Pillow when they are first requested, then stored.
 
 Feature maps are drawn with a perceptually uniform colour map (inferno) on one scale before and after, from 0 to the
-highest activation of the two; where they have a sign, and differences, on a diverging map (vik) whose middle is zero.
+highest activation of the two; signed maps and differences with a diverging one (vik), centred at zero.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from api.pictures.layout import (
 from shared.images import pictured
 from shared.schemas import OPTIMIZED, ExplainRequest, Metrics, variants
 
-SMALLEST_SIDE = 224  # a map of 14 × 14 positions is enlarged to at least this, in whole steps
+SMALLEST_SIDE = 224  # small maps are enlarged to at least this, by a whole factor
 LARGEST_SIDE = 4096
-COLUMNS = 4  # of a panel: the picture, the selected kernel's map, those of two others
-ROW_LINES = 4  # of a panel's row: its labels, its numbers, and space
-SIDE_BY_SIDE = ("panel.png", "sweep.png")  # show what else there is of the same kernel and image
-MOST_SHOWN = 16  # of it
+COLUMNS = 4  # of a panel: the picture, the map of the selected kernel, the maps of two others
+ROW_LINES = 4  # lines of text in a panel's row: labels, numbers, space
+SIDE_BY_SIDE = ("panel.png", "sweep.png")  # also show the other results of the same kernel and image
+MOST_SHOWN = 16  # results in one figure
 
 Tile = tuple[str, Image.Image]
 
@@ -48,8 +48,8 @@ def draw(name: str, evidence: Evidence, siblings: Sequence[Evidence] = (), more:
     """The PNG of one artifact.
 
     Args:
-        siblings: what a figure of `SIDE_BY_SIDE` shows, in order, with `evidence` among it.
-        more: how many it does not show.
+        siblings: the results in a figure of `SIDE_BY_SIDE`, in order, including `evidence`.
+        more: the number of further results that it does not show.
     """
     together = siblings or [evidence]
     picture = {
@@ -69,10 +69,10 @@ def draw(name: str, evidence: Evidence, siblings: Sequence[Evidence] = (), more:
 
 
 def shown(name: str, request: ExplainRequest, index: int) -> tuple[list[int], int]:
-    """The results that a figure of this one shows, in order, and how many more were asked for.
+    """The indices of the results that a figure of this result shows, in order, and the number of further ones.
 
-    Of its kernel and image: in a panel all methods, in a sweep its own method. Where that is more than 16, this one
-    and the first of each method.
+    They are those of the same kernel and image: in a panel of all methods, in a sweep of the same method. If there are
+    more than 16, the figure shows this one and the first ones of each method.
     """
     if name not in SIDE_BY_SIDE:
         return [index], 0
@@ -89,14 +89,14 @@ def shown(name: str, request: ExplainRequest, index: int) -> tuple[list[int], in
 
 
 def thumbnails(evidence: Evidence) -> Image.Image:
-    """A ranking's feature maps in its order: rows of tiles, each from 0 to its own highest."""
+    """A ranking's feature maps in its order: rows of tiles, each on a scale from 0 to its own maximum."""
     maps, layout = evidence.thumbnails, evidence.result.thumbnails
     assert layout
     columns, tile = layout.columns, layout.tile
     scale = Scale(1.0, signed=bool((maps < 0).any()))
     sheet = Image.new("RGB", (columns * tile, -(-len(maps) // columns) * tile), PAPER)
     for rank, one in enumerate(maps):
-        picture = heat(one, scale).resize((tile, tile), Image.Resampling.NEAREST)  # as it lies over the image
+        picture = heat(one, scale).resize((tile, tile), Image.Resampling.NEAREST)  # as on the image
         sheet.paste(picture, (rank % columns * tile, rank // columns * tile))
     return sheet
 
@@ -104,7 +104,7 @@ def thumbnails(evidence: Evidence) -> Image.Image:
 def stretched(x: Maps) -> Image.Image:
     """X̂ with its contrast stretched linearly about the mean colour, until 1 % of its visible values saturate.
 
-    The mean colour itself becomes mid-grey, so that what the kernel does not respond to stays neutral.
+    The mean colour becomes mid-grey, so regions to which the kernel does not respond are neutral.
     """
     visible = np.abs(x[np.abs(x) > 1e-6])
     reach = float(np.quantile(visible, 0.99)) if visible.size else 1.0
@@ -113,18 +113,18 @@ def stretched(x: Maps) -> Image.Image:
 
 
 def enlarged(picture: Image.Image) -> Image.Image:
-    """At least 224 pixels a side, each position a square of whole pixels; not so large where it is very long."""
+    """Enlarged by a whole factor to at least 224 pixels a side, but to no more than 4096."""
     factor = max(1, min(-(-SMALLEST_SIDE // min(picture.size)), LARGEST_SIDE // max(picture.size)))
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
 def panel(evidence: Evidence, siblings: Sequence[Evidence], more: int = 0) -> Image.Image:
-    """One figure that needs no legend: X with its maps, then for each method X̂ with its maps and numbers.
+    """One self-explanatory figure: X with its maps, then for each method X̂ with its maps and numbers.
 
     Args:
-        siblings: what is said of the same kernel and image: other methods, other α and β, and beside them by other
-            networks; and `evidence`. Those of one network follow one another.
-        more: how many of them are not shown.
+        siblings: the results of the same kernel and image, including `evidence`: other methods, α and β, networks.
+            Those of one network are consecutive.
+        more: the number of further results that are not shown.
     """
     parts = [list(part) for _, part in groupby(siblings, key=lambda one: one.result.weights)]
     rows = [row for part in parts for row in _rows(part, several=len(parts) > 1)]
@@ -157,7 +157,7 @@ def panel(evidence: Evidence, siblings: Sequence[Evidence], more: int = 0) -> Im
 
 
 def _rows(part: Sequence[Evidence], *, several: bool) -> Iterator[tuple[list[Tile], Evidence | None]]:
-    """Of one network: the image with its maps, then each X̂ with its own and its numbers."""
+    """The rows of one network: the image with its maps, then each X̂ with its maps and numbers."""
     scale = Scale.common(one.scale for one in part)
     first = _tiles(part[0], scale, part, after=False)
     if several:
@@ -168,7 +168,7 @@ def _rows(part: Sequence[Evidence], *, several: bool) -> Iterator[tuple[list[Til
 
 
 def _source(evidence: Evidence) -> str:
-    """Where the numbers of a network are from."""
+    """The weights of a network, and how its input was prepared."""
     weights = evidence.result.weights
     assert weights
     fed = f", fed {weights.preprocessing}" if weights.preprocessing else ""
@@ -176,7 +176,7 @@ def _source(evidence: Evidence) -> str:
 
 
 def _more(count: int) -> str:
-    return f"not shown: {count} more that were asked for" if count else ""
+    return f"not shown: {count} more requested results" if count else ""
 
 
 def _tiles(evidence: Evidence, scale: Scale, siblings: Sequence[Evidence], *, after: bool) -> list[Tile]:
@@ -197,7 +197,7 @@ def _tiles(evidence: Evidence, scale: Scale, siblings: Sequence[Evidence], *, af
 
 
 def named(evidence: Evidence, siblings: Sequence[Evidence]) -> str:
-    """The method, and α and β where the job has several of them; in letters that the font has."""
+    """The method, and α and β if the job has several of them, in ASCII: the font has few other letters."""
     result = evidence.result
     if len(siblings) == 1 and result.method in OPTIMIZED:
         return f"what kernel {result.kernel} sees"
@@ -229,7 +229,7 @@ def _invention(metrics: Metrics) -> str:
 
 
 def _how(evidence: Evidence) -> str:
-    """What was done, and how long it took."""
+    """The solver or rule, and its time."""
     result, request = evidence.result, evidence.request
     if result.method in OPTIMIZED:
         return f"{request.solver} solver, {result.iterations} evaluations, {result.stopped}, {result.seconds:.1f} s"
@@ -238,15 +238,15 @@ def _how(evidence: Evidence) -> str:
 
 
 def sweep(evidence: Evidence, siblings: Sequence[Evidence], more: int = 0) -> Image.Image:
-    """What α and β do: X̂ for each, stretched, its map, and what of the map has changed (the paper's Figure 8).
+    """The effect of α and β: for each, X̂, X̂ stretched, its map, and the change of the map (the paper's Figure 8).
 
     Args:
-        siblings: what the job has on the same kernel and image by the same method; and `evidence`.
-        more: how many of them are not shown.
+        siblings: the job's results of the same kernel, image and method, including `evidence`.
+        more: the number of further results that are not shown.
     """
     scale = Scale.common(one.scale for one in siblings)
     first = Column("original image", [evidence.original, None, heat(evidence.before, scale), None])
-    columns = [first, *(_swept(one, siblings, scale) for one in siblings)]
+    columns = [first, *(_sweep_column(one, siblings, scale) for one in siblings)]
     request, result = evidence.request, evidence.result
     title = f"Kernel {result.kernel} of {request.layer} ({request.model}), by {TITLES[result.method]}"
     key = f"maps: {scale.key}, one scale; differences: blue fell, red rose"
@@ -254,7 +254,7 @@ def sweep(evidence: Evidence, siblings: Sequence[Evidence], more: int = 0) -> Im
     return grid(title, "; ".join(filter(None, (key, _more(more)))), labels, columns, TILE)
 
 
-def _swept(one: Evidence, siblings: Sequence[Evidence], scale: Scale) -> Column:
+def _sweep_column(one: Evidence, siblings: Sequence[Evidence], scale: Scale) -> Column:
     metrics, losses = one.result.metrics, one.result.losses
     assert metrics
     assert losses
@@ -270,7 +270,7 @@ def _swept(one: Evidence, siblings: Sequence[Evidence], scale: Scale) -> Column:
 
 
 def others(evidence: Evidence) -> Image.Image:
-    """The kernels that were loudest beside the selected one, before and after, each on one scale."""
+    """The other kernels with the highest activation, before and after, each on its own scale."""
     columns = []
     for number, kernel in enumerate(evidence.others):
         maps = evidence.others_before[number], evidence.others_after[number]

@@ -1,4 +1,4 @@
-"""How figures are set: rows and columns of tiles with a word above and below, in letters that the font has."""
+"""The layout of figures: rows and columns of tiles with text above and below."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cache
 from PIL import Image, ImageDraw, ImageFont
 
 TILE = 224  # side of a tile
-SMALL = 144  # of one of many
+SMALL = 144  # side in a figure of many tiles
 GAP = 14
 MARGIN = 24
 LINE = 20
@@ -26,10 +26,10 @@ INK, FAINT, PAPER = (20, 20, 24), (110, 110, 118), (255, 255, 255)
 
 @dataclass(frozen=True)
 class Column:
-    """A heading, what is said below it, and the pictures from top to bottom; None: an empty place."""
+    """A heading, the pictures from top to bottom (None: an empty place), and notes below them."""
 
     heading: str
-    pictures: Iterable[Image.Image | None]  # each is asked for when its place is drawn
+    pictures: Iterable[Image.Image | None]  # each is made when it is drawn
     notes: Sequence[str] = field(default_factory=tuple)
 
 
@@ -61,7 +61,7 @@ def grid(title: str, key: str, labels: Sequence[str], columns: Sequence[Column],
 
 
 def fitted(picture: Image.Image, side: int) -> Image.Image:
-    """As large as it can be in a square of that side, in the middle."""
+    """The picture enlarged to fit into a square of that side, in its middle."""
     scale = side / max(picture.size)
     width, height = (max(1, round(scale * each)) for each in picture.size)
     square = Image.new("RGB", (side, side), PAPER)
@@ -72,14 +72,14 @@ def fitted(picture: Image.Image, side: int) -> Image.Image:
 def _write(
     pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, ink: tuple[int, int, int], size: int, width: int
 ) -> None:
-    """In letters up to two points smaller, where that makes room; else as much of it as has room."""
+    """Draw a text, up to two points smaller if it then fits; else cut."""
     room = width + GAP - 2
     small = next((each for each in (size, size - 1, size - 2) if font(each).getlength(text) <= room), size - 2)
     pen.text(place, cut(text, small, room), ink, font(small))
 
 
 def cut(text: str, size: int, room: int) -> str:
-    """As much of it as has room."""
+    """As much of the text as fits."""
     while font(size).getlength(text) > room and len(text) > 1:
         text = text[:-2] + "…"
     return text
@@ -87,5 +87,5 @@ def cut(text: str, size: int, room: int) -> str:
 
 @cache
 def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    """For the text of figures."""
+    """The font of figures."""
     return ImageFont.load_default(size)

@@ -1,6 +1,6 @@
-"""A few threads of their own that draw, and who waits for one of them.
+"""A pool of threads that draw figures, and its queue.
 
-Nothing here holds up what else the process does: who waits takes no thread, and of those who wait there is a bound.
+It does not delay the process's other requests: a waiting request occupies no thread, and the queue is bounded.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from shared.errors import DrawingQueueFull
 T = TypeVar("T")
 
 THREADS = 2
-MOST_WAITING, MOST_OF_ONE = 256, 64  # of everybody together, and of one caller
+MOST_WAITING, MOST_OF_ONE = 256, 64  # of all callers together, and of one
 RETRY_SECONDS = 5
 
 
 class Pool:
-    """Runs what callers bring: each caller's in order, and of the callers one after the other.
+    """Runs actions in threads: those of one caller in order, and callers in turn.
 
     Args:
-        threads: that run at once.
-        most_waiting: what waits for a thread at most, of everybody together.
+        threads: number of actions that run at once.
+        most_waiting: limit on waiting actions of all callers together.
         most_of_one: the same of one caller.
     """
 
@@ -35,28 +35,28 @@ class Pool:
         self.most_waiting, self.most_of_one = most_waiting, most_of_one
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="drawing")
         self._free = threads
-        self._turns: dict[str, deque[asyncio.Future[None]]] = {}  # by caller; who is first here is next
+        self._turns: dict[str, deque[asyncio.Future[None]]] = {}  # by caller; the first caller is next
 
     @property
     def waiting(self) -> int:
-        """How many wait for a thread."""
+        """The number of actions that wait for a thread."""
         return sum(map(len, self._turns.values()))
 
-    def run(self, caller: str, action: Callable[[], T], *, patient: bool = False) -> Coroutine[None, None, T]:
-        """What the action returns, once a thread has run it. The place in the queue is taken at once.
+    def run(self, caller: str, action: Callable[[], T], *, bounded: bool = True) -> Coroutine[None, None, T]:
+        """The action's result, once a thread has run it. Its place in the queue is assigned at once.
 
         Args:
-            patient: it waits, however many do: an answer that has begun cannot be refused.
+            bounded: whether the limits apply. A response that has begun cannot be refused, so its actions wait.
 
         Raises:
-            DrawingQueueFull: too many wait already.
+            DrawingQueueFull: a limit is reached.
         """
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._free:
             self._free -= 1
             turn.set_result(None)
         else:
-            if not patient:
+            if bounded:
                 self._check_room(caller)
             self._turns.setdefault(caller, deque()).append(turn)
         return self._when(turn, action)
@@ -71,15 +71,15 @@ class Pool:
     def _check_room(self, caller: str) -> None:
         own = len(self._turns.get(caller, ()))
         if own >= self.most_of_one:
-            detail = f"{own} of your pictures wait to be drawn; ask again when some of them are there"
+            detail = f"{own} of your pictures are waiting to be drawn; try again when some of them are done"
         elif self.waiting >= self.most_waiting:
-            detail = f"{self.waiting} pictures wait to be drawn, which is the most that this server keeps waiting"
+            detail = f"{self.waiting} pictures are waiting to be drawn, the limit of this server"
         else:
             return
         raise DrawingQueueFull(detail, retry_after=RETRY_SECONDS)
 
     def _pass_on(self) -> None:
-        """The thread is free: it is the turn of the next caller, who goes behind the others."""
+        """Give the free thread to the next caller, who then becomes the last one."""
         while self._turns:
             caller, turns = next(iter(self._turns.items()))
             turn = turns.popleft()
@@ -92,5 +92,5 @@ class Pool:
         self._free += 1
 
     def close(self) -> None:
-        """Begin nothing more."""
+        """Start no more actions."""
         self._executor.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""The files of results and jobs: what is there is told at once, what is not is drawn, once, in a pool, and kept."""
+"""The files of results and jobs. Stored ones are returned at once; figures are drawn in a pool, once, then stored."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from api.pictures.figures import MOST_SHOWN, draw, shown
 from api.pictures.pool import Pool
 from shared import workers
 from shared.errors import ArtifactNotFound
-from shared.jobs import ARTIFACTS, Found, Head, Records, drawn_artifacts
+from shared.jobs import ARTIFACTS, MEDIA_TYPES, Found, Head, Records, drawn_artifacts
 from shared.store import BlobStore
 
 PANEL = "panel.png"
 
-Drawn = tuple[bytes, bool]  # a file, and whether it will stay so
-Place = tuple[str, int | None, str]  # job, the result's index or None for the whole job, name
+Drawn = tuple[bytes, bool]  # a file, and whether it is final
+FileKey = tuple[str, int | None, str]  # job, index of the result or None for the whole job, name
 
 
 @dataclass(frozen=True)
 class File:
-    """A file as it stands.
+    """A file of a job.
 
     Args:
-        data: where it is drawn; else the store has it.
-        final: whether it will stay so.
+        data: its bytes, if it was just drawn or read; else they are in the store.
+        final: whether it will not change any more.
     """
 
     job_id: str
@@ -39,12 +39,17 @@ class File:
     data: bytes | None = None
     final: bool = True
 
+    @property
+    def media_type(self) -> str:
+        """By the ending of its name."""
+        return MEDIA_TYPES[self.name.rsplit(".", 1)[-1]]
+
 
 class Pictures:
-    """One for the process.
+    """Reads and draws files; one for each process.
 
     Args:
-        max_pixels: of an image as it was sent.
+        max_pixels: of an image of a request.
     """
 
     def __init__(self, records: Records, store: BlobStore, max_pixels: int, pool: Pool | None = None) -> None:
@@ -52,36 +57,32 @@ class Pictures:
         self.store = store
         self.files = Files(store, max_pixels, partial(workers.network, records.redis))
         self.pool = pool or Pool()
-        self._drawing: dict[Place, asyncio.Task[File]] = {}
+        self._drawing: dict[FileKey, asyncio.Task[File]] = {}
 
-    async def picture(self, job_id: str, index: int, name: str, *, patient: bool = False) -> File:
+    async def result_file(self, job_id: str, index: int, name: str, *, bounded: bool = True) -> File:
         """One file of one result.
 
         Args:
-            patient: as of `Pool.run`.
+            bounded: as for `Pool.run`.
 
         Raises:
             JobNotFound, ArtifactNotFound, DrawingQueueFull, StoreUnavailable.
         """
-        head, found, file = await run_in_threadpool(self._of_result, job_id, index, name)
-        place = (job_id, index, name)
-        return file or await self._once(place, head, lambda: self._drawn(place, head, found), patient=patient)
+        head, found, file = await run_in_threadpool(self._find_result_file, job_id, index, name)
+        key = (job_id, index, name)
+        return file or await self._draw_once(key, head, lambda: self._draw_result(key, head, found), bounded=bounded)
 
-    async def beside(self, job_id: str, index: int, other: str) -> File:
-        """The panel of a result with what another job says of the same kernel of the same image. It is not kept.
+    async def panel_beside(self, job_id: str, index: int, other: str) -> File:
+        """The panel of a result with another job's results of the same kernel and image. It is not stored.
 
         Raises:
             JobNotFound, ArtifactNotFound, DrawingQueueFull, StoreUnavailable.
         """
-        head, found, _ = await run_in_threadpool(self._of_result, job_id, index, PANEL)
-        place = (job_id, index, f"beside {other}")
-        if place not in self._drawing:
-            action = self.pool.run(head.owner, lambda: self._beside(head, found, other), patient=False)
-            self._drawing[place] = asyncio.create_task(action)
-            self._drawing[place].add_done_callback(lambda _: self._drawing.pop(place))
-        return await asyncio.shield(self._drawing[place])
+        head, found, _ = await run_in_threadpool(self._find_result_file, job_id, index, PANEL)
+        key = (job_id, index, f"beside {other}")
+        return await self._once(key, head, lambda: self._draw_beside(head, found, other))
 
-    def _beside(self, head: Head, found: Found, other: str) -> File:
+    def _draw_beside(self, head: Head, found: Found, other: str) -> File:
         result, theirs = found[0], self.records.whole(other)
         same = [
             one.index
@@ -99,12 +100,11 @@ class Pictures:
         data = draw(PANEL, own, several)
         return File(head.job_id, PANEL, self.store.digest(data), data, final=False)
 
-    async def of_job(self, job_id: str, name: str, *, patient: bool = False) -> File:
-        """A file of `JOB_ARTIFACTS`. Errors as of `picture`."""
-        head, file = await run_in_threadpool(self._of_job, job_id, name)
-        return file or await self._once(
-            (job_id, None, name), head, lambda: self._compared(job_id, name), patient=patient
-        )
+    async def job_file(self, job_id: str, name: str, *, bounded: bool = True) -> File:
+        """A file of `JOB_ARTIFACTS`. Raises as `result_file`."""
+        head, file = await run_in_threadpool(self._find_job_file, job_id, name)
+        key = (job_id, None, name)
+        return file or await self._draw_once(key, head, lambda: self._draw_job(job_id, name), bounded=bounded)
 
     async def content(self, file: File) -> bytes:
         """The bytes of a file."""
@@ -113,34 +113,36 @@ class Pictures:
         return await run_in_threadpool(self.files.blob, file.job_id, file.name, file.digest)
 
     async def close(self) -> None:
-        """Draw nothing more."""
+        """Stop drawing."""
         for task in self._drawing.values():
             task.cancel()
         await asyncio.gather(*self._drawing.values(), return_exceptions=True)
         self.pool.close()
 
-    async def _once(self, place: Place, head: Head, draw: Callable[[], Drawn], *, patient: bool) -> File:
-        """Who asks for what is being drawn waits with the others; it goes on where they all have gone."""
-        if place not in self._drawing:
-            action = self.pool.run(head.owner, lambda: self._kept(place, head, *draw()), patient=patient)
-            self._drawing[place] = asyncio.create_task(action)
-            self._drawing[place].add_done_callback(lambda _: self._drawing.pop(place))
-        return await asyncio.shield(self._drawing[place])
+    async def _draw_once(self, key: FileKey, head: Head, draw: Callable[[], Drawn], *, bounded: bool) -> File:
+        return await self._once(key, head, lambda: self._store(key, head, *draw()), bounded=bounded)
 
-    def _kept(self, place: Place, head: Head, data: bytes, final: bool) -> File:  # noqa: FBT001 - as it was drawn
-        """Drawn, and stored where it will stay so; what is stored of a job that is gone meanwhile is swept."""
-        job_id, index, name = place
+    async def _once(self, key: FileKey, head: Head, action: Callable[[], File], *, bounded: bool = True) -> File:
+        """Run an action in the pool, once for all requests of this file; it continues if they are all cancelled."""
+        if key not in self._drawing:
+            self._drawing[key] = asyncio.create_task(self.pool.run(head.owner, action, bounded=bounded))
+            self._drawing[key].add_done_callback(lambda _: self._drawing.pop(key))
+        return await asyncio.shield(self._drawing[key])
+
+    def _store(self, key: FileKey, head: Head, data: bytes, final: bool) -> File:  # noqa: FBT001 - as in `Drawn`
+        """Store a file that is final. If its job was deleted meanwhile, cleanup removes it."""
+        job_id, index, name = key
         if final:
             self.store.put(job_id, data, _drawn_name(head, index, name))
             self.records.late(job_id)
         return File(job_id, name, self.store.digest(data), data, final)
 
     def _stored(self, head: Head, index: int | None, name: str) -> File | None:
-        """A picture that was drawn before."""
+        """A figure that was drawn before."""
         data = self.store.get(head.job_id, _drawn_name(head, index, name))
         return None if data is None else File(head.job_id, name, self.store.digest(data), data)
 
-    def _of_result(self, job_id: str, index: int, name: str) -> tuple[Head, Found, File | None]:
+    def _find_result_file(self, job_id: str, index: int, name: str) -> tuple[Head, Found, File | None]:
         if name not in ARTIFACTS:
             raise ArtifactNotFound(f"no artifact is named {name}; names: {', '.join(ARTIFACTS)}")
         head, result, blobs = self.records.result(job_id, index)
@@ -150,17 +152,17 @@ class Pictures:
         if name in blobs and (not drawn or self.store.has(job_id, blobs[name])):
             return head, (result, blobs), File(job_id, name, blobs[name])
         if not drawn:
-            raise ArtifactNotFound(f"result {index} is of method {result.method}, which makes no {name}")
+            raise ArtifactNotFound(f"result {index} is of method {result.method}, which has no {name}")
         return head, (result, blobs), self._stored(head, index, name)
 
-    def _drawn(self, place: Place, head: Head, found: Found) -> Drawn:
-        made, more, complete = self._siblings(head, found, place[2])
+    def _draw_result(self, key: FileKey, head: Head, found: Found) -> Drawn:
+        made, more, complete = self._siblings(head, found, key[2])
         several = [self.files.evidence(head, one) for one in made]
         own = next(one for one in several if one.result.index == found[0].index)
-        return draw(place[2], own, several, more), head.ended or complete
+        return draw(key[2], own, several, more), head.ended or complete
 
     def _siblings(self, head: Head, found: Found, name: str) -> tuple[list[Found], int, bool]:
-        """What a figure shows beside a result, with it, how many it leaves out, and whether all of them are there."""
+        """The results in a figure of this one, the number of further ones, and whether all of them have ended."""
         index = found[0].index
         numbers, more = shown(name, head.request, index)
         group = {index: found}
@@ -169,7 +171,7 @@ class Pictures:
         made = [group[number] for number in sorted(group) if group[number][0].status == "succeeded"]
         return made, more, len(group) == len(numbers)
 
-    def _of_job(self, job_id: str, name: str) -> tuple[Head, File | None]:
+    def _find_job_file(self, job_id: str, name: str) -> tuple[Head, File | None]:
         head = self.records.head(job_id)
         if not comparable(head.request):
             raise ArtifactNotFound(
@@ -177,12 +179,12 @@ class Pictures:
             )
         return head, self._stored(head, None, name)
 
-    def _compared(self, job_id: str, name: str) -> Drawn:
+    def _draw_job(self, job_id: str, name: str) -> Drawn:
         job = self.records.whole(job_id)
         comparison = Comparison.of(job, self.files, lambda indices: self.records.results(job_id, indices))
         return comparison.draw(name), job.status.terminal
 
 
 def _drawn_name(head: Head, index: int | None, name: str) -> str:
-    """Of a picture in its job's folder; no index: of the whole job. What was drawn before a retry may show less."""
+    """The name of a figure in its job's folder; without an index, of the whole job. Each retry has names of its own."""
     return f"drawn{head.round or ''}-{'job' if index is None else index}-{name}"

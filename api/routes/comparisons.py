@@ -2,38 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Response
 
+from api.openapi import example, file, refusals
 from api.pictures.comparison import Consistency
-from api.routes.artifacts import CACHE, FILE
-from api.routes.jobs import Own
-from api.services import Opened, Services
-from shared.jobs import MEDIA_TYPES
+from api.routes.caching import IMMUTABLE
+from api.routes.jobs import JOB_ERRORS, OwnJobId
+from api.services import Services, ServicesDep
+from shared.errors import ArtifactNotFound, DrawingQueueFull
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {"schema": FILE}}, "description": "The figure."}}
+ERRORS = refusals(*JOB_ERRORS, ArtifactNotFound, DrawingQueueFull)
+SCORES = {
+    "final": True,
+    "series": [
+        {
+            "kernel": 18,
+            "method": "suppression",
+            "alpha": 1.0,
+            "beta": 1.0,
+            "images": 4,
+            "consistency": 0.81,
+            "discrimination": 0.92,
+        }
+    ],
+    "originals": 0.44,
+    "left_out": "",
+}
 
 
-@router.get("/{job_id}/consistency", response_model=Consistency)
-async def get_consistency(job_id: Own, services: Opened) -> Response:
-    """Whether kernels see the same thing in all images of the job, and another thing than other kernels do.
+@router.get("/{job_id}/consistency", response_model=Consistency, responses={**example(200, SCORES), **ERRORS})
+async def get_consistency(job_id: OwnJobId, services: ServicesDep) -> Response:
+    """Whether each kernel responds to the same thing in all images, and to something else than the other kernels.
 
-    404 for jobs of one image, and of `POST /activations`.
+    404 for a job on one image, and for a job of `POST /activations`.
     """
-    return await _compared(services, job_id, "consistency.json")
+    return await _job_file(services, job_id, "consistency.json")
 
 
-@router.get("/{job_id}/contact_sheet.png", response_class=Response, responses=PNG)
-async def get_contact_sheet(job_id: Own, services: Opened) -> Response:
+@router.get(
+    "/{job_id}/contact_sheet.png",
+    response_class=Response,
+    responses={**file("image/png", "The figure."), **ERRORS},
+)
+async def get_contact_sheet(job_id: OwnJobId, services: ServicesDep) -> Response:
     """One figure: a row for each image, a column for each kernel and method, with the scores of `consistency`."""
-    return await _compared(services, job_id, "contact_sheet.png")
+    return await _job_file(services, job_id, "contact_sheet.png")
 
 
-async def _compared(services: Services, job_id: str, name: str) -> Response:
-    file = await services.pictures.of_job(job_id, name)
-    headers = {"Cache-Control": CACHE if file.final else "no-store"}
-    media_type = MEDIA_TYPES[name.rsplit(".", 1)[-1]]
-    return Response(await services.pictures.content(file), media_type=media_type, headers=headers)
+async def _job_file(services: Services, job_id: str, name: str) -> Response:
+    file = await services.pictures.job_file(job_id, name)
+    headers = {"Cache-Control": IMMUTABLE if file.final else "no-store"}
+    return Response(await services.pictures.content(file), media_type=file.media_type, headers=headers)

@@ -1,4 +1,4 @@
-"""`/healthz`: the process lives. `/readyz`: it can take jobs. `/metrics`: how it fares."""
+"""`/healthz`: liveness. `/readyz`: readiness. `/metrics`: Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -7,22 +7,27 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic import BaseModel, Field
 
-from api.services import Opened
-from shared.errors import NoSuchPath
-from shared.version import told
+from api.openapi import PUBLIC, example, refusals
+from api.services import ServicesDep
+from shared.errors import NoSuchPath, StoreUnavailable
+from shared.version import VERSION, told
 from shared.workers import WorkerState
 
 router = APIRouter(tags=["health"])
 
+RELEASE = {"version": f"{VERSION} (94416590)"}
+WORKER = {"id": "host-4711", "device": "cpu", "ready": True, "networks": ["vgg16", "vgg_mini"], **RELEASE}
+READY = {"status": "ready", "workers": [WORKER], "warnings": [], **RELEASE}
+
 
 class Alive(BaseModel):
-    """The process answers."""
+    """The process responds."""
 
     status: str = "alive"
 
 
 class WorkerInfo(BaseModel):
-    """A worker as readiness tells it; whose it is and what it has, only to those who would be answered elsewhere."""
+    """A connected worker. All fields but `ready` are sent only to callers with access to the API."""
 
     id: str | None = None
     device: str | None = None
@@ -32,37 +37,46 @@ class WorkerInfo(BaseModel):
 
 
 class Ready(BaseModel):
-    """Jobs are taken; workers are told but not required, since jobs may queue until one comes."""
+    """Jobs are accepted. No worker is required: jobs wait in the queue until one connects."""
 
     status: str = "ready"
     version: str | None = None
     workers: list[WorkerInfo]
-    warnings: list[str] | None = Field(None, description="what the operator should see to; jobs are taken all the same")
+    warnings: list[str] | None = Field(None, description="problems that the operator should solve; jobs are accepted")
 
 
-@router.get("/healthz")
+@router.get(
+    "/healthz",
+    responses={**example(200, {"status": "alive"}), **refusals(public=True)},
+    openapi_extra=PUBLIC,
+)
 async def healthz() -> Alive:
     """The process is alive."""
     return Alive()
 
 
-@router.get("/readyz", response_model_exclude_unset=True)
-async def readyz(request: Request, services: Opened) -> Ready:
-    """Redis and the object store answer, take what is written and keep it. 503 with the reason where they do not.
+@router.get(
+    "/readyz",
+    response_model_exclude_unset=True,
+    responses={**example(200, READY), **refusals(StoreUnavailable, public=True)},
+    openapi_extra=PUBLIC,
+)
+async def readyz(request: Request, services: ServicesDep) -> Ready:
+    """Redis and the object store respond, accept writes and keep them. 503 with the reason if they do not.
 
-    Looked at once a second at most. Where keys are needed, who sends none is told how many workers there are and which
-    are ready, and no more.
+    Checked at most once a second. Where API keys are required, a request without one receives only the number of
+    workers and which of them are ready.
     """
-    state = await services.state()
-    if not await services.access.lets_in(request):
+    state = await services.readiness()
+    if not await services.access.is_authorized(request):
         return Ready(status="ready", workers=[WorkerInfo(ready=worker.ready) for worker in state.workers])
     workers = [_info(worker) for worker in state.workers]
     return Ready(status="ready", version=told(), workers=workers, warnings=state.warnings)
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
-def metrics(request: Request, services: Opened) -> Response:
-    """Prometheus metrics of this process and of the queue, unless they have an address of their own."""
+@router.get("/metrics", response_class=PlainTextResponse, responses=refusals(NoSuchPath))
+def metrics(request: Request, services: ServicesDep) -> Response:
+    """Prometheus metrics of this process and of the queue. 404 if they are served on an address of their own."""
     if services.settings.metrics_bind:
         raise NoSuchPath("the metrics have an address of their own (KERNELSCOPE_METRICS_BIND)")
     return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)

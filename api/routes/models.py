@@ -1,29 +1,44 @@
-"""`GET /models`: what can be explained, and why not."""
+"""`GET /models`: the networks that can be explained, and why others cannot."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter
 
-from api.services import Opened, Services
+from api.openapi import example, refusals
+from api.routes.examples import WEIGHTS
+from api.services import Services, ServicesDep
 from shared import catalogue, workers
 from shared.catalogue import LayerInfo, ModelInfo
 from shared.errors import ModelNotFound, UnknownModel
 
-ABSENT = "it was registered, and no worker that is connected has it any more"
+ABSENT = "it was registered, but no connected worker has it any more"
+VGG16 = {
+    "name": "vgg16",
+    "title": "VGG-16",
+    "architecture": "vgg16",
+    "input_size": 224,
+    "channels": 3,
+    "available": True,
+    "reason": "in the weights folder",
+    "weights": WEIGHTS.source,
+    "weights_sha256": WEIGHTS.sha256,
+    "weights_refused": [],
+    "layers": [],
+}
 
 router = APIRouter(prefix="/models", tags=["models"])
 
 
-@router.get("")
-def list_models(services: Opened) -> list[ModelInfo]:
+@router.get("", responses={**example(200, [VGG16]), **refusals()})
+def list_models(services: ServicesDep) -> list[ModelInfo]:
     """Every network with its layers."""
     states = _states(services)
     known = {**catalogue.networks(), **workers.told(services.redis)}
     return [_info(network, states) for network in known.values()]
 
 
-@router.get("/{name}")
-def get_model(name: str, services: Opened) -> ModelInfo:
+@router.get("/{name}", responses={**example(200, VGG16), **refusals(ModelNotFound)})
+def get_model(name: str, services: ServicesDep) -> ModelInfo:
     """One network with its layers."""
     try:
         network = workers.network(services.redis, name)
@@ -35,7 +50,7 @@ def get_model(name: str, services: Opened) -> ModelInfo:
 
 
 def _states(services: Services) -> dict[str, workers.NetworkState]:
-    """Of several workers, one that can run the network speaks for all."""
+    """Each network's state on a worker that can run it, if any can; else on any worker."""
     states: dict[str, workers.NetworkState] = {}
     for worker in workers.living(services.redis):
         for name, state in worker.networks.items():

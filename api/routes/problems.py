@@ -1,4 +1,4 @@
-"""`GET /problems/{slug}`: the page that an error's `type` points to."""
+"""`GET /problems/{slug}`: the page to which an error's `type` links."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ from inspect import cleandoc
 from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 
+from api.openapi import PUBLIC, refusals
 from shared.errors import NoSuchPath, brief, error_types
 
 router = APIRouter(prefix="/problems", tags=["problems"])
 
 
-@router.get("/{slug}", response_class=PlainTextResponse)
+@router.get(
+    "/{slug}",
+    response_class=PlainTextResponse,
+    responses=refusals(NoSuchPath, public=True),
+    openapi_extra=PUBLIC,
+)
 def get_problem(slug: str) -> str:
     """What a problem type means."""
     kind = error_types().get(slug)

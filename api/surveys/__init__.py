@@ -1,1 +1,1 @@
-"""Surveys of data sets, and what they know of a kernel."""
+"""Surveys of data sets, and the pages of their kernels."""

@@ -1,4 +1,4 @@
-"""Parts of images, and of X̂, that one position of a layer sees."""
+"""Crops of images and of X̂ to the receptive field of one position of a layer."""
 
 from __future__ import annotations
 
@@ -26,63 +26,63 @@ QUALITY = 88
 
 
 def box_of(layer: Layer, frame: Frame, place: tuple[int, int]) -> Box:
-    """What a position (row, column) sees, in pixels of the network's input: its receptive field, cut at the edge."""
+    """The receptive field of a position (row, column), clipped to the input, in pixels of the network's input."""
     (top, bottom), (left, right) = (
-        _seen(layer, position, side, positions)
+        _extent(layer, position, side, positions)
         for position, side, positions in zip(place, frame[:2], (layer.height, layer.width), strict=True)
     )
     return left, top, right, bottom
 
 
-def _seen(layer: Layer, position: int, side: int, positions: int) -> tuple[int, int]:
-    """The first pixel, and the one behind the last; one at least."""
-    even = (position + 0.5) * side / positions  # where a worker of an earlier version does not tell
+def _extent(layer: Layer, position: int, side: int, positions: int) -> tuple[int, int]:
+    """The first pixel, and the one after the last; at least one pixel."""
+    even = (position + 0.5) * side / positions  # for workers of an earlier version, which do not report it
     middle = even if layer.middle is None else layer.middle + position * layer.stride
     first = math.floor(middle - layer.receptive_field / 2 + 0.5)
     start = min(max(0, first), side - 1)
     return start, max(start + 1, min(side, first + layer.receptive_field))
 
 
-async def crop_of(
+async def image_crop(
     services: Services, owner: str, survey_id: str, layer: str, number: int, place: tuple[int, int]
 ) -> bytes:
-    """Of an image of a survey, a WebP file. It is kept beside the image, and goes with it.
+    """A crop of an image of a survey, as a WebP file. Stored beside the image, and deleted with it.
 
     Raises:
         SurveyNotFound, DataSetNotFound, ArtifactNotFound, DrawingQueueFull, StoreUnavailable.
     """
-    cut = await run_in_threadpool(_checked, services, owner, survey_id, layer, place)
-    await run_in_threadpool(services.datasets.shelf.facts, cut.facts.dataset, owner)
-    kept = f"datasets/{cut.facts.dataset}/crops/{survey_id}/{number}-{'-'.join(map(str, cut.box))}.webp"
-    if data := await run_in_threadpool(services.store.get_at, kept):
+    crop = await run_in_threadpool(_find, services, owner, survey_id, layer, place)
+    await run_in_threadpool(services.datasets.shelf.facts, crop.facts.dataset, owner)
+    path = f"datasets/{crop.facts.dataset}/crops/{survey_id}/{number}-{'-'.join(map(str, crop.box))}.webp"
+    if data := await run_in_threadpool(services.store.get_at, path):
         return data
 
     def draw() -> bytes:
-        part = _drawn(services, owner, cut, number)
-        if cut.top(services, number):  # others are not kept: there are very many
-            services.store.put_at(kept, part)
+        part = _draw_crop(services, owner, crop, number)
+        if crop.is_top(services, number):  # the others are too many to store
+            services.store.put_at(path, part)
         return part
 
     return await services.pictures.pool.run(owner, draw)
 
 
-async def picture_of(
+async def optimized_crop(
     services: Services, owner: str, survey_id: str, layer: str, result: tuple[str, int], place: tuple[int, int]
 ) -> bytes:
-    """Of X̂, the result of a job, with its contrast stretched: in deep layers it is faint. A WebP file.
+    """A crop of X̂, a result of a job, as a WebP file. Its contrast is stretched, since X̂ is faint in deep layers.
 
     Raises:
         SurveyNotFound, JobNotFound, JobExpired, ArtifactNotFound, DrawingQueueFull, StoreUnavailable.
     """
-    cut = await run_in_threadpool(_checked, services, owner, survey_id, layer, place)
+    crop = await run_in_threadpool(_find, services, owner, survey_id, layer, place)
     if not JOB_ID.fullmatch(result[0]):
         raise JobNotFound(f"there is no job {result[0][:64]}")
     await services.polling.check(result[0], owner)
-    return await services.pictures.pool.run(owner, partial(_drawn_picture, services, *result, cut.box))
+    return await services.pictures.pool.run(owner, partial(_draw_optimized, services, *result, crop.box))
 
 
 @dataclass(frozen=True)
-class _Cut:
+class _Crop:
     survey_id: str
     facts: Facts
     layer: Layer
@@ -91,38 +91,38 @@ class _Cut:
 
     @property
     def box(self) -> Box:
-        """Of the image."""
+        """Its pixels in the network's input."""
         return box_of(self.layer, self.frame, self.place)
 
-    def top(self, services: Services, number: int) -> bool:
-        """Whether a kernel is activated most by this image, and there."""
+    def is_top(self, services: Services, number: int) -> bool:
+        """Whether this place of this image is among those that activate a kernel most."""
         whole = services.surveys.layer(self.survey_id, self.layer.name)
         place = self.place[0] * self.layer.width + self.place[1]
         return whole is not None and bool(((whole.tally.top == number) & (whole.tally.places == place)).any())
 
 
-def _checked(services: Services, owner: str, survey_id: str, layer: str, place: tuple[int, int]) -> _Cut:
+def _find(services: Services, owner: str, survey_id: str, layer: str, place: tuple[int, int]) -> _Crop:
     facts = services.surveys.shelf.facts(survey_id, owner)
     network = workers.network(services.redis, facts.model)
     known = network.layer(layer)
     row, column = place
     if not (0 <= row < known.height and 0 <= column < known.width):
-        raise ArtifactNotFound(f"maps of {known.name} have {known.height} × {known.width} positions")
-    return _Cut(survey_id, facts, known, network.frame, place)
+        raise ArtifactNotFound(f"the maps of {known.name} have {known.height} × {known.width} positions")
+    return _Crop(survey_id, facts, known, network.frame, place)
 
 
-def _drawn(services: Services, owner: str, cut: _Cut, number: int) -> bytes:
-    if not 0 <= number < cut.facts.images:
-        raise ArtifactNotFound(f"survey {cut.survey_id} has {cut.facts.images:,} images, numbered from 0")
-    digest, _ = services.surveys.image(cut.survey_id, number)
-    used = services.surveys.used(cut.survey_id)
+def _draw_crop(services: Services, owner: str, crop: _Crop, number: int) -> bytes:
+    if not 0 <= number < crop.facts.images:
+        raise ArtifactNotFound(f"survey {crop.survey_id} has {crop.facts.images:,} images, numbered from 0")
+    digest, _ = services.surveys.image(crop.survey_id, number)
+    used = services.surveys.used(crop.survey_id)
     fed = used.weights.preprocessing if used else None
-    data = services.datasets.image(cut.facts.dataset, digest, owner)
-    image = services.pictures.files.fitted(data, cut.frame, fed.resize if fed else "squash")
-    return _file(image.crop(cut.box))
+    data = services.datasets.image(crop.facts.dataset, digest, owner)
+    image = services.pictures.files.fitted(data, crop.frame, fed.resize if fed else "squash")
+    return _file(image.crop(crop.box))
 
 
-def _drawn_picture(services: Services, job_id: str, item: int, box: Box) -> bytes:
+def _draw_optimized(services: Services, job_id: str, item: int, box: Box) -> bytes:
     head, result, blobs = services.records.result(job_id, item)
     if "optimized.npy" not in blobs:
         raise ArtifactNotFound(f"result {item} of job {job_id} has no X̂: it {result.status}")
@@ -130,7 +130,7 @@ def _drawn_picture(services: Services, job_id: str, item: int, box: Box) -> byte
 
 
 def _file(part: Image.Image) -> bytes:
-    """Its longer side no smaller than a person can see, and no larger than it needs to be."""
+    """A WebP file whose longer side is between `SMALLEST` and `LARGEST` pixels."""
     longest = max(part.size)
     side = min(LARGEST, max(SMALLEST, longest))
     size = (max(1, round(part.width * side / longest)), max(1, round(part.height * side / longest)))

@@ -1,4 +1,4 @@
-"""X̂ of the images that activate a kernel most: asked for as jobs like any other, and what they say together."""
+"""X̂ of the images that activate a kernel most: made by ordinary jobs, with scores over all of the images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from math import sqrt
 from statistics import fmean
 from typing import Any, TypeVar
 
-from api.jobs.accept import explained
+from api.jobs.accept import create_from_known_images
 from api.pictures.consistency import Description, consistency, discrimination
 from api.services import Services
 from shared import catalogue, workers
@@ -25,21 +25,21 @@ T = TypeVar("T")
 
 METHOD = "evidence"
 EFFORTS = ("quick", "standard", "thorough")
-RIVALS = "top:2"  # one of the two at least is another kernel
+RIVALS = "top:2"  # at least one of the two is another kernel
 GONE = "gone"
-COMPARED = 4  # images on which rivals are explained too
+COMPARED = 4  # images on which rivals are also explained
 
 
 @dataclass
 class Note:
-    """What is remembered of a kernel's explanation, for one caller.
+    """The stored state of a kernel's explanation, for one owner.
 
     Args:
         images: numbers of the images in the survey.
-        scores: of `Explanation`, as they were when the jobs had ended.
-        made: the places in `images` of those that there is an X̂ of, then.
-        ended: when the jobs had ended that these are of: they may be run again.
-        expires: when the pictures go.
+        scores: those of `Explanation`, computed when the jobs had ended.
+        made: positions in `images` of the images that had an X̂ then.
+        ended: when the jobs ended that `scores` and `made` are of; a retried job ends again.
+        expires: when the pictures are deleted.
     """
 
     job: str
@@ -53,45 +53,47 @@ class Note:
 
     @property
     def pictured(self) -> list[int]:
-        """As `made`, as long as the pictures are kept."""
+        """`made`, until the pictures are deleted."""
         return self.made if self.expires > datetime.now(UTC).isoformat() else []
 
     @classmethod
     def read(cls, text: bytes) -> Note:
-        """As it was stored."""
+        """Parse a stored note."""
         return cls(**json.loads(text))
 
     def to_json(self) -> bytes:
-        """To be stored."""
+        """The note as it is stored."""
         return json.dumps(vars(self)).encode()
 
 
-def explanations(services: Services, caller: Caller, survey_id: str, body: ExplainKernels) -> list[Job]:
-    """The jobs that explain these kernels, those that there were and new ones; of silent kernels there are none.
+def request_explanations(services: Services, caller: Caller, survey_id: str, body: ExplainKernels) -> list[Job]:
+    """The jobs that explain these kernels, existing and new ones. Silent kernels have none.
 
     Raises:
         SurveyNotFound, DataSetNotFound, UnknownLayer, UnknownKernel, InvalidRequest, SilentKernel, QuotaExceeded,
-        QueueFull, StoreUnavailable, and what `POST /explain` refuses.
+        QueueFull, StoreUnavailable, and the errors of `POST /explain`.
     """
     facts = services.surveys.shelf.facts(survey_id, caller.owner)
     layer = workers.network(services.redis, facts.model).layer(body.layer)
     catalogue.check_kernels(layer, body.kernels)
     whole = services.surveys.layer(survey_id, layer.name)
     if whole is None:
-        known = f"it has {', '.join(facts.layers)}" if layer.name not in facts.layers else "it has seen no image yet"
-        raise InvalidRequest(f"layer: survey {survey_id} knows nothing of {layer.name}: {known}")
+        state = (
+            f"it has {', '.join(facts.layers)}" if layer.name not in facts.layers else "it has processed no image yet"
+        )
+        raise InvalidRequest(f"layer: survey {survey_id} has no data on {layer.name}: {state}")
     jobs: list[Job] = []
     for kernel in body.kernels:
         if top := [number for number, _, _ in whole.tally.kernel(kernel).top[: body.images]]:
-            jobs += _Explaining(services, caller, survey_id, facts, layer.name, kernel).jobs(top, body)
+            jobs += _KernelExplanation(services, caller, survey_id, facts, layer.name, kernel).jobs(top, body)
     if not jobs:
         raise SilentKernel(f"no image of the survey activates kernel {', '.join(map(str, body.kernels))}")
     return jobs
 
 
 @dataclass(frozen=True)
-class _Explaining:
-    """Of one kernel."""
+class _KernelExplanation:
+    """The jobs of one kernel."""
 
     services: Services
     caller: Caller
@@ -104,34 +106,34 @@ class _Explaining:
         surveys, place = self.services.surveys, (self.survey_id, self.caller.owner, self.layer, self.kernel)
         text = surveys.explained(*place)
         note = Note.read(text) if text else None
-        found = self._known(note, numbers, body.effort)
+        found = self._reusable(note, numbers, body.effort)
         if note is None or found is None:
-            found = self._made(numbers, [self.kernel], body.effort, note.job if note else "")
+            found = self._create(numbers, [self.kernel], body.effort, note.job if note else "")
             note = Note(found.id, body.effort, numbers)
             surveys.note_explained(*place, note.to_json())
         if not body.rivals:
             return [found]
-        rivals = self._there(note.rivals)
+        rivals = self._existing(note.rivals)
         if rivals is None:
-            rivals = self._made(numbers[:COMPARED], RIVALS, note.effort, note.rivals or note.job)
+            rivals = self._create(numbers[:COMPARED], RIVALS, note.effort, note.rivals or note.job)
             note.rivals, note.ended = rivals.id, []
             surveys.note_explained(*place, note.to_json())
         return [found, rivals]
 
-    def _known(self, note: Note | None, numbers: list[int], effort: str) -> Job | None:
-        """The job of before, if it is of these images and as good."""
+    def _reusable(self, note: Note | None, numbers: list[int], effort: str) -> Job | None:
+        """The existing job, if it is of these images and of at least this effort."""
         if note is None or EFFORTS.index(note.effort) < EFFORTS.index(effort) or note.images != numbers:
             return None
-        return self._there(note.job)
+        return self._existing(note.job)
 
-    def _there(self, job_id: str | None) -> Job | None:
+    def _existing(self, job_id: str | None) -> Job | None:
         try:
             job = self.services.records.job(job_id, self.caller.owner) if job_id else None
         except (JobNotFound, JobExpired):
             return None
         return None if job and job.status is Status.CANCELLED else job
 
-    def _made(self, numbers: Sequence[int], kernels: list[int] | str, effort: str, former: str) -> Job:
+    def _create(self, numbers: Sequence[int], kernels: list[int] | str, effort: str, former: str) -> Job:
         what = json.dumps([self.survey_id, self.layer, self.kernel, effort, list(numbers), kernels, former])
         named = [self.services.surveys.image(self.survey_id, number) for number in numbers]
         body = ExplainBody(
@@ -142,7 +144,7 @@ class _Explaining:
             effort=effort,
             images=[self._source(digest, name) for digest, name in named],
         )
-        return explained(self.services, self.caller, body, hashlib.sha256(what.encode()).hexdigest())[0]
+        return create_from_known_images(self.services, self.caller, body, hashlib.sha256(what.encode()).hexdigest())[0]
 
     def _source(self, digest: str, name: str) -> ImageSource:
         data = self.services.datasets.image(self.facts.dataset, digest, self.caller.owner)
@@ -150,15 +152,17 @@ class _Explaining:
 
 
 @dataclass(frozen=True)
-class Explained:
+class LoadedExplanation:
     """An explanation, and its results by the numbers of their images."""
 
     explanation: Explanation
     results: dict[int, ItemResult]
 
 
-def explanation_of(services: Services, owner: str, place: tuple[str, str, int], note: Note) -> Explained | None:
-    """What there is of it now; None where its job is gone.
+def load_explanation(
+    services: Services, owner: str, place: tuple[str, str, int], note: Note
+) -> LoadedExplanation | None:
+    """The current state of an explanation; None if its job was deleted.
 
     Args:
         place: survey, layer, kernel.
@@ -169,7 +173,7 @@ def explanation_of(services: Services, owner: str, place: tuple[str, str, int], 
     except (JobNotFound, JobExpired):
         if not note.ended or note.made:
             note.scores, note.made, note.ended = {}, [], [GONE]
-            _renote(services, owner, place, note)
+            _update_note(services, owner, place, note)
         return None
     rivals = _rivals(services, owner, note)
     both = [job, *([rivals] if rivals else [])]
@@ -180,7 +184,7 @@ def explanation_of(services: Services, owner: str, place: tuple[str, str, int], 
             note.scores = {name: one.model_dump() if one else None for name, one in found.items()}
             note.made = [one.index for one in job.results if one.status == "succeeded"]
             note.ended, note.expires = ended, job.expires_at.astimezone(UTC).isoformat()
-            _renote(services, owner, place, note)
+            _update_note(services, owner, place, note)
     else:
         found = {name: Score.model_validate(one) if one else None for name, one in (note.scores or {}).items()}
     here = f"/jobs/{note.job}"
@@ -195,11 +199,11 @@ def explanation_of(services: Services, owner: str, place: tuple[str, str, int], 
         **found,
         links={"self": here, "events": f"{here}/events", "retry": f"{here}/retry"},
     )
-    return Explained(explanation, {note.images[one.index]: one for one in job.results})
+    return LoadedExplanation(explanation, {note.images[one.index]: one for one in job.results})
 
 
-def _renote(services: Services, owner: str, place: tuple[str, str, int], note: Note) -> None:
-    """Note it again, unless other jobs were made meanwhile."""
+def _update_note(services: Services, owner: str, place: tuple[str, str, int], note: Note) -> None:
+    """Store the note, unless it is about other jobs by now."""
     survey_id, layer, kernel = place
     text = services.surveys.explained(survey_id, owner, layer, kernel)
     known = Note.read(text) if text else None
@@ -215,7 +219,7 @@ def _rivals(services: Services, owner: str, note: Note) -> WholeJob | None:
 
 
 def _scores(services: Services, job: WholeJob, rivals: WholeJob | None, kernel: int) -> dict[str, Score | None]:
-    """Of the X̂ that there are."""
+    """The scores of the results so far."""
     own = _descriptions(services, job, lambda one: one.index)
     others: list[dict[int, Description]] = []
     if rivals:
@@ -233,7 +237,7 @@ def _scores(services: Services, job: WholeJob, rivals: WholeJob | None, kernel: 
     return {
         "consistency": _score(consistency, own),
         "discrimination": _score(lambda pictures: discrimination(pictures, others), own) if others else None,
-        "colour": _score(lambda shares: fmean(shares.values()) if shares else None, lost),
+        "colour": _score(lambda fractions: fmean(fractions.values()) if fractions else None, lost),
     }
 
 
@@ -251,7 +255,7 @@ def _descriptions(services: Services, job: WholeJob, key: Callable[[ItemResult],
 
 
 def _score(statistic: Callable[[Mapping[int, T]], float | None], own: dict[int, T]) -> Score | None:
-    """Of what is known of each image, with its standard error by the jackknife: each image left out once."""
+    """A statistic over images, with its standard error by the jackknife: each image is left out once."""
     value = statistic(own)
     if value is None:
         return None

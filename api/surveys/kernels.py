@@ -1,4 +1,4 @@
-"""What is known of a layer's kernels: out of a survey, with the X̂ that the caller has had made."""
+"""The pages of a layer and its kernels: the data of a survey, with the caller's explanations."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 from api.services import Services
 from api.surveys.crops import box_of
-from api.surveys.explanations import Explained, Note, explanation_of
-from api.surveys.start import all_described
+from api.surveys.explanations import LoadedExplanation, Note, load_explanation
+from api.surveys.lifecycle import describe_all
 from shared import catalogue, workers
 from shared.catalogue import Layer, Network
 from shared.collection import READERS
@@ -19,16 +19,17 @@ from shared.surveys.parts import Whole
 from shared.surveys.store import Facts
 from shared.surveys.tally import EDGES, Kernel
 
-MOST_TOLD = 20  # surveys that one may choose among
-MOST_ASKED = 32  # jobs that are asked for how they have ended, for one layer's page
+MOST_SURVEYS = 20  # listed on a page
+MOST_LOADED = 32  # explanations whose jobs are read for one layer's page
 
 
-class View:
+class LayerView:
     """A layer in one survey, as a caller sees it.
 
     Raises:
         UnknownModel, UnknownLayer.
-        SurveyNotFound: the caller may read none that has this layer.
+        SurveyNotFound: the caller can read no survey of this layer.
+        NetworkChanged: the survey was made with another network of this name.
     """
 
     def __init__(self, services: Services, owner: str, network: str, layer: str, survey_id: str | None) -> None:
@@ -38,44 +39,48 @@ class View:
         known = self._surveys()
         if survey_id is not None and survey_id not in known:
             services.surveys.shelf.facts(survey_id, owner)
-            raise SurveyNotFound(f"survey {survey_id} is not of {self.layer.name} of {network}")
+            raise SurveyNotFound(f"survey {survey_id} does not include {self.layer.name} of {network}")
         if not known:
             raise SurveyNotFound(
-                f"no survey that you may read has {self.layer.name} of {network}: "
-                "`kernelscope datasets add FOLDER` sends images, `kernelscope surveys make NAME` has them looked at"
+                f"no survey that you may read includes {self.layer.name} of {network}: "
+                "`kernelscope datasets add FOLDER` uploads images, `kernelscope surveys make NAME` surveys them"
             )
-        told = list(known)[:MOST_TOLD]
-        shown = {one: known[one] for one in dict.fromkeys([*told, *([survey_id] if survey_id else [])])}
-        self.surveys = {one.id: one for one in all_described(services, shown, owner)}
+        listed = list(known)[:MOST_SURVEYS]
+        shown = {one: known[one] for one in dict.fromkeys([*listed, *([survey_id] if survey_id else [])])}
+        self.surveys = {one.id: one for one in describe_all(services, shown, owner)}
         self.survey_id = survey_id or self._newest()
         self.whole: Whole | None = services.surveys.layer(self.survey_id, self.layer.name)
         shape = (self.layer.kernels, self.layer.height * self.layer.width)
         if self.whole and (len(self.whole.tally.mean), self.whole.tally.positions) != shape:
             raise NetworkChanged(
-                f"{network} is another network than when survey {self.survey_id} was made: {self.layer.name} had other "
-                "maps then; make a new survey"
+                f"{network} has changed since survey {self.survey_id} was made: {self.layer.name} had maps of another "
+                "size; make a new survey"
             )
 
     @property
     def frame(self) -> Frame:
-        """Of the network's input."""
+        """The shape of the network's input."""
         return self.network.frame
 
     @property
     def survey(self) -> Survey:
-        """The one that is looked at."""
+        """The survey that is shown."""
         return self.surveys[self.survey_id]
 
     def kernels(self) -> LayerKernels:
-        """All of them."""
+        """The page of the layer."""
         notes = self._notes()
         kernels = [self._summary(kernel, notes.get(kernel)) for kernel in range(self.layer.kernels)]
         return LayerKernels(survey=self.survey, surveys=list(self.surveys.values()), layer=self.layer, kernels=kernels)
 
     def kernel(self, kernel: int) -> KernelPage:
-        """One of them. Raises UnknownKernel."""
+        """The page of one kernel.
+
+        Raises:
+            UnknownKernel.
+        """
         catalogue.check_kernels(self.layer, [kernel])
-        one, made = self._of(kernel), self._explained(kernel)
+        one, loaded = self._statistics(kernel), self._explained(kernel)
         return KernelPage(
             network=self.network.name,
             layer=self.layer,
@@ -87,9 +92,9 @@ class View:
             active=one.active,
             active_images=one.active_images,
             histogram=self._histogram(kernel),
-            top=self._top(one, made),
+            top=self._top(one, loaded),
             similar=self._similar(kernel),
-            explanation=made.explanation if made else None,
+            explanation=loaded.explanation if loaded else None,
         )
 
     def _surveys(self) -> dict[str, Facts]:
@@ -97,39 +102,39 @@ class View:
         return {one: it for one, it in every if it.model == self.network.name and self.layer.name in it.layers}
 
     def _newest(self) -> str:
-        """That has been looked at wholly; else of those that have been begun; else any."""
+        """The newest complete survey; else the newest one with data; else the newest."""
         order = sorted(self.surveys.values(), key=lambda one: (one.surveyed < one.images, not one.surveyed))
         return order[0].id
 
-    def _of(self, kernel: int) -> Kernel:
+    def _statistics(self, kernel: int) -> Kernel:
         return self.whole.tally.kernel(kernel) if self.whole else Kernel(0.0, 0.0, 0.0, 0.0, [])
 
     def _notes(self) -> dict[int, Note]:
-        """Of the layer's kernels that were explained; what has ended meanwhile is looked at."""
+        """The notes of the layer's explained kernels. Those whose jobs had not ended are brought up to date."""
         texts = self.services.surveys.all_explained(self.survey_id, self.owner, self.layer.name)
         notes = {kernel: Note.read(text) for kernel, text in texts.items()}
-        open_ = [kernel for kernel, note in notes.items() if not note.ended][:MOST_ASKED]
+        pending = [kernel for kernel, note in notes.items() if not note.ended][:MOST_LOADED]
         with ThreadPoolExecutor(READERS) as readers:
-            list(readers.map(lambda kernel: self._explanation(kernel, notes[kernel]), open_))
+            list(readers.map(lambda kernel: self._explanation(kernel, notes[kernel]), pending))
         return notes
 
-    def _explained(self, kernel: int) -> Explained | None:
+    def _explained(self, kernel: int) -> LoadedExplanation | None:
         text = self.services.surveys.explained(self.survey_id, self.owner, self.layer.name, kernel)
         found = self._explanation(kernel, Note.read(text)) if text else None
         if found and (used := next((one.weights for one in found.results.values() if one.weights), None)):
             surveyed = self.survey.weights
             if surveyed and surveyed.sha256 != used.sha256:
                 found.explanation.note = (
-                    f"The pictures were made with the weights {used.source}, the survey with {surveyed.source}: "
+                    f"The pictures were made with the weights {used.source}, but the survey with {surveyed.source}: "
                     "the network has changed in between."
                 )
         return found
 
-    def _explanation(self, kernel: int, note: Note) -> Explained | None:
-        return explanation_of(self.services, self.owner, (self.survey_id, self.layer.name, kernel), note)
+    def _explanation(self, kernel: int, note: Note) -> LoadedExplanation | None:
+        return load_explanation(self.services, self.owner, (self.survey_id, self.layer.name, kernel), note)
 
     def _summary(self, kernel: int, note: Note | None) -> KernelSummary:
-        one, scores = self._of(kernel), (note.scores if note else None) or {}
+        one, scores = self._statistics(kernel), (note.scores if note else None) or {}
         picture = None
         if one.top and note and 0 in note.pictured:
             number, _, place = one.top[0]
@@ -146,7 +151,7 @@ class View:
             colour=(scores.get("colour") or {}).get("value"),
         )
 
-    def _top(self, one: Kernel, made: Explained | None) -> list[TopImage]:
+    def _top(self, one: Kernel, loaded: LoadedExplanation | None) -> list[TopImage]:
         found = []
         for rank, (number, peak, place) in enumerate(one.top):
             digest, name = self.services.surveys.image(self.survey_id, number)
@@ -161,19 +166,19 @@ class View:
                     column=column,
                     box=box_of(self.layer, self.frame, (row, column)),
                     crop=self._crop(number, place),
-                    **self._made(made, number, place),
+                    **self._explanation_of_image(loaded, number, place),
                 )
             )
         return found
 
-    def _made(self, made: Explained | None, number: int, place: int) -> dict[str, Any]:
-        """What there is of X̂ of an image."""
-        result = made.results.get(number) if made else None
-        if made is None or result is None:
+    def _explanation_of_image(self, loaded: LoadedExplanation | None, number: int, place: int) -> dict[str, Any]:
+        """The fields of `TopImage` about X̂."""
+        result = loaded.results.get(number) if loaded else None
+        if loaded is None or result is None:
             return {}
         if result.status != "succeeded":
             return {"error": result.error.detail if result.error else f"it was {result.status}"}
-        job_id = made.explanation.job
+        job_id = loaded.explanation.job
         return {
             "picture": self._picture(job_id, result.index, place),
             "whole": f"/jobs/{job_id}/artifacts/{result.index}/panel.png",
@@ -181,7 +186,7 @@ class View:
         }
 
     def _histogram(self, kernel: int) -> list[Bin]:
-        """From the first bin that has an image to the last; before them that of silence."""
+        """The bin of zero activation, then all bins from the first with an image to the last."""
         if self.whole is None:
             return []
         counts = self.whole.tally.histogram[kernel].tolist()
@@ -198,7 +203,7 @@ class View:
             return []
         pairs = zip(self.whole.alike[kernel].tolist(), self.whole.correlations[kernel].tolist(), strict=True)
         return [
-            Similar(kernel=other, correlation=correlation, crop=self._first(self._of(other)))
+            Similar(kernel=other, correlation=correlation, crop=self._first(self._statistics(other)))
             for other, correlation in pairs
             if correlation > 0
         ]

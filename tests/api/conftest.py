@@ -1,4 +1,4 @@
-"""The API on a real socket and the tests' Redis; a worker is there only where a test says so."""
+"""The API on a real socket with the tests' Redis, and fixtures for a worker."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
@@ -58,8 +60,8 @@ def serving(settings: Settings, app: FastAPI | None = None) -> Iterator[httpx.Cl
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that stands still for a second is no Redis that is away."""
-    monkeypatch.setattr("api.services.PATIENCE", 5.0)
+    """A slow test machine must not look like an unavailable Redis."""
+    monkeypatch.setattr("api.services.REDIS_TIMEOUT", 5.0)
 
 
 @pytest.fixture
@@ -71,7 +73,7 @@ def client(settings: Settings, redis: Redis) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def worker(redis: Redis) -> WorkerState:
-    """A worker that says: VGG16 up to conv2_2, vgg_mini whole, nothing else."""
+    """A worker with VGG-16 up to conv2_2, all of vgg_mini, and no other weights."""
     states = {name: NetworkState(available=False, reason=f"no weights for {name}") for name in networks()}
     states["vgg16"] = NetworkState(
         available=True, reason="in the folder", source="vgg16-part.safetensors", layers=COVERED
@@ -85,8 +87,8 @@ def worker(redis: Redis) -> WorkerState:
     return state
 
 
-class Hands:
-    """A worker without a network, Celery or a process: it does what is queued when it is told to."""
+class InlineWorker:
+    """A worker without a network, Celery or a process: `work` runs what is queued."""
 
     def __init__(self, settings: Settings, redis: Redis) -> None:
         self.transitions = Transitions(redis)
@@ -97,13 +99,13 @@ class Hands:
             records=Records(redis, BlobStore(settings.store)),
             transitions=self.transitions,
             store=BlobStore(settings.store),
-            worker="hands",
+            worker="inline_worker",
             max_pixels=10**8,
             announce=lambda *_: None,
         )
 
     def work(self) -> None:
-        """Everything that is queued."""
+        """Run everything that is queued."""
         for queue in QUEUES:
             for _ in range(len(self.transitions.queued())):
                 self.runner.run(queue)
@@ -115,14 +117,51 @@ class Hands:
 
 
 def polling_of(settings: Settings) -> Polling:
-    """A reader on an event loop."""
+    """Asynchronous access to the job record."""
     url = settings.redis_url.get_secret_value()
     return Polling(url, Records(connect(url), BlobStore(settings.store)))
 
 
 @pytest.fixture
-def hands(settings: Settings, redis: Redis) -> Iterator[Hands]:
-    """A worker that works when it is told to."""
-    hands = Hands(settings, redis)
-    yield hands
-    hands.close()
+def inline_worker(settings: Settings, redis: Redis) -> Iterator[InlineWorker]:
+    """A worker that is run by the test."""
+    inline_worker = InlineWorker(settings, redis)
+    yield inline_worker
+    inline_worker.close()
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a survey have several parts of few images."""
+    monkeypatch.setattr("shared.surveys.store.PART_IMAGES", 4)
+
+
+@dataclass
+class Receiver:
+    """A server that receives webhooks and responds with the statuses that the test gives."""
+
+    answers: list[int] = field(default_factory=list)
+    calls: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    url: str = ""
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """A receiver on a loopback address."""
+    receiver = Receiver()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            receiver.calls.append(({name.lower(): value for name, value in self.headers.items()}, body))
+            self.send_response(receiver.answers.pop(0) if receiver.answers else 204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        receiver.url = f"http://127.0.0.1:{server.server_address[1]}/hook"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield receiver
+        server.shutdown()

@@ -1,8 +1,7 @@
-"""What is taken in at once, and in which order: budgets, what is looked at before images are, readiness."""
+"""Capacity: budgets and their order, checks before images are decoded, the cached readiness."""
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import threading
 import time
@@ -15,134 +14,32 @@ import pytest
 from httpx import Client
 from redis import Redis
 
-from api.edge import admission
-from api.edge.admission import Budget
-from api.services import GLANCE_SECONDS
+from api.edge import capacity
+from api.services import READINESS_SECONDS
 from shared import images
-from shared.errors import ServerBusy
 from shared.keys import ApiKeys
 from shared.settings import Settings
 from shared.store import BlobStore
 from shared.workers import WorkerState, publish
-from tests.api.conftest import Hands, serving
+from tests.api.conftest import InlineWorker, serving
 from tests.api.test_access import bearer
 from tests.api.test_explain import post, refused
 from tests.conftest import noise, png
 
-PHOTO = 12
-
-
-def budget(*, total: int = 60, own: int = 50, patience: float = 5.0) -> Budget:
-    """A small one."""
-    return Budget(total, own, patience, "things")
-
-
-def test_a_caller_with_much_does_not_hold_up_one_with_little() -> None:
-    """Sixteen large pictures wait; the photograph that comes last is next, or beside the first where it fits."""
-
-    async def order(total: int) -> list[str]:
-        shared, done = budget(total=total), []
-
-        async def work(caller: str, amount: int) -> None:
-            async with shared.taken(caller, amount):
-                done.append(caller)
-                await asyncio.sleep(0.005)
-
-        async with asyncio.TaskGroup() as group:
-            for _ in range(16):
-                group.create_task(work("hog", 50))
-            await asyncio.sleep(0)
-            for _ in range(3):
-                group.create_task(work("photo", PHOTO))
-        return done
-
-    assert asyncio.run(order(62))[:2] == ["hog", "photo"]
-    assert asyncio.run(order(50))[:5] == ["hog", "photo", "photo", "photo", "hog"]
-
-
-def test_callers_share_by_what_they_take() -> None:
-    """For one large there are as many small ones as make it up, not one."""
-
-    async def order() -> str:
-        shared, done = budget(total=50), []
-
-        async def work(caller: str, amount: int) -> None:
-            async with shared.taken(caller, amount):
-                done.append(caller)
-                await asyncio.sleep(0.001)
-
-        async with asyncio.TaskGroup() as group:
-            for _ in range(4):
-                group.create_task(work("L", 50))
-            for _ in range(40):
-                group.create_task(work("s", 10))
-        return "".join(done)
-
-    first = asyncio.run(order())[:15]
-    assert 8 <= first.count("s") <= 13, first
-
-
-def test_one_caller_leaves_room_for_another() -> None:
-    """And who asks for more than one may have is given that."""
-
-    async def used() -> None:
-        shared = budget(total=60, own=40, patience=0.02)
-        async with shared.taken("a", 10**9):
-            assert shared.free == 20
-            with pytest.raises(ServerBusy):
-                async with shared.taken("a", 1):
-                    pass
-            async with shared.taken("b", 20):
-                assert shared.free == 0
-        assert shared.free == 60
-
-    asyncio.run(used())
-
-
-def test_what_was_taken_is_given_back_whatever_happens() -> None:
-    """Errors, callers that go away while they wait or while they have it, and those that waited too long."""
-
-    async def tried() -> int:
-        shared = budget(total=10, own=10, patience=0.01)
-        for error in (ValueError, asyncio.CancelledError):
-            with pytest.raises(error):
-                async with shared.taken("a", 10):
-                    raise error
-        async with shared.taken("a", 10):
-            with pytest.raises(ServerBusy) as refusal:
-                async with shared.taken("b", 1):
-                    pass
-            assert refusal.value.headers["Retry-After"] == "5"
-        shared.patience = 5
-
-        async def hold(seconds: float) -> None:
-            async with shared.taken("a", 10):
-                await asyncio.sleep(seconds)
-
-        for delay in (0.0, 0.001, 0.002, 0.003):
-            tasks = [asyncio.create_task(hold(0.002)) for _ in range(5)]
-            await asyncio.sleep(delay)
-            for task in tasks[::2]:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        return shared.free
-
-    assert asyncio.run(tried()) == 10
-
 
 def stalled(client: Client, size: int, sent: int, key: str = "") -> socket.socket:
-    """An upload that announces so many bytes, sends some and stops."""
+    """An upload that announces this many bytes, sends some of them and pauses."""
     connection = socket.create_connection((client.base_url.host, client.base_url.port or 80))
     head = f"POST /explain HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {size}\r\n"
     connection.sendall(f"{head}{f'Authorization: Bearer {key}' if key else 'X-A: b'}\r\n\r\n".encode() + b" " * sent)
     return connection
 
 
-def test_uploads_that_do_not_fit_are_told_to_come_back(
+def test_uploads_beyond_the_capacity_are_refused_for_now(
     settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """503 with Retry-After; small ones are taken all the same, those of others too, and all once there is room."""
-    monkeypatch.setattr(admission, "PATIENCE_SECONDS", 0.3)
+    """503 with Retry-After. Small uploads and those of other callers are accepted; later all are."""
+    monkeypatch.setattr(capacity, "BODY_PATIENCE_SECONDS", 0.3)
     keys = {name: ApiKeys(redis).add(name) for name in ("ada", "bob")}
     large = png(noise(400, 400))
     assert 64 * 1024 < len(large) < 10**6
@@ -160,8 +57,8 @@ def test_uploads_that_do_not_fit_are_told_to_come_back(
         assert post(client, large, headers=bearer(keys["ada"])).status_code == 202
 
 
-def test_uploads_that_have_hardly_begun_take_no_room(client: Client) -> None:
-    """A hundred that announce the largest body and dribble."""
+def test_uploads_that_have_hardly_begun_reserve_nothing(client: Client) -> None:
+    """A hundred uploads announce the largest body and send slowly."""
     with ExitStack() as held:
         for _ in range(100):
             held.enter_context(stalled(client, 32 * 10**6, 1000))
@@ -170,7 +67,7 @@ def test_uploads_that_have_hardly_begun_take_no_room(client: Client) -> None:
 
 @pytest.fixture
 def checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The thread of each image that is decoded."""
+    """The names of the threads in which images are decoded."""
     threads: list[str] = []
     for name in ("decode", "verify"):
         known = getattr(images, name)
@@ -183,16 +80,16 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return threads
 
 
-def test_images_are_checked_in_threads_of_their_own(client: Client, checks: list[str]) -> None:
-    """Large and small ones, never in those that everything shares."""
+def test_images_are_checked_in_their_own_threads(client: Client, checks: list[str]) -> None:
+    """Large and small images, never in the threads of other requests."""
     assert post(client).status_code == 202
     assert post(client, png(noise(2100, 2000))).status_code == 202
     assert len(checks) == 2
     assert all(name.startswith("check") for name in checks)
 
 
-def test_slow_checks_hold_up_nothing_else(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sixty images that take their time, and the routes that use threads are answered meanwhile."""
+def test_slow_checks_delay_nothing_else(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While sixty images are checked slowly, routes that use threads respond."""
     over = threading.Event()
     monkeypatch.setattr(images, "decode", lambda *_: over.wait(20))
     with ThreadPoolExecutor(60) as callers:
@@ -206,10 +103,10 @@ def test_slow_checks_hold_up_nothing_else(client: Client, monkeypatch: pytest.Mo
         assert {answer.result().status_code for answer in waiting} == {202}
 
 
-def test_a_request_that_comes_again_is_answered_before_anything_is_checked(
+def test_a_repeated_request_is_answered_before_anything_is_checked(
     client: Client, redis: Redis, worker: WorkerState, checks: list[str]
 ) -> None:
-    """The job exists, whatever has become of the network, and no picture is decoded; another request is refused."""
+    """The existing job is returned although its network is gone, and no image is decoded. New requests are refused."""
     headers = {"Idempotency-Key": "mine"}
     first = post(client, headers=headers)
     assert first.status_code == 202
@@ -225,9 +122,9 @@ def test_a_request_that_comes_again_is_answered_before_anything_is_checked(
 
 
 def test_a_caller_at_their_quota_is_refused_before_anything_is_decoded_or_stored(
-    settings: Settings, redis: Redis, checks: list[str], hands: Hands
+    settings: Settings, redis: Redis, checks: list[str], inline_worker: InlineWorker
 ) -> None:
-    """The same of a full queue. A request that came before is answered all the same."""
+    """Also if the queue is full. A repeated request still returns its job."""
     key = bearer(ApiKeys(redis).add("ada", max_open=1))
     other = bearer(ApiKeys(redis).add("bob"))
     with serving(settings.model_copy(update={"max_queued": 1})) as client:
@@ -248,12 +145,12 @@ def test_a_caller_at_their_quota_is_refused_before_anything_is_decoded_or_stored
 
 
 def calls(redis: Redis, command: str) -> int:
-    """How often Redis was asked for this."""
+    """How often Redis has run this command."""
     return int(redis.info("commandstats").get(f"cmdstat_{command}", {}).get("calls", 0))
 
 
 def test_a_full_queue_is_counted_not_read(settings: Settings, redis: Redis) -> None:
-    """However long it is."""
+    """Its length does not matter."""
     with serving(settings.model_copy(update={"max_queued": 2})) as client:
         assert post(client).status_code == 202
         before = calls(redis, "zrange")
@@ -262,7 +159,7 @@ def test_a_full_queue_is_counted_not_read(settings: Settings, redis: Redis) -> N
 
 
 def test_a_short_list_reads_few_records(client: Client, redis: Redis) -> None:
-    """A page of one job reads one; every job is on one page, whatever the pages' length."""
+    """A page of one job reads one record. Each job is on exactly one page, for all page sizes."""
     ids = [post(client, kernels=str(kernel)).json()["id"] for kernel in range(12)]
     for limit in (1, 5, 7, 12, 100):
         found: list[str] = []
@@ -276,8 +173,8 @@ def test_a_short_list_reads_few_records(client: Client, redis: Redis) -> None:
         assert found == ids[::-1]
 
 
-def test_readiness_is_one_look_for_all_who_ask(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that takes its time: a hundred ask, it is asked once, and other routes have their threads."""
+def test_concurrent_readiness_requests_share_one_check(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a slow store, a hundred requests cause one check, and other routes have their threads."""
     looks: list[float] = []
     over = threading.Event()
 
@@ -287,7 +184,7 @@ def test_readiness_is_one_look_for_all_who_ask(client: Client, monkeypatch: pyte
         return ""
 
     monkeypatch.setattr(BlobStore, "identity", slow)
-    time.sleep(GLANCE_SECONDS)
+    time.sleep(READINESS_SECONDS)
     pool = httpx.Limits(max_connections=200)
     with httpx.Client(base_url=client.base_url, timeout=30, limits=pool) as many, ThreadPoolExecutor(100) as callers:
         answers = [callers.submit(many.get, "/readyz") for _ in range(100)]
@@ -298,16 +195,16 @@ def test_readiness_is_one_look_for_all_who_ask(client: Client, monkeypatch: pyte
     assert len(looks) == 1
 
 
-def test_readiness_is_looked_at_again_after_a_moment(client: Client, redis: Redis, worker: WorkerState) -> None:
-    """A worker that has come is there within seconds."""
+def test_the_cached_readiness_expires(client: Client, redis: Redis, worker: WorkerState) -> None:
+    """A new worker is listed within seconds."""
     assert [each["id"] for each in client.get("/readyz").json()["workers"]] == ["w1"]
     publish(redis, worker.model_copy(update={"id": "w2"}))
-    time.sleep(GLANCE_SECONDS + 0.1)
+    time.sleep(READINESS_SECONDS + 0.1)
     assert [each["id"] for each in client.get("/readyz").json()["workers"]] == ["w1", "w2"]
 
 
-def test_who_has_no_key_is_told_no_names(settings: Settings, redis: Redis, worker: WorkerState) -> None:
-    """Counts and whether workers are ready, as the page needs it; hosts, devices and networks with a key alone."""
+def test_readiness_without_a_key_has_no_names(settings: Settings, redis: Redis, worker: WorkerState) -> None:
+    """Only the number of workers and whether they are ready, for the page; hosts, devices and networks need a key."""
     key = ApiKeys(redis).add("ada")
     with serving(settings) as client:
         for headers in ({}, bearer("ks_wrong")):
@@ -318,8 +215,8 @@ def test_who_has_no_key_is_told_no_names(settings: Settings, redis: Redis, worke
         assert client.get("/readyz").json()["workers"][0]["device"] == "cpu"
 
 
-def test_a_body_of_json_is_held_no_longer_than_it_is_needed(client: Client) -> None:
-    """A request that waits for its job's end has given its room back."""
+def test_the_memory_of_a_json_body_is_released_early(client: Client) -> None:
+    """A request that waits for the end of its job has released its reservation."""
     with ThreadPoolExecutor(8) as callers:
         large = png(noise(3000, 1200))
         waiting = [callers.submit(post, client, large, {"Prefer": "wait=8"}) for _ in range(8)]

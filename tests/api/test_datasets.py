@@ -1,4 +1,4 @@
-"""`/datasets`: made, filled, listed, kept apart, deleted."""
+"""`/datasets`: creating, filling, listing, isolating and deleting data sets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.conftest import noise, png
 
 
 def made(client: Client, name: str = "birds", **options: Any) -> str:
-    """The path of a new data set."""
+    """Create a data set; returns its path."""
     answer = client.post("/datasets", json={"name": name}, **options)
     assert answer.status_code == 201, answer.text
     assert answer.headers["location"] == answer.json()["links"]["self"]
@@ -30,23 +30,23 @@ def made(client: Client, name: str = "birds", **options: Any) -> str:
 
 
 def image(seed: int) -> bytes:
-    """A picture's file."""
+    """An image file."""
     return png(noise(seed=seed))
 
 
 def sent(client: Client, path: str, files: dict[str, bytes], **options: Any) -> Response:
-    """The answer to an upload."""
+    """Upload files; returns the response."""
     return client.post(f"{path}/images", files=[("image", one) for one in files.items()], **options)
 
 
 def files_of(settings: Settings) -> set[Path]:
-    """All in the store that is a data set's; that one was deleted is not."""
+    """All files of data sets in the store, without the marks of deleted ones."""
     folder = Path(settings.data_dir, "store", "datasets")
     return {file for file in folder.rglob("*") if file.is_file() and file.parent != folder / "removed"}
 
 
-def test_images_are_kept_once_and_what_is_none_is_named(client: Client, settings: Settings) -> None:
-    """In their order; the same request again changes nothing."""
+def test_images_are_stored_once_and_other_files_are_listed(client: Client, settings: Settings) -> None:
+    """In their order; repeating the request changes nothing."""
     path, first, second = made(client), image(1), image(2)
     files = {"b/two.png": second, "a/one.png": first, "again.png": first, "text": b"hello", "cut.png": first[:200]}
     answer = sent(client, path, files).raise_for_status().json()
@@ -67,8 +67,8 @@ def test_images_are_kept_once_and_what_is_none_is_named(client: Client, settings
     assert client.get(path).json()["odd"] == answer["odd"]
 
 
-def test_a_data_set_is_listed_and_deleted_with_all_that_it_has(client: Client, settings: Settings) -> None:
-    """Nothing of it stays in the store."""
+def test_a_data_set_is_listed_and_deleted_with_its_files(client: Client, settings: Settings) -> None:
+    """None of its files remain in the store."""
     before = files_of(settings)
     paths = [made(client, name) for name in ("one", "two")]
     sent(client, paths[0], {"a": image(1)}).raise_for_status()
@@ -89,10 +89,10 @@ def test_a_data_set_is_listed_and_deleted_with_all_that_it_has(client: Client, s
         ({"data": {"name": "x"}, "files": {"image": b""}}, 422, "invalid-request", "'name' is not known"),
     ],
 )
-def test_what_is_no_upload_is_refused(
+def test_invalid_uploads_are_refused(
     client: Client, options: dict[str, Any], status: int, slug: str, words: str
 ) -> None:
-    """And nothing of it becomes the data set's."""
+    """The data set does not change."""
     path = made(client)
     refused(client.post(f"{path}/images", **options), status, slug, words)
     assert client.get(path).json()["refused"] == 0
@@ -100,12 +100,12 @@ def test_what_is_no_upload_is_refused(
 
 @pytest.mark.parametrize("body", [{}, {"name": ""}, {"name": "a\nb"}, {"name": "a", "x": 1}, ["a"]])
 def test_a_data_set_needs_a_name(client: Client, body: Any) -> None:
-    """What people call it."""
+    """Of a valid length and type."""
     refused(client.post("/datasets", json=body), 422, "invalid-request")
 
 
-def test_there_is_room_for_so_many(settings: Settings, redis: Redis) -> None:
-    """Images that it has count once; what was taken before stays."""
+def test_the_number_of_images_is_limited(settings: Settings, redis: Redis) -> None:
+    """Repeated images count once; images accepted before remain."""
     assert redis.ping()
     with serving(settings.model_copy(update={"max_dataset_images": 2})) as client:
         path, images = made(client), {str(number): image(number) for number in range(3)}
@@ -119,7 +119,7 @@ def test_there_is_room_for_so_many(settings: Settings, redis: Redis) -> None:
 
 @pytest.fixture
 def two(settings: Settings, redis: Redis) -> Iterator[tuple[Client, dict[str, str], dict[str, str]]]:
-    """A client, and what two keys send."""
+    """A client, and the headers of two keys."""
     keys = [ApiKeys(redis).add(name) for name in ("ada", "bob")]
     ada, bob = ({"Authorization": f"Bearer {key}"} for key in keys)
     with serving(settings) as client:
@@ -129,7 +129,7 @@ def two(settings: Settings, redis: Redis) -> Iterator[tuple[Client, dict[str, st
 def test_another_key_s_data_set_does_not_exist(
     two: tuple[Client, dict[str, str], dict[str, str]], settings: Settings
 ) -> None:
-    """Unless it is everybody's: then it may be read, and by its owner alone be changed."""
+    """Unless it is public: then it can be read, but only its owner can change it."""
     client, ada, bob = two
     path = made(client, headers=ada)
     sent(client, path, {"a": image(1)}, headers=ada).raise_for_status()
@@ -147,14 +147,14 @@ def test_another_key_s_data_set_does_not_exist(
 
 
 @pytest.mark.parametrize("name", ["0" * 32, "of", "..%2fjobs", "%2e%2e"])
-def test_what_is_no_data_set_is_not_found(client: Client, name: str) -> None:
-    """No other text becomes a path of the store."""
+def test_an_unknown_data_set_is_not_found(client: Client, name: str) -> None:
+    """Invalid ids never become paths of the store."""
     for answer in (client.get(f"/datasets/{name}"), client.delete(f"/datasets/{name}")):
         assert answer.status_code in (404, 405)
 
 
-def test_one_that_is_deleted_while_images_come_leaves_nothing(client: Client, settings: Settings) -> None:
-    """The upload is told so."""
+def test_a_data_set_that_is_deleted_during_an_upload_leaves_nothing(client: Client, settings: Settings) -> None:
+    """The upload fails."""
     path, sets = made(client), DataSets(BlobStore(settings.store), 10)
     upload = sets.open(path.rpartition("/")[2], "")
     upload.take("a", image(1))
@@ -166,8 +166,8 @@ def test_one_that_is_deleted_while_images_come_leaves_nothing(client: Client, se
     assert not files_of(settings)
 
 
-def test_what_a_crash_has_left_by_half_is_passed_over(client: Client, settings: Settings) -> None:
-    """A part that was being written when its process was killed."""
+def test_incomplete_files_after_a_crash_are_ignored(client: Client, settings: Settings) -> None:
+    """A part whose process was killed while writing it."""
     path = made(client)
     sent(client, path, {"a": image(1)}).raise_for_status()
     (part,) = (file for file in files_of(settings) if file.parent.name == "parts")
@@ -175,16 +175,16 @@ def test_what_a_crash_has_left_by_half_is_passed_over(client: Client, settings: 
     assert client.get(path).json()["images"] == 1
 
 
-def test_a_store_that_may_not_be_listed_is_told(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A data set would look empty."""
+def test_a_store_that_cannot_be_listed_is_an_error(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a data set would look empty."""
     monkeypatch.setattr(BlobStore, "names", lambda *_: [])
     refused(client.post("/datasets", json={"name": "birds"}), 503, "store-unavailable", "s3:ListBucket")
 
 
-def test_odd_files_are_remembered_up_to_a_number(
+def test_the_list_of_refused_files_is_limited(
     client: Client, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An upload's own are always told; the same one counts once."""
+    """The response to an upload lists all of its own; the same file counts once."""
     monkeypatch.setattr("shared.datasets.MOST_ODD", 3)
     path = made(client)
     for _ in range(2):

@@ -1,25 +1,20 @@
-"""`POST /explain`: what is taken, what is refused, and what the refusal says."""
+"""`POST /explain`: accepted requests, refused requests, and the texts of refusals."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
-import struct
-import zlib
 from typing import Any
 
-import numpy as np
 import pytest
 from httpx import Client, Response
-from PIL import Image
 from redis import Redis
 
 from shared.settings import Settings
 from shared.workers import WorkerState
 from tests.api.conftest import serving
-from tests.conftest import encoded, noise, png
-from tests.unit import profiles
+from tests.conftest import noise, png
 
 MINI = {"model": "vgg_mini", "layer": "conv2_2", "kernels": "3,16"}
 
@@ -31,13 +26,13 @@ def post(
     path: str = "/explain",
     **fields: str,
 ) -> Response:
-    """A multipart request."""
+    """Send a multipart request."""
     data = png(noise()) if image is None else image
     return client.post(path, files={"image": ("x", data)}, data={**MINI, **fields}, headers=headers)
 
 
 def post_json(client: Client, **fields: Any) -> Response:
-    """A JSON request; NaN may be in it, as Python's json writes it."""
+    """Send a JSON request; it may contain NaN, as Python's json writes it."""
     body = {
         "images": [{"data": base64.b64encode(png(noise())).decode(), "name": "x"}],
         "model": "vgg_mini",
@@ -49,7 +44,7 @@ def post_json(client: Client, **fields: Any) -> Response:
 
 
 def refused(response: Response, status: int, slug: str, *words: str) -> dict[str, Any]:
-    """The answer is a problem of this type whose detail holds these words."""
+    """Check that a response is a problem of this type whose detail contains these words."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     problem: dict[str, Any] = response.json()
@@ -61,8 +56,8 @@ def refused(response: Response, status: int, slug: str, *words: str) -> dict[str
     return problem
 
 
-def test_a_form_makes_a_job(client: Client) -> None:
-    """202, a Location, and the job: queued, first in line, the request in its normal form."""
+def test_a_form_creates_a_job(client: Client) -> None:
+    """202, a Location, and the job: queued, first in the queue, with the normalised request."""
     image = png(noise())
     answer = post(client, image, layer="relu2_2")
     assert answer.status_code == 202
@@ -108,8 +103,8 @@ def test_a_form_makes_a_job(client: Client) -> None:
     assert polled.headers["retry-after"] == "1"
 
 
-def test_json_and_form_mean_the_same(client: Client) -> None:
-    """The same request in either form is normalised alike; torchvision's node names the same layer."""
+def test_json_and_forms_are_equivalent(client: Client) -> None:
+    """Both are normalised to the same request; torchvision's node name is accepted for a layer."""
     image = png(noise())
     form = post(client, image, alpha="0.5,1", beta="0", kernels="top:3", effort="quick", layer="features.8")
     body = post_json(client, alpha=[0.5, 1], beta=0, kernels="top:3", effort="quick", layer="conv2_2")
@@ -118,15 +113,15 @@ def test_json_and_form_mean_the_same(client: Client) -> None:
     assert form.json()["progress"]["total"] is None  # "top:3" is resolved by the worker
 
 
-def test_several_images_weights_and_kernels_make_their_product(client: Client) -> None:
-    """One item for every image × kernel × α × β."""
+def test_items_are_the_product_of_images_kernels_and_weights(client: Client) -> None:
+    """One item for each image × kernel × α × β."""
     files = [("image", (f"{seed}.png", png(noise(seed=seed)))) for seed in range(3)]
     answer = client.post("/explain", files=files, data={**MINI, "alpha": "0,1", "beta": "0.5,1,2"})
     assert answer.json()["progress"]["total"] == 3 * 2 * 2 * 3
 
 
-def test_an_image_can_be_named_by_its_hash_when_it_was_sent_before(client: Client) -> None:
-    """The bytes travel once."""
+def test_an_image_sent_before_can_be_given_by_its_hash(client: Client) -> None:
+    """Its bytes are sent once."""
     digest = hashlib.sha256(png(noise())).hexdigest()
     refused(post_json(client, images=[{"sha256": digest}]), 422, "unknown-image", digest, "send its bytes")
     assert post_json(client).status_code == 202
@@ -147,7 +142,7 @@ def test_an_image_can_be_named_by_its_hash_when_it_was_sent_before(client: Clien
 def test_evidence_has_a_weight_or_a_bound(
     client: Client, fields: dict[str, Any], gamma: float | None, most: float | None
 ) -> None:
-    """The job keeps what was asked for."""
+    """The job has the requested one."""
     asked = post_json(client, **fields).json()["request"]
     assert (asked["gamma"], asked["max_invention"]) == (gamma, most)
 
@@ -188,102 +183,32 @@ def test_evidence_has_a_weight_or_a_bound(
         ({"kernels": "top:32", "alpha": list(range(1, 65)), "beta": [1, 2]}, "invalid-request", ["4096", "2048"]),
     ],
 )
-def test_values_that_cannot_be_used(client: Client, fields: dict[str, Any], slug: str, words: list[str]) -> None:
-    """Each names what was wrong and what would be right."""
+def test_invalid_values(client: Client, fields: dict[str, Any], slug: str, words: list[str]) -> None:
+    """Each error says what is wrong and what is expected."""
     refused(post_json(client, **fields), 422, slug, *words)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_numbers_that_are_none(client: Client, value: float) -> None:
-    """NaN and infinities, which Python's JSON writes and reads without a word; and as form fields."""
+def test_numbers_that_are_not_finite(client: Client, value: float) -> None:
+    """NaN and infinities, which Python's json writes and reads; also as form fields."""
     refused(post_json(client, alpha=value), 422, "invalid-request", "finite")
     refused(post(client, alpha=str(value)), 422, "invalid-request", "alpha", "finite")
 
 
-def test_several_mistakes_are_told_at_once(client: Client) -> None:
+def test_several_errors_are_returned_at_once(client: Client) -> None:
     """A list of fields, for programs."""
     problem = refused(post_json(client, alpha=-1, beta=-1, solver="x"), 422, "invalid-request")
     assert {error["field"] for error in problem["errors"]} == {"alpha.0", "beta.0", "solver"}
 
 
 def test_missing_fields_are_named(client: Client) -> None:
-    """Layer and kernels have no default."""
+    """The layer and the kernels have no default."""
     answer = client.post("/explain", files={"image": ("x", png(noise()))}, data={})
     refused(answer, 422, "invalid-request", "layer: Field required", "kernels: Field required")
 
 
-def form(client: Client, path: str = "/explain", **fields: str | list[str]) -> Response:
-    """A form whose fields may be repeated: a list is a part for each of its values."""
-    data = {"model": "vgg_mini", "layer": "conv2_2", **fields}
-    return client.post(path, files={"image": ("x", png(noise()))}, data=data)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"kernels": ["3", "16"], "methods": ["suppression", "lrp"], "alpha": ["0", "1"], "beta": ["0.5", "2"]},
-        {"kernels[]": ["3", "16"], "methods[]": ["suppression", "lrp"], "alpha[]": ["0", "1"], "beta[]": ["0.5", "2"]},
-        {"kernels": "3,16", "methods": "suppression,lrp", "alpha": "0,1", "beta": "0.5,2"},
-    ],
-)
-def test_lists_are_repeated_fields_or_have_commas(client: Client, fields: dict[str, Any]) -> None:
-    """As curl, requests and httpx repeat a field, as axios does with brackets, and in one field: nothing is lost."""
-    answer = form(client, **fields)
-    assert answer.status_code == 202, answer.text
-    request = answer.json()["request"]
-    assert [request[name] for name in ("kernels", "methods", "alpha", "beta")] == [
-        [3, 16],
-        ["suppression", "lrp"],
-        [0.0, 1.0],
-        [0.5, 2.0],
-    ]
-
-
-def test_each_kernel_may_have_a_field_of_its_own(client: Client) -> None:
-    """All of the widest layer, some with commas."""
-    answer = form(client, model="vgg16", layer="conv5_3", kernels=["0,1", *map(str, range(2, 512))])
-    assert answer.status_code == 202, answer.text
-    assert answer.json()["request"]["kernels"] == list(range(512))
-
-
-@pytest.mark.parametrize("kernels", [["top:5", "top:5"], ["top:5", "3"], ["3", "top:5"], "3,top:5"])
-def test_the_most_active_kernels_stand_alone(client: Client, kernels: str | list[str]) -> None:
-    """Neither twice nor beside indices."""
-    refused(form(client, kernels=kernels), 422, "invalid-request", '"top:N" must stand alone', "[12, 40]")
-
-
-@pytest.mark.parametrize("path", ["/explain", "/activations"])
-def test_a_field_of_one_value_may_not_be_repeated(client: Client, path: str) -> None:
-    """Each is named, for programs too; a name that is unknown is told as such."""
-    kernels = {"kernels": ["3", "16"]} if path == "/explain" else {}
-    fields: dict[str, Any] = {**kernels, "model": ["vgg16", "vgg_mini"], "layer": ["conv2_2"] * 3}
-    said = ["model: given 2 times; give it once", "layer: given 3 times; give it once"]
-    problem = refused(form(client, path, **fields), 422, "invalid-request", *said)
-    assert {error["field"] for error in problem["errors"]} == {"model", "layer"}
-    refused(form(client, path, **kernels, colour=["red", "blue"]), 422, "invalid-request", "colour: no such field")
-
-
-@pytest.mark.parametrize("path", ["/explain", "/activations"])
-def test_an_image_without_a_filename(client: Client, path: str) -> None:
-    """As `-F image=cat.jpg` sends it, without the @: no picture, so it says how a file is sent, however long it is."""
-    fields = {**MINI, "image": "cat.jpg"} if path == "/explain" else {"layer": "conv2_2", "image": "cat.jpg"}
-    parts = {name: (None, value.encode()) for name, value in fields.items()}
-    said = ["no filename", "curl -F image=@cat.jpg"]
-    refused(client.post(path, files=parts), 422, "invalid-request", *said)
-    long = {**parts, "image": (None, b"x" * 100_000)}
-    refused(client.post(path, files=long), 422, "invalid-request", *said)
-
-
-def test_several_images_may_have_brackets(client: Client) -> None:
-    """As axios sends them."""
-    files = [("image[]", (f"{seed}.png", png(noise(seed=seed)))) for seed in range(2)]
-    answer = client.post("/explain", files=files, data=MINI)
-    assert answer.status_code == 202, answer.text
-    assert len(answer.json()["request"]["images"]) == 2
-
-
-def test_bodies_that_cannot_be_read(client: Client) -> None:
-    """Not JSON, not an object, nested beyond reason, not a form, no file, another type."""
+def test_unreadable_bodies(client: Client) -> None:
+    """Not JSON, not an object, nested too deeply, not a form, no file, another type."""
     send = {"Content-Type": "application/json"}
     refused(client.post("/explain", content=b"{", headers=send), 400, "malformed-body", "not JSON")
     refused(client.post("/explain", content=b"[1]", headers=send), 422, "invalid-request", "object")
@@ -298,7 +223,7 @@ def test_bodies_that_cannot_be_read(client: Client) -> None:
 
 
 def test_a_body_over_the_limit_is_refused(settings: Settings, redis: Redis) -> None:
-    """By its announced length, and while it streams without one."""
+    """By its announced length, or while it is streamed without one."""
     with serving(settings.model_copy(update={"max_body_mb": 1})) as client:
         refused(post(client, b"x" * 1_100_000), 413, "body-too-large", "1 MB")
         chunks = (b"x" * 100_000 for _ in range(20))
@@ -306,128 +231,33 @@ def test_a_body_over_the_limit_is_refused(settings: Settings, redis: Redis) -> N
         refused(streamed, 413, "body-too-large", "1 MB")
 
 
-def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few kilobytes that says it has this many pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    data = zlib.compress(bytes(3 * width + 1) * 10)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-
-
-def test_files_that_are_no_image(client: Client) -> None:
-    """Text, nothing, another format: 415, with the formats that are taken."""
-    gif = encoded(noise(), "GIF")
-    for data in (b"not an image", b"", gif):
-        refused(post(client, data), 415, "unsupported-image", "PNG, JPEG and WebP")
-    refused(post(client, b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"), 415, "unsupported-image", "this is HEIC", "convert it")
-
-
-def test_the_same_image_under_two_names_is_two_images(client: Client) -> None:
-    """Names are kept beside the digests; an image without one has none."""
-    digest = hashlib.sha256(png(noise())).hexdigest()
-    data = {"data": base64.b64encode(png(noise())).decode()}
-    assert post_json(client, images=[data]).json()["request"]["names"] == []
-    job = post_json(client, images=[{**data, "name": "a.png"}, {"sha256": digest, "name": "b.png"}, data]).json()
-    assert job["request"]["images"] == [digest] * 3
-    assert job["request"]["names"] == ["a.png", "b.png", None]
-    assert job["progress"]["total"] == 6
-
-
-@pytest.mark.parametrize("name", ["", "a" * 129, "a\nb", "a\u0000", "\u0085", 7])
-def test_names_that_cannot_be_used(client: Client, name: Any) -> None:
-    """Too long or too short, with characters that nobody sees."""
-    image = {"data": base64.b64encode(png(noise())).decode(), "name": name}
-    refused(post_json(client, images=[image]), 422, "invalid-request", "images.0.name")
-
-
-@pytest.mark.parametrize(
-    ("given", "kept"),
-    [("cat.jpg", "cat.jpg"), ("a/../b\\cat.jpg", "cat.jpg"), ("é.png", "é.png"), ("a" * 200, "a" * 128), ("/", None)],
-)
-def test_a_forms_file_names_are_kept(client: Client, given: str, kept: str | None) -> None:
-    """Without folders, and cut where they are longer than a name may be: nobody chose them for this."""
-    job = client.post("/explain", files={"image": (given, png(noise()))}, data=MINI).json()
-    assert job["request"]["names"] == ([kept] if kept else [])
-
-
-@pytest.mark.parametrize("profile", [b"no profile", profiles.display_p3(), profiles.cmyk({})])
-def test_images_with_odd_metadata_are_taken(client: Client, profile: bytes) -> None:
-    """What is beside the pixels is applied or ignored."""
-    for form in ("PNG", "JPEG", "WEBP"):
-        assert post(client, encoded(noise(), form, icc_profile=profile, exif=b"Exif\0\0odd")).status_code == 202
-
-
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
-def test_truncated_images(client: Client, form: str) -> None:
-    """Half a file is refused at once, not by a worker later."""
-    data = encoded(noise(200, 200), form)
-    for length in (20, len(data) // 2):
-        refused(post(client, data[:length]), 422, "unusable-image", form, "truncated or damaged")
-
-
-def test_images_of_a_useless_size(client: Client) -> None:
-    """One pixel shows nothing; 40,000 × 40,000 is refused by its header, before a byte is decoded."""
-    refused(post(client, png(noise(1, 1))), 422, "unusable-image", "1×1", "at least 8")
-    refused(post(client, bomb(40_000, 40_000)), 422, "unusable-image", "40000×40000", "50 megapixels")
-
-
-def rotated() -> bytes:
-    """A JPEG whose EXIF says that it lies on its side."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return encoded(noise(), "JPEG", exif=exif.tobytes())
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        encoded(noise().convert("CMYK"), "JPEG"),
-        png(Image.fromarray(np.arange(4800, dtype=np.uint16).reshape(60, 80) * 13)),
-        png(noise().convert("P"), transparency=0),
-        png(noise().convert("LA")),
-        png(noise().convert("1")),
-        png(noise().convert("RGBA")),
-        encoded(noise(), "WEBP", save_all=True, append_images=[noise(seed=1)], duration=100),
-        png(noise(), save_all=True, append_images=[noise(seed=1)]),
-        rotated(),
-    ],
-    ids=["cmyk", "16-bit", "palette+alpha", "grey+alpha", "1-bit", "rgba", "animated-webp", "apng", "exif-rotated"],
-)
-def test_unusual_images_are_taken(client: Client, data: bytes) -> None:
-    """They are converted, not refused."""
-    assert post(client, data).status_code == 202
-
-
 def test_a_layer_that_the_weights_do_not_cover(client: Client, worker: WorkerState) -> None:
-    """The API knows from the workers' heartbeats, and says what is covered."""
+    """The API learns it from the workers' heartbeats, and lists the covered layers."""
     answer = post(client, model="vgg16", layer="conv3_3")
     refused(answer, 422, "layer-not-covered", "conv3_3", "vgg16-part.safetensors", "conv1_1, conv1_2, conv2_1, conv2_2")
     assert post(client, model="vgg16", layer="conv2_2").status_code == 202
 
 
 def test_a_model_without_weights(client: Client, worker: WorkerState) -> None:
-    """Refused with the worker's own reason; with no worker at all the job is taken and waits."""
+    """Refused with the worker's reason."""
     refused(post(client, model="alexnet", layer="conv2"), 422, "model-unavailable", "no weights for alexnet")
 
 
-def test_without_a_worker_jobs_are_taken(client: Client) -> None:
+def test_without_a_worker_jobs_are_accepted(client: Client) -> None:
     """Workers may scale from zero."""
     assert post(client, model="alexnet", layer="conv2").status_code == 202
 
 
-def test_nothing_of_a_refused_request_is_kept(client: Client, redis: Redis) -> None:
-    """No record, no reference to an image."""
+def test_nothing_of_a_refused_request_is_stored(client: Client, redis: Redis) -> None:
+    """Neither a record nor a reference to an image."""
     post(client, layer="conv9_9")
     post(client, b"no image")
     post_json(client, alpha=-1)
     assert redis.keys("ks:*") == []
 
 
-def test_a_request_that_is_sent_twice_with_its_key_is_one_job(client: Client, redis: Redis) -> None:
-    """The second is answered 200 with the same job; another request with the key is refused."""
+def test_a_request_repeated_with_its_key_is_one_job(client: Client, redis: Redis) -> None:
+    """The second response is 200 with the same job; another request with the key is refused."""
     first = post(client, headers={"Idempotency-Key": "mine"})
     assert first.status_code == 202
     assert "idempotent-replayed" not in first.headers
@@ -444,7 +274,7 @@ def test_a_request_that_is_sent_twice_with_its_key_is_one_job(client: Client, re
 
 
 def test_cancelling(client: Client) -> None:
-    """A queued job never starts; one that has ended says so; unknown ones are 404."""
+    """A cancelled queued job never starts; an ended job is 409; an unknown one is 404."""
     job_id = post(client).json()["id"]
     cancelled = client.post(f"/jobs/{job_id}/cancel")
     assert cancelled.status_code == 200

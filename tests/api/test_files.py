@@ -15,21 +15,21 @@ from httpx import Client
 from PIL import Image
 from redis import Redis
 
-from tests.api.conftest import Hands
+from tests.api.conftest import InlineWorker
 from tests.api.test_explain import post, refused
 from tests.conftest import noise, png
 
 
 @pytest.fixture
-def done(client: Client, hands: Hands) -> str:
-    """The path of a job that has ended, of kernels 3 and 16."""
+def done(client: Client, inline_worker: InlineWorker) -> str:
+    """The path of an ended job on kernels 3 and 16."""
     path: str = post(client).json()["links"]["self"]
-    hands.work()
+    inline_worker.work()
     return path
 
 
-def test_a_file_may_be_kept_for_ever(client: Client, done: str) -> None:
-    """Its ETag is its SHA-256; who has it is told so, however they ask."""
+def test_a_file_can_be_cached_for_ever(client: Client, done: str) -> None:
+    """Its ETag is its SHA-256; all forms of a conditional request return 304."""
     answer = client.get(f"{done}/artifacts/0/optimized.png")
     etag = answer.headers["etag"]
     assert etag == f'"{sha256(answer.content).hexdigest()}"'
@@ -52,7 +52,7 @@ def test_a_file_may_be_kept_for_ever(client: Client, done: str) -> None:
     ],
 )
 def test_a_part_of_a_file(client: Client, done: str, asked: str, part: slice) -> None:
-    """206 with the bytes that were asked for, and where they are."""
+    """206 with the requested bytes and their range."""
     path = f"{done}/artifacts/0/optimized.npy"
     whole = client.get(path).content
     answer = client.get(path, headers={"Range": asked})
@@ -62,8 +62,8 @@ def test_a_part_of_a_file(client: Client, done: str, asked: str, part: slice) ->
     assert answer.headers["content-range"] == f"bytes {start}-{stop - 1}/{len(whole)}"
 
 
-def test_ranges_that_cannot_be_served(client: Client, done: str) -> None:
-    """Behind the end: 416 with the size. Several, or none that is one: the whole file. Of an older file: the whole."""
+def test_invalid_ranges(client: Client, done: str) -> None:
+    """After the end: 416 with the size. Several, invalid, or of another version of the file: the whole file."""
     path = f"{done}/artifacts/0/optimized.npy"
     whole = client.get(path)
     size = len(whole.content)
@@ -79,15 +79,15 @@ def test_ranges_that_cannot_be_served(client: Client, done: str) -> None:
 
 
 def test_json_is_always_sent_whole(client: Client, done: str) -> None:
-    """A part of it would be `application/json` that no reader can read."""
+    """A part of it would not be valid `application/json`."""
     path = f"{done}/artifacts/0/history.json"
     answer = client.get(path, headers={"Range": "bytes=-9"})
     assert (answer.status_code, answer.headers["accept-ranges"]) == (200, "none")
     assert answer.json() == client.get(path).json()
 
 
-def test_the_bundle_holds_everything(client: Client, done: str) -> None:
-    """The job, the image, and each result's files, byte for byte; it is streamed and needs no length."""
+def test_the_bundle_has_all_files(client: Client, done: str) -> None:
+    """The job, the image, and each result's files, byte for byte; streamed without a length."""
     answer = client.get(f"{done}/bundle.zip")
     assert answer.headers["content-type"] == "application/zip"
     assert re.search(r'filename="kernelscope-[0-9a-f]{32}\.zip"', answer.headers["content-disposition"])
@@ -107,21 +107,21 @@ def test_the_bundle_holds_everything(client: Client, done: str) -> None:
 
 
 def test_the_bundle_of_a_job_without_results(client: Client) -> None:
-    """What there is: the job and its image."""
+    """It has the job and its image."""
     answer = client.get(f"{post(client).json()['links']['self']}/bundle.zip")
     with ZipFile(BytesIO(answer.content)) as bundle:
         assert [name.split("/")[0] for name in bundle.namelist()] == ["job.json", "images"]
 
 
-def test_activations_rank_the_kernels_of_a_layer(client: Client, hands: Hands) -> None:
-    """Every kernel with its mean activation, highest first, and a sheet of thumbnails in that order."""
+def test_activations_rank_the_kernels_of_a_layer(client: Client, inline_worker: InlineWorker) -> None:
+    """All kernels with their mean activation, highest first, and a sheet of thumbnails in the same order."""
     files = [("image", ("a", png(noise(seed=seed)))) for seed in (1, 2)]
     answer = client.post("/activations", files=files, data={"model": "vgg_mini", "layer": "conv2_2"})
     assert answer.status_code == 202
     job = answer.json()
     assert job["request"]["methods"] == ["activations"]
     assert job["progress"]["total"] == 2
-    hands.work()
+    inline_worker.work()
     job = client.get(answer.headers["location"]).json()
     assert job["status"] == "succeeded"
     for number, result in enumerate(job["results"]):
@@ -137,13 +137,11 @@ def test_activations_rank_the_kernels_of_a_layer(client: Client, hands: Hands) -
         pixels = np.asarray(sheet)
         assert pixels[5, 5].sum() > 600  # the most active: bright
         assert pixels[-5, -5].sum() < 60  # the last: silent
-        refused(
-            client.get(f"{job['links']['self']}/artifacts/{number}/panel.png"), 404, "artifact-not-found", "makes no"
-        )
+        refused(client.get(f"{job['links']['self']}/artifacts/{number}/panel.png"), 404, "artifact-not-found", "has no")
 
 
-def test_activations_refuse_what_they_do_not_know(client: Client) -> None:
-    """Kernels are what is asked for, not what is given; the layer must exist."""
+def test_activations_refuse_unknown_fields_and_layers(client: Client) -> None:
+    """`kernels` is no field, and the layer must exist."""
     image = {"image": png(noise())}
     answer = client.post("/activations", files=image, data={"layer": "conv1_1", "kernels": "3"})
     refused(answer, 422, "invalid-request", "kernels: no such field")
@@ -152,23 +150,23 @@ def test_activations_refuse_what_they_do_not_know(client: Client) -> None:
     refused(answer, 422, "invalid-request", "images")
 
 
-def test_explaining_and_activations_do_not_share_a_method(client: Client) -> None:
-    """`methods` of `POST /explain` are explanations."""
+def test_explain_refuses_the_method_of_activations(client: Client) -> None:
+    """`methods` of `POST /explain` has only methods of explanation."""
     refused(post(client, methods="activations"), 422, "invalid-request", "methods")
 
 
-def test_several_methods_stand_side_by_side(client: Client, hands: Hands) -> None:
-    """In the panel of each of them, which is final once all have ended; the bundle's folders name the method."""
+def test_several_methods_are_in_one_panel(client: Client, inline_worker: InlineWorker) -> None:
+    """The panel of each result is final once all have ended; the bundle's folders contain the method's name."""
     methods = "suppression,guided_backprop,deconvnet,lrp"
     job = post(client, kernels="3", methods=methods, beta="1,2").json()
     here = job["links"]["self"]
     assert job["progress"]["total"] == 5
-    hands.work()
+    inline_worker.work()
     panels = [client.get(f"{here}/artifacts/{index}/panel.png") for index in range(5)]
     assert len({Image.open(BytesIO(panel.content)).size for panel in panels}) == 1
     assert all("immutable" in panel.headers["cache-control"] for panel in panels)
     alone = post(client, kernels="3", methods="lrp").json()["links"]["self"]
-    hands.work()
+    inline_worker.work()
     small, large = (
         Image.open(BytesIO(client.get(f"{path}/artifacts/0/panel.png").content)).height for path in (alone, here)
     )
@@ -178,11 +176,11 @@ def test_several_methods_stand_side_by_side(client: Client, hands: Hands) -> Non
     assert {"0000-conv2_2-kernel3", "0001-conv2_2-kernel3", "0004-conv2_2-kernel3-lrp"} <= folders
 
 
-def test_a_panel_that_will_have_more_rows_is_not_kept(client: Client, hands: Hands, redis: Redis) -> None:
-    """While others of its methods are still to come: what is there is drawn, and drawn again later."""
+def test_an_incomplete_panel_is_not_stored(client: Client, inline_worker: InlineWorker, redis: Redis) -> None:
+    """While results of other methods are missing, it is drawn again for each request."""
     job = post(client, kernels="3", methods="suppression,lrp").json()
     here = job["links"]["self"]
-    hands.work()
+    inline_worker.work()
     second = redis.hget(f"ks:job:{job['id']}:results", "1")
     redis.hdel(f"ks:job:{job['id']}:results", "1")
     redis.hset(f"ks:job:{job['id']}", "status", "running")
@@ -195,19 +193,19 @@ def test_a_panel_that_will_have_more_rows_is_not_kept(client: Client, hands: Han
     assert Image.open(BytesIO(late.content)).height > Image.open(BytesIO(early.content)).height
 
 
-def several(client: Client, hands: Hands, **fields: str) -> str:
-    """The path of a job on three images, done."""
+def several(client: Client, inline_worker: InlineWorker, **fields: str) -> str:
+    """The path of an ended job on three images."""
     files = [("image", (f"{seed}.png", png(noise(seed=seed)))) for seed in (1, 2, 3)]
     data = {"model": "vgg_mini", "layer": "conv2_2", "kernels": "3,16", **fields}
     job = client.post("/explain", files=files, data=data).json()
-    hands.work()
+    inline_worker.work()
     path: str = job["links"]["self"]
     return path
 
 
-def test_several_images_are_compared(client: Client, hands: Hands) -> None:
-    """A score for each kernel, and a contact sheet; final once the job has ended, and in the bundle."""
-    here = several(client, hands)
+def test_several_images_are_compared(client: Client, inline_worker: InlineWorker) -> None:
+    """Scores for each kernel, and a contact sheet. They are final once the job has ended, and in the bundle."""
+    here = several(client, inline_worker)
     links = client.get(here).json()["links"]
     answer = client.get(links["consistency"])
     assert "immutable" in answer.headers["cache-control"]
@@ -228,14 +226,14 @@ def test_several_images_are_compared(client: Client, hands: Hands) -> None:
         assert bundle.read("contact_sheet.png") == sheet.content
 
 
-def test_the_same_picture_under_two_names_stays_two_in_all_files(client: Client, hands: Hands) -> None:
-    """Both are compared, both have a row in the sheet, and the bundle has both under names that any disk takes."""
+def test_the_same_image_under_two_names_is_two_in_all_files(client: Client, inline_worker: InlineWorker) -> None:
+    """Both are compared and have a row in the sheet, and the bundle has both, under names valid on any file system."""
     data = base64.b64encode(png(noise())).decode()
     names = ["../../etc/passwd", "CON.jpg", "..", "a:b*c?.webp", "ü" * 128, None]
     body = {"model": "vgg_mini", "layer": "conv2_2", "kernels": "top:2"}
     images = [{"data": data, "name": name} for name in names]
     job = client.post("/explain", json={**body, "images": images}).json()
-    hands.work()
+    inline_worker.work()
     found = client.get(job["links"]["consistency"]).json()
     assert [one["images"] for one in found["series"]] == [6, 6]
     assert found["originals"] == pytest.approx(1)
@@ -248,34 +246,38 @@ def test_the_same_picture_under_two_names_stays_two_in_all_files(client: Client,
     assert kept == [f"images/{stem}.png" for stem in stems]
 
 
-def test_a_contact_sheet_says_names(client: Client, hands: Hands) -> None:
-    """Below the number; a long one is cut, and the sheet is as wide as without."""
+def test_a_contact_sheet_has_names(client: Client, inline_worker: InlineWorker) -> None:
+    """Below the number; long ones are cut, so the width does not change."""
     data = base64.b64encode(png(noise())).decode()
     body = {"model": "vgg_mini", "layer": "conv2_2", "kernels": [3]}
     sheets = []
     for names in ((None, None), ("a", "b"), ("a" * 128, "b")):
         images = [{"data": data, "name": name} for name in names]
         job = client.post("/explain", json={**body, "images": images}).json()
-        hands.work()
+        inline_worker.work()
         sheets.append(Image.open(BytesIO(client.get(job["links"]["contact_sheet"]).content)))
     assert len({sheet.size for sheet in sheets}) == 1
     assert len({sheet.tobytes() for sheet in sheets}) == 3
 
 
-def test_a_contact_sheet_has_a_column_for_each_method_and_a_bound(client: Client, hands: Hands) -> None:
-    """Kernels' maps stand once; what is beyond sixteen columns is told, not lost in silence."""
+def test_a_contact_sheet_has_a_column_for_each_method_up_to_a_limit(
+    client: Client, inline_worker: InlineWorker
+) -> None:
+    """Each kernel's map is shown once; the number of omitted columns is stated."""
     one, four = (
-        Image.open(BytesIO(client.get(f"{several(client, hands, methods=methods)}/contact_sheet.png").content)).width
+        Image.open(
+            BytesIO(client.get(f"{several(client, inline_worker, methods=methods)}/contact_sheet.png").content)
+        ).width
         for methods in ("suppression", "suppression,lrp,deconvnet,guided_backprop")
     )
     assert four > 1.8 * one
-    many = client.get(f"{several(client, hands, kernels=','.join(map(str, range(20))))}/consistency").json()
+    many = client.get(f"{several(client, inline_worker, kernels=','.join(map(str, range(20))))}/consistency").json()
     assert len(many["series"]) == 16
     assert re.match(r"[1-4] more", many["left_out"])
 
 
-def test_what_is_not_there_is_not_compared(client: Client, hands: Hands) -> None:
-    """One image: 404 and no link. A job that runs: what is there, not to be kept."""
+def test_comparisons_of_one_image_and_of_a_running_job(client: Client, inline_worker: InlineWorker) -> None:
+    """One image: 404 and no link. A running job: of the results so far, not to be cached."""
     one = post(client).json()
     assert "consistency" not in one["links"]
     refused(client.get(f"{one['links']['self']}/consistency"), 404, "artifact-not-found", "fewer than two images")

@@ -1,81 +1,31 @@
-"""Following jobs: the list, long polls, Server-Sent Events, deleting."""
+"""Following jobs: the list, long polls, deletion, lost connections to Redis."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import threading
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
 import pytest
 import uvloop
 from httpx import Client
-from PIL import Image
 from redis import Redis
 
-from api.jobs import accept, feeds
-from api.jobs.feeds import Feeds
-from api.jobs.news import News
+from api.jobs.updates import JobUpdates
 from api.services import Services
-from shared.jobs import Polling, Transitions
 from shared.keys import ApiKeys
 from shared.settings import Settings
-from tests.api.conftest import Hands, polling_of, serving
+from tests.api.conftest import InlineWorker, polling_of, serving
+from tests.api.reading import hurried, later, parsed
 from tests.api.test_access import bearer
 from tests.api.test_explain import post, refused
 
 
-@dataclass
-class Event:
-    """As a reader gets it."""
-
-    id: str
-    kind: str
-    data: dict[str, Any]
-
-
-@contextmanager
-def reading(client: Client, path: str, last: str | None = None) -> Iterator[Iterator[Event]]:
-    """A job's events, as they come."""
-    headers = {"Last-Event-ID": last} if last else {}
-    with client.stream("GET", path, headers=headers) as answer:
-        assert answer.status_code == 200
-        assert answer.headers["content-type"].startswith("text/event-stream")
-        assert answer.headers["cache-control"] == "no-store"
-        yield _parsed(answer.iter_lines())
-
-
-def _parsed(lines: Iterator[str]) -> Iterator[Event]:
-    import json
-
-    fields: dict[str, str] = {}
-    for line in lines:
-        if line and not line.startswith(":"):
-            name, _, value = line.partition(": ")
-            fields[name] = value
-        elif not line and fields:
-            yield Event(fields.get("id", ""), fields["event"], json.loads(fields["data"]))
-            fields = {}
-
-
-@contextmanager
-def later(seconds: float, action: Callable[[], object]) -> Iterator[None]:
-    """Do it in a moment, while what is inside goes on; it is done at the end."""
-    thread = threading.Timer(seconds, action)
-    thread.start()
-    yield
-    thread.join()
-
-
 def listed(client: Client, **query: str | int) -> list[str]:
-    """The ids of a list, from all its pages."""
+    """The ids of all pages of a list."""
     ids: list[str] = []
     while True:
         page = client.get("/jobs", params=query).json()
@@ -86,14 +36,14 @@ def listed(client: Client, **query: str | int) -> list[str]:
 
 
 def test_the_list_is_empty_at_first(client: Client) -> None:
-    """An empty page, and no next one."""
+    """One empty page."""
     answer = client.get("/jobs")
     assert answer.json() == {"jobs": [], "next_cursor": None}
     assert "link" not in answer.headers
 
 
 def test_jobs_are_listed_newest_first_by_pages(client: Client, redis: Redis) -> None:
-    """Each once, whatever the page's size, even where several were made at one moment; without results."""
+    """Each job once, for any page size, even if several were created at the same time; without results."""
     ids = [post(client).json()["id"] for _ in range(7)]
     for job_id in ids[2:5]:
         redis.zadd("ks:jobs:", {job_id: 5.0})
@@ -107,10 +57,10 @@ def test_jobs_are_listed_newest_first_by_pages(client: Client, redis: Redis) -> 
     assert [job["id"] for job in client.get(following).json()["jobs"]] == expected[3:6]
 
 
-def test_the_list_is_filtered(client: Client, hands: Hands) -> None:
-    """By state, network and layer, under any of the layer's names."""
+def test_the_list_is_filtered(client: Client, inline_worker: InlineWorker) -> None:
+    """By status, network and layer, by any name of the layer."""
     first, second = post(client).json()["id"], post(client, layer="conv1_1", kernels="3").json()["id"]
-    hands.work()
+    inline_worker.work()
     third = post(client, layer="conv1_1", kernels="3").json()["id"]
     assert listed(client, status="succeeded") == [second, first]
     assert listed(client, status="queued") == [third]
@@ -123,16 +73,16 @@ def test_the_list_is_filtered(client: Client, hands: Hands) -> None:
 
 
 @pytest.mark.parametrize("cursor", ["x", "", "é", urlsafe_b64encode(b"a b").decode(), "AAAA"])
-def test_a_cursor_that_is_none(client: Client, cursor: str) -> None:
-    """422, and what to send."""
+def test_an_invalid_cursor(client: Client, cursor: str) -> None:
+    """422, with what to send."""
     refused(client.get("/jobs", params={"cursor": cursor}), 422, "invalid-request", "next_cursor")
 
 
-def test_waiting_for_a_job_ends_when_it_ends(client: Client, hands: Hands) -> None:
-    """At once, not at the next poll; the answer says what was granted."""
+def test_waiting_for_a_job_ends_when_it_ends(client: Client, inline_worker: InlineWorker) -> None:
+    """Immediately, not at the next poll; the response has the granted time."""
     path = post(client).json()["links"]["self"]
     begin = time.monotonic()
-    with later(0.5, hands.work):
+    with later(0.5, inline_worker.work):
         answer = client.get(path, headers={"Prefer": "wait=20"})
         waited = time.monotonic() - begin
     assert answer.json()["status"] == "succeeded"
@@ -143,8 +93,8 @@ def test_waiting_for_a_job_ends_when_it_ends(client: Client, hands: Hands) -> No
     assert again.headers["preference-applied"] == "wait=60"
 
 
-def test_waiting_ends_after_the_time_that_was_asked_for(client: Client) -> None:
-    """With the job as it stands; a preference that cannot be read is none."""
+def test_waiting_ends_after_the_requested_time(client: Client) -> None:
+    """With the job's current state; an invalid preference is ignored."""
     path = post(client).json()["links"]["self"]
     begin = time.monotonic()
     answer = client.get(path, headers={"Prefer": "wait=1"})
@@ -155,9 +105,9 @@ def test_waiting_ends_after_the_time_that_was_asked_for(client: Client) -> None:
         assert "preference-applied" not in client.get(path, headers={"Prefer": nothing}).headers
 
 
-def test_submitting_can_wait_for_the_end(client: Client, hands: Hands) -> None:
-    """200 and the whole job where it ended in time; 202 where not."""
-    with later(0.5, hands.work):
+def test_submitting_can_wait_for_the_end(client: Client, inline_worker: InlineWorker) -> None:
+    """200 and the whole job if it ended in time, else 202."""
+    with later(0.5, inline_worker.work):
         answer = post(client, headers={"Prefer": "wait=20"})
     assert answer.status_code == 200
     assert answer.json()["status"] == "succeeded"
@@ -175,143 +125,12 @@ def test_a_cancelled_or_deleted_job_ends_the_wait(client: Client) -> None:
     links = post(client).json()["links"]
     with later(0.3, lambda: client.delete(links["self"])):
         answer = client.get(links["self"], headers={"Prefer": "wait=20"})
-    assert answer.status_code in (200, 410)  # it is cancelled first, and the reader may see that
+    assert answer.status_code in (200, 410)  # it is cancelled first, which the client may see
     refused(client.get(links["self"]), 410, "job-expired", "deleted")
 
 
-def test_events_tell_the_whole_story(client: Client, hands: Hands) -> None:
-    """Each state once, each result once, progress with its loss terms; then the stream ends."""
-    links = post(client, iterations="300").json()["links"]
-    with later(0.3, hands.work), reading(client, links["events"]) as events:
-        story = list(events)
-    states = [event.data["status"] for event in story if event.kind == "status"]
-    assert states == ["queued", "running", "succeeded"]
-    results = [event.data for event in story if event.kind == "result"]
-    assert sorted(results, key=lambda each: each["index"]) == client.get(links["self"]).json()["results"]
-    progress = [event.data for event in story if event.kind == "progress"]
-    assert progress
-    assert all(step["total"] == 2 and 0 <= step["completed"] <= 2 for step in progress)
-    item = progress[0]["items"][0]
-    assert set(item["losses"]) == {"preservation", "suppression", "regularization", "total"}
-    assert 0 < item["iteration"] <= 300
-    ids = [tuple(map(int, event.id.split("-"))) for event in story]
-    assert ids == sorted(set(ids))
-
-
-def test_who_watches_sees_the_picture_form(client: Client, hands: Hands) -> None:
-    """A stream with previews tells of pictures that can be fetched; without a watcher none are made."""
-    job = post(client, iterations="1200", kernels="1").json()
-    seen: set[int] = set()
-    with later(0.1, hands.work), reading(client, f"{job['links']['events']}?previews=true") as events:
-        for event in events:
-            if event.kind == "progress" and (number := event.data["items"][0].get("preview")):
-                answer = client.get(f"/jobs/{job['id']}/previews/0")
-                assert answer.headers["content-type"] == "image/webp"
-                assert Image.open(BytesIO(answer.content)).size == (96, 96)
-                seen.add(number)
-    assert len(seen) > 1
-    unwatched = post(client, iterations="400", kernels="1", beta="2").json()
-    with later(0.1, hands.work), reading(client, unwatched["links"]["events"]) as events:
-        assert not any("preview" in event.data["items"][0] for event in events if event.kind == "progress")
-    refused(client.get(f"/jobs/{unwatched['id']}/previews/0"), 404, "artifact-not-found", "previews=true")
-
-
-def test_a_reader_that_comes_late_or_comes_back_misses_and_repeats_nothing(client: Client, hands: Hands) -> None:
-    """From any event on, the rest; after the last one, nothing, at once."""
-    links = post(client, kernels="1,2,3,4,5").json()["links"]
-    hands.work()
-    with reading(client, links["events"]) as events:
-        story = list(events)
-    assert [event.data["status"] for event in story if event.kind == "status"] == ["queued", "running", "succeeded"]
-    for number, event in enumerate(story[:-1]):
-        with reading(client, links["events"], event.id) as events:
-            assert list(events) == story[number + 1 :]
-    over = client.get(links["events"], headers={"Last-Event-ID": story[-1].id})
-    assert (over.status_code, over.content) == (204, b"")  # which tells a browser to stay away
-    refused(client.get(links["events"], headers={"Last-Event-ID": "soon"}), 422, "invalid-request", "Last-Event-ID")
-
-
-def test_readers_of_one_job_are_all_told(client: Client, redis: Redis) -> None:
-    """Also one that comes while others read, and one that leaves."""
-    links = post(client).json()["links"]
-    transitions = Transitions(redis)
-    (slice_id,) = transitions.queued()
-    with reading(client, links["events"]) as first, reading(client, links["events"]) as second:
-        assert next(first).data == next(second).data == {"status": "queued"}
-        claim = transitions.claim(slice_id)
-        assert claim
-        assert next(first).data == {"status": "running"}
-        with reading(client, links["events"]) as third:
-            assert [next(third).data["status"] for _ in range(2)] == ["queued", "running"]
-        transitions.cancel(claim.job_id)
-        assert next(first).data == {"status": "cancelled"}
-        assert [event.data["status"] for event in second] == ["running", "cancelled"]
-        assert list(first) == []
-
-
-def test_a_deleted_job_ends_the_stream(client: Client) -> None:
-    """Its readers are told that it was cancelled, or that it is gone."""
-    links = post(client).json()["links"]
-    with reading(client, links["events"]) as events:
-        assert next(events).data == {"status": "queued"}
-        assert client.delete(links["self"]).status_code == 204
-        (last,) = list(events)
-        assert last.kind == "gone" or last.data == {"status": "cancelled"}
-
-
-def test_a_reader_of_a_job_that_is_gone_is_told_so(client: Client, settings: Settings) -> None:
-    """By an event of its own, without an id."""
-    links = post(client).json()["links"]
-    services = Services.open(settings)
-    with reading(client, links["events"]) as events:
-        next(events)
-        job_id = links["self"].rsplit("/", 1)[-1]
-        created = services.redis.hget(f"ks:job:{job_id}", "created_at")
-        keys = [f"ks:job:{job_id}"]
-        with services.redis.pipeline(transaction=True) as pipe:  # else it may be told of the one before the other
-            services.transitions._scripts["cancel"](keys=keys, args=[job_id], client=pipe)
-            services.retention._remove(keys=keys, args=[job_id, "", created, "", 60], client=pipe)
-            pipe.execute()
-        (last,) = list(events)
-    assert (last.kind, last.id, last.data["type"], last.data["status"]) == ("gone", "", "/problems/job-expired", 410)
-    asyncio.run(services.close())
-
-
-@contextmanager
-def hurried(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.2) -> Iterator[None]:
-    """What is done each 15 s is done more often."""
-    monkeypatch.setattr(feeds, "KEEPALIVE_SECONDS", seconds)
-    monkeypatch.setattr(accept, "KEEPALIVE_SECONDS", seconds)
-    monkeypatch.setattr(accept, "LOOK_SECONDS", seconds)
-    yield
-
-
-@pytest.mark.parametrize("with_session", [False, True])
-def test_a_revoked_key_ends_its_streams(
-    settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch, *, with_session: bool
-) -> None:
-    """Or the end of the page's session: within a keepalive, with an event that says why; those of others go on."""
-    keys = ApiKeys(redis)
-    ada, bob = (bearer(keys.add(name)) for name in ("ada", "bob"))
-    with hurried(monkeypatch), serving(settings) as client, Client(base_url=client.base_url) as page:
-        other, own = (post(client, headers=key).json()["links"]["events"] for key in (bob, ada))
-        if with_session:
-            page.post("/session", headers=ada).raise_for_status()
-        else:
-            page.headers.update(ada)
-        client.headers.update(bob)
-        with reading(page, own) as events, reading(client, other) as others:
-            assert next(events).data == next(others).data == {"status": "queued"}
-            page.delete("/session") if with_session else keys.revoke("ada")
-            (last,) = list(events)
-            client.post(other.replace("events", "cancel")).raise_for_status()
-            assert next(others).data == {"status": "cancelled"}
-        assert (last.kind, last.data["type"], last.data["status"]) == ("problem", "/problems/unauthorized", 401)
-        assert page.get(own).status_code == 401
-
-
 def test_a_revoked_key_ends_its_long_polls(settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within a keepalive, with 401."""
+    """Within a keepalive interval, with 401."""
     keys = ApiKeys(redis)
     ada = bearer(keys.add("ada"))
     with hurried(monkeypatch), serving(settings) as client:
@@ -321,8 +140,8 @@ def test_a_revoked_key_ends_its_long_polls(settings: Settings, redis: Redis, mon
     refused(answer, 401, "unauthorized", "revoked")
 
 
-def test_who_waits_is_answered_when_the_server_is_told_to_stop(settings: Settings, redis: Redis) -> None:
-    """With the job as it stands, so that nobody loses its id; event streams end whole, and can be resumed."""
+def test_waiting_requests_are_answered_when_the_server_stops(settings: Settings, redis: Redis) -> None:
+    """With the job's current state, so that its id is not lost; event streams end between events and can be resumed."""
     with ThreadPoolExecutor() as threads, Client(timeout=30) as waiter:
         with serving(settings) as client:
             waiter.base_url = client.base_url
@@ -339,13 +158,15 @@ def test_who_waits_is_answered_when_the_server_is_told_to_stop(settings: Setting
     assert (job.status_code, job.json()["status"]) == (200, "queued")
     assert (made.status_code, made.json()["status"]) == (202, "queued")
     assert made.headers["location"] == made.json()["links"]["self"]
-    assert [event.data for event in _parsed(iter(story.text.splitlines()))] == [{"status": "queued"}]
+    assert [event.data for event in parsed(iter(story.text.splitlines()))] == [{"status": "queued"}]
 
 
-def test_deleting_removes_the_record_and_the_files(client: Client, settings: Settings, hands: Hands) -> None:
-    """What another job refers to stays; what is deleted is gone for good."""
+def test_deleting_removes_the_record_and_the_files(
+    client: Client, settings: Settings, inline_worker: InlineWorker
+) -> None:
+    """Images of other jobs remain."""
     first, second = (post(client).json()["links"]["self"] for _ in range(2))
-    hands.work()
+    inline_worker.work()
     assert client.get(f"{first}/artifacts/0/panel.png").status_code == 200
     folder = settings.data_dir / "store" / "jobs"
     kept = [(folder / here[-2:] / here.removeprefix("/jobs/")) for here in (first, second)]
@@ -363,40 +184,10 @@ def test_deleting_removes_the_record_and_the_files(client: Client, settings: Set
     asyncio.run(services.close())
 
 
-def test_a_stream_that_nobody_begins_to_read_holds_nothing(client: Client, settings: Settings) -> None:
-    """The caller has gone before the first byte: no feed, no task is left behind; nor when they go later."""
-    job_id = post(client).json()["id"]
-
-    async def leave() -> None:
-        polling = polling_of(settings)
-        listening = News(polling)
-        listening.start()
-        feeds = Feeds(polling, listening)
-        before = len(asyncio.all_tasks())
-        assert await feeds.follow(job_id, None)
-        assert feeds._feeds == {}
-        stream = await feeds.follow(job_id, None)
-        assert stream
-        reading = asyncio.ensure_future(_read_on(stream))
-        while not feeds._feeds:  # noqa: ASYNC110 - nobody rings when it is joined
-            await asyncio.sleep(0.01)
-        while not reading.done():  # one cancellation can be lost in a command to Redis
-            reading.cancel()
-            await asyncio.sleep(0.01)
-        assert feeds._feeds == {}
-        async with asyncio.timeout(10):
-            while len(asyncio.all_tasks()) > before:  # noqa: ASYNC110 - nobody rings when they are over
-                await asyncio.sleep(0.01)
-        await listening.close()
-        await polling.close()
-
-    asyncio.run(leave())
-
-
-def test_a_connection_that_died_without_a_word_is_made_again(
+def test_a_silently_lost_connection_is_replaced(
     client: Client, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after a cut in the network: the loop goes on meanwhile, and news arrive again."""
+    """As after a network failure: the event loop continues, and notifications arrive again."""
     job_id = post(client).json()["id"]
 
     async def die() -> None:
@@ -410,19 +201,19 @@ def test_a_connection_that_died_without_a_word_is_made_again(
 
         async def subscribed(count: int) -> None:
             async with asyncio.timeout(10):
-                while len(made) < count or not made[-1].channels:  # noqa: ASYNC110 - nobody rings then
+                while len(made) < count or not made[-1].channels:  # noqa: ASYNC110 - there is no notification
                     await asyncio.sleep(0.01)
 
         monkeypatch.setattr(polling.redis, "pubsub", subscription)
-        listening = News(polling)
+        listening = JobUpdates(polling)
         listening.start()
         await subscribed(1)
         made[0].connection._reader.set_exception(TimeoutError(errno.ETIMEDOUT, "Connection timed out"))
-        with listening.of(job_id) as bell:
+        with listening.subscribe(job_id) as updates:
             await subscribed(2)
-            await bell.wait(2)
+            await updates.wait(2)
             await asyncio.to_thread(client.post, f"/jobs/{job_id}/cancel")
-            await asyncio.wait_for(bell._rung.wait(), 5)
+            await asyncio.wait_for(updates._notified.wait(), 5)
         await listening.close()
         await polling.close()
 
@@ -430,10 +221,8 @@ def test_a_connection_that_died_without_a_word_is_made_again(
 
 
 @pytest.mark.parametrize("loop", [asyncio, uvloop])
-def test_a_connection_that_was_lost_while_nobody_used_it_is_made_again(
-    client: Client, settings: Settings, loop: Any
-) -> None:
-    """The next reader is answered as if nothing had happened."""
+def test_a_connection_lost_while_idle_is_replaced(client: Client, settings: Settings, loop: Any) -> None:
+    """The next request succeeds."""
     job_id = post(client).json()["id"]
 
     async def lose() -> None:
@@ -447,64 +236,3 @@ def test_a_connection_that_was_lost_while_nobody_used_it_is_made_again(
         await polling.close()
 
     loop.run(lose())
-
-
-def test_a_feed_that_fails_tells_its_readers_who_then_resume(
-    client: Client, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever went wrong: an event without an id ends the stream; the next one has what was missed."""
-    job_id = post(client).json()["id"]
-
-    async def fail() -> bytes:
-        polling = polling_of(settings)
-        listening = News(polling)
-        listening.start()
-        feeds = Feeds(polling, listening)
-        stream = await feeds.follow(job_id, None)
-        assert stream
-        assert b"ping" in await anext(stream)
-        assert b"queued" in await anext(stream)
-        ending = asyncio.ensure_future(anext(stream))
-        while not (feeds._feeds and feeds._feeds[job_id].started.is_set()):  # noqa: ASYNC110 - nobody rings for it
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)
-        with monkeypatch.context() as patch:
-            patch.setattr(polling, "events", _raise)
-            await asyncio.to_thread(client.post, f"/jobs/{job_id}/cancel")
-            told = await asyncio.wait_for(ending, 5)
-            assert [part async for part in stream] == []
-        stream = await feeds.follow(job_id, None)
-        assert stream
-        assert b"cancelled" in b"".join([part async for part in stream])
-        await listening.close()
-        await polling.close()
-        return told
-
-    (event,) = _parsed(iter(asyncio.run(fail()).decode().splitlines()))
-    assert (event.kind, event.id, event.data["status"]) == ("problem", "", 500)
-    assert "resume" in event.data["detail"]
-
-
-async def _raise(*_: object) -> None:
-    raise ValueError("a bug")
-
-
-def test_previews_are_asked_for_once_in_a_while(client: Client, hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not with each event: each is a write that Redis syncs."""
-    asked = []
-    watch = Polling.watch
-
-    async def noted(polling: Polling, job_id: str) -> None:
-        asked.append(job_id)
-        await watch(polling, job_id)
-
-    monkeypatch.setattr(Polling, "watch", noted)
-    job = post(client, iterations="400", kernels="1,2,3,4").json()
-    with later(0.1, hands.work), reading(client, f"{job['links']['events']}?previews=true") as events:
-        assert len(list(events)) > 5
-    assert asked == [job["id"]]
-
-
-async def _read_on(stream: AsyncIterator[bytes]) -> None:
-    async for _ in stream:
-        pass

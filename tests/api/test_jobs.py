@@ -1,4 +1,4 @@
-"""`GET /jobs/{id}`: the whole record, as it is now."""
+"""`GET /jobs/{id}`: the current job."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from redis import Redis
 
 from shared.jobs import Transitions
 from shared.settings import Settings
-from tests.api.conftest import Hands, polling_of
+from tests.api.conftest import InlineWorker, polling_of
 from tests.api.test_explain import post, refused
 
 
-def test_polling_tells_what_submitting_told(client: Client) -> None:
-    """The same document, not to be kept, with the time to ask again."""
+def test_polling_returns_the_same_document_as_submitting(client: Client) -> None:
+    """Not to be cached, with `Retry-After`."""
     submitted = post(client)
     answer = client.get(submitted.headers["location"])
     assert answer.json() == submitted.json()
@@ -25,8 +25,8 @@ def test_polling_tells_what_submitting_told(client: Client) -> None:
     assert answer.headers["retry-after"] == "1"
 
 
-def test_an_ended_job_is_not_to_be_asked_again(client: Client) -> None:
-    """No `Retry-After`; its place in the queue is gone."""
+def test_an_ended_job_has_no_retry_after(client: Client) -> None:
+    """Nor a position in the queue."""
     path = post(client).headers["location"]
     assert client.get(path).json()["queue_position"] == 1
     client.post(f"{path}/cancel").raise_for_status()
@@ -36,8 +36,8 @@ def test_an_ended_job_is_not_to_be_asked_again(client: Client) -> None:
     assert "retry-after" not in answer.headers
 
 
-def test_the_place_in_the_queue_is_that_of_now(client: Client, redis: Redis) -> None:
-    """Small and big jobs have a queue each; a job moves up when one before it is taken."""
+def test_the_position_in_the_queue_is_current(client: Client, redis: Redis) -> None:
+    """Small and big jobs have separate queues; a job moves up when one before it starts."""
     many = ",".join(map(str, range(20)))
     small, big = ([post(client, kernels=kernels).json()["id"] for _ in range(3)] for kernels in ("3", many))
 
@@ -49,28 +49,28 @@ def test_the_place_in_the_queue_is_that_of_now(client: Client, redis: Redis) -> 
     assert places()[:3] == [None, 1, 2]
 
 
-def test_the_document_of_a_job_is_described(client: Client) -> None:
-    """The answer is written without FastAPI's help; its schema is still there."""
+def test_the_schema_of_a_job_is_documented(client: Client) -> None:
+    """The response is serialised without FastAPI, but its schema is in the document."""
     described = client.get("/openapi.json").json()["paths"]["/jobs/{job_id}"]["get"]["responses"]["200"]
     assert described["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Job"}
 
 
-def test_what_failed_is_run_again(client: Client, hands: Hands) -> None:
-    """202 and the job, queued again; what cannot be retried is 409 with the reason."""
+def test_failed_items_can_be_retried(client: Client, inline_worker: InlineWorker) -> None:
+    """202 and the job, queued again; 409 with the reason if nothing can be retried."""
     path = post(client, kernels="1,9").headers["location"]  # the dummy's kernel 9 is silent
     refused(client.post(f"{path}/retry"), 409, "nothing-to-retry", "still queued")
-    hands.work()
+    inline_worker.work()
     assert client.get(path).json()["failed_items"] == 1
     answer = client.post(f"{path}/retry")
     assert answer.status_code == 202
     job = answer.json()
     assert (job["status"], job["failed_items"], job["progress"]["completed"]) == ("queued", 0, 1)
     refused(client.post(f"{path}/retry"), 409, "nothing-to-retry", "still queued")
-    hands.work()
+    inline_worker.work()
     job = client.get(path).json()
     assert [result["status"] for result in job["results"]] == ["succeeded", "failed"]
     whole = post(client, kernels="1").headers["location"]
-    hands.work()
+    inline_worker.work()
     refused(client.post(f"{whole}/retry"), 409, "nothing-to-retry", "nothing")
     refused(client.post(f"/jobs/{OLD}/retry"), 404, "job-not-found")
 
@@ -79,13 +79,13 @@ OLD = "0" * 32
 
 
 def test_an_expired_job(client: Client, redis: Redis) -> None:
-    """410 while its tombstone is kept."""
+    """410 while its tombstone is stored."""
     redis.set(f"ks:gone:{OLD}", "")
     refused(client.get(f"/jobs/{OLD}"), 410, "job-expired", OLD)
 
 
-def test_many_readers_at_once_are_all_answered(client: Client, settings: Settings) -> None:
-    """More than there are connections to Redis: they wait for one another."""
+def test_many_concurrent_requests_are_all_answered(client: Client, settings: Settings) -> None:
+    """More than there are connections to Redis: requests wait for a free one."""
     job_id = post(client).json()["id"]
 
     async def read() -> set[str]:
@@ -98,7 +98,7 @@ def test_many_readers_at_once_are_all_answered(client: Client, settings: Setting
 
 
 def test_a_poll_leaves_nothing_to_the_garbage_collector(client: Client) -> None:
-    """A cycle in each request has it pause all the others, for 15 ms a second at 1,000 polls a second."""
+    """With a reference cycle in each request it would pause all others, 15 ms a second at 1,000 polls a second."""
     path = post(client).headers["location"]
     client.get(path)
     gc.collect()

@@ -1,30 +1,24 @@
-"""What operators see: metrics, logs, request ids, security headers, CORS."""
+"""Operation: metrics, logs, request ids, security headers, CORS, readiness."""
 
 from __future__ import annotations
 
 import asyncio
-import io
 import json
-import logging
-import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import httpx
-import pytest
 from httpx import Client
 from prometheus_client.parser import text_string_to_metric_families
-from pydantic import SecretStr, ValidationError
+from pydantic import SecretStr
 from redis import Redis
 
-from api.housekeeping import Keeper, Loop, loops
-from api.jobs.webhooks import Postman
-from api.services import GLANCE_SECONDS, Services
+from api.housekeeping import Loop, Scheduler, loops
+from api.jobs.deliveries import WebhookSender
+from api.services import READINESS_SECONDS, Services
 from kernelscope.stack import free_port
-from shared import logs, workers
+from shared import workers
 from shared.housekeeping import SUCCESS
 from shared.jobs import connect
 from shared.keys import ApiKeys
@@ -32,7 +26,7 @@ from shared.settings import Settings
 from shared.store import BlobStore
 from shared.version import REVISION, VERSION
 from shared.workers import WorkerState
-from tests.api.conftest import Hands, serving
+from tests.api.conftest import InlineWorker, serving
 from tests.api.test_access import bearer
 from tests.api.test_explain import post, refused
 from tests.conftest import noise, own_redis, png, refusing
@@ -41,13 +35,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def metrics(text: str) -> dict[str, float]:
-    """Each sample by its name and labels."""
+    """The samples by name and labels."""
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     return {f"{each.name}{json.dumps(each.labels, sort_keys=True)}": each.value for each in samples}
 
 
-def test_the_metrics_tell_of_requests_and_of_the_queue(client: Client, hands: Hands, worker: WorkerState) -> None:
-    """In Prometheus's format; routes are templates, so that callers cannot make labels."""
+def test_metrics_of_requests_and_of_the_queue(client: Client, inline_worker: InlineWorker, worker: WorkerState) -> None:
+    """In Prometheus's format; routes are path templates, so that clients cannot create labels."""
     for _ in range(3):
         post(client)
     post(client, kernels=",".join(map(str, range(20))))
@@ -66,14 +60,14 @@ def test_the_metrics_tell_of_requests_and_of_the_queue(client: Client, hands: Ha
     assert found["kernelscope_redis_up{}"] == 1
     assert found['kernelscope_workers{"ready": "true"}'] == 1
     assert "nowhere" not in answer.text
-    hands.work()
+    inline_worker.work()
     found = metrics(client.get("/metrics").text)
     assert found['kernelscope_jobs_ended_total{"status": "succeeded"}'] == 4
     assert found["kernelscope_running_slices{}"] == 0
 
 
-def test_the_metrics_say_that_redis_is_away(settings: Settings) -> None:
-    """And still tell of the requests."""
+def test_the_metrics_report_an_unavailable_redis(settings: Settings) -> None:
+    """And still count requests."""
     url = f"redis://127.0.0.1:{free_port()}/0"
     changed = Settings(_env_file=None, redis_url=url, data_dir=settings.data_dir)
     with serving(changed.model_copy(update={"access": "open"})) as client:
@@ -81,8 +75,8 @@ def test_the_metrics_say_that_redis_is_away(settings: Settings) -> None:
         assert found["kernelscope_redis_up{}"] == 0
 
 
-def test_a_redis_that_refuses_writes_is_one_that_is_away(client: Client, worker: WorkerState, redis: Redis) -> None:
-    """503 for whatever writes, not 500; what is kept can be read; afterwards it goes on by itself."""
+def test_a_redis_that_refuses_writes_is_unavailable(client: Client, worker: WorkerState, redis: Redis) -> None:
+    """503 for every write, not 500; reads succeed; the API recovers by itself."""
     job = post(client).json()
     with refusing(redis):
         fields = {"model": "vgg_mini", "layer": "conv2_2", "kernels": "5"}
@@ -98,8 +92,8 @@ def test_a_redis_that_refuses_writes_is_one_that_is_away(client: Client, worker:
     assert client.delete("/jobs/" + job["id"]).status_code == 204
 
 
-def test_a_redis_that_may_forget_jobs_is_told_before_it_does(settings: Settings, tmp_path: Path) -> None:
-    """Not ready, with what to set; where only what expires may go, ready with a warning. The metrics know."""
+def test_a_redis_that_may_evict_jobs_is_reported(settings: Settings, tmp_path: Path) -> None:
+    """Not ready, with the setting to change; only a warning if just expiring keys may be evicted. Also a metric."""
     with (
         own_redis(tmp_path, "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru") as url,
         serving(settings.model_copy(update={"redis_url": SecretStr(url)})) as client,
@@ -108,7 +102,7 @@ def test_a_redis_that_may_forget_jobs_is_told_before_it_does(settings: Settings,
         refused(client.get("/readyz"), 503, "store-unavailable", "noeviction")
         redis.config_set("maxmemory-policy", "volatile-lru")
         kept(redis)
-        time.sleep(GLANCE_SECONDS)
+        time.sleep(READINESS_SECONDS)
         (warning,) = client.get("/readyz").json()["warnings"]
         assert "volatile-lru" in warning
         found = metrics(client.get("/metrics").text)
@@ -116,15 +110,15 @@ def test_a_redis_that_may_forget_jobs_is_told_before_it_does(settings: Settings,
         assert found["kernelscope_redis_evicted_keys_total{}"] == 0
         assert 0 < found["kernelscope_redis_memory_bytes{}"] < 0.5 * found["kernelscope_redis_memory_limit_bytes{}"]
         redis.config_set("maxmemory-policy", "noeviction")
-        time.sleep(GLANCE_SECONDS)
+        time.sleep(READINESS_SECONDS)
         assert client.get("/readyz").json()["warnings"] == []
         assert metrics(client.get("/metrics").text)["kernelscope_redis_evicts{}"] == 0
 
 
-def test_a_worker_with_another_store_is_told(
+def test_a_worker_with_another_store_is_reported(
     client: Client, worker: WorkerState, settings: Settings, redis: Redis
 ) -> None:
-    """None of its jobs could succeed: a `file://` store on two machines, say. So is one of a version before."""
+    """None of its jobs could succeed (a `file://` store on two machines, say). Also one of an earlier version."""
     here = worker.model_copy(update={"store": BlobStore(settings.store).identity()})
     workers.publish(redis, here)
     kept(redis)
@@ -133,18 +127,18 @@ def test_a_worker_with_another_store_is_told(
     assert told["workers"][0]["version"] == "0.1.0 (abc)"
     assert told["version"].startswith(VERSION)
     workers.publish(redis, here.model_copy(update={"id": "w2", "store": "another"}))
-    time.sleep(GLANCE_SECONDS)
+    time.sleep(READINESS_SECONDS)
     (warning,) = client.get("/readyz").json()["warnings"]
     assert "worker w2" in warning
     assert "KERNELSCOPE_STORE_URL" in warning
     workers.publish(redis, here.model_copy(update={"id": "w2", "version": ""}))
-    time.sleep(GLANCE_SECONDS)
+    time.sleep(READINESS_SECONDS)
     (warning,) = client.get("/readyz").json()["warnings"]
     assert "worker w2 is of an earlier version" in warning
 
 
-def test_metrics_on_an_address_of_their_own(settings: Settings, redis: Redis) -> None:
-    """Without a key, and no longer among the routes."""
+def test_metrics_on_their_own_address(settings: Settings, redis: Redis) -> None:
+    """Without a key; the route is then 404."""
     ApiKeys(redis).add("ada")
     port = free_port()
     with serving(settings.model_copy(update={"metrics_bind": f"127.0.0.1:{port}"})) as client:
@@ -153,14 +147,14 @@ def test_metrics_on_an_address_of_their_own(settings: Settings, redis: Redis) ->
         refused(client.get("/metrics", headers=bearer(key)), 404, "no-such-path", "KERNELSCOPE_METRICS_BIND")
 
 
-def test_a_worker_has_metrics_too(client: Client, hands: Hands) -> None:
-    """Items by how they ended, and what they took."""
+def test_a_worker_has_metrics(client: Client, inline_worker: InlineWorker) -> None:
+    """Items by outcome, and their times."""
     post(client, kernels="3,9")
     post(client, kernels="3")
-    hands.work()
+    inline_worker.work()
     from prometheus_client import generate_latest
 
-    found = metrics(generate_latest(hands.runner.telemetry.registry).decode())
+    found = metrics(generate_latest(inline_worker.runner.telemetry.registry).decode())
     where = '"layer": "conv2_2", "model": "vgg_mini"'
     assert found[f'kernelscope_items_total{{{where}, "reused": "false", "status": "succeeded"}}'] == 1
     assert found[f'kernelscope_items_total{{{where}, "reused": "false", "status": "failed"}}'] == 1
@@ -169,11 +163,11 @@ def test_a_worker_has_metrics_too(client: Client, hands: Hands) -> None:
     assert found['kernelscope_solver_stops_total{"stopped": "budget"}'] == 1
 
 
-def test_the_documented_metrics_are_those_that_there_are(client: Client, hands: Hands) -> None:
-    """docs/metrics.md and the alerts name none that does not exist, and leave none out."""
+def test_the_documented_metrics_are_the_existing_ones(client: Client, inline_worker: InlineWorker) -> None:
+    """docs/metrics.md lists all of them; it and the alerts name no others."""
     from prometheus_client import generate_latest
 
-    texts = client.get("/metrics").text + generate_latest(hands.runner.telemetry.registry).decode()
+    texts = client.get("/metrics").text + generate_latest(inline_worker.runner.telemetry.registry).decode()
     names = set(re.findall(r"^# TYPE (kernelscope_\w+)", texts, re.MULTILINE))
     names = {name for name in names if not name.endswith("_created")}
     names |= set(re.findall(r'"(kernelscope_\w+)"', (ROOT / "worker" / "process.py").read_text()))
@@ -183,8 +177,8 @@ def test_the_documented_metrics_are_those_that_there_are(client: Client, hands: 
     assert {re.sub(r"_(bucket|count|sum)$", "", name) for name in alerts} <= names
 
 
-def test_every_answer_has_a_request_id_and_headers_that_browsers_heed(client: Client) -> None:
-    """The caller's id where it is a decent one; else one of ours."""
+def test_every_response_has_a_request_id_and_security_headers(client: Client) -> None:
+    """The client's id if it is valid, else a new one."""
     answer = client.get("/models", headers={"X-Request-ID": "lab-42.a_b"})
     assert answer.headers["x-request-id"] == "lab-42.a_b"
     assert answer.headers["x-content-type-options"] == "nosniff"
@@ -197,8 +191,8 @@ def test_every_answer_has_a_request_id_and_headers_that_browsers_heed(client: Cl
         assert re.fullmatch("[0-9a-f]{32}", given)
 
 
-def test_other_sites_may_call_where_they_are_allowed(settings: Settings, redis: Redis, client: Client) -> None:
-    """By the setting, preflight included, with a key needed or not; nobody otherwise."""
+def test_other_sites_need_permission(settings: Settings, redis: Redis, client: Client) -> None:
+    """By the setting, including preflight requests, with and without keys."""
     origin = {"Origin": "https://lab.example"}
     assert "access-control-allow-origin" not in client.get("/models", headers=origin).headers
     key = ApiKeys(redis).add("ada")
@@ -216,63 +210,8 @@ def test_other_sites_may_call_where_they_are_allowed(settings: Settings, redis: 
         assert "access-control-allow-origin" not in other.headers
 
 
-def test_a_request_and_a_job_are_bound_to_their_log_lines(
-    client: Client, hands: Hands, caplog: pytest.LogCaptureFixture
-) -> None:
-    """One line an event; the API's carries the request's id, the worker's the job's."""
-    with caplog.at_level(logging.DEBUG):
-        handler = caplog.handler
-        handler.addFilter(logs._bind)
-        job = post(client, headers={"X-Request-ID": "mine"}).json()
-        hands.work()
-        handler.removeFilter(logs._bind)
-    lines = {record.getMessage().split(":")[0]: vars(record) for record in caplog.records}
-    assert lines["POST /explain"]["fields"] == {"request_id": "mine", "client": "127.0.0.1"}
-    assert lines[f"{job['id']}"]["fields"] == {"job_id": job["id"], "slice": "0"}
-
-
-def test_a_caller_s_trace_is_in_the_log_lines_and_stays_with_the_job(
-    client: Client, hands: Hands, redis: Redis, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Also where nothing is traced here; what is no `traceparent` counts for nothing."""
-    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
-    given = f"00-{trace}-00f067aa0ba902b7-01"
-    with caplog.at_level(logging.DEBUG):
-        handler = caplog.handler
-        handler.addFilter(logs._bind)
-        job_id = post(client, headers={"traceparent": given}).json()["id"]
-        hands.work()
-        handler.removeFilter(logs._bind)
-    lines = {record.getMessage().split(":")[0]: vars(record)["fields"] for record in caplog.records}
-    assert lines["POST /explain"]["trace_id"] == lines[job_id]["trace_id"] == trace
-    assert redis.hget(f"ks:job:{job_id}", "traceparent") == given
-    for wrong in ("", "x", given.replace(trace, "0" * 32), given.replace("00f067aa0ba902b7", "0" * 16), given + "-x"):
-        job_id = post(client, headers={"traceparent": wrong}).json()["id"]
-        assert redis.hget(f"ks:job:{job_id}", "traceparent") is None
-
-
-def test_without_a_receiver_nothing_is_traced() -> None:
-    """And what would send it is not loaded: what is off costs nothing."""
-    program = (
-        "import sys, api.housekeeping, worker.app\n"
-        "from api.app import create_app\n"
-        "app = create_app()\n"
-        "print(app._native_telemetry.enabled(), any(name.startswith('opentelemetry.exporter') for name in sys.modules))"
-    )
-    environment = {**os.environ, "KERNELSCOPE_OTLP_ENDPOINT": "", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
-    command = [sys.executable, "-c", program]
-    ran = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    assert ran.stdout.split() == ["False", "False"]
-
-
-def test_a_receiver_s_address_is_checked() -> None:
-    """With what would be one."""
-    with pytest.raises(ValidationError, match="http://host:4318"):
-        Settings(_env_file=None, otlp_endpoint="collector:4318")
-
-
-def test_who_asked_to_wait_is_counted_and_not_timed(client: Client) -> None:
-    """An alert on slow answers would fire for whoever says `Prefer: wait`."""
+def test_requests_that_wait_are_counted_but_not_timed(client: Client) -> None:
+    """Otherwise an alert on slow responses would fire for `Prefer: wait`."""
     post(client)
     post(client, headers={"Prefer": "wait=1"})
     found = metrics(client.get("/metrics").text)
@@ -280,8 +219,8 @@ def test_who_asked_to_wait_is_counted_and_not_timed(client: Client) -> None:
     assert found['kernelscope_http_request_seconds_count{"method": "POST", "route": "/explain"}'] == 1
 
 
-def test_the_metrics_tell_of_what_is_around_the_queue(client: Client, settings: Settings, redis: Redis) -> None:
-    """Build, process, threads, store, memory, housekeeping."""
+def test_metrics_of_the_process_the_store_and_housekeeping(client: Client, settings: Settings, redis: Redis) -> None:
+    """Build, process, threads, store, memory of Redis, housekeeping."""
     found = metrics(client.get("/metrics").text)
     assert found[f'kernelscope_build_info{{"revision": "{REVISION}", "version": "{VERSION}"}}'] == 1
     assert found["process_resident_memory_bytes{}"] > 1e6
@@ -292,8 +231,8 @@ def test_the_metrics_tell_of_what_is_around_the_queue(client: Client, settings: 
     assert found["kernelscope_housekeeping_up{}"] == 0
     post(client)
     services = Services.open(settings)
-    keeper = Keeper(redis, loops(services, Postman(services.webhooks, private=False)))
-    keeper.round()
+    scheduler = Scheduler(redis, loops(services, WebhookSender(services.webhooks, private=False)))
+    scheduler.round()
     (settings.data_dir / "store" / "jobs").rename(settings.data_dir / "elsewhere")
     (settings.data_dir / "store" / "jobs").write_text("in the way")
     assert post(client, png(noise(seed=5))).status_code == 503
@@ -304,44 +243,23 @@ def test_the_metrics_tell_of_what_is_around_the_queue(client: Client, settings: 
         assert found[f'kernelscope_housekeeping_failures_total{{"loop": "{loop}"}}'] == 0
     assert found['kernelscope_store_seconds_count{"operation": "put"}'] == 2
     assert found['kernelscope_store_errors_total{"operation": "put"}'] == 1
-    keeper.stop()
+    scheduler.stop()
     asyncio.run(services.close())
 
 
-def test_readiness_says_that_nobody_keeps_house(client: Client, redis: Redis) -> None:
-    """And what stands still then; jobs are taken all the same."""
+def test_readiness_warns_if_housekeeping_does_not_run(client: Client, redis: Redis) -> None:
+    """With the consequences; jobs are accepted nevertheless."""
     for wanted in ("has ever run", None, "has run for 4"):
         if wanted is None:
             kept(redis)
         elif "for" in wanted:
             redis.hset(SUCCESS, "work", f"{redis.time()[0] - 40} 1")
-        time.sleep(GLANCE_SECONDS)
+        time.sleep(READINESS_SECONDS)
         answer = client.get("/readyz")
         assert answer.status_code == 200
         assert [wanted in each for each in answer.json()["warnings"]] == ([True] if wanted else [])
 
 
 def kept(redis: Redis) -> None:
-    """Somebody keeps house."""
-    Keeper(redis, [Loop("work", 1.0, list)]).round()
-
-
-def test_log_lines_as_json_and_as_text() -> None:
-    """One object a line with what is bound; the traceback is inside it."""
-    program = (
-        "import logging\nfrom shared import logs\nlogs.configure('INFO', {form!r})\n"
-        "with logs.bound(job_id='j', request_id='r'):\n"
-        "    logging.getLogger('api.x').warning('it is %s', 'late')\n"
-        "    try: 1 / 0\n"
-        "    except ZeroDivisionError: logging.getLogger('api.x').exception('bad')\n"
-    )
-
-    def run(form: str) -> str:
-        command = [sys.executable, "-c", program.format(form=form)]
-        return subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=True).stderr
-
-    first, second = map(json.loads, io.StringIO(run("json")))
-    assert {"level": "WARNING", "logger": "api.x", "event": "it is late", "job_id": "j"}.items() <= first.items()
-    assert "ZeroDivisionError" in second["exc_info"]
-    assert "fields" not in first
-    assert re.match(r"\d{4}-\S+ \S+ WARNING api.x: it is late job_id=j request_id=r\n", run("text"))
+    """Housekeeping has run."""
+    Scheduler(redis, [Loop("work", 1.0, list)]).round()

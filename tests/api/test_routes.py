@@ -1,4 +1,4 @@
-"""The other routes, and the errors that no route makes."""
+"""Other routes, and the framework's errors."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from pydantic import SecretStr
 from redis import Redis
 from typer.testing import CliRunner
 
-from api.services import GLANCE_SECONDS, PATIENCE
+from api.services import READINESS_SECONDS, REDIS_TIMEOUT
 from kernelscope.cli import app
 from kernelscope.stack import free_port
 from shared.catalogue import networks
 from shared.errors import error_types
+from shared.keys import ApiKeys, webhook_secrets
 from shared.schemas import Preprocessing
 from shared.settings import Settings
 from shared.workers import NetworkState, WorkerState, publish, retire, tell
@@ -41,8 +42,8 @@ def test_an_unknown_job(client: Client) -> None:
     refused(client.get("/jobs/nothing/artifacts/0/panel.png"), 404, "job-not-found", "nothing")
 
 
-def test_artifacts_that_are_not_there(client: Client) -> None:
-    """A name that does not exist, an item without a result yet, a number that is none."""
+def test_artifacts_that_do_not_exist(client: Client) -> None:
+    """An unknown name, an item without a result, an invalid number."""
     job = post(client).json()["id"]
     refused(client.get(f"/jobs/{job}/artifacts/0/cat.gif"), 404, "artifact-not-found", "optimized.png", "panel.png")
     refused(client.get(f"/jobs/{job}/artifacts/0/panel.png"), 404, "artifact-not-found", "no result 0 yet")
@@ -58,7 +59,7 @@ def test_unknown_paths_and_methods_are_problems_too(client: Client) -> None:
 
 
 def test_every_problem_type_has_a_page(client: Client) -> None:
-    """The `type` of an error can be opened."""
+    """The `type` of an error is a URL of this server."""
     for slug, kind in error_types().items():
         answer = client.get(f"/problems/{slug}")
         assert answer.status_code == 200
@@ -68,7 +69,7 @@ def test_every_problem_type_has_a_page(client: Client) -> None:
 
 
 def test_models_without_a_worker(client: Client) -> None:
-    """What exists is known; what can run is not."""
+    """The networks are known, but not whether they can run."""
     models = {model["name"]: model for model in client.get("/models").json()}
     assert set(models) >= {"vgg16", "vgg19_bn", "alexnet", "squeezenet1_1", "vgg_mini"}
     assert models["vgg16"]["available"] is None
@@ -91,7 +92,7 @@ def test_models_without_a_worker(client: Client) -> None:
 
 
 def test_models_with_a_worker(client: Client, worker: WorkerState) -> None:
-    """Availability layer by layer, with the weights file and the reason."""
+    """Availability of each layer, with the weights file and the reason."""
     vgg16 = client.get("/models/vgg16").json()
     assert vgg16["available"] is True
     assert vgg16["weights"] == "vgg16-part.safetensors"
@@ -103,7 +104,7 @@ def test_models_with_a_worker(client: Client, worker: WorkerState) -> None:
 
 
 def test_a_registered_network(client: Client, worker: WorkerState, redis: Redis) -> None:
-    """As workers have told of it; where none has it any more it is known, and not taken."""
+    """As workers have reported it. If none has it any more, it is listed, but jobs are refused."""
     birds = networks()["vgg_mini"].model_copy(update={"name": "birds", "title": "Birds", "architecture": "vgg_mini"})
     body = {
         "images": [{"data": b64encode(png(noise())).decode()}],
@@ -125,15 +126,15 @@ def test_a_registered_network(client: Client, worker: WorkerState, redis: Redis)
     assert (job["request"]["model"], job["request"]["layer"]) == ("birds", "conv1_1")
     del worker.networks["birds"]
     publish(redis, worker)
-    refused(client.post("/explain", json=body), 422, "model-unavailable", "no worker that is connected has it")
+    refused(client.post("/explain", json=body), 422, "model-unavailable", "no connected worker has it")
     assert client.get("/models/birds").json()["available"] is False
     retire(redis, worker.id)
     assert client.get("/models/birds").json()["available"] is None
     assert client.post("/explain", json=body).status_code == 202
 
 
-def test_models_tell_the_weights_files_that_were_refused(client: Client, worker: WorkerState, redis: Redis) -> None:
-    """As the worker says it, none where it says nothing; `kernelscope models` lists them."""
+def test_models_list_refused_weights_files(client: Client, worker: WorkerState, redis: Redis) -> None:
+    """As the worker reports them; `kernelscope models` lists them too."""
     line = "vgg16_finetuned.pth: no network has this name; name it vgg16-finetuned.pth to use it as vgg16"
     worker.networks["vgg16"].refused.append(line)
     publish(redis, worker)
@@ -145,7 +146,7 @@ def test_models_tell_the_weights_files_that_were_refused(client: Client, worker:
 
 
 def test_health_and_readiness(client: Client, worker: WorkerState) -> None:
-    """Alive is the process; ready is Redis and the store; workers are told."""
+    """Liveness of the process; readiness of Redis and the store, with the workers."""
     assert client.get("/healthz").json() == {"status": "alive"}
     ready = client.get("/readyz").json()
     assert ready["status"] == "ready"
@@ -153,8 +154,8 @@ def test_health_and_readiness(client: Client, worker: WorkerState) -> None:
     assert ready["workers"] == [told]
 
 
-def test_without_redis_the_answer_is_503_within_a_second(settings: Settings) -> None:
-    """Readiness, polling and submitting; the process itself stays alive. With `Retry-After`."""
+def test_without_redis_responses_are_503_within_a_second(settings: Settings) -> None:
+    """Readiness, polling and submitting, with `Retry-After`; the process stays alive."""
     url = SecretStr(f"redis://127.0.0.1:{free_port()}/0")
     with serving(settings.model_copy(update={"redis_url": url})) as client:
         assert client.get("/healthz").status_code == 200
@@ -167,9 +168,9 @@ def test_without_redis_the_answer_is_503_within_a_second(settings: Settings) -> 
             assert answer.headers["retry-after"] == "2"
 
 
-def test_with_a_redis_that_does_not_answer_it_is_503_too(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A socket that accepts and says nothing: 503 within seconds, not never."""
-    monkeypatch.setattr("api.services.PATIENCE", PATIENCE)
+def test_with_a_redis_that_does_not_respond_it_is_503_too(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that accepts connections and sends nothing: 503 within seconds."""
+    monkeypatch.setattr("api.services.REDIS_TIMEOUT", REDIS_TIMEOUT)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = SecretStr(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
         with serving(settings.model_copy(update={"redis_url": url})) as client:
@@ -179,18 +180,18 @@ def test_with_a_redis_that_does_not_answer_it_is_503_too(settings: Settings, mon
 
 
 def test_the_store_is_part_of_readiness(settings: Settings, redis: Redis, tmp_path: Path) -> None:
-    """A store that cannot be read is no store."""
+    """503 if it cannot be read."""
     with serving(settings) as client:
         assert client.get("/readyz").status_code == 200
         blobs = tmp_path / "store" / "blobs"
         shutil.rmtree(blobs)
         blobs.write_text("a file where the folder should be")
-        time.sleep(GLANCE_SECONDS)
+        time.sleep(READINESS_SECONDS)
         refused(client.get("/readyz"), 503, "store-unavailable", "object store")
 
 
 def test_the_page_and_its_files(client: Client) -> None:
-    """Served by the API, with a strict content security policy; nothing but its own files."""
+    """Served by the API, with a strict content security policy; no other files are served."""
     page = client.get("/")
     assert page.headers["content-type"].startswith("text/html")
     assert "default-src 'none'; script-src 'self'" in page.headers["content-security-policy"]
@@ -204,7 +205,7 @@ def test_the_page_and_its_files(client: Client) -> None:
 
 
 def test_the_page_is_light(client: Client) -> None:
-    """300 kB with everything that it may load: programs, styles, the plots' library, the samples."""
+    """300 kB with everything that it may load: scripts, styles, the plotting library, the samples."""
     parts = files("api") / "web"
     names = [entry.name for folder in (parts, parts / "vendor") for entry in folder.iterdir() if entry.is_file()]
     served = [name for name in [*names, "colours.png", "shapes.png"] if client.get(f"/web/{name}").status_code == 200]
@@ -221,7 +222,7 @@ def test_the_openapi_document_describes_both_bodies(client: Client) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_api_process_stays_small(settings: Settings, redis: Redis) -> None:
-    """Under 150 MB at rest, a picture drawn or not; without torch."""
+    """Under 150 MB when idle, before and after drawing a figure; without torch."""
     port = free_port()
     environment = {
         **os.environ,
@@ -249,8 +250,8 @@ def test_the_api_process_stays_small(settings: Settings, redis: Redis) -> None:
             process.terminate()
 
 
-def test_what_language_models_are_told_is_so(client: Client) -> None:
-    """Every route that `/llms.txt` names is one, and it is read without a key."""
+def test_llms_txt_is_correct(client: Client) -> None:
+    """Every route in `/llms.txt` exists, and the file needs no key."""
     text = client.get("/llms.txt", headers={"Authorization": "Bearer nothing"}).raise_for_status().text
     paths = client.get("/openapi.json").json()["paths"]
     known = {
@@ -259,3 +260,15 @@ def test_what_language_models_are_told_is_so(client: Client) -> None:
     named = {re.sub(r"{.*?}", "{}", one) for one in re.findall(r"`((?:GET|POST|DELETE) /[^`?]*)", text)}
     assert len(named) > 10
     assert named <= known, named - known
+
+
+def test_callers_read_their_own_secret(settings: Settings, client: Client, redis: Redis) -> None:
+    """With their key, or without one if there are none."""
+    answer = client.get("/webhook-secret")
+    assert answer.json() == {"secret": webhook_secrets(redis, "").secret, "previous": []}
+    assert answer.headers["cache-control"] == "no-store"
+    key = ApiKeys(redis).add("ada")
+    with serving(settings) as guarded:
+        refused(guarded.get("/webhook-secret"), 401, "unauthorized")
+        told = guarded.get("/webhook-secret", headers={"Authorization": f"Bearer {key}"}).json()
+    assert told["secret"] == webhook_secrets(redis, "ada").secret

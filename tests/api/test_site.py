@@ -1,4 +1,4 @@
-"""Where the server is to the world: proxies, names, the path under which it is served. Real proxies: tests/web."""
+"""How the server is reached: proxies, host names, the path under which it is served. Real proxies: tests/web."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pydantic import ValidationError
 from redis import Redis
 
 from api.__main__ import check_access
+from api.edge.site import is_reachable_by_others
 from kernelscope.client import Client as OurClient
 from shared import logs
 from shared.errors import error_types
 from shared.keys import ApiKeys
 from shared.settings import Settings
-from tests.api.conftest import Hands, serving
+from tests.api.conftest import InlineWorker, serving
 from tests.api.test_explain import post, refused
 
 PATH = "/kernelscope"
@@ -26,13 +27,13 @@ PUBLIC = f"https://lab.example{PATH}"
 
 @pytest.fixture
 def key(redis: Redis) -> str:
-    """Of somebody."""
+    """An API key."""
     return ApiKeys(redis).add("ada")
 
 
 @pytest.fixture
 def published(settings: Settings, key: str) -> Iterator[Client]:
-    """An API that is told of its proxy, and a client with a key."""
+    """A client with a key, of an API with a public URL."""
     told = settings.model_copy(update={"public_url": PUBLIC, "trusted_proxies": ("127.0.0.1",)})
     with serving(told) as client:
         client.headers["Authorization"] = f"Bearer {key}"
@@ -40,15 +41,15 @@ def published(settings: Settings, key: str) -> Iterator[Client]:
 
 
 @pytest.mark.parametrize("header", ["X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Forwarded", "Via"])
-def test_a_proxy_that_the_server_does_not_know_of_gets_no_answer(client: Client, header: str) -> None:
-    """Whoever is behind it would be taken for somebody on this machine. It says what would be right."""
+def test_requests_of_an_unknown_proxy_are_refused(client: Client, header: str) -> None:
+    """Its clients would be regarded as local ones. The error says what to configure."""
     for path in ("/jobs", "/", "/healthz"):
         refused(client.get(path, headers={header: "x"}), 403, "unknown-proxy", "KERNELSCOPE_PUBLIC_URL", "keys add")
 
 
 @pytest.mark.parametrize("told", [{"public_url": PUBLIC}, {"trusted_proxies": ("10.0.0.1",)}])
-def test_behind_a_proxy_a_key_is_needed(settings: Settings, redis: Redis, told: dict[str, object]) -> None:
-    """On a loopback address as well; and nothing is served before there is one."""
+def test_behind_a_proxy_a_key_is_required(settings: Settings, redis: Redis, told: dict[str, object]) -> None:
+    """Even on a loopback address, and nothing is served before there is one."""
     published = settings.model_copy(update=told)
     assert "kernelscope keys add" in (check_access(published) or "")
     with serving(published) as client:
@@ -57,10 +58,10 @@ def test_behind_a_proxy_a_key_is_needed(settings: Settings, redis: Redis, told: 
         assert client.get("/").status_code == 200
 
 
-def test_forwarding_headers_are_believed_from_the_proxies_that_are_named(
+def test_forwarding_headers_are_trusted_from_configured_proxies(
     settings: Settings, key: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The address in the log line, and TLS; from others neither."""
+    """The address in the log line, and the scheme; from other clients neither."""
     headers = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https", "Authorization": f"Bearer {key}"}
     caplog.handler.addFilter(logs._bind)
     for proxy, address in (("127.0.0.1", "203.0.113.7"), ("10.0.0.1", "127.0.0.1")):
@@ -74,13 +75,13 @@ def test_forwarding_headers_are_believed_from_the_proxies_that_are_named(
 
 
 @pytest.mark.parametrize("path", ["", PATH])
-def test_every_url_is_under_the_public_one(published: Client, hands: Hands, path: str) -> None:
-    """Whether the proxy takes the path off or not; and what the server names can be fetched as it is named."""
+def test_every_url_is_under_the_public_one(published: Client, inline_worker: InlineWorker, path: str) -> None:
+    """Whether the proxy strips the path or not; all URLs in responses can be requested unchanged."""
     answer = post(published, path=f"{path}/explain")
     job = answer.json()
     here = f"{PATH}/jobs/{job['id']}"
     assert answer.headers["location"] == job["links"]["self"] == here
-    hands.work()
+    inline_worker.work()
     ended = published.get(here).json()
     result = ended["results"][0]
     assert all(url.startswith(here) for url in (*ended["links"].values(), *result["artifacts"].values()))
@@ -95,8 +96,8 @@ def test_every_url_is_under_the_public_one(published: Client, hands: Hands, path
     assert published.get(f"{path}/jobs?limit=1").headers["link"].startswith(f"<{PATH}/jobs?")
 
 
-def test_what_ends_a_stream_names_its_page_under_the_path(published: Client, redis: Redis) -> None:
-    """As every problem does."""
+def test_the_problem_that_ends_a_stream_links_under_the_path(published: Client, redis: Redis) -> None:
+    """Like every problem."""
     links = post(published).json()["links"]
     with published.stream("GET", links["events"]) as answer:
         lines = answer.iter_lines()
@@ -109,8 +110,8 @@ def test_what_ends_a_stream_names_its_page_under_the_path(published: Client, red
     assert any(f'"type":"{PATH}/problems/job-expired"' in line for line in rest)
 
 
-def test_the_page_names_its_files_relatively(published: Client) -> None:
-    """So that it works wherever it is; its address without a slash leads to the one with it."""
+def test_the_page_has_relative_links(published: Client) -> None:
+    """So that it works under any path; its URL without a slash redirects to that with one."""
     redirect = published.get(PATH)
     assert (redirect.status_code, redirect.headers["location"]) == (308, f"{PATH}/")
     for base in ("/", f"{PATH}/"):
@@ -125,10 +126,10 @@ def test_the_page_names_its_files_relatively(published: Client) -> None:
 
 
 @pytest.mark.parametrize("path", ["", PATH])
-def test_the_client_works_under_a_path(published: Client, key: str, hands: Hands, path: str) -> None:
-    """As well as beside the proxy."""
+def test_the_client_works_under_a_path(published: Client, key: str, inline_worker: InlineWorker, path: str) -> None:
+    """And without the proxy."""
     job_id = post(published).json()["id"]
-    hands.work()
+    inline_worker.work()
     with OurClient(f"http://{published.base_url.netloc.decode()}{path}", key) as ours:
         job = ours.job(job_id)
         assert job.results[0].file("optimized.png")[:4] == b"\x89PNG"
@@ -137,15 +138,15 @@ def test_the_client_works_under_a_path(published: Client, key: str, hands: Hands
 
 @pytest.mark.parametrize("origin", ["https://lab.example", "http://127.0.0.1:8123"])
 def test_the_page_behind_a_proxy_may_post(published: Client, origin: str) -> None:
-    """With the site's Origin, whatever Host the proxy sends; another site's page may not, whatever a browser adds."""
+    """With the site's Origin, whatever Host the proxy sends; pages of other sites are refused."""
     name, _, token = published.post("/session").headers["set-cookie"].partition(";")[0].partition("=")
     headers = {"Cookie": f"{name}={token}", "Host": "127.0.0.1:8123", "Authorization": "Basic YTpi"}
     assert post(published, headers={**headers, "Origin": origin}).status_code == 202
     refused(post(published, headers={**headers, "Origin": "https://evil.example"}), 403, "cross-origin")
 
 
-def test_a_server_without_keys_is_asked_by_its_own_names(settings: Settings, redis: Redis) -> None:
-    """`open` too (compose): a page of another site may have its name lead here. Addresses are no such names."""
+def test_a_server_without_keys_accepts_only_its_own_names(settings: Settings, redis: Redis) -> None:
+    """Also with `open` (compose), because of DNS rebinding. IP addresses are accepted."""
     everywhere = settings.model_copy(update={"access": "open", "host": "0.0.0.0"})  # noqa: S104 - as in a container
     with serving(everywhere) as client:
         for host in ("localhost:8000", "127.0.0.1", "192.168.1.5:8000", "[::1]:80"):
@@ -171,13 +172,52 @@ def test_a_server_without_keys_is_asked_by_its_own_names(settings: Settings, red
         {"keep_alive_s": 0},
     ],
 )
-def test_settings_that_cannot_be(wrong: dict[str, str]) -> None:
-    """Refused at the start, by name."""
+def test_invalid_settings(wrong: dict[str, str]) -> None:
+    """Refused at the start, with the setting's name."""
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         Settings(_env_file=None, **wrong)  # type: ignore[arg-type]
 
 
 def test_a_slash_at_the_end_of_the_public_url_does_not_matter() -> None:
-    """Nor is a path needed."""
+    """The path is optional."""
     assert Settings(_env_file=None, public_url=f"{PUBLIC}/").root == PATH
     assert Settings(_env_file=None, public_url="https://lab.example/").root == ""
+
+
+def test_a_public_address_without_keys_is_not_served(settings: Settings, redis: Redis) -> None:
+    """Unless a setting allows it or there are keys; loopback addresses are served."""
+    public = settings.model_copy(update={"host": "0.0.0.0"})  # noqa: S104 - that is the case
+    reason = check_access(public)
+    assert reason
+    assert "kernelscope keys add" in reason
+    assert "KERNELSCOPE_ACCESS=open" in reason
+    assert check_access(settings) is None
+    assert check_access(public.model_copy(update={"access": "open"})) is None
+    ApiKeys(redis).add("ada")
+    assert check_access(public) is None
+    with serving(public) as client:
+        refused(client.get("/jobs"), 401, "unauthorized")
+
+
+REACHABLE = ["0.0.0.0", "::", "10.0.0.1", "lab.example", ""]  # noqa: S104 - addresses to tell apart
+LOOPBACK = ["127.0.0.1", "127.9.9.9", "::1", "localhost"]
+
+
+@pytest.mark.parametrize("host", [*REACHABLE, *LOOPBACK])
+def test_which_addresses_others_can_reach(host: str) -> None:
+    """All but loopback addresses."""
+    assert is_reachable_by_others(host) is (host in REACHABLE)
+
+
+def test_requests_of_another_site_s_page_are_refused(client: Client, settings: Settings, redis: Redis) -> None:
+    """Both with a host name that resolves to this machine (DNS rebinding) and by a form."""
+    refused(client.get("/jobs", headers={"Host": "evil.example:8000"}), 403, "cross-origin", "evil.example")
+    for host in ("localhost:8000", "127.0.0.1", "[::1]:8000"):
+        assert client.get("/jobs", headers={"Host": host}).status_code == 200
+    refused(post(client, headers={"Origin": "https://evil.example"}), 403, "cross-origin", "another site")
+    own = f"http://{client.base_url.netloc.decode()}"
+    assert post(client, headers={"Origin": own}).status_code == 202
+    assert client.get("/jobs", headers={"Origin": "https://evil.example"}).status_code == 200  # unreadable without CORS
+    with serving(settings.model_copy(update={"cors_origins": ("https://lab.example",), "access": "open"})) as other:
+        assert post(other, headers={"Origin": "https://lab.example"}).status_code == 202
+        assert other.get("/jobs").status_code == 200

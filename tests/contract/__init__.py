@@ -1,1 +1,1 @@
-"""What the API promises, under many generated, hostile or slow callers."""
+"""The API under many generated requests, and hostile or slow clients."""

@@ -1,4 +1,4 @@
-"""Bodies of JSON and multipart forms, and hostile variations of them: of their structure and of their bytes."""
+"""JSON bodies and multipart forms, and hostile variations of their structure and of their bytes."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1.5, 1e308, -1e308, 10**400, float("nan"), float("inf"), -0.0, [], {}, [[]], [{}]),
     *([0] * 3000, [-1] * 3000, ["x"] * 3000, [None] * 70, {"a": {"b": {"c": []}}}, {f"k{i}": i for i in range(80)}),
 )
-Body = tuple[bytes, dict[str, str]]  # and its headers
+Body = tuple[bytes, dict[str, str]]  # with its headers
 
 
 def json_bodies(seed: int) -> Iterator[Body]:
-    """Without end, the same for the same seed."""
+    """An endless sequence, the same for the same seed."""
     chance = random.Random(seed)
     while True:
         fields: Any = {**copy.deepcopy(FIELDS), "images": [{"data": base64.b64encode(PICTURE).decode()}]}
@@ -53,7 +53,7 @@ def json_bodies(seed: int) -> Iterator[Body]:
 
 
 def forms(seed: int) -> Iterator[Body]:
-    """The same of multipart forms."""
+    """The same for multipart forms."""
     chance = random.Random(seed)
     while True:
         boundary = chance.choice([b"b", b"-", b"--", b"x" * 70, b"frontier"] * 4 + [b"x" * 300, b"=_?"])
@@ -82,7 +82,7 @@ def _odd_headers(chance: random.Random) -> dict[str, str]:
 
 
 def _changed(value: Any, chance: random.Random) -> Any:
-    """One place of a value replaced, removed, doubled or added to."""
+    """A value with one place replaced, removed, doubled or extended."""
     if isinstance(value, dict) and value and chance.random() < 0.8:
         name = chance.choice(list(value))
         action = chance.randrange(5)
@@ -109,7 +109,7 @@ def _changed(value: Any, chance: random.Random) -> Any:
 
 
 def _written(fields: Any, chance: random.Random) -> bytes:
-    """In UTF-8 mostly, with raw surrogates where there are some; now and then a field twice, or too deep."""
+    """Mostly UTF-8, with raw surrogates if there are any; sometimes with a repeated field or nested too deeply."""
     text = json.dumps(fields, ensure_ascii=chance.random() < 0.5)
     if chance.random() < 0.05:
         text = text.replace("{", '{"layer": "conv1_1", ', 1)

@@ -1,4 +1,4 @@
-"""One API process with Redis, and what the tests measure of it."""
+"""One API process with Redis, and measurements of it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.chaos.conftest import Plant, until
 
 __all__ = ["Memory", "Plant", "alive", "open_files", "until"]
 
-FILES = 8192  # that a process may have open: both ends of a thousand connections, and more
+FILES = 8192  # open files of a process: both ends of a thousand connections, and more
 
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Plant]:
-    """Redis and one API. No housekeeping: nobody calls the webhooks that a test makes up."""
+    """Redis and one API. No housekeeping, so invented webhooks are not called."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(FILES, hard)), hard))
     plant = Plant(tmp_path, KERNELSCOPE_ENGINE="dummy")
@@ -41,12 +41,12 @@ class Memory:
 
     @property
     def now(self) -> float:
-        """At this moment."""
+        """The current value."""
         return self._read("VmRSS")
 
     @property
     def peak(self) -> float:
-        """The most that it ever was."""
+        """The largest value so far."""
         return self._read("VmHWM")
 
     def _read(self, name: str) -> float:
@@ -55,10 +55,10 @@ class Memory:
 
 
 def open_files(plant: Plant) -> int:
-    """How many files and connections the API has open."""
+    """The number of files and connections that the API has open."""
     return len(list(Path(f"/proc/{plant.processes['api'].pid}/fd").iterdir()))
 
 
 def alive(plant: Plant) -> bool:
-    """Whether the API process that was started is still there, and answers."""
+    """Whether the API process is still the same, and responds."""
     return plant.processes["api"].poll() is None and plant.ready() == 200

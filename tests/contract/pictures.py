@@ -1,4 +1,4 @@
-"""Image files of every kind that is taken, hostile variations of them, and bombs."""
+"""Image files of every accepted kind, hostile variations of them, and decompression bombs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.conftest import encoded, noise
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SIDES = (0, 1, 7, 8, 9, 255, 7000, 7071, 16383, 16384, 65535, 2**31 - 1, 2**31, 2**32 - 1)
 LENGTHS = (0, 1, 2, 255, 65535, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
-BIG = 7000  # 49 megapixels: just what is taken
+BIG = 7000  # 49 megapixels: just within the limit
 
 
 def seeds() -> list[bytes]:
-    """Good files."""
+    """Valid files."""
     picture = noise(48, 32)
     clear = picture.convert("RGBA")
     clear.putalpha(Image.linear_gradient("L").resize(picture.size))
@@ -49,7 +49,7 @@ def seeds() -> list[bytes]:
 
 
 def bombs() -> list[bytes]:
-    """Small files that become large: as many pixels as are taken, too many, and what lies beside the pixels."""
+    """Small files that decode to large ones: just within the limit of pixels, beyond it, and in their metadata."""
     chunk = zlib.compress(bytes(100_000_000), 9)
     size = (BIG, BIG)
     plain = encoded(noise(48, 32), "PNG")
@@ -72,7 +72,7 @@ def bombs() -> list[bytes]:
 
 
 def variations(seed: int) -> Iterator[bytes]:
-    """Without end, the same for the same seed."""
+    """An endless sequence, the same for the same seed."""
     chance = random.Random(seed)
     files = seeds()
     while True:
@@ -93,7 +93,7 @@ def _chunks(data: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def _packed(chunks: list[tuple[bytes, bytes]]) -> bytes:
-    """A PNG whose lengths and checksums are right."""
+    """A PNG with correct lengths and checksums."""
     parts = (
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
     )
@@ -138,7 +138,7 @@ def _removed(data: bytes, chance: random.Random, _: list[bytes]) -> bytes:
 
 
 def _number(data: bytes, chance: random.Random, _: list[bytes]) -> bytes:
-    """Some field of two, three or four bytes: a length, say."""
+    """Change a number of two, three or four bytes, such as a length."""
     form = chance.choice((">H", "<H", ">I", "<I"))
     value = chance.choice(LENGTHS) % 2 ** (8 * struct.calcsize(form))
     at = chance.randrange(min(len(data), 64) + 1) if chance.random() < 0.5 else chance.randrange(len(data) + 1)
@@ -146,7 +146,7 @@ def _number(data: bytes, chance: random.Random, _: list[bytes]) -> bytes:
 
 
 def _resized(data: bytes, chance: random.Random, _: list[bytes]) -> bytes:
-    """Other dimensions in the header, and nothing else changed."""
+    """Change the dimensions in the header only."""
     sides = (chance.choice(SIDES), chance.choice(SIDES))
     if data.startswith(SIGNATURE) and (chunks := _chunks(data)):
         return _packed([(chunks[0][0], struct.pack(">II", *sides) + chunks[0][1][8:]), *chunks[1:]])
@@ -163,7 +163,7 @@ def _resized(data: bytes, chance: random.Random, _: list[bytes]) -> bytes:
 
 
 def _rechunked(data: bytes, chance: random.Random, files: list[bytes]) -> bytes:
-    """A PNG whose chunks are doubled, dropped, swapped or changed, with checksums that are right."""
+    """A PNG whose chunks are doubled, dropped, swapped or changed, with correct checksums."""
     chunks = _chunks(data) if data.startswith(SIGNATURE) else []
     if not chunks:
         return _flipped(data, chance, files)
@@ -185,7 +185,7 @@ def _rechunked(data: bytes, chance: random.Random, files: list[bytes]) -> bytes:
 
 
 def _unpacked(data: bytes, chance: random.Random, files: list[bytes]) -> bytes:
-    """A PNG whose pixels are changed before they are compressed."""
+    """A PNG whose pixel data is changed before compression."""
     chunks = _chunks(data) if data.startswith(SIGNATURE) else []
     for number, (name, body) in enumerate(chunks):
         if name == b"IDAT":

@@ -1,4 +1,4 @@
-"""Everybody at once: the largest bodies, images and figures, thousands of errors, a hundred who poll a big job."""
+"""Load of all kinds at once: the largest bodies, images and figures, thousands of errors, polling of a big job."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.contract.conftest import Memory, Plant, alive, until
 pytestmark = [pytest.mark.contract, pytest.mark.timeout(900)]
 
 SECONDS = 60 if FULL else 20
-CALLERS = 64  # of each kind that brings something large
+CALLERS = 64  # of each kind of large request
 POLLERS = 100
 MOST_MB = 600
 SWEEP = 20  # values of α, and of β
@@ -44,7 +44,7 @@ JSON = {"Content-Type": "application/json"}
 
 @dataclass
 class Crowd:
-    """Callers without pity, and what they are answered."""
+    """Clients that send continuously, and the responses that they received."""
 
     client: httpx.AsyncClient
     until: float = 0.0
@@ -52,9 +52,9 @@ class Crowd:
     largest: Counter[str] = field(default_factory=Counter)
 
     async def one(self, name: str, method: str, url: str, **options: Any) -> None:
-        """Again and again."""
+        """Send one request repeatedly."""
         while time.monotonic() < self.until:
-            with suppress(httpx.TransportError):  # cut off in mid-body: that is allowed
+            with suppress(httpx.TransportError):  # a connection closed during a body is allowed
                 answer = await self.client.request(method, url, **options)
                 self.statuses[name, answer.status_code] += 1
                 self.largest[name] = max(self.largest[name], len(answer.content))
@@ -63,7 +63,7 @@ class Crowd:
 
 
 async def _seconds(client: httpx.AsyncClient, until: float) -> dict[str, list[float]]:
-    """How long others wait meanwhile: for a sign of life, and for a small job to be taken."""
+    """Response times of others meanwhile: of the liveness check, and of submitting a small job."""
     took: dict[str, list[float]] = {"healthz": [], "submit": []}
     while time.monotonic() < until:
         for name, seconds in took.items():
@@ -80,7 +80,7 @@ async def _seconds(client: httpx.AsyncClient, until: float) -> dict[str, list[fl
 
 
 async def _made(client: httpx.AsyncClient, key: dict[str, str], **fields: Any) -> str:
-    """A job that has ended; its id."""
+    """The id of an ended job."""
     image = {"data": b64encode(picture()).decode()}
     answer = await client.post(
         "/explain", json={**MINI, "images": [image], **fields}, headers=key | {"Prefer": "wait=60"}
@@ -110,7 +110,7 @@ def _attack(crowd: Crowd, keys: list[dict[str, str]], sweep: str, big: str) -> l
 
 
 def test_the_api_under_attack(service: Plant, record_property: Record) -> None:
-    """Bounded memory, no 500, no bomb of an answer, and others are still served."""
+    """Bounded memory, no 500, no huge response, and others are still served."""
     service.start_worker("worker")
     with connect(service.redis_url) as redis:
         keys = [ApiKeys(redis).add(name, rate="100000/minute", max_open=10_000) for name in ("ada", *"bcdefghi")]

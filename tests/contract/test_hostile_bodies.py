@@ -1,4 +1,4 @@
-"""Hostile bodies, JSON and multipart: whatever is sent, the answer is short, comes soon and is no 500."""
+"""Hostile bodies, JSON and multipart: the response is always short, fast and not a 500."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hostile image bytes: whatever is sent, the API answers, soon, and stays within its memory."""
+"""Hostile image bytes: the API always responds soon and stays within its memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COUNT = 5000 if FULL else 1000
 SEED = 2021
 LONGEST = 20.0  # seconds
 MOST_MB = 1500
-KEPT_MB = 150  # when all is done
+KEPT_MB = 150  # at the end
 AT_ONCE = 6
 FIELDS = {"model": "vgg_mini", "layer": "conv2_2", "kernels": "3"}
 
@@ -29,14 +29,14 @@ Record = Callable[[str, object], None]
 
 
 def _sent(client: httpx.Client, data: bytes) -> tuple[int, float]:
-    """The answer's status, and the seconds that it took."""
+    """The status of the response, and its time in seconds."""
     begin = time.monotonic()
     answer = client.post("/explain", files={"image": data}, data=FIELDS)
     return answer.status_code, time.monotonic() - begin
 
 
-def test_every_kind_of_image_is_taken(service: Plant) -> None:
-    """What the fuzzer begins with is good."""
+def test_every_kind_of_image_is_accepted(service: Plant) -> None:
+    """The fuzzer's seeds are valid."""
     with httpx.Client(base_url=service.url, timeout=LONGEST) as client:
         assert {_sent(client, data)[0] for data in seeds()} == {202}
 
@@ -63,7 +63,7 @@ def test_no_image_breaks_the_api(service: Plant, record_property: Record) -> Non
 
 
 def test_the_largest_images_at_once_fit_into_memory(service: Plant, record_property: Record) -> None:
-    """Six callers send the largest images that are taken at the same moment, and others are still answered."""
+    """Six clients send the largest accepted images at the same time, and others are still served."""
     memory = Memory(service)
     files = bombs()[:8]
     others = []

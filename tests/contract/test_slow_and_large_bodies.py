@@ -1,4 +1,4 @@
-"""Bodies that are too large and connections that are too slow: refused early, and nobody else notices."""
+"""Bodies that are too large and connections that are too slow: refused early, without effect on others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from itertools import repeat
 import httpx
 import pytest
 
-from api.edge.body import BODY_SECONDS, PAUSE_SECONDS
+from api.edge.body_limit import BODY_SECONDS, PAUSE_SECONDS
 from api.edge.protocol import HEADER_BYTES, HEADER_SECONDS, READER_SECONDS
 from tests.conftest import FULL
 from tests.contract.conftest import Memory, Plant, alive
@@ -40,7 +40,7 @@ Record = Callable[[str, object], None]
 def test_a_body_of_2_gb_is_refused_while_it_streams(
     service: Plant, record_property: Record, media: str, start: bytes
 ) -> None:
-    """Nobody says beforehand how large it is; it is answered 413 at 32 MB, and no memory is spent on it."""
+    """Its length is not announced; the response is 413 at 32 MB, and it uses no memory."""
     memory = Memory(service)
     head = f"{POST}Content-Type: {media}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
     with closing(_connection(service)) as connection:
@@ -55,8 +55,8 @@ def test_a_body_of_2_gb_is_refused_while_it_streams(
     assert alive(service)
 
 
-def test_a_caller_that_sends_on_after_the_refusal_costs_no_memory(service: Plant, record_property: Record) -> None:
-    """All of the 2 GB, whatever is answered."""
+def test_a_client_that_continues_after_the_refusal_costs_no_memory(service: Plant, record_property: Record) -> None:
+    """It sends all of the 2 GB, whatever the response."""
     memory = Memory(service)
     head = f"{POST}Content-Type: {JSON}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
     sent = 0
@@ -71,7 +71,7 @@ def test_a_caller_that_sends_on_after_the_refusal_costs_no_memory(service: Plant
     assert alive(service)
 
 
-def test_a_body_that_is_announced_too_large_is_refused_at_once(service: Plant, record_property: Record) -> None:
+def test_a_body_announced_as_too_large_is_refused_at_once(service: Plant, record_property: Record) -> None:
     """Before any of it is sent."""
     head = f"{POST}Content-Type: {JSON}\r\nContent-Length: {LIMIT + 1}\r\n\r\n"
     with closing(_connection(service)) as connection:
@@ -83,8 +83,8 @@ def test_a_body_that_is_announced_too_large_is_refused_at_once(service: Plant, r
     assert time.monotonic() - begin < 1
 
 
-def test_a_body_of_the_limit_is_read(service: Plant) -> None:
-    """It is refused for what is in it, not for its size; one byte more is too large."""
+def test_a_body_of_exactly_the_limit_is_read(service: Plant) -> None:
+    """It is refused for its content, not for its size; one byte more is too large."""
     for extra, status in ((0, 400), (1, 413)):
         start = b'{"images": [{"data": "'
         body = start + b"A" * (LIMIT - len(start) + extra)
@@ -92,8 +92,8 @@ def test_a_body_of_the_limit_is_read(service: Plant) -> None:
         assert answer.status_code == status, answer.text
 
 
-def test_slow_callers_hold_up_nobody(service: Plant, record_property: Record) -> None:
-    """200 that dribble a head and 50 that dribble a body: others are answered; a head must come within 10 s."""
+def test_slow_clients_delay_nobody(service: Plant, record_property: Record) -> None:
+    """200 clients send a head slowly and 50 a body: others are served; a head must arrive within 10 s."""
     memory = Memory(service)
     ends, answers = asyncio.run(_besieged(service))
     heads, bodies = ends[:HEAD_DRIBBLERS], ends[HEAD_DRIBBLERS:]
@@ -111,12 +111,12 @@ def test_slow_callers_hold_up_nobody(service: Plant, record_property: Record) ->
 
 
 def _watched() -> float:
-    """How long slow callers are watched; in full, until the last of them must have been cut off."""
+    """How long slow clients are observed; in full, until the last of them must have been disconnected."""
     return BODY_SECONDS + 2 * SLACK if FULL else HEADER_SECONDS + SLACK
 
 
 async def _besieged(plant: Plant) -> tuple[list[float], list[float]]:
-    """When the slow callers were cut off, heads first, and how long ordinary requests took meanwhile."""
+    """When the slow clients were disconnected, heads first, and the times of ordinary requests meanwhile."""
     until = time.monotonic() + _watched()
     head = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: "
     body = f"{POST}Content-Type: {JSON}\r\nContent-Length: 1000\r\n\r\n".encode()
@@ -133,7 +133,7 @@ async def _besieged(plant: Plant) -> tuple[list[float], list[float]]:
 
 
 async def _dribble(plant: Plant, start: bytes, until: float) -> float:
-    """Send a byte a second; seconds until the server had enough, or until it is time to stop."""
+    """Send a byte a second; returns the seconds until the server disconnected, or until the test stops."""
     reader, writer = await asyncio.open_connection("127.0.0.1", plant.api_port)
     begin = time.monotonic()
     writer.write(start)
@@ -149,8 +149,8 @@ async def _dribble(plant: Plant, start: bytes, until: float) -> float:
     return seconds
 
 
-def test_a_body_that_stops_coming_is_refused(service: Plant, record_property: Record) -> None:
-    """408 after 15 s of silence, and then the connection is over, whatever the caller still sends."""
+def test_a_body_that_pauses_too_long_is_refused(service: Plant, record_property: Record) -> None:
+    """408 after 15 s without data; then the connection is closed, whatever the client still sends."""
     head = f"{POST}Content-Type: {JSON}\r\nContent-Length: 1000\r\n\r\n{{"
     with closing(_connection(service)) as connection:
         begin = time.monotonic()
@@ -166,7 +166,7 @@ def test_a_body_that_stops_coming_is_refused(service: Plant, record_property: Re
 
 
 def _is_closed(connection: socket.socket, seconds: float) -> bool:
-    """Whether the server closes the connection while the caller sends a byte a second."""
+    """Whether the server closes the connection while the client sends a byte a second."""
     until = time.monotonic() + seconds
     connection.settimeout(1)
     while time.monotonic() < until:
@@ -183,8 +183,8 @@ def _is_closed(connection: socket.socket, seconds: float) -> bool:
 
 @pytest.mark.parametrize("pieces", [1, 100], ids=["at-once", "in-pieces"])
 @pytest.mark.parametrize("end", [b"", b"\r\n\r\n"], ids=["endless", "whole"])
-def test_a_head_over_64_kb_is_cut_off(service: Plant, end: bytes, pieces: int) -> None:
-    """It gets no answer of the application."""
+def test_a_head_over_64_kb_is_refused(service: Plant, end: bytes, pieces: int) -> None:
+    """The application does not see it."""
     head = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"a" * (2 * HEADER_BYTES) + end
     size = -(-len(head) // pieces)
     with closing(_connection(service)) as connection:
@@ -208,7 +208,7 @@ def _chunk(data: bytes) -> bytes:
 
 
 def _stream(connection: socket.socket) -> tuple[int, bytes]:
-    """Send until there is an answer, 2 GB at most; how much was sent, and the answer."""
+    """Send until there is a response, 2 GB at most; returns the bytes sent, and the response."""
     sent = 0
     with suppress(ConnectionError):
         while sent < BODY:
@@ -222,8 +222,8 @@ def _stream(connection: socket.socket) -> tuple[int, bytes]:
     return sent, connection.recv(4096)
 
 
-def test_who_reads_nothing_of_a_large_answer_is_cut_off(service: Plant, record_property: Record) -> None:
-    """After some time; who reads slowly is not."""
+def test_a_client_that_does_not_read_a_large_response_is_disconnected(service: Plant, record_property: Record) -> None:
+    """After some time; a slow one is not."""
     head = b"GET /web/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 8
     with closing(_connection(service)) as silent, closing(_connection(service)) as slow:
         for connection in (silent, slow):
@@ -238,7 +238,7 @@ def test_who_reads_nothing_of_a_large_answer_is_cut_off(service: Plant, record_p
         with suppress(ConnectionError):
             while piece := silent.recv(2**20):
                 left += len(piece)
-        assert left < 8_000_000  # of twelve; that much is on its way
+        assert left < 8_000_000  # of twelve; the rest is in transit
         assert slow.recv(1000)
     record_property("slow_reader_mb", round(read / 1e6, 1))
     assert alive(service)

@@ -18,7 +18,7 @@ import pytest
 from pydantic import SecretStr
 from safetensors.torch import load_file, save_file
 
-from api.services import GLANCE_SECONDS
+from api.services import READINESS_SECONDS
 from kernelscope import doctor, stack
 from kernelscope.stack import Stack, free_port
 from shared.jobs import connect
@@ -183,7 +183,7 @@ def test_what_a_server_warns_of(settings: Settings, tmp_path: Path) -> None:
         found = [one for one in doctor._server(str(client.base_url), None) if one.state == "warning"]
         assert "volatile-lru" in found[0].found
         redis.config_set("maxmemory-policy", "allkeys-lru")
-        time.sleep(1.2 * GLANCE_SECONDS)
+        time.sleep(1.2 * READINESS_SECONDS)
         (problem,) = doctor._server(str(client.base_url), None)
         assert problem.state == "problem"
         assert "set maxmemory-policy to noeviction" in problem.found
@@ -212,7 +212,7 @@ def test_a_worker_that_died(ask: Asking, tmp_path: Path) -> None:
         plant.start_redis()
         plant.start_service()
         plant.start_worker("worker")
-        time.sleep(GLANCE_SECONDS)  # that none is there may just have been looked at
+        time.sleep(READINESS_SECONDS)  # that none is there may just have been looked at
         assert ask("--url", plant.url, code=0)["workers"][0]["state"] == "ok"
         plant.kill("worker")
         time.sleep(16)  # its last word is forgotten

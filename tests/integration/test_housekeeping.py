@@ -11,9 +11,10 @@ from threading import Event
 import pytest
 from redis import Redis
 
-from api.housekeeping import Keeper, Loop, chores, loops, runners
-from api.housekeeping.chores import Announcer, Archivist, Reaper, look
-from api.jobs.webhooks import Postman
+from api.housekeeping import Loop, Scheduler, loops, tasks
+from api.housekeeping import scheduler as scheduler_module
+from api.housekeeping.tasks import Announcer, Cleaner, Reaper, log_redis_warnings
+from api.jobs.deliveries import WebhookSender
 from api.services import Services
 from shared.housekeeping import SUCCESS, states, warnings
 from shared.settings import Settings
@@ -35,11 +36,11 @@ def test_a_loop_runs_in_one_process_at_a_time(redis: Redis) -> None:
     """The second waits until the first lets go; each loop has a lock of its own."""
     ran: list[str] = []
     first, second = (
-        Keeper(redis, [Loop(name, 0.0, lambda name=name, who=who: ran.append(f"{name} {who}")) for name in "ab"])  # type: ignore[misc]
+        Scheduler(redis, [Loop(name, 0.0, lambda name=name, who=who: ran.append(f"{name} {who}")) for name in "ab"])  # type: ignore[misc]
         for who in (1, 2)
     )
-    for keeper in (first, second, first):
-        keeper.round()
+    for scheduler in (first, second, first):
+        scheduler.round()
     assert ran == ["a 1", "b 1", "a 1", "b 1"]
     redis.delete("ks:housekeeping:lock:a")
     second.round()
@@ -54,25 +55,27 @@ def test_a_loop_runs_in_one_process_at_a_time(redis: Redis) -> None:
 def test_a_loop_that_raises_goes_on_and_is_counted(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
     """With what it raised in the log; the other loop does not notice."""
     rounds: list[int] = []
-    keeper = Keeper(redis, [Loop("bad", 0.0, lambda: 1 // 0), Loop("good", 0.0, lambda: rounds.append(1))])
+    scheduler = Scheduler(redis, [Loop("bad", 0.0, lambda: 1 // 0), Loop("good", 0.0, lambda: rounds.append(1))])
     for _ in range(3):
-        keeper.round()
+        scheduler.round()
     assert len(rounds) == 3
     assert {loop.name: loop.failures for loop in states(redis)} == {"bad": 3, "good": 0}
     assert "ZeroDivisionError" in caplog.text
-    keeper.stop()
+    scheduler.stop()
 
 
 def test_a_slow_loop_holds_up_no_other(redis: Redis) -> None:
     """Nor does it lose its lock, though its round lasts longer than that."""
     release, rounds = Event(), []
-    first = Keeper(redis, [Loop("slow", 1.0, lambda: release.wait(20)), Loop("quick", 0.1, lambda: rounds.append(1))])
-    second = Keeper(redis, [Loop("slow", 1.0, lambda: rounds.append(2))])
-    first.hold()
+    first = Scheduler(
+        redis, [Loop("slow", 1.0, lambda: release.wait(20)), Loop("quick", 0.1, lambda: rounds.append(1))]
+    )
+    second = Scheduler(redis, [Loop("slow", 1.0, lambda: rounds.append(2))])
+    first.renew_locks()
     first.start()
     begin = time.monotonic()
-    while time.monotonic() - begin < runners.LOCK_SECONDS + 1:
-        first.hold()
+    while time.monotonic() - begin < scheduler_module.LOCK_SECONDS + 1:
+        first.renew_locks()
         second.round()
         time.sleep(0.2)
     assert set(rounds) == {1}
@@ -85,16 +88,16 @@ def test_a_loop_that_hangs_loses_its_lock_and_the_process_its_heart(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process does the work; whoever watches this one starts it again."""
-    monkeypatch.setattr(runners, "ROUND_SECONDS", 0.3)
-    monkeypatch.setattr(runners, "LOCK_SECONDS", 0.5)
+    monkeypatch.setattr(scheduler_module, "ROUND_SECONDS", 0.3)
+    monkeypatch.setattr(scheduler_module, "LOCK_SECONDS", 0.5)
     release, rounds = Event(), []
-    first = Keeper(redis, [Loop("slow", 0.1, lambda: release.wait(20))])
-    second = Keeper(redis, [Loop("slow", 0.1, lambda: rounds.append(2))])
-    first.hold()
+    first = Scheduler(redis, [Loop("slow", 0.1, lambda: release.wait(20))])
+    second = Scheduler(redis, [Loop("slow", 0.1, lambda: rounds.append(2))])
+    first.renew_locks()
     first.start()
     begin = time.monotonic()
     while not rounds:
-        first.hold()
+        first.renew_locks()
         second.round()
         time.sleep(0.05)
         assert time.monotonic() - begin < 5
@@ -107,17 +110,17 @@ def test_a_loop_that_hangs_loses_its_lock_and_the_process_its_heart(
 
 def test_loops_of_another_release_are_not_missed(redis: Redis) -> None:
     """Whoever takes a lock forgets those that it does not know."""
-    old = Keeper(redis, [Loop("work", 1.0, list), Loop("of-old", 1.0, list)])
+    old = Scheduler(redis, [Loop("work", 1.0, list), Loop("of-old", 1.0, list)])
     old.round()
     old.stop()
-    Keeper(redis, [Loop("work", 1.0, list)]).round()
+    Scheduler(redis, [Loop("work", 1.0, list)]).round()
     assert [loop.name for loop in states(redis)] == ["work"]
 
 
 def test_what_stands_still_is_told(redis: Redis) -> None:
     """Nothing ever ran; all of it stands still; one loop does."""
     assert "has ever run" in next(warnings(states(redis)))
-    Keeper(redis, [Loop("work", 1.0, list), Loop("other", 1.0, list), Loop("rare", 600.0, list)]).round()
+    Scheduler(redis, [Loop("work", 1.0, list), Loop("other", 1.0, list), Loop("rare", 600.0, list)]).round()
     assert list(warnings(states(redis))) == []
     redis.hset(SUCCESS, "work", f"{redis.time()[0] - 30} 1.0")
     (told,) = warnings(states(redis))
@@ -130,15 +133,15 @@ def test_what_stands_still_is_told(redis: Redis) -> None:
 
 def test_all_loops_succeed_where_there_is_nothing_to_do(services: Services) -> None:
     """Each is on record."""
-    every = loops(services, Postman(services.webhooks, private=False))
-    keeper = Keeper(services.redis, every)
-    keeper.round()
+    every = loops(services, WebhookSender(services.webhooks, private=False))
+    scheduler = Scheduler(services.redis, every)
+    scheduler.round()
     assert {loop.name: loop.failures for loop in states(services.redis)} == {loop.name: 0 for loop in every}
-    keeper.stop()
+    scheduler.stop()
 
 
-def reaped(services: Services, monkeypatch: pytest.MonkeyPatch) -> tuple[Keeper, Callable[[], bool]]:
-    """A keeper that reaps, and whether its next round takes silence for death."""
+def reaped(services: Services, monkeypatch: pytest.MonkeyPatch) -> tuple[Scheduler, Callable[[], bool]]:
+    """A scheduler that reaps, and whether its next round takes silence for death."""
     rounds: list[int] = []
 
     def lapsed(most: int) -> list[str]:
@@ -146,42 +149,42 @@ def reaped(services: Services, monkeypatch: pytest.MonkeyPatch) -> tuple[Keeper,
         return []
 
     monkeypatch.setattr(services.transitions, "lapsed", lapsed)
-    keeper = Keeper(services.redis, [Loop("reaper", 0.0, Reaper(services).round)], LEASE)
+    scheduler = Scheduler(services.redis, [Loop("reaper", 0.0, Reaper(services).round)], LEASE)
 
     def reaps() -> bool:
         before = len(rounds)
-        keeper.round()
+        scheduler.round()
         return len(rounds) > before
 
-    return keeper, reaps
+    return scheduler, reaps
 
 
 def test_who_could_write_no_sign_of_life_is_not_taken_for_dead(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A Redis that refuses writes hears no worker: housekeeping waits afterwards, as after an outage."""
-    keeper, reaps = reaped(services, monkeypatch)
+    scheduler, reaps = reaped(services, monkeypatch)
     until(reaps)  # this Redis has just been started, perhaps
     with refusing(services.redis):
         time.sleep(3.2)
-        keeper.round()
+        scheduler.round()
     assert not reaps()
     begin = time.monotonic()
     until(reaps)
     assert LEASE - 0.3 < time.monotonic() - begin < LEASE + 1
-    keeper.stop()
+    scheduler.stop()
 
 
 def test_after_an_outage_nobody_is_taken_for_dead_at_once(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever process it was that reaped before it; nor is anybody after a start of Redis."""
-    keeper, reaps = reaped(services, monkeypatch)
+    scheduler, reaps = reaped(services, monkeypatch)
     until(reaps)
     services.redis.set("ks:housekeeping:heard", services.redis.time()[0] - 60)
     assert not reaps()
-    keeper.stop()
+    scheduler.stop()
     _, another_reaps = reaped(services, monkeypatch)
     assert not another_reaps()
-    services.redis.delete(runners.GRACE)
+    services.redis.delete(scheduler_module.GRACE)
     assert another_reaps()
     monkeypatch.setattr(services.settings, "lease_seconds", 1e9)  # longer than this Redis is up
     assert not another_reaps()
@@ -191,7 +194,7 @@ def test_messages_of_one_queue_hide_no_lost_one_of_the_other(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Five hundred of cancelled big jobs lie about while the places of big jobs are taken."""
-    monkeypatch.setattr(chores, "LOST_AFTER_SECONDS", -1.0)
+    monkeypatch.setattr(tasks, "LOST_AFTER_SECONDS", -1.0)
     submit(services, kernels=2)
     services.redis.delete("interactive")
     services.redis.lpush("bulk", *["stale"] * 500)
@@ -207,7 +210,7 @@ def test_what_a_dead_worker_was_handed_hides_nothing(services: Services, monkeyp
     services.redis.hset("unacked", "tag-of-a-dead-worker", "[]")
     announcer = Announcer(services)
     assert announcer.lost("interactive") == []
-    monkeypatch.setattr(chores, "LOST_AFTER_SECONDS", -1.0)
+    monkeypatch.setattr(tasks, "LOST_AFTER_SECONDS", -1.0)
     assert announcer.lost("interactive") == [f"{job_id}:0"]
     services.redis.lpush("interactive", "a message")
     assert announcer.lost("interactive") == []
@@ -233,32 +236,32 @@ def test_what_waits_long_is_announced_again_at_a_bounded_rate(services: Services
     redis, announcer = services.redis, Announcer(services)
     redis.zadd("ks:queued:bulk", {f"job:{number:04}": time.time() - 100 for number in range(50)})
     redis.lpush("bulk", *["stale"] * 50)
-    assert len(announcer.lost("bulk")) == chores.MOST_AGAIN
+    assert len(announcer.lost("bulk")) == tasks.MOST_AGAIN
     assert announcer.lost("bulk") == []
-    redis.lpush("bulk", *["stale"] * chores.MOST_DOUBLES)
+    redis.lpush("bulk", *["stale"] * tasks.MOST_EXTRA)
     assert Announcer(services).lost("bulk") == []
 
 
 def test_removing_is_done_in_portions(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rest is left to the next round."""
-    monkeypatch.setattr(chores, "MOST_JOBS", 2)
-    monkeypatch.setattr(chores, "ROUND_SECONDS", -1.0)
-    archivist = Archivist(services)
+    monkeypatch.setattr(tasks, "MOST_JOBS", 2)
+    monkeypatch.setattr(tasks, "ROUND_SECONDS", -1.0)
+    cleaner = Cleaner(services)
     for _ in range(3):
         services.redis.zadd("ks:expiry", {submit(services): 1})
     for left in (1, 0, 0):
-        archivist.expire()
+        cleaner.expire()
         assert services.redis.zcard("ks:expiry") == left
     services.redis.zadd("ks:removed", dict.fromkeys(services.redis.zrange("ks:removed", 0, -1), 1))
     for left in (1, 0, 0):
-        archivist.sweep()
+        cleaner.remove_files()
         assert services.redis.zcard("ks:removed") == left
 
 
 def test_each_chore_of_the_archivist_can_be_done(services: Services) -> None:
     """On an empty installation, and twice."""
-    archivist = Archivist(services)
-    for chore in (archivist.archive, archivist.expire, archivist.sweep, archivist.compare, archivist.walk) * 2:
+    cleaner = Cleaner(services)
+    for chore in (cleaner.archive, cleaner.expire, cleaner.remove_files, cleaner.repair, cleaner.scan_store) * 2:
         chore()
     assert services.redis.get("ks:beat") == services.store.noted("state/beat") == "2"
 
@@ -269,9 +272,9 @@ def test_housekeeping_tells_of_a_redis_that_may_forget(
     """In its log, now and then; it goes on."""
     told = {"uptime_in_seconds": 1e6, "used_memory": 1, "maxmemory": 100, "maxmemory_policy": "allkeys-lru"}
     monkeypatch.setattr(services.redis, "info", lambda _: told)
-    keeper = Keeper(services.redis, [Loop("redis", 600.0, lambda: look(services))])
+    scheduler = Scheduler(services.redis, [Loop("redis", 600.0, lambda: log_redis_warnings(services))])
     with caplog.at_level(logging.WARNING):
-        keeper.round()
-        keeper.round()
-    keeper.stop()
+        scheduler.round()
+        scheduler.round()
+    scheduler.stop()
     assert sum("allkeys-lru" in record.getMessage() for record in caplog.records) == 1

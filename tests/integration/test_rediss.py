@@ -11,9 +11,9 @@ from pydantic import SecretStr
 from redis.exceptions import ConnectionError as RedisConnectionError
 from typer.testing import CliRunner
 
-from api.housekeeping.chores import loops
-from api.housekeeping.runners import Keeper
-from api.jobs.webhooks import Postman
+from api.housekeeping.scheduler import Scheduler
+from api.housekeeping.tasks import loops
+from api.jobs.deliveries import WebhookSender
 from api.services import Services
 from kernelscope.cli import app
 from kernelscope.doctor import _server
@@ -81,18 +81,18 @@ def test_a_job_from_its_submission_to_its_end(tls: Settings, url: str) -> None:
     assert made.exit_code == 0, made.output
     key = made.output.split()[0]
     services = Services.open(tls)
-    keeper = Keeper(services.redis, loops(services, Postman(services.webhooks, private=False)))
+    scheduler = Scheduler(services.redis, loops(services, WebhookSender(services.webhooks, private=False)))
     with serving(tls) as client, worker(services) as process:
         client.headers.update(bearer(key))
         job = post(client, layer="conv2_2").json()["id"]
         events = client.get(f"/jobs/{job}/events", timeout=60).text
         assert '"status": "succeeded"' in events
-        keeper.round()
+        scheduler.round()
         assert services.redis.exists("ks:housekeeping:lock:reaper")
         assert "RateLimit" in client.get(f"/jobs/{job}").headers
         assert all(one.state == "ok" for one in _server(str(client.base_url), key))
         assert process.poll() is None
-    keeper.stop()
+    scheduler.stop()
 
 
 def test_who_is_not_trusted_is_not_spoken_to(plain: str, url: str) -> None:

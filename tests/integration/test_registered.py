@@ -79,7 +79,7 @@ def test_a_twin_is_explained_as_the_original(stack: Stack, client: Client, tmp_p
     finally:
         (folder / "networks.toml").unlink()
     until_available(client, available=False)
-    with pytest.raises(ServerError, match="no worker that is connected has it"):
+    with pytest.raises(ServerError, match="no connected worker has it"):
         client.explain([PICTURE], model="birds", **ASKED)
     assert client.file(job.results[0].artifacts["sweep.png"]).startswith(b"\x89PNG")
     assert json.loads(client.file(f"/jobs/{job.id}/consistency"))["final"]

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from api.housekeeping import chores
-from api.housekeeping.chores import Announcer, Reaper
+from api.housekeeping import tasks
+from api.housekeeping.tasks import Announcer, Reaper
 from api.services import Services
 from shared import workers
 from shared.errors import JobEnded
@@ -190,7 +190,7 @@ def test_a_lost_message_is_sent_again(services: Services, monkeypatch: pytest.Mo
     """The broker's lists are deleted; the record still has the jobs."""
     job_id = submit(services, kernels=2)
     services.redis.delete("interactive", "bulk")
-    monkeypatch.setattr(chores, "LOST_AFTER_SECONDS", 0.2)
+    monkeypatch.setattr(tasks, "LOST_AFTER_SECONDS", 0.2)
     with worker(services):
         time.sleep(0.5)
         assert job(services, job_id).status is Status.QUEUED
@@ -201,7 +201,7 @@ def test_a_lost_message_is_sent_again(services: Services, monkeypatch: pytest.Mo
 def test_messages_that_are_there_are_not_sent_twice(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long queue does not get more messages."""
     submit(services, kernels=2)
-    monkeypatch.setattr(chores, "LOST_AFTER_SECONDS", -1.0)
+    monkeypatch.setattr(tasks, "LOST_AFTER_SECONDS", -1.0)
     for _ in range(3):
         tick(services)
     assert services.redis.llen("interactive") == 1

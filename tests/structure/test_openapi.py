@@ -1,4 +1,4 @@
-"""`openapi.json` is what the API says of itself; its examples are what it would answer."""
+"""`openapi.json` is the document of the code, and its examples are valid."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ FILES = "/datasets/{dataset_id}/images"
 NO_BODY = {"204", "304"}
 
 
-def test_the_file_is_the_code_s() -> None:
-    """`make openapi` after a change."""
-    kept = json.loads((Path(__file__).parents[2] / "openapi.json").read_text())
-    assert kept == json.loads(json.dumps(DOCUMENT))
-    assert kept["openapi"].startswith("3.1")
+def test_the_file_is_up_to_date() -> None:
+    """Run `make openapi` after a change."""
+    stored = json.loads((Path(__file__).parents[2] / "openapi.json").read_text())
+    assert stored == json.loads(json.dumps(DOCUMENT))
+    assert stored["openapi"].startswith("3.1")
 
 
 @pytest.mark.parametrize(("name", "operation"), OPERATIONS, ids=[name for name, _ in OPERATIONS])
-def test_every_answer_has_an_example_that_fits_its_schema(name: str, operation: dict[str, Any]) -> None:
-    """Every error is a problem with one for each of its types; files and streams have none."""
+def test_every_response_has_an_example_that_fits_its_schema(name: str, operation: dict[str, Any]) -> None:
+    """Each error response is a problem with an example of each of its types; files and streams have no examples."""
     assert operation["summary"]
     assert operation["description"]
-    for status, answer in operation["responses"].items():
-        assert (status in NO_BODY) == ("content" not in answer), status
-        for media, content in answer.get("content", {}).items():
+    for status, response in operation["responses"].items():
+        assert (status in NO_BODY) == ("content" not in response), status
+        for media, content in response.get("content", {}).items():
             if int(status) >= 400:
                 assert media == "application/problem+json"
                 examples = [example["value"] for example in content["examples"].values()]
@@ -53,7 +53,7 @@ def test_every_answer_has_an_example_that_fits_its_schema(name: str, operation: 
 
 
 def test_every_request_body_has_an_example_that_fits() -> None:
-    """Of the JSON form; archives and files have none."""
+    """Bodies of JSON; forms have none."""
     bodies = {name: operation["requestBody"]["content"] for name, operation in OPERATIONS if "requestBody" in operation}
     surveys = ("/surveys", "/surveys/{survey_id}/explanations")
     assert bodies.keys() == {f"post {path}" for path in ("/explain", "/activations", "/datasets", FILES, *surveys)}
@@ -65,6 +65,15 @@ def test_every_request_body_has_an_example_that_fits() -> None:
 
 
 @pytest.mark.parametrize(("name", "operation"), OPERATIONS, ids=[name for name, _ in OPERATIONS])
-def test_what_is_named_in_a_path_may_not_be_there(name: str, operation: dict[str, Any]) -> None:
-    """Whoever adds a route with a name in its path says what is answered where there is no such thing."""
+def test_a_route_with_a_name_in_its_path_describes_404(name: str, operation: dict[str, Any]) -> None:
+    """Whatever the path names may not exist."""
     assert ("{" in name) <= ("404" in operation["responses"])
+
+
+@pytest.mark.parametrize(("name", "operation"), OPERATIONS, ids=[name for name, _ in OPERATIONS])
+def test_a_route_describes_the_errors_that_every_route_has(name: str, operation: dict[str, Any]) -> None:
+    """`refusals()` adds them; a public route needs no key."""
+    public = operation.get("security") == []
+    assert public == (name.split("/")[1] in ("healthz", "readyz", "problems"))
+    expected = {"422"} if public else {"401", "403", "422", "429", "500", "503"}
+    assert expected <= operation["responses"].keys()

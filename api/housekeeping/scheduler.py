@@ -1,9 +1,9 @@
-"""Loops that run in one process at a time: each in a thread, under a lock in Redis, with its last success on record.
+"""Loops that run in one process at a time: each in a thread, under a lock in Redis that also records its successes.
 
 A lock lasts 3 s and is renewed by the main thread, for all loops in one call, so that a standby takes over within 5 s
-of a kill -9 while a round may last longer than its lock. A round that has lasted `ROUND_SECONDS` is taken to hang: its
-lock is left to run out, and another process does the work. Two processes in one loop do no harm: each change of the
-record is one script, which does nothing where the other was first.
+of a kill -9 although a round may last longer than its lock. A round that lasts `ROUND_SECONDS` is regarded as hung: its
+lock is no longer renewed, and another process takes over. Two processes in one loop do no harm: each change of the
+record is one script, which does nothing if the other process was first.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from shared.housekeeping import FAILURES, SUCCESS
 log = logging.getLogger(__name__)
 
 LOCK_SECONDS = 3.0
-HOLD_SECONDS = 0.75  # between two renewals
-POLL_SECONDS = 0.5  # between two looks of a loop at whether it is its turn
+RENEW_SECONDS = 0.75  # between two renewals of the locks
+POLL_SECONDS = 0.5  # between two checks whether a loop is due
 ROUND_SECONDS = 60.0
-OUTAGE_SECONDS = 2.0  # and a quarter of a lease, without any process coming through: Redis was away
-GRACE = "ks:housekeeping:grace"
+OUTAGE_SECONDS = 2.0  # plus a quarter of a lease, without a call from any process: Redis was unavailable
+GRACE = "ks:housekeeping:grace"  # exists after an outage, while workers renew their leases
 RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
 
 
 @dataclass(frozen=True)
 class Loop:
-    """Something that is done again and again.
+    """A periodic task.
 
     Args:
         seconds: between the end of a round and the next one.
-        action: one round. It ends within `ROUND_SECONDS`, and does no harm where another process does the same.
+        action: one round. It ends within `ROUND_SECONDS`, and does no harm if another process does the same.
     """
 
     name: str
@@ -50,22 +50,22 @@ class Loop:
     action: Callable[[], object]
 
 
-class Runner:
-    """One loop in this process."""
+class LoopRunner:
+    """Runs one loop in this process."""
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
-        self.held_until = -math.inf  # on the monotonic clock, as the rest
-        self.began: float | None = None  # the round that runs
+        self.locked_until = -math.inf  # monotonic clock, like the other times
+        self.began: float | None = None  # start of the current round
         self.succeeded: float | None = None
         self.failures = 0
-        self.noted: tuple[float | None, int] = (None, 0)  # what is on record of these two
+        self.recorded: tuple[float | None, int] = (None, 0)  # the values of these two in Redis
         self._due = -math.inf
 
-    def turn(self) -> None:
-        """One round, if it is ours to do and due. Nothing that it raises gets out."""
+    def run_if_due(self) -> None:
+        """Run one round, if it is due and this process holds the lock. Logs what the round raises."""
         now = time.monotonic()
-        if now < self._due or now >= self.held_until:
+        if now < self._due or now >= self.locked_until:
             return
         self.began = now
         try:
@@ -73,8 +73,8 @@ class Runner:
             self.succeeded = time.monotonic()
         except StoreUnavailable as error:
             self.failures += 1
-            log.warning("%s: not now: %s", self.loop.name, error)
-        except Exception:  # a bug, or a record that nobody foresaw: the other loops and the next round go on
+            log.warning("%s: a round was skipped: %s", self.loop.name, error)
+        except Exception:  # a bug or an unexpected record: the other loops and the next round continue
             self.failures += 1
             log.exception("%s: a round failed", self.loop.name)
         finally:
@@ -83,25 +83,25 @@ class Runner:
 
     @property
     def hangs(self) -> bool:
-        """Whether its round lasts too long."""
+        """Whether the current round takes too long."""
         began = self.began
         return began is not None and time.monotonic() - began > ROUND_SECONDS
 
 
-class Keeper:
-    """The loops of this process, and their locks.
+class Scheduler:
+    """Runs the loops of this process and renews their locks.
 
     Args:
-        lease_seconds: for which `GRACE` is there after an outage of Redis, so that workers can be heard again. A
-            standby that comes through shows that there was none while one process took over from another.
+        lease_seconds: how long `GRACE` exists after an outage of Redis, so that workers can renew their leases. The
+            calls of a standby show that there was no outage while it took over from another process.
     """
 
     def __init__(self, redis: Redis, loops: Sequence[Loop], lease_seconds: float = 20.0) -> None:
         self.redis = redis
         self.lease_seconds = lease_seconds
-        self.runners = [Runner(loop) for loop in loops]
+        self.runners = [LoopRunner(loop) for loop in loops]
         self.token = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-        self._hold = redis.register_script(files("api.housekeeping").joinpath("hold.lua").read_text())
+        self._renew = redis.register_script(files("api.housekeeping").joinpath("renew_locks.lua").read_text())
         self._release = redis.register_script(RELEASE)
         self._stop = Event()
         self._threads = [
@@ -109,46 +109,46 @@ class Keeper:
         ]
 
     def start(self) -> None:
-        """Begin to run whatever is ours to do."""
+        """Start the threads."""
         for thread in self._threads:
             thread.start()
 
-    def hold(self) -> None:
-        """Take or renew the locks, and note what was done: once in `HOLD_SECONDS`.
+    def renew_locks(self) -> None:
+        """Acquire or renew the locks, and record successes and failures; called every `RENEW_SECONDS`.
 
-        Redis being away is sat out.
+        While Redis is unavailable this only logs a warning.
         """
         now = time.monotonic()
-        told = [(each, each.succeeded, each.failures) for each in self.runners]
+        results = [(each, each.succeeded, each.failures) for each in self.runners]
         arguments: list[str | int | float] = [
             self.token,
             int(LOCK_SECONDS * 1000),
             OUTAGE_SECONDS + self.lease_seconds / 4,
             int(self.lease_seconds * 1000),
         ]
-        for each, succeeded, failures in told:
-            before, counted = each.noted
+        for each, succeeded, failures in results:
+            before, counted = each.recorded
             since = int((now - succeeded) * 1000) if succeeded is not None and succeeded != before else ""
             arguments += [each.loop.name, each.loop.seconds, int(not each.hangs), since, failures - counted]
         try:
             with redis_errors():
-                held: list[int] = self._hold(args=arguments)
+                held: list[int] = self._renew(args=arguments)
                 if 2 in held:
-                    self._forget_others()
+                    self._remove_unknown_loops()
         except StoreUnavailable as error:
-            log.warning("no housekeeping now: %s", error)
+            log.warning("housekeeping is paused: %s", error)
             return
-        for (each, succeeded, failures), mine in zip(told, held, strict=True):
-            each.noted = succeeded, failures
+        for (each, succeeded, failures), mine in zip(results, held, strict=True):
+            each.recorded = succeeded, failures
             if mine:
-                each.held_until = now + LOCK_SECONDS
+                each.locked_until = now + LOCK_SECONDS
 
     def round(self) -> None:
-        """One turn of every loop, without threads."""
-        self.hold()
+        """Run every loop that is due once, without threads."""
+        self.renew_locks()
         for each in self.runners:
-            each.turn()
-        self.hold()
+            each.run_if_due()
+        self.renew_locks()
 
     @property
     def alive(self) -> bool:
@@ -156,7 +156,7 @@ class Keeper:
         return not any(each.hangs for each in self.runners)
 
     def stop(self, seconds: float = 5.0) -> None:
-        """End after the rounds that run, at the latest in so many seconds; another process may take over at once."""
+        """Stop after the current rounds, within this time at most, and release the locks for another process."""
         self._stop.set()
         end = time.monotonic() + seconds
         for thread in self._threads:
@@ -168,14 +168,14 @@ class Keeper:
                     if each.began is None:
                         self._release(keys=[f"ks:housekeeping:lock:{each.loop.name}"], args=[self.token])
         except StoreUnavailable:
-            log.warning("Redis does not answer; the locks run out by themselves")
+            log.warning("Redis does not respond; the locks will expire by themselves")
 
-    def _run(self, runner: Runner) -> None:
+    def _run(self, runner: LoopRunner) -> None:
         while not self._stop.wait(min(POLL_SECONDS, runner.loop.seconds)):
-            runner.turn()
+            runner.run_if_due()
 
-    def _forget_others(self) -> None:
-        """A loop of another release is not missed."""
+    def _remove_unknown_loops(self) -> None:
+        """Delete the records of loops that only another version has, so that nobody waits for them."""
         known = {each.loop.name for each in self.runners}
         for key in (SUCCESS, FAILURES):
             if others := [name for name in self.redis.hkeys(key) if name not in known]:

@@ -1,4 +1,4 @@
-"""From a data set to a queued survey, and how far surveys are."""
+"""Creating, describing and deleting surveys."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from api.jobs.accept import Wanted, foreseen, queued
+from api.jobs.accept import PlannedJob, enqueue, find_existing
 from api.services import Services
 from shared import collection, workers
 from shared.catalogue import Layer
@@ -26,8 +26,8 @@ from shared.surveys.forms import NewSurvey, Survey
 from shared.surveys.store import Facts, Images, cut, listed
 
 
-def started(services: Services, caller: Caller, body: NewSurvey, idempotency_key: str | None) -> tuple[Job, bool]:
-    """The job of a survey, and whether it was there before.
+def create(services: Services, caller: Caller, body: NewSurvey, idempotency_key: str | None) -> tuple[Job, bool]:
+    """The job of a survey, and whether an earlier request created it.
 
     Raises:
         DataSetNotFound, UnknownModel, UnknownLayer, InvalidRequest, ModelUnavailable, LayerNotCovered, QuotaExceeded,
@@ -39,32 +39,32 @@ def started(services: Services, caller: Caller, body: NewSurvey, idempotency_key
             f"dataset: {body.dataset} has no image; add some with POST /datasets/{body.dataset}/images"
         )
     parts = cut(images)
-    wanted = _wanted(services, body, parts)
-    if known := foreseen(services, caller, wanted, idempotency_key):
-        return known, True
+    planned = _plan(services, body, parts)
+    if existing := find_existing(services, caller, planned, idempotency_key):
+        return existing, True
     facts = Facts(
         owner=caller.owner,
         created_at=collection.now(),
         dataset=body.dataset,
         dataset_name=services.datasets.shelf.facts(body.dataset, caller.owner).name,
         model=body.model,
-        layers=wanted.request.layers,
+        layers=planned.request.layers,
         images=len(images),
     )
     survey_id = new_id()
     try:
         services.surveys.create(survey_id, facts, parts)
-        job, replayed = queued(services, caller, survey_id, wanted, idempotency_key)
-    except (QueueFull, QuotaExceeded, IdempotencyConflict):  # after another error it may be queued all the same
-        _forget(services, survey_id, caller.owner)
+        job, replayed = enqueue(services, caller, survey_id, planned, idempotency_key)
+    except (QueueFull, QuotaExceeded, IdempotencyConflict):  # after other errors it may be queued nevertheless
+        _discard(services, survey_id, caller.owner)
         raise
-    if job.id != survey_id:  # the same request came twice at this moment
-        _forget(services, survey_id, caller.owner)
+    if job.id != survey_id:  # the same request arrived twice at the same time
+        _discard(services, survey_id, caller.owner)
     return job, replayed
 
 
-def _wanted(services: Services, body: NewSurvey, parts: Sequence[Images]) -> Wanted:
-    """The job: an item for each part."""
+def _plan(services: Services, body: NewSurvey, parts: Sequence[Images]) -> PlannedJob:
+    """The job of a survey, with an item for each part of the data set."""
     layers = _layers(services, body)
     request = ExplainRequest(
         model=body.model,
@@ -75,22 +75,22 @@ def _wanted(services: Services, body: NewSurvey, parts: Sequence[Images]) -> Wan
         images=[services.store.digest(listed(part)) for part in parts],
         webhook_url=body.webhook_url,
     )
-    return Wanted(request, plan(request, services.settings.max_items))
+    return PlannedJob(request, plan(request, services.settings.max_items))
 
 
-def surveys_of(services: Services, owner: str) -> list[Survey]:
-    """Those that an owner may read, the newest first."""
-    return all_described(services, services.surveys.shelf.all(owner), owner)
+def readable(services: Services, owner: str) -> list[Survey]:
+    """The surveys that an owner may read, newest first."""
+    return describe_all(services, services.surveys.shelf.all(owner), owner)
 
 
-def all_described(services: Services, surveys: Mapping[str, Facts], owner: str) -> list[Survey]:
-    """These, as they stand."""
+def describe_all(services: Services, surveys: Mapping[str, Facts], owner: str) -> list[Survey]:
+    """The current state of several surveys."""
     with ThreadPoolExecutor(READERS) as readers:
-        return list(readers.map(lambda one: described(services, one[0], one[1], owner), surveys.items()))
+        return list(readers.map(lambda one: describe(services, one[0], one[1], owner), surveys.items()))
 
 
-def described(services: Services, survey_id: str, facts: Facts, owner: str) -> Survey:
-    """A survey as it stands."""
+def describe(services: Services, survey_id: str, facts: Facts, owner: str) -> Survey:
+    """The current state of a survey."""
     status, parts = _status(services, survey_id, facts)
     used, here = services.surveys.used(survey_id), f"/surveys/{survey_id}"
     return Survey(
@@ -114,8 +114,8 @@ def described(services: Services, survey_id: str, facts: Facts, owner: str) -> S
     )
 
 
-def removed(services: Services, survey_id: str, owner: str) -> None:
-    """Delete a survey; where it still runs it is cancelled.
+def delete(services: Services, survey_id: str, owner: str) -> None:
+    """Delete a survey, and cancel it if it is running.
 
     Raises:
         SurveyNotFound.
@@ -130,19 +130,19 @@ def removed(services: Services, survey_id: str, owner: str) -> None:
 
 
 def _status(services: Services, survey_id: str, facts: Facts) -> tuple[Status, list[int]]:
-    """Its job's, but that it has succeeded once it is complete, and not before; and the parts that there are."""
+    """The status and the finished parts. The status is its job's, except that it is `succeeded` exactly if complete."""
     try:
         status = services.records.job(survey_id).status
     except (JobNotFound, JobExpired):
         status = Status.CANCELLED
-    parts = services.surveys.parts(survey_id)  # after the job was asked: the last may come in between
+    parts = services.surveys.parts(survey_id)  # after the job was read: the last part may be finished in between
     if len(parts) == facts.parts:
         return Status.SUCCEEDED, parts
     return Status.FAILED if status is Status.SUCCEEDED else status, parts
 
 
 def _layers(services: Services, body: NewSurvey) -> list[str]:
-    """Their names, in the order of the network."""
+    """The names of the survey's layers, in the order of the network."""
     network = workers.network(services.redis, body.model)
     if body.layers is None:
         states = [one.networks[body.model] for one in workers.living(services.redis) if body.model in one.networks]
@@ -154,6 +154,6 @@ def _layers(services: Services, body: NewSurvey) -> list[str]:
     return [one.name for one in every if one.name in wanted]
 
 
-def _forget(services: Services, survey_id: str, owner: str) -> None:
-    with suppress(KernelscopeError):  # what stays is small, and in the owner's list
+def _discard(services: Services, survey_id: str, owner: str) -> None:
+    with suppress(KernelscopeError):  # what remains is small, and the owner sees it in the list
         services.surveys.shelf.remove(survey_id, owner)

@@ -1,6 +1,7 @@
 """Prometheus metrics of the API and of the queue; docs/metrics.md lists them.
 
-What this process does is counted here. What everybody does (jobs by state, ages) is read from the record when asked.
+This process counts its own requests. The metrics of the whole service (jobs by state, ages) are read from Redis at each
+scrape.
 """
 
 from __future__ import annotations
@@ -35,69 +36,69 @@ from shared.webhooks import OUTCOMES, TRIED, Webhooks
 SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60)
 
 
-class Metrics:
-    """The registry of one API process."""
+class ApiMetrics:
+    """The metrics registry of one API process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        Info("kernelscope_build", "What runs.", registry=self.registry).info({"version": VERSION, "revision": REVISION})
-        labels = ["method", "route", "status"]
-        self._requests = Counter(
-            "kernelscope_http_requests", "Requests that were answered.", labels, registry=self.registry
+        Info("kernelscope_build", "Version and revision of this process.", registry=self.registry).info(
+            {"version": VERSION, "revision": REVISION}
         )
+        labels = ["method", "route", "status"]
+        self._requests = Counter("kernelscope_http_requests", "HTTP requests.", labels, registry=self.registry)
         self._seconds = Histogram(
             "kernelscope_http_request_seconds",
-            "Time until the last byte of an answer, but for those that were asked to wait.",
+            "Time until the last byte of a response; requests that asked to wait are not included.",
             ["method", "route"],
             buckets=SECONDS,
             registry=self.registry,
         )
 
-    def answered(self, method: str, route: str, status: int, seconds: float | None) -> None:
-        """Count a request; seconds are none where the caller asked to be kept waiting."""
+    def count_request(self, method: str, route: str, status: int, seconds: float | None) -> None:
+        """Count a request; `seconds` is None if the client asked to wait."""
         known = method if method in ("GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH") else "other"
         self._requests.labels(known, route, str(status)).inc()
         if seconds is not None:
             self._seconds.labels(known, route).observe(seconds)
 
-    def watch(self, redis: Redis, *others: Collector) -> None:
-        """From now on, tell of the queue as well, and of what others count."""
-        for collector in (_Queue(redis), *others):
+    def register(self, redis: Redis, *others: Collector) -> None:
+        """Add the metrics of the queue, and other collectors."""
+        for collector in (_QueueCollector(redis), *others):
             self.registry.register(collector)
 
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
-        """One that is read when it is asked for."""
+        """Add a gauge that is read at each scrape."""
         Gauge(name, text, registry=self.registry).set_function(read)
 
     def text(self) -> bytes:
-        """In Prometheus's format."""
+        """The metrics in Prometheus's text format."""
         return generate_latest(self.registry)
 
     def serve(self, bind: str) -> None:
-        """On an address of their own, `127.0.0.1:9100`, in a thread."""
+        """Serve the metrics on an address of their own, `127.0.0.1:9100`, in a thread."""
         host, port = address(bind)
         start_http_server(port, host, self.registry)
 
 
-class _Queue(Collector):
-    """Reads the record at each scrape; where Redis is away it says so and nothing else."""
+class _QueueCollector(Collector):
+    """Reads Redis at each scrape; while Redis is unavailable, `kernelscope_redis_up` is its only metric."""
 
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
         self.webhooks = Webhooks(redis)
 
     def describe(self) -> list[Metric]:
-        """Nothing is read when the collector is registered."""
+        """No metrics: registering the collector must not read Redis."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """One round of metrics."""
+        """The metrics of one scrape."""
         try:
             found = list(self._collect())
         except StoreUnavailable:
             found = []
-        yield GaugeMetricFamily("kernelscope_redis_up", "1: Redis answers.", value=int(bool(found)))
+        yield GaugeMetricFamily("kernelscope_redis_up", "1: Redis responds.", value=int(bool(found)))
         yield from found
 
     def _collect(self) -> Iterator[Metric]:
@@ -113,33 +114,33 @@ class _Queue(Collector):
                 pipe.info("stats")
                 *waiting, running, ended, owners, used, stats = pipe.execute()
             living = workers.living(self.redis)
-            kept = sum(self.redis.zcard(f"ks:jobs:{owner}") for owner in owners)
+            stored = sum(self.redis.zcard(f"ks:jobs:{owner}") for owner in owners)
         at = now(self.redis)
-        queued = GaugeMetricFamily("kernelscope_queued_slices", "Parts of jobs that wait.", labels=["queue"])
+        queued = GaugeMetricFamily("kernelscope_queued_slices", "Parts of jobs in the queue.", labels=["queue"])
         age = GaugeMetricFamily(
-            "kernelscope_oldest_queued_seconds", "How long the oldest of them waits.", labels=["queue"]
+            "kernelscope_oldest_queued_seconds", "How long the oldest of them has waited.", labels=["queue"]
         )
         for queue, count, oldest in zip(QUEUES, waiting[::2], waiting[1::2], strict=True):
             queued.add_metric([queue], count)
             age.add_metric([queue], max(0.0, at - oldest[0][1]) if oldest else 0)
         yield from (queued, age)
-        yield GaugeMetricFamily("kernelscope_running_slices", "Parts of jobs that run.", value=running)
-        jobs = CounterMetricFamily("kernelscope_jobs_ended", "Jobs that ended, by how.", labels=["status"])
+        yield GaugeMetricFamily("kernelscope_running_slices", "Parts of jobs that are running.", value=running)
+        jobs = CounterMetricFamily("kernelscope_jobs_ended", "Jobs that ended, by final status.", labels=["status"])
         for status in (status for status in Status if status.terminal):
             jobs.add_metric([status], float(ended.get(status, 0)))
         yield jobs
-        yield GaugeMetricFamily("kernelscope_kept_jobs", "Jobs whose record is kept.", value=kept)
+        yield GaugeMetricFamily("kernelscope_kept_jobs", "Jobs whose record is stored.", value=stored)
         memory = Memory.of({**used, **stats})
         yield GaugeMetricFamily("kernelscope_redis_memory_bytes", "Memory that Redis uses.", value=memory.used)
         limit = "Memory that Redis may use: its maxmemory, else the machine's."
         yield GaugeMetricFamily("kernelscope_redis_memory_limit_bytes", limit, value=memory.limit)
-        evicts = "1: Redis removes keys when it is full."
+        evicts = "1: Redis evicts keys when it is full."
         yield GaugeMetricFamily("kernelscope_redis_evicts", evicts, value=int(memory.evicts))
-        evicted = "Keys that Redis has removed because it was full, since it started."
+        evicted = "Keys that Redis has evicted because it was full, since it started."
         yield CounterMetricFamily("kernelscope_redis_evicted_keys", evicted, value=memory.evicted)
         yield from self._housekeeping()
         yield from self._webhooks()
-        ready = GaugeMetricFamily("kernelscope_workers", "Workers that live.", labels=["ready"])
+        ready = GaugeMetricFamily("kernelscope_workers", "Connected workers.", labels=["ready"])
         for state in (True, False):
             ready.add_metric([str(state).lower()], sum(worker.ready is state for worker in living))
         yield ready
@@ -147,9 +148,9 @@ class _Queue(Collector):
     def _housekeeping(self) -> Iterator[Metric]:
         loops = housekeeping.states(self.redis)
         up = not list(housekeeping.warnings(loops))
-        yield GaugeMetricFamily("kernelscope_housekeeping_up", "1: no loop of it is late.", value=int(up))
+        yield GaugeMetricFamily("kernelscope_housekeeping_up", "1: no housekeeping loop is late.", value=int(up))
         age = GaugeMetricFamily(
-            "kernelscope_housekeeping_success_seconds", "Since a round last succeeded.", labels=["loop"]
+            "kernelscope_housekeeping_success_seconds", "Time since a round last succeeded.", labels=["loop"]
         )
         failures = CounterMetricFamily("kernelscope_housekeeping_failures", "Rounds that failed.", labels=["loop"])
         for loop in loops:
@@ -158,14 +159,16 @@ class _Queue(Collector):
         yield from (age, failures)
 
     def _webhooks(self) -> Iterator[Metric]:
-        lines = self.webhooks.lines()
+        queues = self.webhooks.lines()
         with redis_errors():
             tried = self.redis.hgetall(TRIED)
-        pending = sum(count for count, _ in lines)
+        pending = sum(count for count, _ in queues)
         yield GaugeMetricFamily("kernelscope_pending_webhooks", "Webhooks to be delivered.", value=pending)
-        late = max(0.0, *(now(self.redis) - first for _, first in lines)) if lines else 0
-        yield GaugeMetricFamily("kernelscope_oldest_due_webhook_seconds", "How late the latest of them is.", value=late)
-        attempts = CounterMetricFamily("kernelscope_webhook_attempts", "Tries to deliver one.", labels=["outcome"])
+        late = max(0.0, *(now(self.redis) - first for _, first in queues)) if queues else 0
+        yield GaugeMetricFamily("kernelscope_oldest_due_webhook_seconds", "How late the oldest of them is.", value=late)
+        attempts = CounterMetricFamily(
+            "kernelscope_webhook_attempts", "Attempts to deliver a webhook.", labels=["outcome"]
+        )
         for outcome in OUTCOMES:
             attempts.add_metric([outcome], float(tried.get(outcome, 0)))
         yield attempts

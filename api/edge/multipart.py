@@ -1,4 +1,4 @@
-"""A multipart form (RFC 7578), read as it comes and kept in memory."""
+"""A parser of multipart forms (RFC 7578) that reads a form as it arrives and holds it in memory."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ EXTENDED = re.compile(rb";\s*filename\*\s*=\s*\"?([\w-]+)'[^']*'([^;\"\s]*)", re
 
 
 @dataclass
-class Part:
-    """One part; `filename` is None where it was sent without one."""
+class FormPart:
+    """One part of a form; `filename` is None if it was sent without one."""
 
     name: str
     filename: str | None
@@ -31,7 +31,7 @@ class Part:
 
     @property
     def text(self) -> str:
-        """What a field says.
+        """The value of a field that is not a file.
 
         Raises:
             MalformedBody: it is not UTF-8.
@@ -39,78 +39,78 @@ class Part:
         return _text(self.data, f"field {brief(self.name)}")
 
 
-class Parts:
-    """Takes a form's bytes as they come."""
+class FormReader:
+    """Parses a form's bytes as they arrive."""
 
     def __init__(self, content_type: str) -> None:
-        self.parts: list[Part] = []
+        self.parts: list[FormPart] = []
         self._header = bytearray(), bytearray()
         self._disposition = b""
-        self._whole = False
+        self._complete = False
         _, options = parse_options_header(content_type)
         if options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"us-ascii"):
-            raise _unreadable("its charset is not UTF-8")
+            raise _malformed("its charset is not UTF-8")
         if not (boundary := options.get(b"boundary")):
-            raise _unreadable("Content-Type names no boundary")
-        with _readable():
+            raise _malformed("Content-Type has no boundary")
+        with _parsing():
             self._parser = MultipartParser(
                 boundary,
                 {
                     "on_part_begin": self._begin,
                     "on_header_field": lambda data, start, end: self._header[0].extend(data[start:end]),
                     "on_header_value": lambda data, start, end: self._header[1].extend(data[start:end]),
-                    "on_header_end": self._head,
-                    "on_headers_finished": self._heads,
+                    "on_header_end": self._end_header,
+                    "on_headers_finished": self._end_headers,
                     "on_part_data": self._data,
                     "on_end": self._end,
                 },
             )
 
     def write(self, data: bytes) -> None:
-        """The next bytes.
+        """Parse the next bytes.
 
         Raises:
-            MalformedBody: this is no form, or one of too many or too long fields.
+            MalformedBody: they are not part of a form, or its fields are too many or too long.
         """
-        with _readable():
+        with _parsing():
             self._parser.write(data)
 
-    def close(self) -> list[Part]:
-        """There are no more bytes; returns the parts. Raises as `write`."""
-        if not self._whole:
-            raise _unreadable("it ends before its last boundary")
+    def close(self) -> list[FormPart]:
+        """Return the parts, after the last bytes. Raises as `write`."""
+        if not self._complete:
+            raise _malformed("it ends before its last boundary")
         return self.parts
 
     def _begin(self) -> None:
         self._disposition = b""
         if len(self.parts) >= MOST_FIELDS + MAX_IMAGES:
-            raise _unreadable(f"it has over {MOST_FIELDS} fields")
+            raise _malformed(f"it has over {MOST_FIELDS} fields")
 
-    def _head(self) -> None:
+    def _end_header(self) -> None:
         name, value = self._header
         if name.lower() == b"content-disposition":
             self._disposition = bytes(value)
         self._header = bytearray(), bytearray()
 
-    def _heads(self) -> None:
+    def _end_headers(self) -> None:
         _, options = parse_options_header(self._disposition)
         if b"name" not in options:
-            raise _unreadable("a part has no Content-Disposition with a name")
+            raise _malformed("a part has no Content-Disposition with a name")
         name = _text(options[b"name"], "the name of a part")
-        self.parts.append(Part(name, _filename(self._disposition, options.get(b"filename"))))
+        self.parts.append(FormPart(name, _filename(self._disposition, options.get(b"filename"))))
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         part = self.parts[-1]
         part.data += data[start:end]
         if len(part.data) > FIELD_BYTES and part.filename is None and part.name.removesuffix("[]") != IMAGE:
-            raise _unreadable(f"field {brief(part.name)} has over {FIELD_BYTES // 1024} kB; {FILE_WANTED}")
+            raise _malformed(f"field {brief(part.name)} has over {FIELD_BYTES // 1024} kB; {FILE_WANTED}")
 
     def _end(self) -> None:
-        self._whole = True
+        self._complete = True
 
 
 def _filename(disposition: bytes, plain: bytes | None) -> str | None:
-    """The part's filename; as RFC 5987 writes it only where it has no plain one, which browsers always send."""
+    """The part's filename. Its extended form (RFC 5987) is used only if there is no plain one; browsers send that."""
     if plain is not None:
         return plain.decode(errors="replace")
     if found := EXTENDED.search(disposition):
@@ -123,16 +123,16 @@ def _text(data: bytes | bytearray, what: str) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise _unreadable(f"{what} is not UTF-8 ({error.reason})") from None
+        raise _malformed(f"{what} is not UTF-8 ({error.reason})") from None
 
 
-def _unreadable(why: str) -> MalformedBody:
+def _malformed(why: str) -> MalformedBody:
     return MalformedBody(f"the form cannot be read: {why}")
 
 
 @contextmanager
-def _readable() -> Iterator[None]:
+def _parsing() -> Iterator[None]:
     try:
         yield
     except FormParserError as error:
-        raise _unreadable(brief(error, 200)) from None
+        raise _malformed(brief(error, 200)) from None

@@ -1,7 +1,7 @@
-"""How much is taken in at once: bytes of bodies and pixels of decodes, of all callers together, shared out fairly.
+"""Limits on the request bodies and decoded images in memory at once, shared fairly among callers.
 
-Bodies and pixels have a budget each, so that who has sent a body and waits for its images to be checked never waits
-for those who wait for it.
+Bodies and pixels have separate budgets, so a request that has sent its body and waits for its images to be checked
+never waits for requests that in turn wait for it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from shared.errors import ServerBusy
 ArgumentsT = ParamSpec("ArgumentsT")
 ResultT = TypeVar("ResultT")
 
-BODIES, OWN_BODIES = 4, 3  # of the largest: what may be in memory at once, of everybody and of one caller
-PATIENCE_SECONDS = 5.0  # that a body waits for room
-CHECK_SECONDS = 15.0  # that an image waits to be checked
+BODIES, OWN_BODIES = 4, 3  # times the largest body: what all callers together and one caller may have in memory
+BODY_PATIENCE_SECONDS = 5.0  # that a body waits for its memory
+CHECK_PATIENCE_SECONDS = 15.0  # that an image waits to be checked
 RETRY_SECONDS = 5
-SPARE_PIXELS = 12_500_000  # a telephone's photograph is checked beside the largest image
-LEAST_PIXELS = 1_000_000  # that the smallest image counts for
-LARGE_PIXELS = 4_000_000  # above which an image is decoded and not looked at as viewers show it
-CHECKERS = 3
+SPARE_PIXELS = 12_500_000  # so that a phone's photograph is checked beside the largest image
+LEAST_PIXELS = 1_000_000  # that even the smallest image counts
+LARGE_PIXELS = 4_000_000  # a larger image is only verified, not converted as for display
+CHECKERS = 3  # threads
 
 
 @dataclass(eq=False)
@@ -40,15 +40,15 @@ class _Waiter:
 
 
 class Budget:
-    """So much at once, of one event loop. Where several callers wait, who has been given least lately is next.
+    """An amount of a resource on one event loop. Of several waiting callers, the least recently served is next.
 
-    Start-time fair queueing: each grant begins, in virtual time, where its caller's last one ended, or now.
+    Start-time fair queueing: in virtual time, each grant begins where its caller's previous one ended, or now.
 
     Args:
-        total: what there is.
-        own: the most of it that one caller has.
+        total: the whole amount.
+        own: the most of it that one caller may hold.
         patience: seconds that a caller waits for some of it.
-        what: that it is of, for the refusal.
+        what: the name of the resource, for the error message.
     """
 
     def __init__(self, total: int, own: int, patience: float, what: str) -> None:
@@ -63,57 +63,57 @@ class Budget:
 
     @property
     def waiting(self) -> int:
-        """How many wait for some."""
+        """The number of waiting callers."""
         return len(self._waiters)
 
     @asynccontextmanager
-    async def taken(self, caller: str, amount: int) -> AsyncIterator[None]:
-        """Some of it, given back at the end; who wants more than one may have is given that.
+    async def reserve(self, caller: str, amount: int) -> AsyncIterator[None]:
+        """Hold this amount, at most `own`, within the context.
 
         Raises:
-            ServerBusy: none was free in time.
+            ServerBusy: it was not free in time.
         """
         amount = min(amount, self.own)
-        await self._take(caller, amount)
+        await self._acquire(caller, amount)
         try:
             yield
         finally:
-            self._give_back(caller, amount)
+            self._release(caller, amount)
 
-    async def _take(self, caller: str, amount: int) -> None:
+    async def _acquire(self, caller: str, amount: int) -> None:
         waiter = _Waiter(caller, amount)
         self._waiters.append(waiter)
-        self._serve()
+        self._grant()
         try:
             async with asyncio.timeout(self.patience):
                 await waiter.granted
         except BaseException as error:
-            self._forget(waiter)
+            self._cancel(waiter)
             if isinstance(error, TimeoutError):
                 raise ServerBusy(
-                    f"this server has its hands full of {self.what}; try again in {RETRY_SECONDS} s",
+                    f"this server has too many {self.what} at the moment; try again in {RETRY_SECONDS} s",
                     retry_after=RETRY_SECONDS,
                 ) from None
             raise
 
-    def _forget(self, waiter: _Waiter) -> None:
-        """It waits no longer; what it was given at this very moment goes back."""
+    def _cancel(self, waiter: _Waiter) -> None:
+        """Stop waiting; release what was granted at the same moment."""
         if waiter in self._waiters:
             self._waiters.remove(waiter)
-            self._serve()
+            self._grant()
         else:
-            self._give_back(waiter.caller, waiter.amount)
+            self._release(waiter.caller, waiter.amount)
 
-    def _give_back(self, caller: str, amount: int) -> None:
+    def _release(self, caller: str, amount: int) -> None:
         self.free += amount
         self._held[caller] -= amount
         self._held = +self._held
-        self._serve()
+        self._grant()
 
-    def _serve(self) -> None:
+    def _grant(self) -> None:
         while able := [one for one in self._waiters if self._held[one.caller] + one.amount <= self.own]:
             waiter = min(able, key=lambda one: self._start(one.caller))
-            if waiter.amount > self.free:  # smaller ones do not overtake it: it would wait for ever
+            if waiter.amount > self.free:  # smaller ones must not overtake it, or it could wait for ever
                 return
             self._now = self._start(waiter.caller)
             self._ends = {caller: end for caller, end in self._ends.items() if end > self._now}
@@ -121,40 +121,40 @@ class Budget:
             self._held[waiter.caller] += waiter.amount
             self.free -= waiter.amount
             self._waiters.remove(waiter)
-            if not waiter.granted.cancelled():  # else it has its turn to give it back
+            if not waiter.granted.cancelled():  # a cancelled waiter releases it itself
                 waiter.granted.set_result(None)
 
     def _start(self, caller: str) -> int:
         return max(self._now, self._ends.get(caller, 0))
 
 
-class Admission:
-    """The budgets of one API process, and the threads that check images.
+class Capacity:
+    """The budgets of one API process, and its threads that check images.
 
     Args:
-        body_bytes: of the largest body that is taken.
-        pixels: of the largest image.
+        body_bytes: the size of the largest body.
+        pixels: the size of the largest image.
     """
 
     def __init__(self, body_bytes: int, pixels: int) -> None:
         self.body_bytes = body_bytes
-        self.bodies = Budget(BODIES * body_bytes, OWN_BODIES * body_bytes, PATIENCE_SECONDS, "uploads")
-        self.pixels = Budget(pixels + SPARE_PIXELS, pixels, CHECK_SECONDS, "images to check")
+        self.bodies = Budget(BODIES * body_bytes, OWN_BODIES * body_bytes, BODY_PATIENCE_SECONDS, "uploads")
+        self.pixels = Budget(pixels + SPARE_PIXELS, pixels, CHECK_PATIENCE_SECONDS, "images to check")
         self._checkers = ThreadPoolExecutor(CHECKERS, "check")
 
-    async def checked(
+    async def run_check(
         self, check: Callable[ArgumentsT, ResultT], *args: ArgumentsT.args, **kwargs: ArgumentsT.kwargs
     ) -> ResultT:
-        """What a function says of an image, called in a thread for such."""
+        """Call a function that checks an image, in one of the threads."""
         return await asyncio.get_running_loop().run_in_executor(self._checkers, lambda: check(*args, **kwargs))
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self._checkers.shutdown(wait=False, cancel_futures=True)
 
 
-async def verified(admission: Admission, caller: str, data: bytes, most: int) -> None:
-    """Refuse bytes that are no whole image.
+async def check_image(capacity: Capacity, caller: str, data: bytes, most: int) -> None:
+    """Refuse bytes that are not a complete image.
 
     Args:
         most: pixels.
@@ -162,12 +162,12 @@ async def verified(admission: Admission, caller: str, data: bytes, most: int) ->
     Raises:
         UnsupportedImage, UnusableImage, ServerBusy.
     """
-    pixels = await admission.checked(images.pixels, data, most)
-    async with admission.pixels.taken(caller, max(pixels, LEAST_PIXELS)):
-        await admission.checked(images.decode if pixels <= LARGE_PIXELS else images.verify, data, most)
+    pixels = await capacity.run_check(images.pixels, data, most)
+    async with capacity.pixels.reserve(caller, max(pixels, LEAST_PIXELS)):
+        await capacity.run_check(images.decode if pixels <= LARGE_PIXELS else images.verify, data, most)
 
 
-def caller_of(request: Request) -> str:
-    """Whom a request's share is counted to: the key's name, or where there is none the address."""
+def caller_key(request: Request) -> str:
+    """What identifies a caller in a budget: the key's name, or without a key the address."""
     owner: str = request.state.caller.owner
     return f"key {owner}" if owner else f"address {request.client.host if request.client else ''}"

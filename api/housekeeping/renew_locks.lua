@@ -1,11 +1,12 @@
--- Once a second for all loops of a process: locks are taken or renewed, and what they have done is noted.
--- Where no process came through for too long, Redis was away, for workers too, or nobody kept house: then silence is no
--- death for a while.
--- ARGV: the process's token, milliseconds that a lock lasts, seconds that are too long, milliseconds of that while,
--- then for each loop: name, seconds between its rounds, 1 if the process wants its lock, milliseconds since its last
--- success or '', rounds that failed since the last call.
--- Returns for each loop 1 if the process holds its lock now, 2 if it has just taken it, else 0.
-redis.call('DEL', 'ks:housekeeping:none') -- a write that needs no memory: a Redis that is full allows the others then
+-- Called about once a second by each process, for all of its loops: acquires or renews their locks, and records their
+-- successes and failures.
+-- If no process has called for too long, Redis was unavailable (to workers as well) or no housekeeping ran: for some time
+-- an expired lease then does not mean a lost worker.
+-- ARGV: the process's token, milliseconds that a lock lasts, seconds without a call that are too long, milliseconds of
+-- that grace time, then for each loop: name, seconds between its rounds, 1 if the process wants its lock, milliseconds
+-- since its last success or '', rounds that failed since the last call.
+-- Returns for each loop 1 if the process holds its lock, 2 if it has just acquired it, else 0.
+redis.call('DEL', 'ks:housekeeping:none') -- a write that needs no memory: after it, a full Redis allows the others
 local held, now = {}, redis.call('TIME')
 local at = now[1] + now[2] / 1e6
 local heard = tonumber(redis.call('GET', 'ks:housekeeping:heard') or at)
