@@ -18,7 +18,7 @@ class ServerUnreachable(ClientError):
     def __init__(self, url: str, error: Exception | None) -> None:
         reason = str(error) or type(error).__name__
         super().__init__(
-            f"no Kernelscope server responds at {url} ({reason}); `kernelscope up` starts one on this machine"
+            f"no Kernelscope server answers at {url} ({reason}); `kernelscope up` starts one on this machine"
         )
 
 
@@ -26,14 +26,14 @@ class InvalidAddress(ClientError):
     """The server's URL is not valid."""
 
     def __init__(self, url: str, error: Exception) -> None:
-        super().__init__(f"{url!r} is not a valid server URL ({error}); an example is http://127.0.0.1:8000")
+        super().__init__(f"{url!r} is no server's address ({error}); one looks like http://127.0.0.1:8000")
 
 
 class NotKernelscope(ClientError):
     """The response did not come from a Kernelscope server of a compatible version."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(f"the server at {url} is not a Kernelscope server, or one of an incompatible version")
+        super().__init__(f"what answers at {url} is no Kernelscope server, or one of another version")
 
 
 class ServerError(ClientError):
