@@ -79,21 +79,15 @@ class AsyncConnection:
         seconds = self._patience if patience is None else patience
         return await retrying(AsyncRetrying, seconds)(self._send_once, method, path, **options)
 
-    async def _send_once(self, method: str, path: str, **options: Any) -> httpx.Response:
-        response = await self._open(method, path, **options)
-        try:
-            await response.aread()
-        except httpx.TransportError as error:
-            raise ServerUnreachable(self.url, error) from error
-        finally:
-            await response.aclose()
-        return response
+    async def _send_once(self, method: str, path: str, *, stream: bool = False, **options: Any) -> httpx.Response:
+        """Send a request.
 
-    async def _open(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Send a request once; the response's body is still to be read."""
+        Args:
+            stream: the body of the response is not read yet, unless it is an error.
+        """
         request = self._http.build_request(method, path, **options)
         try:
-            response = await self._http.send(request, stream=True)
+            response = await self._http.send(request, stream=stream)
             if response.is_error:
                 await response.aread()
                 raise error_of(response)
@@ -106,7 +100,7 @@ class AsyncConnection:
         return await retrying(AsyncRetrying, self._patience)(self._download_once, link, target)
 
     async def _download_once(self, link: str, target: Path) -> Path:
-        response = await self._open("GET", self._at(link))
+        response = await self._send_once("GET", self._at(link), stream=True)
         try:
             part = await in_thread(PartFile, target)
             try:
@@ -130,8 +124,8 @@ class AsyncConnection:
             httpx.TransportError: the connection was lost, or for `silence` seconds nothing was sent.
         """
         timeout = httpx.Timeout(10.0, read=silence)
-        open_ = retrying(AsyncRetrying, self._restart)
-        response: httpx.Response = await open_(self._open, "GET", self._at(link), headers=log.headers, timeout=timeout)
+        options: dict[str, Any] = {"headers": log.headers, "timeout": timeout}
+        response = await self._send("GET", self._at(link), patience=self._restart, stream=True, **options)
         try:
             if response.status_code == 204:
                 log.ended = True

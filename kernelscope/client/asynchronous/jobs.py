@@ -66,7 +66,7 @@ class AsyncJob(JobSummary):
         """
         if self.known_results is None:
             raise ResultsNotRead(self)
-        return list(self.known_results)
+        return self.known_results
 
     @property
     def explanations(self) -> list[AsyncExplanation]:

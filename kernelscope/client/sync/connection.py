@@ -78,21 +78,15 @@ class Connection:
         seconds = self._patience if patience is None else patience
         return retrying(Retrying, seconds)(self._send_once, method, path, **options)
 
-    def _send_once(self, method: str, path: str, **options: Any) -> httpx.Response:
-        response = self._open(method, path, **options)
-        try:
-            response.read()
-        except httpx.TransportError as error:
-            raise ServerUnreachable(self.url, error) from error
-        finally:
-            response.close()
-        return response
+    def _send_once(self, method: str, path: str, *, stream: bool = False, **options: Any) -> httpx.Response:
+        """Send a request.
 
-    def _open(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Send a request once; the response's body is still to be read."""
+        Args:
+            stream: the body of the response is not read yet, unless it is an error.
+        """
         request = self._http.build_request(method, path, **options)
         try:
-            response = self._http.send(request, stream=True)
+            response = self._http.send(request, stream=stream)
             if response.is_error:
                 response.read()
                 raise error_of(response)
@@ -105,7 +99,7 @@ class Connection:
         return retrying(Retrying, self._patience)(self._download_once, link, target)
 
     def _download_once(self, link: str, target: Path) -> Path:
-        response = self._open("GET", self._at(link))
+        response = self._send_once("GET", self._at(link), stream=True)
         try:
             part = directly(PartFile, target)
             try:
@@ -129,8 +123,8 @@ class Connection:
             httpx.TransportError: the connection was lost, or for `silence` seconds nothing was sent.
         """
         timeout = httpx.Timeout(10.0, read=silence)
-        open_ = retrying(Retrying, self._restart)
-        response: httpx.Response = open_(self._open, "GET", self._at(link), headers=log.headers, timeout=timeout)
+        options: dict[str, Any] = {"headers": log.headers, "timeout": timeout}
+        response = self._send("GET", self._at(link), patience=self._restart, stream=True, **options)
         try:
             if response.status_code == 204:
                 log.ended = True

@@ -63,7 +63,7 @@ class Job(JobSummary):
         """The results so far, by item index; those of a job of more than 64 items are read on first use."""
         if self.known_results is None:
             return self.read()
-        return list(self.known_results)
+        return self.known_results
 
     @property
     def explanations(self) -> list[Explanation]:
