@@ -50,9 +50,9 @@ def _transient(error: BaseException) -> bool:
 def _pause(state: RetryCallState) -> float:
     """Exponential backoff from 0.2 s with jitter, so that many clients do not retry together; at least Retry-After."""
     error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after if isinstance(error, ServerError) else None
+    retry_after = error.retry_after if isinstance(error, ServerError) else None
     backoff = min(LONGEST_PAUSE, 0.2 * 2.0 ** (state.attempt_number - 1))
-    return max(backoff * random.uniform(0.5, 1.0), asked or 0.0)  # noqa: S311 - not a secret
+    return max(backoff * random.uniform(0.5, 1.0), retry_after or 0.0)  # noqa: S311 - not a secret
 
 
 def address(url: str | None) -> str:

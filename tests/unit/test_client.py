@@ -281,8 +281,8 @@ JOB = Job.model_validate(
 
 def test_the_same_picture_twice_is_saved_twice() -> None:
     """Under the image's number, which its digest does not distinguish."""
-    for asked in ({"kernels": "top:1"}, {"kernels": [], "methods": ["activations"]}):
-        request = ExplainRequest.model_validate({"images": ["a" * 64] * 2, "layer": "conv2_1", **asked})
+    for fields in ({"kernels": "top:1"}, {"kernels": [], "methods": ["activations"]}):
+        request = ExplainRequest.model_validate({"images": ["a" * 64] * 2, "layer": "conv2_1", **fields})
         (items,) = plan(request, 100)
         results = [ItemResult.of(item, request, 3) for item in items]
         job = JOB.model_copy(update={"request": request, "results": results})

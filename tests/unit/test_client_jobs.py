@@ -100,11 +100,11 @@ class Server:
     def __init__(self, *records: dict[str, Any], events: Sequence[httpx.Response] = ()) -> None:
         self.records = list(records)
         self.events = list(events)
-        self.asked: list[str] = []
+        self.requests: list[str] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         """The response."""
-        self.asked.append(f"{request.method} {request.url.path}")
+        self.requests.append(f"{request.method} {request.url.path}")
         if request.url.path == LINKS["results"]:
             return page(request)
         if request.url.path == LINKS["events"]:
@@ -119,12 +119,12 @@ def test_results_of_a_big_job_are_read_on_first_use() -> None:
     with client(server) as one:
         job = one.job("j").wait().check()
         assert "results=" not in repr(job)
-        assert server.asked == ["GET /jobs/j"] * 3
+        assert server.requests == ["GET /jobs/j"] * 3
         assert [result.index for result in job.results] == list(range(ITEMS))
         assert all(isinstance(result, Result) and result._client is one for result in job.results)
-        assert server.asked[3:] == ["GET /deep/jobs/j/results"] * 3
+        assert server.requests[3:] == ["GET /deep/jobs/j/results"] * 3
         assert len(json.loads(job.model_dump_json())["results"]) == ITEMS
-        assert len(server.asked) == 6
+        assert len(server.requests) == 6
 
 
 RUNNING = ("status", {"status": "running"})
@@ -150,7 +150,7 @@ def test_progress_is_followed_by_events_and_not_by_polling(monkeypatch: pytest.M
     with client(server) as one:
         one.job("j").wait(on_change=lambda job: seen.append((job.status, job.progress.completed))).check()
     assert seen == [("running", done) for done in (0, 10, 10, 30, 31)] + [("succeeded", ITEMS)]
-    assert server.asked == ["GET /jobs/j", EVENTS, "GET /jobs/j", EVENTS, "GET /jobs/j"]
+    assert server.requests == ["GET /jobs/j", EVENTS, "GET /jobs/j", EVENTS, "GET /jobs/j"]
 
 
 def test_what_events_do_not_contain_is_read_when_they_are_silent() -> None:
@@ -194,7 +194,7 @@ def test_streams_that_never_work_end(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server(record("running"), events=[stream() for _ in range(20)])
     with client(server) as one, pytest.raises(ServerUnreachable, match="the event stream ended early"):
         list(one.job("j").events())
-    assert 5 < server.asked.count(EVENTS) < 20
+    assert 5 < server.requests.count(EVENTS) < 20
     other = Server(record("running"), events=[httpx.Response(200, html="<html>")])
     with client(other) as one, pytest.raises(NotKernelscope):
         list(one.job("j").events())
@@ -205,7 +205,7 @@ def test_a_notebook_reads_as_many_results_as_it_shows() -> None:
     server = Server(record("succeeded"))
     with client(server) as one:
         shown = one.job("j")._repr_html_()
-    assert len(server.asked) == 2
+    assert len(server.requests) == 2
     assert shown.count("<tr>") == MOST_ROWS + 1
     assert f"and {ITEMS - MOST_ROWS} more" in shown
     assert "kernels 0, 1, 2, 3, 4, 5, 6, 7, … (250) of" in shown
@@ -244,7 +244,7 @@ def test_failed_items_are_run_again() -> None:
         with pytest.raises(JobFailed):
             job.check()
         assert job.retry().status == "queued"
-        assert server.asked[1:] == ["POST /jobs/j/retry"]
+        assert server.requests[1:] == ["POST /jobs/j/retry"]
     refusal = JobEnded("nothing of it has failed").problem()
     with client(lambda _: httpx.Response(409, json=refusal.model_dump())) as one:
         job._client = one
@@ -351,7 +351,7 @@ def test_results_with_an_explanation_are_of_their_own_class() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "text"),
     [
         ({"status": "queued"}, "queued"),
         ({"status": "queued", "queue_position": 3, "queue_seconds": 41.2}, "queued, place 3, about 41 s"),
@@ -359,15 +359,15 @@ def test_results_with_an_explanation_are_of_their_own_class() -> None:
         ({"status": "running", "waiting_for": "a worker"}, "running: 1 of 1, waits for a worker"),
     ],
 )
-def test_a_line_on_a_job(changes: dict[str, Any], told: str) -> None:
+def test_a_line_on_a_job(changes: dict[str, Any], text: str) -> None:
     """Its place while it waits, and how long that may be."""
-    assert state(JOB.model_copy(update=changes)) == told
+    assert state(JOB.model_copy(update=changes)) == text
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"), [(0.2, "1 s"), (89, "89 s"), (100, "2 min"), (5000, "83 min"), (40_000, "11 h")]
+    ("seconds", "text"), [(0.2, "1 s"), (89, "89 s"), (100, "2 min"), (5000, "83 min"), (40_000, "11 h")]
 )
-def test_an_estimate_is_told_in_sensible_units(seconds: float, told: str) -> None:
+def test_an_estimate_is_shown_in_sensible_units(seconds: float, text: str) -> None:
     """Not 40,000 seconds."""
     at = JOB.progress.model_copy(update={"seconds_left": seconds, "total": None})
-    assert state(JOB.model_copy(update={"status": "running", "progress": at})) == f"running: 1 of ?, about {told} left"
+    assert state(JOB.model_copy(update={"status": "running", "progress": at})) == f"running: 1 of ?, about {text} left"

@@ -72,22 +72,22 @@ class AsyncClient(AsyncSurveys):
         Args:
             wait: seconds, at most 60, to wait for its end.
         """
-        asked: dict[str, Any] = {"headers": {"Prefer": f"wait={wait}"}, "timeout": wait + 30.0} if wait else {}
-        return await self._read(AsyncJob, "GET", f"/jobs/{job_id}", **asked)
+        params: dict[str, Any] = {"headers": {"Prefer": f"wait={wait}"}, "timeout": wait + 30.0} if wait else {}
+        return await self._read(AsyncJob, "GET", f"/jobs/{job_id}", **params)
 
     async def jobs(
         self, status: str | None = None, model: str | None = None, layer: str | None = None
     ) -> AsyncIterator[schemas.JobSummary]:
         """Your jobs, newest first. Pages are requested as they are needed."""
         filters = {"status": status, "model": model, "layer": layer, "limit": 50}
-        asked = {name: value for name, value in filters.items() if value is not None}
+        params = {name: value for name, value in filters.items() if value is not None}
         while True:
-            page = await self._read(schemas.Page, "GET", "/jobs", params=asked)
+            page = await self._read(schemas.Page, "GET", "/jobs", params=params)
             for one in page.jobs:
                 yield one
             if page.next_cursor is None:
                 return
-            asked["cursor"] = page.next_cursor
+            params["cursor"] = page.next_cursor
 
     async def models(self) -> list[ModelInfo]:
         """Every network with its layers, and whether it can be explained now."""

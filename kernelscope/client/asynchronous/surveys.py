@@ -32,13 +32,13 @@ class AsyncSurveys(AsyncConnection):
     async def dataset_images(self, dataset_id: str) -> list[schemas.DataSetImage]:
         """The images of a data set by name and SHA-256, in the order in which they were added. Raises NotFound."""
         found: list[schemas.DataSetImage] = []
-        asked: dict[str, Any] = {"limit": 1000}
+        params: dict[str, Any] = {"limit": 1000}
         while True:
-            page = await self._read(schemas.DataSetImages, "GET", f"/datasets/{dataset_id}/images", params=asked)
+            page = await self._read(schemas.DataSetImages, "GET", f"/datasets/{dataset_id}/images", params=params)
             found += page.images
             if page.next_cursor is None:
                 return found
-            asked["cursor"] = page.next_cursor
+            params["cursor"] = page.next_cursor
 
     async def add_images(self, dataset_id: str, files: Mapping[str, bytes]) -> schemas.AddedImages:
         """Add images to one of your data sets.
@@ -76,8 +76,8 @@ class AsyncSurveys(AsyncConnection):
             Its job, without waiting for it. The job's id is also the survey's.
         """
         fields = {"dataset": dataset, "model": model, "layers": list(layers or []), "webhook_url": webhook_url}
-        given = {name: value for name, value in fields.items() if value}
-        return await self._read(AsyncJob, "POST", "/surveys", json=given, headers=idempotent(idempotency_key))
+        body = {name: value for name, value in fields.items() if value}
+        return await self._read(AsyncJob, "POST", "/surveys", json=body, headers=idempotent(idempotency_key))
 
     async def surveys(self) -> list[Survey]:
         """Your surveys and the public ones, newest first."""

@@ -73,21 +73,21 @@ class Client(Surveys):
         Args:
             wait: seconds, at most 60, to wait for its end.
         """
-        asked: dict[str, Any] = {"headers": {"Prefer": f"wait={wait}"}, "timeout": wait + 30.0} if wait else {}
-        return self._read(Job, "GET", f"/jobs/{job_id}", **asked)
+        params: dict[str, Any] = {"headers": {"Prefer": f"wait={wait}"}, "timeout": wait + 30.0} if wait else {}
+        return self._read(Job, "GET", f"/jobs/{job_id}", **params)
 
     def jobs(
         self, status: str | None = None, model: str | None = None, layer: str | None = None
     ) -> Iterator[schemas.JobSummary]:
         """Your jobs, newest first. Pages are requested as they are needed."""
         filters = {"status": status, "model": model, "layer": layer, "limit": 50}
-        asked = {name: value for name, value in filters.items() if value is not None}
+        params = {name: value for name, value in filters.items() if value is not None}
         while True:
-            page = self._read(schemas.Page, "GET", "/jobs", params=asked)
+            page = self._read(schemas.Page, "GET", "/jobs", params=params)
             yield from page.jobs
             if page.next_cursor is None:
                 return
-            asked["cursor"] = page.next_cursor
+            params["cursor"] = page.next_cursor
 
     def models(self) -> list[ModelInfo]:
         """Every network with its layers, and whether it can be explained now."""

@@ -212,15 +212,15 @@ class Job(JobSummary):
     def _read_results(self, most: float = inf) -> list[AnyResult]:
         """The results so far, up to this number."""
         found: list[AnyResult] = []
-        asked: dict[str, Any] = {}
+        params: dict[str, Any] = {}
         link = self._client._at(self.links["results"])
         while len(found) < most:
-            asked["limit"] = min(PAGE_RESULTS, most - len(found))
-            page = self._client._read(ResultsPage, "GET", link, params=asked)
+            params["limit"] = min(PAGE_RESULTS, most - len(found))
+            page = self._client._read(ResultsPage, "GET", link, params=params)
             found += page.results
             if page.next_cursor is None:
                 break
-            asked["cursor"] = page.next_cursor
+            params["cursor"] = page.next_cursor
         return found
 
     def _repr_html_(self) -> str:

@@ -33,13 +33,13 @@ class Surveys(Connection):
     def dataset_images(self, dataset_id: str) -> list[schemas.DataSetImage]:
         """The images of a data set by name and SHA-256, in the order in which they were added. Raises NotFound."""
         found: list[schemas.DataSetImage] = []
-        asked: dict[str, Any] = {"limit": 1000}
+        params: dict[str, Any] = {"limit": 1000}
         while True:
-            page = self._read(schemas.DataSetImages, "GET", f"/datasets/{dataset_id}/images", params=asked)
+            page = self._read(schemas.DataSetImages, "GET", f"/datasets/{dataset_id}/images", params=params)
             found += page.images
             if page.next_cursor is None:
                 return found
-            asked["cursor"] = page.next_cursor
+            params["cursor"] = page.next_cursor
 
     def add_images(self, dataset_id: str, files: Mapping[str, bytes]) -> schemas.AddedImages:
         """Add images to one of your data sets.
@@ -77,8 +77,8 @@ class Surveys(Connection):
             Its job, without waiting for it. The job's id is also the survey's.
         """
         fields = {"dataset": dataset, "model": model, "layers": list(layers or []), "webhook_url": webhook_url}
-        given = {name: value for name, value in fields.items() if value}
-        return self._read(Job, "POST", "/surveys", json=given, headers=idempotent(idempotency_key))
+        body = {name: value for name, value in fields.items() if value}
+        return self._read(Job, "POST", "/surveys", json=body, headers=idempotent(idempotency_key))
 
     def surveys(self) -> list[Survey]:
         """Your surveys and the public ones, newest first."""
