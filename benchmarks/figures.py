@@ -100,7 +100,7 @@ def _emptiness(result: ItemResult) -> float:
     return result.metrics.sparsity if result.metrics else 0.0
 
 
-def explained(client: Client, images: list[bytes], **fields: str) -> Any:
+def explained(client: Client, images: list[bytes], **fields: Any) -> Any:
     """A succeeded job with these fields."""
     job = client.explain(images, **fields, effort="quick").wait()
     if job.status != "succeeded":

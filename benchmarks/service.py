@@ -45,8 +45,8 @@ from worker.methods.suppression import solve
 from worker.networks.layer import LoadedNetwork
 from worker.networks.loaded import Networks
 
-MINI = {"model": "vgg_mini", "layer": "conv2_2", "kernels": "3", "effort": "quick"}
-VGG16 = {"model": "vgg16", "layer": "conv2_2", "kernels": "12", "effort": "quick"}
+MINI: dict[str, Any] = {"model": "vgg_mini", "layer": "conv2_2", "kernels": "3", "effort": "quick"}
+VGG16: dict[str, Any] = {"model": "vgg16", "layer": "conv2_2", "kernels": "12", "effort": "quick"}
 POLLED_JOBS = 50
 POLL_SECONDS = 0.005  # between polls of a job that has not started
 

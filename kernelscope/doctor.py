@@ -21,7 +21,7 @@ import typer
 from pydantic import ValidationError
 from rich.markup import escape
 
-from kernelscope.client.flows import DIRECT
+from kernelscope.client.transport import DIRECT
 from kernelscope.serving import AsJson, Key, Url
 from kernelscope.stack import StackError, redis_server
 from kernelscope.terminal import out

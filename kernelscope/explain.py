@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kernelscope.client import Job, Result
-from kernelscope.client.flows import folder_name
+from kernelscope.client.files import folder_name
 from kernelscope.serving import AsJson, Key, Url, WeightsDir, server, usable
 from kernelscope.terminal import MEANING, NUMBERS, err, numbers, out, progress, show, state, table
 from shared import catalogue

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kernelscope.client import Client, ClientError, NotFound
-from kernelscope.client.flows import written
+from kernelscope.client.files import written
 from kernelscope.datasets import PATIENCE
 from kernelscope.pages import Site, images_of
 from kernelscope.serving import Key, Url

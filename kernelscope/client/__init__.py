@@ -1,9 +1,6 @@
-"""The Python client: `from kernelscope import Client`, or `AsyncClient`. docs/client.md shows how.
+"""The Python client: `from kernelscope import Client`, or `AsyncClient`. See docs/client.md."""
 
-`flows` says what is sent and what its answers mean; `sync` and `asynchronous` send it, each in its own way.
-"""
-
-from kernelscope.client.asynchronous import AsyncClient, AsyncJob, AsyncResult
+from kernelscope.client.asynchronous import AsyncClient, AsyncExplanation, AsyncJob, AsyncResult
 from kernelscope.client.errors import (
     ClientError,
     InvalidAddress,
@@ -18,27 +15,48 @@ from kernelscope.client.errors import (
     WaitTimeout,
 )
 from kernelscope.client.events import Event, ProgressEvent, ResultEvent, StatusEvent
-from kernelscope.client.sync import Client, Job, Result
+from kernelscope.client.options import ActivationsOptions, ExplainOptions
+from kernelscope.client.sync import Client, Explanation, Job, Result
+from shared.catalogue import ModelInfo
+from shared.errors import Problem
+from shared.schemas import ActiveKernel, DataSet, ItemResult, JobSummary, Losses, Metrics, Status
+from shared.surveys.forms import KernelPage, LayerKernels, Survey
 
 __all__ = [
+    "ActivationsOptions",
+    "ActiveKernel",
     "AsyncClient",
+    "AsyncExplanation",
     "AsyncJob",
     "AsyncResult",
     "Client",
     "ClientError",
+    "DataSet",
     "Event",
+    "ExplainOptions",
+    "Explanation",
     "InvalidAddress",
+    "ItemResult",
     "Job",
     "JobFailed",
+    "JobSummary",
+    "KernelPage",
+    "LayerKernels",
+    "Losses",
+    "Metrics",
+    "ModelInfo",
     "NotFound",
     "NotKernelscope",
+    "Problem",
     "ProgressEvent",
     "Result",
     "ResultEvent",
     "ResultsNotRead",
     "ServerError",
     "ServerUnreachable",
+    "Status",
     "StatusEvent",
+    "Survey",
     "TooManyRequests",
     "Unauthorized",
     "WaitTimeout",

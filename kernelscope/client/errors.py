@@ -1,4 +1,4 @@
-"""What can go wrong between a client and its server."""
+"""The errors of the Python client."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from shared.schemas import JobSummary
 
 
 class ClientError(Exception):
-    """The base of every error of this client."""
+    """The base class of all errors of this client."""
 
 
 class ServerUnreachable(ClientError):
-    """Nothing answers at this address, or what answers breaks off."""
+    """The server did not respond, or the connection was lost."""
 
     def __init__(self, url: str, error: Exception | None) -> None:
         reason = str(error) or type(error).__name__
@@ -23,25 +23,31 @@ class ServerUnreachable(ClientError):
 
 
 class InvalidAddress(ClientError):
-    """The server's URL cannot be one."""
+    """The server's URL is not valid."""
 
     def __init__(self, url: str, error: Exception) -> None:
         super().__init__(f"{url!r} is no server's address ({error}); one looks like http://127.0.0.1:8000")
 
 
 class NotKernelscope(ClientError):
-    """Something answers at this address, but not as Kernelscope does."""
+    """The response did not come from a Kernelscope server of a compatible version."""
 
     def __init__(self, url: str) -> None:
         super().__init__(f"what answers at {url} is no Kernelscope server, or one of another version")
 
 
 class ServerError(ClientError):
-    """The server refused; `problem` is what it said (RFC 9457), `status` its HTTP status."""
+    """The server returned an error.
 
-    def __init__(self, problem: Problem) -> None:
+    Attributes:
+        problem: the body of the response (RFC 9457).
+        retry_after: seconds after which the server accepts the request again, where it says so.
+    """
+
+    def __init__(self, problem: Problem, retry_after: float | None = None) -> None:
         super().__init__(f"{problem.title}: {problem.detail}")
         self.problem = problem
+        self.retry_after = retry_after
 
     @property
     def status(self) -> int:
@@ -50,19 +56,19 @@ class ServerError(ClientError):
 
 
 class Unauthorized(ServerError):
-    """The server wants an API key, or does not know this one: `Client(url, key=…)` or KERNELSCOPE_API_KEY."""
+    """The server requires a valid API key: `Client(url, key=…)` or KERNELSCOPE_API_KEY."""
 
 
 class NotFound(ServerError):
-    """No such job, file, network; or it was removed."""
+    """The job, file, network, data set or survey does not exist, or was deleted."""
 
 
 class TooManyRequests(ServerError):
-    """More than the key may send or have open, for longer than the client's patience."""
+    """The API key's rate limit or quota is exceeded, and retrying did not help."""
 
 
 class JobFailed(ClientError):
-    """The job ended without an explanation; `job` has its results, each with its error."""
+    """The job ended without an explanation. `job` has its results, each with its error."""
 
     def __init__(self, job: JobSummary, why: str) -> None:
         super().__init__(f"job {job.id} {job.status}: {why}")
@@ -70,31 +76,32 @@ class JobFailed(ClientError):
 
 
 class ResultsNotRead(ClientError):
-    """An `AsyncJob` of more than 64 items comes without its results."""
+    """The results of an `AsyncJob` of more than 64 items have not been read yet."""
 
     def __init__(self, job: JobSummary) -> None:
-        super().__init__(f"the results of job {job.id} are not read yet: `await job.read()`, or wait for it")
+        super().__init__(f"the results of job {job.id} are not read yet: await job.read() or job.wait() first")
 
 
 class WaitTimeout(ClientError):
-    """The job had not ended when the time was over. It goes on: `client.job(id).wait()` waits again."""
+    """The job did not end before the timeout. It continues: `client.job(id).wait()` waits again."""
 
 
-KINDS = {401: Unauthorized, 403: Unauthorized, 404: NotFound, 410: NotFound, 429: TooManyRequests}
+CLASSES = {401: Unauthorized, 403: Unauthorized, 404: NotFound, 410: NotFound, 429: TooManyRequests}
 
 
-def refusal(response: httpx.Response) -> ServerError:
-    """The error of an answer of 4xx or 5xx; also of one that is not ours but a proxy's."""
+def error_of(response: httpx.Response) -> ServerError:
+    """The error of a 4xx or 5xx response, which may be a proxy's."""
     try:
         problem = Problem.model_validate_json(response.content)
     except ValueError:
         text = response.text[:200]
         if response.headers.get("content-type", "").startswith("text/html"):
-            text = f"a web page came from {response.url}, by a proxy or another server than Kernelscope's"
+            text = f"{response.url} returned a web page; it comes from a proxy or another server"
         problem = Problem(type="about:blank", title=response.reason_phrase, status=response.status_code, detail=text)
-    return refused(problem)
+    seconds = response.headers.get("retry-after", "")
+    return error_for(problem, float(seconds) if seconds.isdigit() else None)
 
 
-def refused(problem: Problem) -> ServerError:
-    """The error of a problem, of the class that its status has."""
-    return KINDS.get(problem.status, ServerError)(problem)
+def error_for(problem: Problem, retry_after: float | None = None) -> ServerError:
+    """The error of the class that belongs to the problem's status."""
+    return CLASSES.get(problem.status, ServerError)(problem, retry_after)

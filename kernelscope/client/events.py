@@ -1,28 +1,30 @@
-"""A job's events, as `GET /jobs/{id}/events` tells them."""
+"""The events of a job, as `GET /jobs/{id}/events` sends them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from httpx_sse import ServerSentEvent
 from pydantic import TypeAdapter
 
-from kernelscope.client.errors import refused
+from kernelscope.client.errors import error_for
 from shared.errors import Problem
 from shared.schemas import ItemResult, Status
+
+ResultT_co = TypeVar("ResultT_co", bound=ItemResult, covariant=True)
 
 
 @dataclass(frozen=True)
 class StatusEvent:
-    """The job has another status now."""
+    """The job's status changed."""
 
     status: Status
 
 
 @dataclass(frozen=True)
 class ProgressEvent:
-    """How far it is: what `Job.progress` has, and each item that runs with its iteration and loss terms."""
+    """The job's progress, with the iteration and the loss terms of each item that is running."""
 
     completed: int
     total: int | None
@@ -34,36 +36,38 @@ class ProgressEvent:
 
 
 @dataclass(frozen=True)
-class ResultEvent:
-    """One item has ended; its files are there."""
+class ResultEvent(Generic[ResultT_co]):
+    """One item has ended; its files can be downloaded."""
 
-    result: ItemResult
+    result: ResultT_co
 
 
-Event = StatusEvent | ProgressEvent | ResultEvent
+Event = StatusEvent | ProgressEvent | ResultEvent[Any]
 PROGRESS = TypeAdapter(ProgressEvent)
 STATUS = TypeAdapter(StatusEvent)
 
 
-class Story:
-    """What was told so far, over as many connections as it took.
+class EventLog(Generic[ResultT_co]):
+    """How much of a job's events has been read, over any number of connections.
 
     Args:
-        result: the class of the results that are told.
+        results: parses results.
+        context: of that parsing.
     """
 
-    def __init__(self, result: type[ItemResult]) -> None:
-        self.result = result
+    def __init__(self, results: TypeAdapter[ResultT_co], context: object = None) -> None:
+        self.results = results
+        self.context = context
         self.last_id = ""
-        self.over = False
+        self.ended = False
 
     @property
     def headers(self) -> dict[str, str]:
-        """Of the next connection: what was told is not told again."""
+        """Headers of the next connection, so that the events continue after the last one."""
         return {"Last-Event-ID": self.last_id} if self.last_id else {}
 
-    def told(self, sent: ServerSentEvent) -> Event | None:
-        """The event; None for a kind that this client does not know, and for a fault after which one comes back.
+    def parse(self, sent: ServerSentEvent) -> StatusEvent | ProgressEvent | ResultEvent[ResultT_co] | None:
+        """The next event; None for one of an unknown type, and for a server error after which the client reconnects.
 
         Raises:
             NotFound: the job was deleted.
@@ -73,14 +77,14 @@ class Story:
         match sent.event:
             case "status":
                 event = STATUS.validate_json(sent.data)
-                self.over = event.status.terminal
+                self.ended = event.status.terminal
                 return event
             case "progress":
                 return PROGRESS.validate_json(sent.data)
             case "result":
-                return ResultEvent(self.result.model_validate_json(sent.data))
+                return ResultEvent(self.results.validate_json(sent.data, context=self.context))
             case "gone" | "problem":
                 problem = Problem.model_validate_json(sent.data)
                 if problem.status < 500:
-                    raise refused(problem)
+                    raise error_for(problem)
         return None

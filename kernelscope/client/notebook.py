@@ -1,21 +1,20 @@
-"""A job and its results as a notebook shows them."""
+"""How a notebook shows a job and its results."""
 
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Sequence
 from html import escape
-from typing import Any
 
-from kernelscope.client.jobs import BaseJob
-from shared.schemas import ExplainRequest, ItemResult
+from shared.errors import Problem
+from shared.schemas import ExplainRequest, ItemResult, JobSummary
 
 MOST_ROWS = 32
-MOST_KERNELS = 8  # that are named, of many
+MOST_KERNELS = 8  # that are listed
 
 
 def kernels_of(request: ExplainRequest) -> str:
-    """The kernels that were asked for, in a line."""
+    """The requested kernels, in one line."""
     if isinstance(request.kernels, str):
         return request.kernels
     named = ", ".join(map(str, request.kernels[:MOST_KERNELS]))
@@ -23,23 +22,27 @@ def kernels_of(request: ExplainRequest) -> str:
 
 
 def of_result(result: ItemResult, picture: bytes | None = None) -> str:
-    """One explanation: its picture, where there is one, and its numbers."""
+    """One result as a table: its picture, if available, and its metrics."""
     return f"<table>{_head()}{_row(result, picture)}</table>"
 
 
-def of_job(job: BaseJob[Any], pictures: Iterable[tuple[ItemResult, bytes | None]]) -> str:
-    """A line on the job, and a row for each of its results."""
+def of_job(job: JobSummary, error: Problem | None, count: int, shown: Sequence[tuple[ItemResult, bytes | None]]) -> str:
+    """One line about the job, and a table of results.
+
+    Args:
+        count: of all results.
+        shown: results with their pictures.
+    """
     request, progress = job.request, job.progress
     what = f"kernels {kernels_of(request)} of {request.layer} ({request.model})"
     total = "?" if progress.total is None else progress.total
     line = (
         f"<p><b>{escape(job.status)}</b> · {escape(what)} · {progress.completed} of {total} done · {escape(job.id)}</p>"
     )
-    error = f"<p>{escape(job.error.detail)}</p>" if job.error else ""
-    rows = [_row(result, picture) for result, picture in pictures]
-    rest = max(progress.completed, len(job.known_results or [])) - len(rows)
-    more = f"<p>and {rest} more</p>" if rest else ""
-    return line + error + (f"<table>{_head()}{''.join(rows)}</table>" if rows else "") + more
+    problem = f"<p>{escape(error.detail)}</p>" if error else ""
+    rows = "".join(_row(result, picture) for result, picture in shown)
+    more = f"<p>and {count - len(shown)} more</p>" if count > len(shown) else ""
+    return line + problem + (f"<table>{_head()}{rows}</table>" if rows else "") + more
 
 
 def _head() -> str:

@@ -1,4 +1,4 @@
-"""A picture in any form that Python has it in, as the file that is sent: the same picture, whichever form it is in."""
+"""Encodes images as the files that are sent: paths, bytes, Pillow images and arrays."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ARRAYS = "an array (height, width) or (height, width, channels), with 1, 3 or 4 
 
 
 def file_of(image: Any) -> tuple[str, bytes]:
-    """Name and bytes of an image file.
+    """Name and content of the file of an image.
 
-    A Pillow image is sent as a viewer shows its file: upright by its EXIF, its colours by its profile.
+    A Pillow image is sent as viewers display its file: with its EXIF orientation and its colour profile applied.
 
     Raises:
-        OSError: of a path that cannot be read.
-        TypeError: this is no picture.
-        ValueError: its values are not those of a picture.
+        OSError: the file cannot be read.
+        TypeError: not an image.
+        ValueError: an array whose values are not those of an image.
     """
     match image:
         case bytes():
@@ -36,15 +36,15 @@ def file_of(image: Any) -> tuple[str, bytes]:
         case Image.Image():
             return _name(image), _png(image)
         case np.ndarray():
-            return "image.png", _png(_drawn(image))
+            return "image.png", _png(_image(image))
     raise TypeError(
-        f"{type(image).__name__} is no picture; give a path, the bytes of a PNG, JPEG or WebP file, a Pillow image, or "
-        f"{ARRAYS}"
+        f"{type(image).__name__} is not an image; use a path, the bytes of a PNG, JPEG or WebP file, a Pillow image, "
+        f"or {ARRAYS}"
     )
 
 
 def _name(image: Image.Image) -> str:
-    """Of the file that it was opened from, where it was."""
+    """The name of the file that the image was opened from, if any."""
     name = getattr(image, "filename", "")
     return (Path(name).name if isinstance(name, str | Path) else "") or "image.png"
 
@@ -58,17 +58,21 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _drawn(values: NDArray[Any]) -> Image.Image:
+def _image(values: NDArray[Any]) -> Image.Image:
     flat = values[:, :, 0] if values.ndim == 3 and values.shape[2] == 1 else values
     kind = values.dtype
     shaped = flat.ndim == 2 or (flat.ndim == 3 and flat.shape[2] in {3, 4})
     if not shaped or not (kind == np.uint8 or np.issubdtype(kind, np.floating)):
         first = values.ndim == 3 and values.shape[0] in {1, 3, 4}
-        advice = "; its channels come first: give array.transpose(1, 2, 0)" if first and not shaped else ""
-        raise TypeError(f"an array {values.shape} of {kind} is no picture; give {ARRAYS}{advice}")
+        advice = "; its channels come first: use array.transpose(1, 2, 0)" if first and not shaped else ""
+        raise TypeError(f"an array {values.shape} of {kind} is not an image; use {ARRAYS}{advice}")
+    if not flat.size:
+        raise ValueError(f"an array {values.shape} has no pixels")
     if kind == np.uint8:
         return Image.fromarray(np.ascontiguousarray(flat))
-    if not (flat.size and flat.min() >= 0 and flat.max() <= 1):
-        reach = f"from {flat.min():g} to {flat.max():g}" if flat.size else "nowhere"
-        raise ValueError(f"the floats of a picture go from 0 to 1, and those of this array go {reach}")
+    if not (flat.min() >= 0 and flat.max() <= 1):
+        low, high = flat.min(), flat.max()
+        raise ValueError(
+            f"the floats of an image must be between 0 and 1; this array's are between {low:g} and {high:g}"
+        )
     return Image.fromarray((flat * 255).round().astype(np.uint8))

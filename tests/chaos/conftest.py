@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 from unittest.mock import patch
 
 import httpx
@@ -122,7 +123,7 @@ class Plant:
 
     def submit(self, kernels: str = "1", **fields: str) -> str:
         """Submit a job on a new picture; returns its id."""
-        own = {"model": "vgg_mini", "layer": "conv2_1", "effort": "quick", **fields}
+        own: dict[str, Any] = {"model": "vgg_mini", "layer": "conv2_1", "effort": "quick", **fields}
         with Client(self.url) as client:
             return client.explain([picture()], kernels=kernels, **own).id
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import httpx
 import pytest
@@ -123,7 +123,7 @@ class Site:
     def submit(self, host: Host) -> str:
         """Submit a job to this machine's API; returns its id."""
         with Client(self.url(host)) as client:
-            own = {"model": "vgg_mini", "layer": "conv3_1", "effort": "standard"}
+            own: dict[str, Any] = {"model": "vgg_mini", "layer": "conv3_1", "effort": "standard"}
             return client.explain([picture()], kernels="1,2,3,4", **own).id
 
     def works(self, host: Host) -> bool:

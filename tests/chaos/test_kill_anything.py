@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from itertools import cycle
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.chaos
 
 KILLS = 50 if FULL else 6
 PROCESSES = ("worker", "housekeeping", "api", "redis")
-FIELDS = {"model": "vgg_mini", "layer": "conv2_1", "effort": "quick"}
+FIELDS: dict[str, Any] = {"model": "vgg_mini", "layer": "conv2_1", "effort": "quick"}
 
 
 def test_nothing_is_lost_doubled_or_left_behind(plant: Plant, record_property: Callable[[str, object], None]) -> None:

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from threading import Event, Thread
+from typing import Any
 
 import pytest
 
@@ -41,8 +42,8 @@ class Load:
             while not self.stop.wait(0.2):
                 begin = time.monotonic()
                 try:
-                    fields = {"model": "vgg_mini", "layer": "conv2_1", "kernels": "1", "iterations": "20"}
-                    self.accepted.append(client.explain([picture()], **fields).id)
+                    own: dict[str, Any] = {"model": "vgg_mini", "layer": "conv2_1", "kernels": "1"}
+                    self.accepted.append(client.explain([picture()], **own, iterations=20).id)
                     status = 202
                 except ServerError as error:
                     status = error.problem.status

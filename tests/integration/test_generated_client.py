@@ -1,4 +1,4 @@
-"""A client that a generator made from `openapi.json`, by people who never saw this project, does the main job."""
+"""A client that a generator of others makes from `openapi.json` does the main job."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def plant(tmp_path: Path) -> Iterator[Plant]:
 
 
 def test_a_generated_client_submits_waits_and_downloads(plant: Plant, tmp_path: Path) -> None:
-    """And is told what is wrong as an object."""
+    """And an error is an object, too."""
     config = tmp_path / "config.yml"
     config.write_text("package_name_override: kernelscope_client\npost_hooks: []\n")
     package = tmp_path / "generated"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from io import BytesIO
+from typing import Any
 
 import httpx
 import numpy as np
@@ -155,7 +156,7 @@ def test_a_job_of_silent_kernels_only_is_failed(client: Client) -> None:
 def test_weights_alpha_and_beta_make_different_pictures(client: Client) -> None:
     """β = 0 leaves the picture full, β = 2 empties it."""
     submitted = client.explain(
-        [PICTURE], model="vgg_mini", layer="conv2_2", kernels="top:1", beta="0,2", effort="quick"
+        [PICTURE], model="vgg_mini", layer="conv2_2", kernels="top:1", beta=[0, 2], effort="quick"
     )
     none, much = submitted.wait().results
     assert none.metrics is not None
@@ -166,8 +167,8 @@ def test_weights_alpha_and_beta_make_different_pictures(client: Client) -> None:
 
 def test_the_reference_solver_runs_too(client: Client) -> None:
     """With the iterations that are asked for."""
-    fields = {"model": "vgg_mini", "layer": "conv1_1", "kernels": "top:1", "solver": "reference", "iterations": "50"}
-    (result,) = client.explain([PICTURE], **fields).wait().results
+    own: dict[str, Any] = {"model": "vgg_mini", "layer": "conv1_1", "kernels": "top:1"}
+    (result,) = client.explain([PICTURE], **own, solver="reference", iterations=50).wait().results
     assert result.iterations == 50
     assert result.losses_float is not None
     assert result.loss_start is not None
@@ -177,7 +178,7 @@ def test_the_reference_solver_runs_too(client: Client) -> None:
 def test_top_n_skips_silent_kernels(client: Client) -> None:
     """Of 32 wanted on a grey picture, those that are active; the total is known once they are found."""
     grey = png(Image.new("RGB", (96, 96), (128, 128, 128)))
-    submitted = client.explain([grey], model="vgg_mini", layer="conv2_1", kernels="top:32", iterations="5")
+    submitted = client.explain([grey], model="vgg_mini", layer="conv2_1", kernels="top:32", iterations=5)
     assert submitted.progress.total is None
     job = submitted.wait()
     assert job.progress.total is not None

@@ -9,6 +9,7 @@ import sys
 import time
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,13 +19,13 @@ from safetensors.torch import load_file, save_file
 from kernelscope.client import Client, ServerError
 from kernelscope.stack import Stack
 from shared.drawings import scene
-from shared.schemas import Status
+from shared.schemas import Method, Status
 from tests.conftest import png
 from tests.integration.conftest import ROOT
 from worker.networks.vgg_mini import WEIGHTS_FILE, VggMini
 
 PICTURE, OTHER = (png(scene(number, 96).image) for number in (5, 6))
-ASKED = {"layer": "conv2_2", "kernels": "top:2", "effort": "quick"}
+ASKED: dict[str, Any] = {"layer": "conv2_2", "kernels": "top:2", "effort": "quick"}
 SECONDS = 60.0
 
 
@@ -149,7 +150,7 @@ def test_one_that_sees_grey(stack: Stack, client: Client, tmp_path: Path) -> Non
     grey = np.asarray(scene(5, 256).image.convert("L")).astype(np.uint16) * 257
     image = png(Image.fromarray(grey))
     ranked = client.activations(image, model="xray", layer="conv2_2").wait()
-    methods = ["evidence", "lrp"]
+    methods: list[Method] = ["evidence", "lrp"]
     job = client.explain([image, OTHER], model="xray", layer="conv2_2", kernels="top:1", methods=methods).wait()
     assert [one.status for one in (ranked, job)] == [Status.SUCCEEDED] * 2
     for result in (*ranked.results, *job.results):

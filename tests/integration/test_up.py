@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -20,7 +21,7 @@ from shared.schemas import Status
 from tests.conftest import noise, png
 from tests.integration.conftest import ROOT, local_settings, until_status, up
 
-MINI = {"model": "vgg_mini", "layer": "conv2_2", "kernels": "top:2"}
+MINI: dict[str, Any] = {"model": "vgg_mini", "layer": "conv2_2", "kernels": "top:2"}
 
 
 def alive(pid: int) -> bool:

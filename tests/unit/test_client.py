@@ -1,4 +1,4 @@
-"""The client's flows: what is sent again, how often, and what becomes of the answers."""
+"""What the client sends, when it sends it again, and how it parses responses and events."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from httpx_sse import ServerSentEvent
 from PIL import Image, ImageOps
+from pydantic import TypeAdapter
+from tenacity import Retrying
 
 from kernelscope.client import (
     Client,
@@ -24,9 +26,10 @@ from kernelscope.client import (
     TooManyRequests,
     Unauthorized,
 )
-from kernelscope.client.events import Story
-from kernelscope.client.flows import Patience, folder_name, posting
+from kernelscope.client.events import EventLog
+from kernelscope.client.files import folder_name
 from kernelscope.client.pictures import file_of
+from kernelscope.client.transport import form, retrying
 from shared.errors import JobExpired, KernelscopeError, QueueFull, RateLimited
 from shared.errors import Unauthorized as NoKey
 from shared.images import decode
@@ -38,7 +41,7 @@ Answering = Callable[[httpx.Request], httpx.Response]
 
 
 def client(answer: Answering, patience: float = 5.0) -> Client:
-    """One whose server is a function."""
+    """A client whose server is a function."""
     made = Client("http://server", "ks_secret", patience=patience)
     made._http = httpx.Client(
         base_url="http://server", transport=httpx.MockTransport(answer), headers=made._http.headers
@@ -47,14 +50,14 @@ def client(answer: Answering, patience: float = 5.0) -> Client:
 
 
 class Script:
-    """Answers in turn, the last one ever after, and keeps the requests."""
+    """Responds with these in turn, then always with the last one, and records the requests."""
 
     def __init__(self, *answers: httpx.Response | Exception) -> None:
         self.answers: Sequence[httpx.Response | Exception] = answers
         self.requests: list[httpx.Request] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
-        """The next."""
+        """The next response."""
         self.requests.append(request)
         answer = self.answers[min(len(self.requests), len(self.answers)) - 1]
         if isinstance(answer, Exception):
@@ -63,12 +66,12 @@ class Script:
 
 
 def problem(error: QueueFull | RateLimited | NoKey, **headers: str) -> httpx.Response:
-    """As the API answers it."""
+    """The API's response."""
     return httpx.Response(error.status, json=error.problem().model_dump(), headers=headers)
 
 
-def test_what_passes_is_sat_out_with_one_idempotency_key() -> None:
-    """A lost connection, a proxy's 502, our own 503: sent again, the same request each time."""
+def test_a_request_is_retried_with_one_idempotency_key() -> None:
+    """After a lost connection, a proxy's 502, our own 503; each time it is the same request."""
     lost, away = httpx.ConnectError("refused"), problem(QueueFull("full"))
     script = Script(lost, httpx.Response(502, text="bad gateway"), away, httpx.Response(422, json={}))
     with client(script) as one, pytest.raises(ServerError):
@@ -81,8 +84,8 @@ def test_what_passes_is_sat_out_with_one_idempotency_key() -> None:
     assert b"true" in body
 
 
-def test_patience_ends() -> None:
-    """None at all: one try. The error says where nothing answers, and how to start a server."""
+def test_retries_end() -> None:
+    """With `patience=0` after one attempt. The error has the URL, and how to start a server."""
     script = Script(httpx.ConnectError("refused"))
     with client(script, patience=0) as one, pytest.raises(ServerUnreachable, match=r"http://server.*kernelscope up"):
         one.models()
@@ -90,11 +93,11 @@ def test_patience_ends() -> None:
     script = Script(problem(RateLimited("wait"), **{"Retry-After": "60"}))
     with client(script) as one, pytest.raises(TooManyRequests):
         one.models()
-    assert len(script.requests) == 1  # longer than the patience: told at once
+    assert len(script.requests) == 1  # longer than the patience: raised at once
 
 
-def test_retry_after_is_heeded() -> None:
-    """At least so long."""
+def test_retry_after_is_honoured() -> None:
+    """The client waits at least so long."""
     script = Script(problem(RateLimited("wait"), **{"Retry-After": "1"}), httpx.Response(200, json=[]))
     begin = time.monotonic()
     with client(script) as one:
@@ -102,20 +105,32 @@ def test_retry_after_is_heeded() -> None:
     assert time.monotonic() - begin >= 1
 
 
-def test_pauses_grow_and_differ() -> None:
-    """Many clients do not come back at the same moment."""
-    both = Patience(60), Patience(60)
-    pauses = [[pause.seconds for _ in range(4) if (pause := patience.next())] for patience in both]
+def test_pauses_grow_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exponential backoff with jitter, so that many clients do not retry together; the total time is limited."""
+    pauses: list[list[float]] = [[], []]
+    for paused in pauses:
+        again = retrying(Retrying, 60)
+        monkeypatch.setattr(again, "sleep", paused.append)
+
+        def fail(paused: list[float] = paused) -> None:
+            if len(paused) < 4:
+                raise ServerUnreachable("http://server", None)
+
+        again(fail)
     assert pauses[0] != pauses[1]
     assert all(0.5 <= pause / (0.2 * 2**number) <= 1 for each in pauses for number, pause in enumerate(each))
+    begin = time.monotonic()
+    with client(Script(httpx.ConnectError("refused")), patience=1) as one, pytest.raises(ServerUnreachable):
+        one.models()
+    assert time.monotonic() - begin < 1.5
 
 
-def test_another_server_is_told_from_ours() -> None:
-    """Its error pages, which nobody wants to read as HTML; its answers."""
+def test_another_server_is_recognised() -> None:
+    """By its error pages, whose HTML is not shown, and by responses that cannot be parsed."""
     page = httpx.Response(404, html="<!DOCTYPE HTML><html><h1>Error response</h1></html>")
     with (
         client(Script(page)) as one,
-        pytest.raises(ServerError, match=r"Not Found: a web page came from http://server/"),
+        pytest.raises(ServerError, match=r"Not Found: http://server/models returned a web page"),
     ):
         one.models()
     with (
@@ -125,33 +140,33 @@ def test_another_server_is_told_from_ours() -> None:
         one.models()
 
 
-def test_refusals_have_their_kind() -> None:
-    """A missing key, and an answer that is not ours."""
+def test_errors_have_the_class_of_their_status() -> None:
+    """A missing key, and a response that is not ours."""
     with client(Script(problem(NoKey("no key")))) as one, pytest.raises(Unauthorized, match="API key needed"):
         one.models()
     with (
         client(Script(httpx.Response(418, text="a teapot"))) as one,
-        pytest.raises(ServerError, match="teapot") as told,
+        pytest.raises(ServerError, match="teapot") as raised,
     ):
         one.models()
-    assert told.value.status == 418
+    assert raised.value.status == 418
 
 
-def test_no_picture_is_told_with_what_would_be_one() -> None:
-    """Before anything is sent."""
-    with pytest.raises(TypeError, match=r"int is no picture; .* an array \(height, width\)"):
+def test_what_is_not_an_image_is_refused_before_it_is_sent() -> None:
+    """The message says what can be used."""
+    with pytest.raises(TypeError, match=r"int is not an image; .* an array \(height, width\)"):
         file_of(17)
     with pytest.raises(FileNotFoundError, match=r"missing\.jpg"):
         file_of("missing.jpg")
 
 
 def decoded(image: Any) -> Image.Image:
-    """What the server makes of what is sent."""
+    """The image that the server decodes."""
     return decode(file_of(image)[1], 10**8)
 
 
 def files() -> dict[str, bytes]:
-    """As cameras and programs write them."""
+    """Image files, as cameras and programs write them."""
     exif = Image.Exif()
     exif[0x0112] = 6
     clear = noise().convert("RGBA")
@@ -173,7 +188,7 @@ def files() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", files())
 def test_a_pillow_image_is_the_picture_of_its_file(tmp_path: Path, name: str) -> None:
-    """Whichever way it is handed over; an image that was opened keeps its file's name and is not changed."""
+    """Whichever form is used; an image that was opened keeps its file's name and is not changed."""
     path = tmp_path / name
     path.write_bytes(files()[name])
     with Image.open(path) as image:
@@ -209,8 +224,8 @@ def test_grey_in_any_mode_is_the_same_picture(mode: str) -> None:
         file_of(Image.fromarray(np.asarray(grey, np.float32) - 1 - np.asarray(grey, np.float32).min()))
 
 
-def test_arrays_are_pictures() -> None:
-    """Grey, colour and alpha, of uint8 or of floats; also of every second row, or flipped."""
+def test_arrays_are_images() -> None:
+    """Grey, colour and alpha, of uint8 or of floats; also if they are not contiguous."""
     pixels = np.asarray(noise())
     for array in (
         pixels,
@@ -225,25 +240,25 @@ def test_arrays_are_pictures() -> None:
 
 
 @pytest.mark.parametrize(
-    ("array", "error", "told"),
+    ("array", "error", "message"),
     [
         (
             np.zeros((3, 20, 30), np.uint8),
             TypeError,
-            r"\(3, 20, 30\) of uint8 is no picture.*give array.transpose\(1, 2, 0\)",
+            r"\(3, 20, 30\) of uint8 is not an image.*use array.transpose\(1, 2, 0\)",
         ),
         (np.zeros((2, 20, 30, 3), np.uint8), TypeError, r"\(2, 20, 30, 3\).*\(height, width, channels\)"),
         (np.zeros((20, 30, 2), np.uint8), TypeError, "1, 3 or 4 channels"),
-        (np.zeros((20, 30, 3), np.int64), TypeError, "of int64 is no picture; .* of uint8 or of floats in 0-1"),
-        (np.full((20, 30), 2.5), ValueError, "from 0 to 1, and those of this array go from 2.5 to 2.5"),
+        (np.zeros((20, 30, 3), np.int64), TypeError, "of int64 is not an image; .* of uint8 or of floats in 0-1"),
+        (np.full((20, 30), 2.5), ValueError, "between 0 and 1; this array's are between 2.5 and 2.5"),
         (np.full((20, 30), np.nan), ValueError, "nan"),
         (np.zeros(5), TypeError, r"\(5,\)"),
-        (np.zeros((0, 5)), ValueError, "nowhere"),
+        (np.zeros((0, 5)), ValueError, "no pixels"),
     ],
 )
-def test_other_arrays_are_none_and_told_why(array: Any, error: type[Exception], told: str) -> None:
-    """Before anything is sent."""
-    with pytest.raises(error, match=told):
+def test_other_arrays_are_refused(array: Any, error: type[Exception], message: str) -> None:
+    """Before anything is sent, with the reason."""
+    with pytest.raises(error, match=message):
         file_of(array)
 
 
@@ -265,9 +280,9 @@ JOB = Job.model_validate(
 
 
 def test_the_same_picture_twice_is_saved_twice() -> None:
-    """Under the image's number, which its digest does not tell."""
-    for asked in ({"kernels": "top:1"}, {"kernels": [], "methods": ["activations"]}):
-        request = ExplainRequest.model_validate({"images": ["a" * 64] * 2, "layer": "conv2_1", **asked})
+    """Under the image's number, which its digest does not distinguish."""
+    for fields in ({"kernels": "top:1"}, {"kernels": [], "methods": ["activations"]}):
+        request = ExplainRequest.model_validate({"images": ["a" * 64] * 2, "layer": "conv2_1", **fields})
         (items,) = plan(request, 100)
         results = [ItemResult.of(item, request, 3) for item in items]
         job = JOB.model_copy(update={"request": request, "results": results})
@@ -277,8 +292,8 @@ def test_the_same_picture_twice_is_saved_twice() -> None:
         ]
 
 
-def test_what_is_ignored_of_a_pillow_image_is_warned_of() -> None:
-    """As the server notes it in a result."""
+def test_ignored_metadata_of_a_pillow_image_is_a_warning() -> None:
+    """The same that the server notes in a result."""
     picture = noise()
     picture.info["exif"] = b"garbage"
     with pytest.warns(UserWarning, match="EXIF data of the image's file was ignored"):
@@ -298,63 +313,69 @@ def test_what_is_ignored_of_a_pillow_image_is_warned_of() -> None:
         ("top:3", "top:3"),
     ],
 )
-def test_kernels_mean_what_they_say(kernels: Any, sent: str) -> None:
-    """Whatever has the numbers."""
-    fields = posting("/explain", b"x", None, {"kernels": kernels}).options["data"]
+def test_kernels_of_any_type_are_sent(kernels: Any, sent: str) -> None:
+    """Lists, ranges, arrays and NumPy's numbers."""
+    _, fields = form(b"x", {"kernels": kernels})
     assert fields == {"kernels": sent}
 
 
-def test_other_fields_mean_what_they_say() -> None:
-    """As NumPy has them."""
+def test_other_fields_of_numpy_s_types_are_sent() -> None:
+    """None is not sent."""
     given = {
         "beta": np.linspace(0, 1, 3),
         "alpha": np.float32(0.1),
         "only_remove": np.bool_(True),
         "iterations": np.int64(9),
+        "gamma": None,
     }
-    fields = posting("/explain", b"x", None, given).options["data"]
+    _, fields = form(b"x", given)
     assert fields == {"beta": "0.0,0.5,1.0", "alpha": "0.1", "only_remove": "true", "iterations": "9"}
 
 
-def test_a_story_goes_on_where_it_was_and_skips_what_it_does_not_know() -> None:
-    """Ids are kept, unknown events are none, the last status ends it."""
-    story = Story(ItemResult)
-    assert story.headers == {}
-    assert story.told(ServerSentEvent("status", '{"status": "running"}', "1-0")) == StatusEvent(Status.RUNNING)
-    assert story.told(ServerSentEvent("news", "{}", "2-0")) is None
-    told = story.told(ServerSentEvent("progress", '{"completed": 1, "total": null, "loss": 0.5}', "3-0"))
-    assert told == ProgressEvent(1, None, loss=0.5)
-    assert story.headers == {"Last-Event-ID": "3-0"}
-    assert not story.over
-    story.told(ServerSentEvent("status", '{"status": "failed"}', "4-0"))
-    assert story.over
+def log() -> EventLog[ItemResult]:
+    """Of a job of which nothing has been read yet."""
+    return EventLog(TypeAdapter(ItemResult))
+
+
+def test_events_continue_after_the_last_one_and_unknown_ones_are_skipped() -> None:
+    """Ids are kept; a terminal status is the end."""
+    read = log()
+    assert read.headers == {}
+    assert read.parse(ServerSentEvent("status", '{"status": "running"}', "1-0")) == StatusEvent(Status.RUNNING)
+    assert read.parse(ServerSentEvent("news", "{}", "2-0")) is None
+    event = read.parse(ServerSentEvent("progress", '{"completed": 1, "total": null, "loss": 0.5}', "3-0"))
+    assert event == ProgressEvent(1, None, loss=0.5)
+    assert read.headers == {"Last-Event-ID": "3-0"}
+    assert not read.ended
+    read.parse(ServerSentEvent("status", '{"status": "failed"}', "4-0"))
+    assert read.ended
 
 
 @pytest.mark.parametrize(
     ("error", "kind", "raised"),
     [(JobExpired("deleted"), "gone", NotFound), (NoKey("revoked"), "problem", Unauthorized)],
 )
-def test_a_story_that_breaks_off_for_good_says_why(
+def test_events_that_end_for_good_raise_the_reason(
     error: KernelscopeError, kind: str, raised: type[ServerError]
 ) -> None:
     """The job was deleted, or the key revoked, while its events were read."""
     data = error.problem().model_dump_json()
     with pytest.raises(raised, match=error.detail):
-        Story(ItemResult).told(ServerSentEvent(kind, data))
+        log().parse(ServerSentEvent(kind, data))
 
 
-def test_a_fault_of_the_server_is_come_back_from() -> None:
-    """Where the last event was."""
-    story = Story(ItemResult)
-    story.told(ServerSentEvent("status", '{"status": "running"}', "1-0"))
-    assert story.told(ServerSentEvent("problem", KernelscopeError("a bug").problem().model_dump_json())) is None
-    assert not story.over
-    assert story.headers == {"Last-Event-ID": "1-0"}
+def test_events_are_resumed_after_a_server_error() -> None:
+    """After the last event."""
+    read = log()
+    read.parse(ServerSentEvent("status", '{"status": "running"}', "1-0"))
+    assert read.parse(ServerSentEvent("problem", KernelscopeError("a bug").problem().model_dump_json())) is None
+    assert not read.ended
+    assert read.headers == {"Last-Event-ID": "1-0"}
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
-def test_this_machine_is_asked_without_a_proxy(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-    """Whatever the environment says of others."""
+def test_requests_to_this_machine_use_no_proxy(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    """Whatever the environment says."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     for name in ("NO_PROXY", "no_proxy", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
