@@ -15,7 +15,7 @@ from rich.progress import Progress, TaskID
 from kernelscope.client import Client, ClientError, Job, NotFound, ServerError, WaitTimeout
 from kernelscope.client.flows import written
 from kernelscope.photos import Photo, batches
-from kernelscope.results import Explained, explained, save
+from kernelscope.results import Explained, explained, save, saved_before
 from kernelscope.terminal import progress, say, state
 from shared.schemas import ExplainOptions, ItemResult, WholeJob
 
@@ -111,12 +111,14 @@ class Run:
     results: list[Explained] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)  # why, by label
-    done: int = 0  # images
+    total: int = 0  # images
+    done: int = 0  # of them
 
     def submit(self, photos: Sequence[Photo]) -> Iterator[Batch]:
         """Make jobs, one after the other."""
+        self.total = self.total or len(photos)
         for batch in batches(photos, self.options):
-            for made in self._submitted(batch, alone=len(photos) == 1):
+            for made in self._submitted(batch):
                 self.jobs.append(made.job)
                 yield made
 
@@ -128,10 +130,10 @@ class Run:
         """
         assert self.folder
         open_jobs: list[Batch] = []
-        left, total = self._continued(photos, open_jobs), len(photos)
-        making = self.submit(left)
+        self.total = len(photos)
+        making = self.submit(self._continued(photos, open_jobs))
         with progress() as bar:
-            task = bar.add_task("submitting", total=float(total))
+            task = bar.add_task("submitting", total=float(self.total))
             try:
                 while True:
                     while len(open_jobs) < OPEN_JOBS and (made := next(making, None)):
@@ -139,19 +141,19 @@ class Run:
                         open_jobs.append(made)
                     if not open_jobs:
                         break
-                    self._wait(open_jobs, bar, task, total)
+                    self._wait(open_jobs, bar, task)
             except KeyboardInterrupt:
-                self._interrupted(open_jobs, total)
+                self._interrupted(open_jobs)
                 raise
 
-    def _submitted(self, photos: list[Photo], *, alone: bool) -> Iterator[Batch]:
+    def _submitted(self, photos: list[Photo]) -> Iterator[Batch]:
         """Jobs of these images: one, unless the server refuses some of the images or takes fewer at once."""
         try:
             fields: Mapping[str, Any] = self.options.model_dump(exclude_none=True, exclude_defaults=True)
             fields = {**fields, "layer": self.options.layer, "kernels": self.options.kernels}
             yield Batch(self.client.explain([photo.path for photo in photos], **fields), photos)
         except (ServerError, OSError) as error:  # OSError: a file cannot be read
-            if alone or not _of_one_image(error):
+            if self.total == 1 or not _of_one_image(error):
                 raise
             if len(photos) == 1:
                 why = error.problem.detail if isinstance(error, ServerError) else error.strerror or str(error)
@@ -161,17 +163,16 @@ class Run:
                 return
             middle = len(photos) // 2
             for half in (photos[:middle], photos[middle:]):
-                yield from self._submitted(half, alone=alone)
+                yield from self._submitted(half)
 
-    def _wait(self, open_jobs: list[Batch], bar: Progress, task: TaskID, total: int) -> None:
+    def _wait(self, open_jobs: list[Batch], bar: Progress, task: TaskID) -> None:
         """Follow the oldest job for a moment, and save those that have ended."""
         oldest = open_jobs[0]
 
         def moved(seen: Job) -> None:
             others = sum(one.job.progress.fraction * len(one.photos) for one in open_jobs[1:])
-            before = f"{self.done} of {total} images; " if total > 1 else ""
             completed = self.done + others + seen.progress.fraction * len(oldest.photos)
-            bar.update(task, description=f"{before}{state(seen)}", completed=completed)
+            bar.update(task, description=self._state(seen), completed=completed)
 
         moved(oldest.job)
         with suppress(WaitTimeout):
@@ -182,7 +183,11 @@ class Run:
         for one in [one for one in open_jobs if one.job.status.terminal]:
             self._ended(one)
             open_jobs.remove(one)
-        bar.update(task, completed=max(self.done, bar.tasks[task].completed))
+        if not open_jobs:
+            bar.update(task, description=self._state(oldest.job), completed=self.done)
+
+    def _state(self, job: Job) -> str:
+        return state(job) if self.total == 1 else f"{self.done} of {self.total} images, the current job {state(job)}"
 
     def _ended(self, batch: Batch) -> None:
         assert self.folder
@@ -207,6 +212,7 @@ class Run:
             elif saved and record and (done := _of_image(record, digest)):
                 self.done += 1
                 self.results += [Explained(saved.label, record.request, one) for one in done]
+                self.files += saved_before(record, done, saved.label, self.folder.path)
                 self.jobs += [record] if record.id not in {job.id for job in self.jobs} else []
             else:
                 left.append(photo)
@@ -229,14 +235,14 @@ class Run:
         other = set(job.request.images) - set(photos)
         return None if job.status == "cancelled" or other else Batch(job, [photos[one] for one in job.request.images])
 
-    def _interrupted(self, open_jobs: list[Batch], total: int) -> None:
+    def _interrupted(self, open_jobs: list[Batch]) -> None:
         """Cancel what is unfinished, and save what was finished of many images."""
         assert self.folder
-        say("interrupted: the job is cancelled" if total == 1 else "interrupted: the jobs are cancelled")
+        say("interrupted: the job is cancelled" if self.total == 1 else "interrupted: the jobs are cancelled")
         for one in open_jobs:
             with suppress(ClientError):
                 one.job.cancel()
-        if total > 1:
+        if self.total > 1:
             for one in open_jobs:
                 with suppress(ClientError):
                     one.job.wait(CANCEL_SECONDS)

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from rich.table import Table
 
-from kernelscope.client import Job, Result
+from kernelscope.client import Job
 from kernelscope.client.flows import folder_name, written
 from kernelscope.terminal import MEANING, NUMBERS, err, numbers, out, say, table
 from shared import schemas
@@ -18,6 +18,7 @@ from shared.schemas import ActiveKernel
 PICTURES = ("panel.png", "optimized.png", "contrast.png")
 BAR_WIDTH = 24
 LONGEST_LABEL = 100
+MOST_NOTES = 5
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,26 @@ def save(job: Job, labels: Sequence[str], folder: Path, *, everything: bool = Fa
         drawn.add((image, result.kernel))
         for name in result.artifacts if everything else PICTURES:
             if name in result.artifacts and (first or name != "panel.png"):
-                yield _written(job, result, labels[image], name, folder)
+                file = folder / file_name(job, result, labels[image], name)
+                with written(file) as target:
+                    target.write(result.file(name))
+                yield file
 
 
-def _written(job: Job, result: Result, label: str, name: str, folder: Path) -> Path:
+def saved_before(
+    job: schemas.WholeJob, results: Sequence[schemas.ItemResult], label: str, folder: Path
+) -> Iterator[Path]:
+    """The pictures of one image that a folder has from an earlier run."""
+    for result in results:
+        for name in PICTURES:
+            if (file := folder / file_name(job, result, label, name)).exists():
+                yield file
+
+
+def file_name(job: schemas.JobSummary, result: schemas.ItemResult, label: str, name: str) -> str:
+    """`photo-conv2_2-kernel3-panel.png`."""
     of_image = f"image{job.request.image_of(result.index)}-"
-    file = folder / f"{label}-{folder_name(job, result).removeprefix(of_image)}-{name}"
-    with written(file) as target:
-        target.write(result.file(name))
-    return file
+    return f"{label}-{folder_name(job, result).removeprefix(of_image)}-{name}"
 
 
 def fresh(name: str) -> Path:
@@ -84,15 +96,21 @@ def fresh(name: str) -> Path:
 
 
 def show(found: Sequence[Explained]) -> None:
-    """The table of numbers, and below it a sentence on each failure, each note and the weights."""
+    """The table of numbers, and below it a sentence on each failure, some of the notes and the weights."""
     out.print(_table(found))
+    several = len({one.label for one in found}) > 1
+    noted = 0
     for one in found:
         result = one.result
-        who = f"{one.label}, kernel {result.kernel}" if len({each.label for each in found}) > 1 else None
+        who = f"{one.label}, kernel {result.kernel}" if several else f"kernel {result.kernel}"
         if result.error:
-            say(f"{who or f'kernel {result.kernel}'}: {result.error.title}: {result.error.detail}", out)
+            say(f"{who}: {result.error.title}: {result.error.detail}", out)
         if result.note:
-            say(f"{who or f'kernel {result.kernel}'} by {result.method}: {result.note}", out)
+            noted += 1
+            if noted <= MOST_NOTES:
+                say(f"{who} by {result.method}: {result.note}", out)
+    if noted > MOST_NOTES:
+        say(f"{noted - MOST_NOTES} other explanations have notes too: `note` in their records, or --json", out)
     used = {one.result.weights.source: one for one in found if one.result.weights}
     for one in used.values():
         assert one.result.weights

@@ -93,8 +93,20 @@ class Up:
 
 
 @contextmanager
-def up(folder: Path, *options: str, port: int | None = None, **environment: str) -> Iterator[Up]:
-    """Run `kernelscope up` on a data folder; killed at the end if it still runs."""
+def up(
+    folder: Path,
+    *options: str,
+    port: int | None = None,
+    code: str | None = None,
+    prefix: tuple[str, ...] = (),
+    **environment: str,
+) -> Iterator[Up]:
+    """Run `kernelscope up` on a data folder; killed at the end if it still runs.
+
+    Args:
+        code: what Python runs instead of the program.
+        prefix: a command that runs it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
     own = {
@@ -102,8 +114,12 @@ def up(folder: Path, *options: str, port: int | None = None, **environment: str)
         "KERNELSCOPE_DOWNLOAD_WEIGHTS": "false",
         "KERNELSCOPE_ENGINE": "dummy",
         "PYTHONUNBUFFERED": "1",
+        "HTTP_PROXY": "http://127.0.0.1:9",  # which must not come between this machine and itself
     }
-    command = [sys.executable, "-m", "kernelscope", "up", "--data-dir", str(folder / "data"), "--port", str(port)]
+    for name in ("NO_PROXY", "no_proxy", "http_proxy"):
+        own.setdefault(name, "")
+    program = ["-c", code] if code else ["-m", "kernelscope"]
+    command = [*prefix, sys.executable, *program, "up", "--data-dir", str(folder / "data"), "--port", str(port)]
     with (
         (folder / "up.txt").open("w") as output,
         subprocess.Popen(

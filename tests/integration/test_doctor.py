@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from safetensors.torch import load_file, save_file
 
 from api.services import GLANCE_SECONDS
-from kernelscope import doctor, stack
+from kernelscope import doctor, localredis
 from kernelscope.stack import Stack, free_port
 from shared.jobs import connect
 from shared.settings import Settings
@@ -40,6 +40,8 @@ def ask(tmp_path: Path) -> Asking:
             "KERNELSCOPE_PRELOAD": "vgg_mini",
             "KERNELSCOPE_DOWNLOAD_WEIGHTS": "false",
             "KERNELSCOPE_PORT": str(free_port()),
+            "HTTP_PROXY": "http://127.0.0.1:9",  # which must not come between this machine and itself
+            "NO_PROXY": "",
             **environment,
         }
         command = [sys.executable, "-m", "kernelscope", "doctor", "--json", *options]
@@ -83,8 +85,8 @@ def test_a_port_and_a_folder(ask: Asking, tmp_path: Path) -> None:
 
 def test_a_redis_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither on PATH nor in a wheel."""
-    monkeypatch.setattr(stack.shutil, "which", lambda _: None)  # type: ignore[attr-defined]
-    monkeypatch.setattr(stack, "find_spec", lambda _: None)
+    monkeypatch.setattr(localredis.shutil, "which", lambda _: None)  # type: ignore[attr-defined]
+    monkeypatch.setattr(localredis, "find_spec", lambda _: None)
     finding = doctor._redis()
     assert finding.state == "problem"
     assert "apt install redis-server" in finding.mend
@@ -97,7 +99,7 @@ def test_weights_that_are_missing(ask: Asking) -> None:
     found = ask(code=0, KERNELSCOPE_PRELOAD="vgg16", KERNELSCOPE_ACESS="keys", **able)
     assert "downloaded on first use" in found["weights"][0]["found"]
     assert found["settings"][0]["state"] == "warning"  # a misspelt one is no failure
-    assert "KERNELSCOPE_ACCESS is one" in found["settings"][0]["found"]
+    assert "did you mean KERNELSCOPE_ACCESS?" in found["settings"][0]["found"]
 
 
 def test_weights_that_are_damaged(ask: Asking, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pty
 import shutil
 import signal
 import socket
@@ -12,10 +14,13 @@ import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from kernelscope.client import Client
-from kernelscope.stack import Stack, StackError, redis_server
+from kernelscope.localredis import url_in
+from kernelscope.stack import Stack, StackError, free_port, redis_server
+from shared.jobs import connect
 from shared.schemas import Status
 from tests.conftest import noise, png
 from tests.integration.conftest import ROOT, local_settings, until_status, up
@@ -59,7 +64,7 @@ def test_it_starts_works_stops_and_finds_its_data_again(tmp_path: Path) -> None:
 def test_its_redis_starts_in_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
     """There it keeps its file, with the settings that were written for it; a second look finds it by them."""
     settings = local_settings(tmp_path / name)
-    with Stack(settings, print).redis_alone() as redis, Stack(settings, print).redis_alone() as again:
+    with Stack(settings, print).redis_alone() as redis, connect(url_in(tmp_path / name)) as again:
         assert redis.config_get("dir") == {"dir": str(tmp_path / name / "redis")}
         assert redis.config_get("appendfsync") == {"appendfsync": "always"}
         assert redis.config_get("bind") == {"bind": "127.0.0.1"}
@@ -129,6 +134,73 @@ def test_a_second_one_on_the_same_data_is_refused(stack: Stack) -> None:
     assert httpx.get(f"{stack.url}/healthz").status_code == 200
 
 
+def redis_servers_in(folder: Path) -> list[psutil.Process]:
+    """The Redis processes that work in a data folder."""
+    found = []
+    for process in psutil.process_iter(["name", "cwd"]):
+        if "redis-server" in (process.info["name"] or "") and str(folder) in str(process.info["cwd"]):
+            found.append(process)
+    return found
+
+
+UNTIED = "import kernelscope.supervise as s; s.TIED_TO_PARENT = False; from kernelscope.__main__ import main; main()"
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["linux", "as on macOS"])
+def test_after_a_kill_9_there_are_never_two_on_the_same_data(tmp_path: Path, tied: bool) -> None:  # noqa: FBT001
+    """What a killed stack left running keeps the lock; the next start ends it first, and has its data."""
+    with up(tmp_path, code=None if tied else UNTIED) as first:
+        first.wait_until("listens on")
+        with Client(first.url) as client:
+            job = client.explain([png(noise())], **MINI).wait()
+        children = first.children()
+        first.process.kill()
+        first.process.wait()
+        assert tied or all(alive(pid) for pid in children.values())
+        assert len(redis_servers_in(tmp_path)) <= 1
+    with up(tmp_path) as second:
+        said = second.wait_until("listens on")
+        assert tied or "ending what it left running: redis" in said
+        assert not any(alive(pid) for pid in children.values())
+        assert len(redis_servers_in(tmp_path)) == 1
+        with Client(second.url) as client:
+            assert client.job(job.id) == job
+        assert second.stop() == 0
+
+
+def test_a_closed_terminal_stops_everything(tmp_path: Path) -> None:
+    """SIGHUP, when nothing can be printed any more; under nohup it runs on."""
+    environment = {**os.environ, "KERNELSCOPE_ENGINE": "dummy", "KERNELSCOPE_PRELOAD": ""}
+    environment |= {"KERNELSCOPE_DATA_DIR": str(tmp_path / "data"), "KERNELSCOPE_PORT": str(free_port())}
+    terminal, process = pty.fork()
+    terminal, process = process, terminal
+    if process == 0:
+        os.chdir(ROOT)
+        os.execve(sys.executable, [sys.executable, "-m", "kernelscope", "up"], environment)
+    lock, deadline = tmp_path / "data" / "lock", time.monotonic() + 60
+    while not (lock.exists() and '"ready":true' in lock.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    children = [one["pid"] for one in json.loads(lock.read_text())["children"].values()]
+    os.close(terminal)
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert not any(alive(pid) for pid in children)
+    log = (tmp_path / "data" / "logs" / "redis.log").read_text()
+    assert "ready to exit, bye bye" in log  # in order, its data written
+
+
+def test_under_nohup_it_outlives_the_terminal(tmp_path: Path) -> None:
+    """SIGHUP stays ignored; a misspelt setting is reported at the start."""
+    with up(tmp_path, prefix=("nohup",), KERNELSCOPE_ACESS="keys") as stack:
+        said = stack.wait_until("listens on")
+        assert "KERNELSCOPE_ACESS is not a setting and has no effect: did you mean KERNELSCOPE_ACCESS?" in said
+        stack.process.send_signal(signal.SIGHUP)
+        time.sleep(1)
+        assert httpx.get(f"{stack.url}/healthz").status_code == 200
+        assert stack.stop(signal.SIGTERM) == 0
+
+
 def test_a_child_that_cannot_start_ends_it_with_the_reason(tmp_path: Path) -> None:
     """The end of its log is shown; the others are stopped."""
     with up(tmp_path, KERNELSCOPE_ENGINE="torch", KERNELSCOPE_DEVICE="toaster") as stack:
@@ -146,7 +218,7 @@ def test_without_a_redis_it_says_how_to_install_one(tmp_path: Path, monkeypatch:
     assert redis_server() == str(tmp_path / "redis-server")
     monkeypatch.setenv("PATH", "/nowhere")
     assert shutil.which("redis-server") is None
-    monkeypatch.setattr("kernelscope.stack.find_spec", lambda _: None)
+    monkeypatch.setattr("kernelscope.localredis.find_spec", lambda _: None)
     with pytest.raises(StackError, match=r"redis-server is not installed.*apt install redis-server"):
         redis_server()
 

@@ -143,7 +143,7 @@ def test_images_that_are_gone_are_told(server: SurveyServer, tmp_path: Path) -> 
 def test_a_folder_with_something_else_is_left_alone(server: SurveyServer, tmp_path: Path) -> None:
     """Also an export of another layer; and a survey that runs is waited for by whoever exports it."""
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(NoExport, match="not empty and no export"):
+    with pytest.raises(NoExport, match="not empty and is not an export"):
         export(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     site = tmp_path / "site"
