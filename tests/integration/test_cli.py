@@ -23,7 +23,7 @@ from PIL import Image
 from kernelscope.cli import app
 from kernelscope.client import Client, ServerError
 from kernelscope.datasets import _added
-from kernelscope.stack import Stack, free_port
+from kernelscope.stack import Stack, free_port, running_in
 from shared.datasets import DataSets
 from shared.drawings import scene
 from shared.errors import Problem
@@ -64,6 +64,8 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
         "KERNELSCOPE_DOWNLOAD_WEIGHTS": "false",
         "TMPDIR": str(folder),
         "COLUMNS": "140",
+        "HTTP_PROXY": "http://127.0.0.1:9",  # which must not come between this machine and itself
+        "NO_PROXY": "",
         **environment,
     }
     return subprocess.run(
@@ -88,11 +90,16 @@ def in_turn() -> Iterator[Any]:
 def test_every_example_of_the_help_runs(folder: Path, stack: Stack, example: str) -> None:
     """Against a server that the environment names; a job's id is that of a job that runs."""
     with Client(stack.url) as client:
-        if "cancel" in example:
+        if (verb := example.split()[1]) in ("get", "wait", "save", "delete"):
+            job = client.explain(
+                folder / "photo.jpg", layer="conv2_1", model="vgg_mini", kernels=3, methods="lrp"
+            ).wait()
+            example = example.replace("0123456789abcdef0123456789abcdef", job.id)
+        if verb == "cancel":
             fields = {"layer": "conv3_1", "model": "vgg_mini", "kernels": "1,2", "iterations": 100_000}
             job = client.explain(folder / "photo.jpg", **fields)  # type: ignore[arg-type]
             example = example.replace("0123456789abcdef0123456789abcdef", job.id)
-        if "retry" in example:  # of a grey picture, on which some kernels are silent
+        if verb == "retry":  # of a grey picture, on which some kernels are silent
             grey = png(Image.new("RGB", (96, 96), (128, 128, 128)))
             job = client.explain(grey, layer="conv2_1", model="vgg_mini", kernels=range(32), methods="lrp").wait()
             assert job.failed_items
@@ -105,17 +112,22 @@ def test_every_example_of_the_help_runs(folder: Path, stack: Stack, example: str
         if "models remove" in example:
             added = ("--arch", "vgg_mini", "--weights", "birds.safetensors")
             assert run(folder, "models", "add", "birds", *added).returncode == 0
-        arguments = shlex.split(example)[1:]
+        arguments = [file for word in shlex.split(example)[1:] for file in expanded(folder, word)]
         ran = run(folder, *arguments, KERNELSCOPE_URL=stack.url if "doctor" not in arguments else "")
         assert "Traceback" not in ran.stderr
         assert ran.returncode == 0 or ("doctor" in arguments and ran.returncode == 1), ran.stderr
         assert ran.stdout
         if "--json" in arguments:
             json.loads(ran.stdout)
-        if "cancel" in example:
+        if verb == "cancel":
             assert client.job(job.id).status == "cancelled"
-    if "explain" in arguments:
+    if verb == "save" or (verb == "explain" and "--detach" not in arguments):
         assert list(folder.rglob("*-panel.png"))
+
+
+def expanded(folder: Path, word: str) -> list[str]:
+    """As a shell does it."""
+    return [str(file.relative_to(folder)) for file in folder.glob(word)] if "*" in word else [word]
 
 
 def test_a_folder_becomes_a_data_set_however_often_it_is_sent(folder: Path, stack: Stack) -> None:
@@ -201,7 +213,7 @@ def until_said(file: Path, text: str) -> None:
 def test_with_nothing_running_it_explains_and_leaves_nothing(folder: Path) -> None:
     """The table, the pictures, and no process, no socket, no file beside."""
     asked = ["photo.jpg", "--layer", "conv2_2", "--top", "3", "--effort", "quick"]
-    ran = run(folder, "explain", *asked, KERNELSCOPE_ACCESS="keys")  # of `up`; here is nobody else to keep out
+    ran = run(folder, "explain", *asked, KERNELSCOPE_ACCESS="keys")  # which is for `up`
     assert ran.returncode == 0, ran.stderr
     assert "vgg_mini" in ran.stderr  # the network that it took, because VGG16 has no weights here
     assert len(re.findall(r"^ +\d+ +[01]\.\d{3} ", ran.stdout, re.MULTILINE)) == 3
@@ -223,7 +235,7 @@ def _command(process: psutil.Process) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["at once", "starting", "running"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_leaves_no_process_and_no_lock(folder: Path, moment: str, number: int) -> None:
     """At any moment; it says what happened, and the next run finds nothing in its way."""
     environment = {**os.environ, "TMPDIR": str(folder), "KERNELSCOPE_DOWNLOAD_WEIGHTS": "false"}
@@ -242,7 +254,7 @@ def test_an_interrupt_leaves_no_process_and_no_lock(folder: Path, moment: str, n
             time.sleep(1)
         children = family.children(recursive=True)
         process.send_signal(number)
-        assert process.wait(60) == 130 or (moment == "at once" and number == signal.SIGTERM)
+        assert process.wait(60) == 130 or (moment == "at once" and number != signal.SIGINT)
     gone, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
     assert not list(folder.glob("kernelscope-*"))
@@ -271,14 +283,36 @@ def until_running(folder: Path) -> None:
     """Waits until the private stack runs a job: its lock says where it listens."""
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
-        for lock in folder.glob("kernelscope-*/lock"):
-            address = lock.read_text().rpartition(" ")[2]
-            if address.startswith("http"):
-                with Client(address, patience=60) as client:
+        for found in map(running_in, folder.glob("kernelscope-*")):
+            if found:
+                with Client(found.url, patience=60) as client:
                     if any(client.jobs(status="running")):
                         return
         time.sleep(0.1)
     raise AssertionError("it never ran")
+
+
+def test_ctrl_c_leaves_many_images_to_be_continued(folder: Path, stack: Stack) -> None:
+    """The jobs are cancelled on the server, and the folder knows them."""
+    for seed in range(3):
+        scene(seed, 64).image.save(folder / "photos" / f"{seed}.png")
+    asked = ["photos", "-l", "conv3_1", "-m", "vgg_mini", "-k", "1", "--iterations", "100000", "-o", "out"]
+    with (folder / "said.txt").open("w") as said:
+        process = subprocess.Popen(
+            [*COMMAND, "explain", *asked, "--url", stack.url], cwd=folder, stdout=said, stderr=said
+        )
+        deadline = time.monotonic() + 60
+        while not (folder / "out" / "explain.json").exists():
+            assert time.monotonic() < deadline, (folder / "said.txt").read_text()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert "the same command with --output out continues" in (folder / "said.txt").read_text()
+    made = json.loads((folder / "out" / "explain.json").read_text())["images"]
+    assert len(made) == 4
+    with Client(stack.url) as client:
+        for job in {one["job"] for one in made.values()}:
+            assert client.job(job, wait=30).status == "cancelled"
 
 
 def test_json_is_all_that_stdout_has(folder: Path, stack: Stack) -> None:

@@ -16,7 +16,7 @@ import pytest
 from kernelscope.client import Client
 from kernelscope.stack import Stack
 from shared.drawings import scene
-from tests.integration.conftest import local_settings
+from tests.integration.conftest import ROOT, local_settings
 
 HOW = ("-m", "vgg_mini", "-l", "conv2_2", "-k", "3", "--effort", "quick")
 
@@ -184,3 +184,29 @@ def test_keys_of_a_server_that_is_not_here_are_refused_in_words(here: Stack, fol
     redis = here.environment["KERNELSCOPE_REDIS_URL"]
     ran = run(here, folder, "keys", "list", "--url", here.url, code=2, KERNELSCOPE_REDIS_URL=redis)
     assert "leave --url out" in " ".join(re.sub(r"[│╭╮╰╯─]", " ", ran.stderr).split())
+
+
+def test_the_page_of_the_documentation_runs(here: Stack, folder: Path) -> None:
+    """Its blocks, in order, by a shell."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs" / "command-line.md").read_text(), re.MULTILINE | re.DOTALL)
+    (folder / "photos[old]").rename(folder / "photos")
+    scene(1, 64).image.save(folder / "photo.jpg")
+    (folder / "bin").mkdir()
+    program = folder / "bin" / "kernelscope"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m kernelscope "$@"\n')
+    program.chmod(0o755)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("KERNELSCOPE_")}
+    own = {"PATH": f"{program.parent}:{os.environ['PATH']}", "KERNELSCOPE_DATA_DIR": str(here.settings.data_dir)}
+    ran = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "\n".join(blocks)],
+        cwd=folder,
+        env={**clean, **own},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "photo-conv2_2-kernel3-panel.png" in ran.stdout
+    assert "continuing in many" in ran.stderr
+    assert len(list((folder / "later").glob("*-panel.png"))) == 2 * 20

@@ -41,7 +41,7 @@ def test_keys_are_kept_where_no_stack_runs_yet(tmp_path: Path) -> None:
     assert kernelscope("keys", "revoke", "lab", *where).stdout == f"revoked {digest_of(key)[:8]} (lab)\n"
     again = kernelscope("keys", "revoke", "lab", *where)
     assert again.returncode == 1
-    assert "keys list" in again.stdout
+    assert "keys list" in again.stderr
     secrets = {kernelscope("keys", "secret", *name, *where).stdout for name in ([], ["lab"], ["lab"])}
     assert len(secrets) == 2
     assert all(secret.startswith("whsec_") for secret in secrets)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import shutil
@@ -19,7 +18,7 @@ import pytest
 
 from kernelscope.client import Client
 from kernelscope.localredis import url_in
-from kernelscope.stack import Stack, StackError, free_port, redis_server
+from kernelscope.stack import Stack, StackError, free_port, redis_server, running_in
 from shared.jobs import connect
 from shared.schemas import Status
 from tests.conftest import noise, png
@@ -134,13 +133,10 @@ def test_a_second_one_on_the_same_data_is_refused(stack: Stack) -> None:
     assert httpx.get(f"{stack.url}/healthz").status_code == 200
 
 
-def redis_servers_in(folder: Path) -> list[psutil.Process]:
-    """The Redis processes that work in a data folder."""
-    found = []
-    for process in psutil.process_iter(["name", "cwd"]):
-        if "redis-server" in (process.info["name"] or "") and str(folder) in str(process.info["cwd"]):
-            found.append(process)
-    return found
+def redis_servers_in(folder: Path) -> int:
+    """How many Redis processes work in a data folder."""
+    running = psutil.process_iter(["name", "cwd"])
+    return sum("redis-server" in (one.info["name"] or "") and str(folder) in str(one.info["cwd"]) for one in running)
 
 
 UNTIED = "import kernelscope.supervise as s; s.TIED_TO_PARENT = False; from kernelscope.__main__ import main; main()"
@@ -157,37 +153,40 @@ def test_after_a_kill_9_there_are_never_two_on_the_same_data(tmp_path: Path, tie
         first.process.kill()
         first.process.wait()
         assert tied or all(alive(pid) for pid in children.values())
-        assert len(redis_servers_in(tmp_path)) <= 1
+        assert redis_servers_in(tmp_path) <= 1
     with up(tmp_path) as second:
         said = second.wait_until("listens on")
         assert tied or "ending what it left running: redis" in said
         assert not any(alive(pid) for pid in children.values())
-        assert len(redis_servers_in(tmp_path)) == 1
+        assert redis_servers_in(tmp_path) == 1
         with Client(second.url) as client:
             assert client.job(job.id) == job
         assert second.stop() == 0
 
 
+IN_A_TERMINAL = (
+    "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from kernelscope.__main__ import main; main()"
+)
+
+
 def test_a_closed_terminal_stops_everything(tmp_path: Path) -> None:
-    """SIGHUP, when nothing can be printed any more; under nohup it runs on."""
+    """SIGHUP, when nothing can be printed any more: in order, so that Redis has written its data."""
     environment = {**os.environ, "KERNELSCOPE_ENGINE": "dummy", "KERNELSCOPE_PRELOAD": ""}
     environment |= {"KERNELSCOPE_DATA_DIR": str(tmp_path / "data"), "KERNELSCOPE_PORT": str(free_port())}
-    terminal, process = pty.fork()
-    terminal, process = process, terminal
-    if process == 0:
-        os.chdir(ROOT)
-        os.execve(sys.executable, [sys.executable, "-m", "kernelscope", "up"], environment)
-    lock, deadline = tmp_path / "data" / "lock", time.monotonic() + 60
-    while not (lock.exists() and '"ready":true' in lock.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    children = [one["pid"] for one in json.loads(lock.read_text())["children"].values()]
-    os.close(terminal)
-    _, status = os.waitpid(process, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
-    assert not any(alive(pid) for pid in children)
-    log = (tmp_path / "data" / "logs" / "redis.log").read_text()
-    assert "ready to exit, bye bye" in log  # in order, its data written
+    terminal, inside = pty.openpty()
+    command = [sys.executable, "-c", IN_A_TERMINAL, "up"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=inside, stdout=inside, stderr=inside, start_new_session=True
+    ) as process:
+        os.close(inside)
+        deadline = time.monotonic() + 90
+        while not ((found := running_in(tmp_path / "data")) and found.ready):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        os.close(terminal)
+        assert process.wait(60) == 0
+    assert not any(alive(one.pid) for one in found.children.values())
+    assert "bye bye" in (tmp_path / "data" / "logs" / "redis.log").read_text()
 
 
 def test_under_nohup_it_outlives_the_terminal(tmp_path: Path) -> None:
