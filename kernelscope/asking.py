@@ -1,4 +1,4 @@
-"""`kernelscope models | jobs | cancel | retry`: what a running server has and does."""
+"""`kernelscope models | jobs | cancel | retry`: the networks and jobs of a running server."""
 
 from __future__ import annotations
 

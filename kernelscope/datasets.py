@@ -22,7 +22,7 @@ from shared.store import BlobStore
 
 PATIENCE = 60.0  # seconds that a server may be away in mid-upload
 BATCH_BYTES, BATCH_FILES = 16_000_000, 200
-LARGEST_BYTES = 30_000_000  # of an image: what a request takes unless its operator has said otherwise
+LARGEST_BYTES = 30_000_000  # of an image: the limit of a request, unless the server's operator has changed it
 MOST_SHOWN = 20  # refused files
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz")
 
@@ -66,7 +66,7 @@ def add(
 
 
 def sent(client: Client, dataset: DataSet, files: Sequence[tuple[str, Path]]) -> tuple[DataSet, list[OddFile]]:
-    """The data set as it is then, and what was not taken now."""
+    """Send images. Returns the data set afterwards, and the files that were not accepted."""
     known = {one.sha256 for one in client.dataset_images(dataset.id)} if dataset.images else set()
     odd: list[OddFile] = []
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

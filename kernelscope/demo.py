@@ -95,7 +95,7 @@ def _describe(out: Path, plan: Plan, kernel: int, hue: float, fraction: float) -
 
 
 def _plan(client: Client) -> Plan:
-    """VGG16 as far as its weights reach; where they cannot be had, the small network that comes with the program."""
+    """VGG-16 as far as its weights reach; without them the small bundled network."""
     vgg16 = client.model("vgg16")
     if vgg16.available:
         covered = [layer.name for layer in vgg16.layers if layer.available]
@@ -108,7 +108,7 @@ def _plan(client: Client) -> Plan:
             "top:2",
         )
     mini = client.model("vgg_mini")
-    say(f"VGG-16 cannot be had here: {vgg16.reason}")
+    say(f"VGG-16 is not available here: {vgg16.reason}")
     say(f"network instead: {mini.title} ({mini.weights}), on pictures of the kind it was trained on")
     size = mini.frame.width
     return Plan(

@@ -43,7 +43,7 @@ class Finding:
     check: str
     state: Literal["ok", "warning", "problem"]
     found: str
-    mend: str = ""
+    mend: str = ""  # how to repair it; the name is part of the JSON output
 
 
 def doctor(
@@ -117,18 +117,18 @@ def _redis() -> Finding:
         path = redis_server()
     except StackError as error:
         return Finding("Redis", "problem", "no redis-server", str(error))
-    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
-    version = re.search(r"v=(\d+)\.(\d+)", said)
+    printed = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    version = re.search(r"v=(\d+)\.(\d+)", printed)
     if version is None or tuple(map(int, version.groups())) < OLDEST_REDIS:
-        return Finding("Redis", "problem", f"{path}: {said.strip() or 'does not run'}", "install 6.2 or newer")
+        return Finding("Redis", "problem", f"{path}: {printed.strip() or 'does not run'}", "install 6.2 or newer")
     return Finding("Redis", "ok", f"{path}, {'.'.join(version.groups())}")
 
 
 def _folder(folder: Path) -> Finding:
     parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
-        mend = "give it to yourself, or choose another: --data-dir, KERNELSCOPE_DATA_DIR"
-        return Finding("data folder", "problem", f"{folder} cannot be written: {parent} is not yours", mend)
+        repair = "change its owner, or choose another: --data-dir, KERNELSCOPE_DATA_DIR"
+        return Finding("data folder", "problem", f"{folder} cannot be written: {parent} is not yours", repair)
     return Finding("data folder", "ok", str(folder))
 
 
@@ -136,10 +136,12 @@ def _disk(folder: Path) -> Finding:
     parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(parent).free
     found = f"{free / GIGABYTE:.1f} GB free at {parent}"
-    mend = "make room, choose another --data-dir, or keep jobs for a shorter time (KERNELSCOPE_RETENTION_DAYS)"
+    repair = "free some space, choose another --data-dir, or keep jobs for a shorter time (KERNELSCOPE_RETENTION_DAYS)"
     if free < LEAST_DISK:
-        return Finding("disk", "problem", f"{found}: Redis and the pictures need {LEAST_DISK / GIGABYTE:.0f} GB", mend)
-    return Finding("disk", "ok", found) if free >= GOOD_DISK else Finding("disk", "warning", found, mend)
+        return Finding(
+            "disk", "problem", f"{found}: Redis and the pictures need {LEAST_DISK / GIGABYTE:.0f} GB", repair
+        )
+    return Finding("disk", "ok", found) if free >= GOOD_DISK else Finding("disk", "warning", found, repair)
 
 
 def _memory() -> Finding:
@@ -160,8 +162,8 @@ def _stack(settings: Settings) -> Iterator[Finding]:
         yield Finding("port", "warning", f"another Kernelscope server listens on {url}", "use it, or choose --port")
         yield from _server(url, None)
     elif reason := why_not_free(settings.host, settings.port):
-        mend = f"end that program, or choose another port: kernelscope up --port {settings.port + 1}"
-        yield Finding("port", "problem", f"{settings.port} cannot be listened on: {reason}", mend)
+        repair = f"end that program, or choose another port: kernelscope up --port {settings.port + 1}"
+        yield Finding("port", "problem", f"{settings.port} is not available: {reason}", repair)
     else:
         yield Finding("port", "ok", f"{settings.port} is free")
 
@@ -177,8 +179,8 @@ def _server(url: str, key: str | None) -> Iterator[Finding]:
         yield Finding("server", "problem", f"{url} does not answer: {reason}", "`kernelscope up` starts one")
         return
     if answer.status_code != 200:
-        mend = "repair that (do Redis and the object store run?); jobs continue by themselves then"
-        yield Finding("server", "problem", f"{url} takes no jobs: {status.get('detail', answer.status_code)}", mend)
+        repair = "repair that (do Redis and the object store run?); jobs continue by themselves then"
+        yield Finding("server", "problem", f"{url} takes no jobs: {status.get('detail', answer.status_code)}", repair)
         return
     yield Finding("server", "ok", f"{url} takes jobs; Kernelscope {status.get('version', '')}".strip())
     for sentence in status.get("warnings", []):
@@ -200,13 +202,15 @@ def _workers(workers: list[dict[str, Any]]) -> Finding:
     ready = [worker for worker in workers if worker["ready"]]
     if ready:
         listed = [f"{one['id']} on {one['device']}: {', '.join(one['networks'])}" for one in ready if "id" in one]
-        said = "; ".join(listed) or f"{len(ready)} ready; details need an API key"
-        return Finding("workers", "ok", said)
+        found = "; ".join(listed) or f"{len(ready)} ready; details need an API key"
+        return Finding("workers", "ok", found)
     if workers:
         return Finding("workers", "warning", "still loading their networks", "wait; logs/worker.log says more")
-    mend = "start one (`kernelscope up` starts its own again), and read logs/worker.log in its data folder; jobs wait. "
-    mend += "While `kernelscope up` downloads weights there is none yet"
-    return Finding("workers", "problem", "none is alive: no heartbeat for 15 s", mend)
+    repair = (
+        "start one (`kernelscope up` starts its own again), and read logs/worker.log in its data folder; jobs wait. "
+    )
+    repair += "While `kernelscope up` downloads weights there is none yet"
+    return Finding("workers", "problem", "none is alive: no heartbeat for 15 s", repair)
 
 
 def _admission(url: str, key: str | None) -> Iterator[Finding]:
@@ -216,8 +220,8 @@ def _admission(url: str, key: str | None) -> Iterator[Finding]:
         yield Finding("server", "warning", f"{url}/models does not answer ({type(error).__name__})", "try again")
         return
     if answer.status_code == 401:
-        mend = "ask the operator for one (`kernelscope keys add NAME`), and give it as --key or KERNELSCOPE_API_KEY"
-        yield Finding("API key", "problem" if key else "warning", answer.json()["detail"], mend)
+        repair = "ask the operator for one (`kernelscope keys add NAME`), and give it as --key or KERNELSCOPE_API_KEY"
+        yield Finding("API key", "problem" if key else "warning", answer.json()["detail"], repair)
 
 
 def _checkup(settings: Settings) -> Iterator[Finding]:
@@ -241,11 +245,11 @@ def _checkup(settings: Settings) -> Iterator[Finding]:
         ran, report = None, None
     if report is None:
         lines = ran.stderr.strip().splitlines() if ran else [f"no answer in {CHECKUP_SECONDS} s"]
-        mend = (
+        repair = (
             "torch and torchvision do not fit together, or are damaged; install the pair that is locked: "
             "pip install --require-hashes --force-reinstall -r requirements/worker.txt (or `make clean setup`)"
         )
-        yield Finding("torch", "problem", lines[-1] if lines else "it does not run", mend)
+        yield Finding("torch", "problem", lines[-1] if lines else "it does not run", repair)
         return
     yield Finding("torch", "ok", f"{report['torch']} with torchvision {report['torchvision']}")
     yield _card(report)
@@ -258,28 +262,30 @@ def _card(report: dict[str, Any]) -> Finding:
     if report["mps"]:
         return Finding("GPU", "ok", "Apple's, which is used where KERNELSCOPE_DEVICE is mps (untested); else the CPU")
     if shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists():
-        mend = "nvidia-smi says whether the driver runs; torch.version.cuda must not be newer than the driver's"
-        return Finding("GPU", "warning", "there is a card, but torch cannot use it", mend)
+        repair = "nvidia-smi says whether the driver runs; torch.version.cuda must not be newer than the driver's"
+        return Finding("GPU", "warning", "there is a card, but torch cannot use it", repair)
     return Finding("GPU", "ok", "none; explanations are computed on the CPU")
 
 
 def _weights(settings: Settings, report: dict[str, Any]) -> Iterator[Finding]:
     for name, trouble in report["files"].items():
         if trouble:
-            mend = f"rename it, put the right one in its place, or remove it from {settings.weights}"
-            yield Finding("weights", "problem", f"{name}: {trouble}", mend)
+            repair = f"rename it, put the right one in its place, or remove it from {settings.weights}"
+            yield Finding("weights", "problem", f"{name}: {trouble}", repair)
     for name, network in report["networks"].items():
         if network["source"] == "code":
-            mend = "" if network["available"] else "correct the code that KERNELSCOPE_MODELS names (docs/networks.md)"
-            yield Finding("weights", "ok" if network["available"] else "problem", f"{name}: {network['reason']}", mend)
+            repair = "" if network["available"] else "correct the code that KERNELSCOPE_MODELS names (docs/networks.md)"
+            yield Finding(
+                "weights", "ok" if network["available"] else "problem", f"{name}: {network['reason']}", repair
+            )
         elif not network["available"]:
-            mend = (
+            repair = (
                 f"put {name}.pth or {name}-….pth, or the same with .safetensors, into {settings.weights}, "
                 "or allow KERNELSCOPE_DOWNLOAD_WEIGHTS"
             )
-            yield Finding("weights", "problem", network["reason"], mend)
+            yield Finding("weights", "problem", network["reason"], repair)
         elif network["source"] == "download":
-            mend = f"python -m worker.weights {name} downloads them now"
-            yield Finding("weights", "warning", f"{name}: {network['reason']}", mend)
+            repair = f"python -m worker.weights {name} downloads them now"
+            yield Finding("weights", "warning", f"{name}: {network['reason']}", repair)
         else:
             yield Finding("weights", "ok", f"{name}: {network['reason']}")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from kernelscope.client import Client, Job, WaitTimeout
-from kernelscope.results import explained, labels_in, ranking, save, show, show_error
+from kernelscope.results import explained, labels_in, labels_of, ranking, save, show, show_error
 from kernelscope.serving import AsJson, Key, Url, remote
 from kernelscope.terminal import document, out, plain, progress, say, state
 
@@ -112,11 +114,11 @@ def save_(
     """
     saved: dict[str, list[str]] = {}
     with remote(url, key, PATIENCE) as client:
-        for job_id in ids:
-            job = client.job(job_id)
+        jobs = [client.job(job_id) for job_id in ids]
+        for job, labels in zip(jobs, _labels(jobs, apart=output is None), strict=True):
             folder = output or Path(f"{job.request.layer}-{job.id[:8]}")
             folder.mkdir(parents=True, exist_ok=True)
-            files = list(save(job, labels_in(job.request), folder, everything=everything))
+            files = list(save(job, labels, folder, everything=everything))
             record = folder / ("job.json" if len(ids) == 1 or not output else f"job-{job.id[:8]}.json")
             record.write_text(job.model_dump_json(indent=1), encoding="utf-8")
             saved[job.id] = list(map(str, files))
@@ -128,6 +130,15 @@ def save_(
         document(saved)
     if not all(saved.values()):
         raise typer.Exit(1)
+
+
+def _labels(jobs: Sequence[Job], *, apart: bool) -> list[list[str]]:
+    """The labels of each job's images, different ones in all jobs unless each has a folder to itself."""
+    if apart:
+        return [labels_in(job.request) for job in jobs]
+    names = [job.request.name_of(number) for job in jobs for number in range(len(job.request.images))]
+    labels = iter(labels_of(names))
+    return [list(islice(labels, len(job.request.images))) for job in jobs]
 
 
 def delete(ids: JobIds, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:

@@ -46,7 +46,7 @@ class Folder:
     """A folder of explanations.
 
     Args:
-        options: of the request; what the folder has by other options is of no use.
+        options: of the request; results by other options are not reused.
     """
 
     path: Path

@@ -138,7 +138,7 @@ def running_in(folder: Path) -> Running | None:
 
 
 def _locked(file: IO[str], *, shared: bool = False) -> bool:
-    """Whether the lock could be had."""
+    """Whether the lock was free, and is held now."""
     try:
         import fcntl
     except ModuleNotFoundError:
@@ -153,11 +153,13 @@ def _locked(file: IO[str], *, shared: bool = False) -> bool:
 
 
 def _read(folder: Path) -> Running | None:
-    """What the lock file says; None while it is being written."""
-    try:
-        return Running.model_validate_json((folder / FILE).read_text())
-    except (OSError, ValidationError):
-        return None
+    """The content of the lock file; None if it has none yet."""
+    for _ in range(3):
+        try:
+            return Running.model_validate_json((folder / FILE).read_text())
+        except (OSError, ValidationError):
+            time.sleep(0.02)  # it may be just being written
+    return None
 
 
 def _end(holder: Running, say: Callable[[str], None]) -> bool:

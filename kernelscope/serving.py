@@ -42,7 +42,7 @@ WeightsDir = Annotated[
     Path | None,
     typer.Option(help="Folder with weights files (vgg16.pth, vgg16-mine.safetensors), for a stack that is started."),
 ]
-DataDir = Annotated[Path | None, typer.Option(help="Data folder of the `kernelscope up` that is meant.")]
+DataDir = Annotated[Path | None, typer.Option(help="Data folder of the `kernelscope up` that this is about.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else on stdout.")]
 
 
@@ -196,12 +196,12 @@ def registered(settings: Settings) -> Path | None:
 
 
 def usable(client: Client, model: str | None) -> str:
-    """The network that is named; else VGG-16, or where its weights cannot be had the small bundled one."""
+    """The network that is named; else VGG-16, or without its weights the small bundled one."""
     if model:
         return model
     vgg16 = client.model("vgg16")
     if vgg16.available is not False:
         return "vgg16"
-    say(f"VGG-16 cannot be had here: {vgg16.reason}")
+    say(f"VGG-16 is not available here: {vgg16.reason}")
     say("network instead: vgg_mini, a small one that comes with Kernelscope; --model names another")
     return "vgg_mini"

@@ -185,7 +185,7 @@ class Stack:
         self._note()
 
     def _wait(self, ready: Callable[[], bool], what: str) -> None:
-        began, said = time.monotonic(), False
+        began, reported = time.monotonic(), False
         while not ready():
             for child in self.children:
                 if child.dead:
@@ -196,8 +196,8 @@ class Stack:
                         f"{child.name} {child.ending} before it was ready. Its log ({child.log}) ends:\n{child.tail()}"
                     )
             waited = time.monotonic() - began
-            if waited > SLOW_SECONDS and not said:
-                said = True
+            if waited > SLOW_SECONDS and not reported:
+                reported = True
                 self.say(f"still waiting for {what} (logs: {self.settings.data_dir}/logs)")
             if waited > READY_SECONDS:
                 raise StackError(

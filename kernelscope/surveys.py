@@ -222,17 +222,17 @@ def in_words(page: KernelPage) -> str:
     if not page.top:
         return f"{who} is active in none of {over}."
     most = page.top[0]
-    said = [
+    sentences = [
         f"{who} is active in {page.active_images:.1%} of {over}, at {page.active:.2%} of all positions; its mean "
         f"activation is {page.mean:.3g}.",
         f"It is most active in {most.name!r}: {most.activation:.3g}.",
     ]
     if page.similar:
         named = ", ".join(f"{one.kernel} ({one.correlation:.2f})" for one in page.similar[:MOST_SIMILAR])
-        said.append(f"Kernels that the same images activate, with their correlations: {named}.")
+        sentences.append(f"Kernels that the same images activate, with their correlations: {named}.")
     if page.explanation:
-        said.append(_explained(page.explanation))
-    return " ".join(said)
+        sentences.append(_explained(page.explanation))
+    return " ".join(sentences)
 
 
 def _explained(found: Explanation) -> str:

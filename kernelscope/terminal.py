@@ -56,7 +56,7 @@ def table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
     """An empty table.
 
     Args:
-        right: the columns that hold numbers.
+        right: the columns of numbers.
     """
     made = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in columns:

@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 def run(
     here: Stack, folder: Path, *arguments: str, code: int = 0, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """A command that is not told where the stack is, but for its data folder."""
+    """A command that has no --url, but the same data folder."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("KERNELSCOPE_")}
     own = {"KERNELSCOPE_DATA_DIR": str(here.settings.data_dir), "COLUMNS": "160", **environment}
     command = [sys.executable, "-m", "kernelscope", *arguments]
@@ -120,16 +120,14 @@ def test_a_job_that_is_left_behind(here: Stack, folder: Path) -> None:
     assert list((folder / f"conv2_2-{ids[1][:8]}").glob("*-maps.npz"))
     run(here, folder, "delete", *ids)
     assert "was deleted" in run(here, folder, "get", ids[0], code=1).stderr
-    assert "--output" in run(
-        here, folder, "explain", "photos[old]/01.png", *HOW, "--detach", "-o", "x", code=2
-    ).stderr.replace("save JOB -o", "--output")
+    run(here, folder, "explain", "photos[old]/01.png", *HOW, "--detach", "-o", "x", code=2)
 
 
-def test_waiting_has_an_end(here: Stack, folder: Path) -> None:
-    """Exit code 1 for one that is cancelled, too."""
+def test_waiting_says_how_it_ended_by_its_exit_code(here: Stack, folder: Path) -> None:
+    """0 where each has an explanation, 1 where there is no such job."""
     with Client(here.url) as client:
         job = client.explain(folder / "photos[old]" / "01.png", layer="conv2_2", model="vgg_mini", kernels=[1]).wait()
-    assert run(here, folder, "wait", job.id, "--timeout", "0").returncode == 0
+    run(here, folder, "wait", job.id, "--timeout", "0")
     run(here, folder, "wait", "0" * 32, code=1)
 
 
@@ -165,10 +163,8 @@ def test_json_is_one_document_and_all_of_stdout(here: Stack, folder: Path, words
     with Client(here.url) as client:
         job = client.explain(folder / "photos[old]" / "01.png", layer="conv2_2", model="vgg_mini", kernels=[3]).wait()
     found: Any = json.loads(run(here, folder, *(job.id if word == "ID" else word for word in words), "--json").stdout)
-    assert isinstance(found, list | dict)
     if words == ("get", "ID"):
-        assert found["id"] == job.id
-        assert len(found["results"]) == 1
+        assert (found["id"], len(found["results"])) == (job.id, 1)
 
 
 def test_keys_of_a_server_that_is_not_here_are_refused_in_words(here: Stack, folder: Path) -> None:

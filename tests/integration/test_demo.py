@@ -40,7 +40,7 @@ def test_without_imagenet_weights_it_says_so_and_uses_the_small_network(tmp_path
         KERNELSCOPE_DOWNLOAD_WEIGHTS="false",
         TORCH_HOME=str(tmp_path),
     )
-    assert "VGG-16 cannot be had here" in said
+    assert "VGG-16 is not available here" in said
     assert "downloading is turned off" in said
     assert "VGG-mini" in said
     panels = sorted((tmp_path / "out").glob("*-panel.png"))

@@ -28,7 +28,7 @@ NO_DOCUMENT = ("up", "mcp", "csv")  # they run on, speak a protocol, or print a 
 
 def commands() -> Iterator[tuple[str, Any]]:
     """Name and click command of every command of every group."""
-    for name, command in typer.main.get_group(app).commands.items():  # type: ignore[attr-defined]
+    for name, command in typer.main.get_group(app).commands.items():
         inner = getattr(command, "commands", None)
         yield from ((f"{name} {own}", one) for own, one in inner.items()) if inner else [(name, command)]
 
