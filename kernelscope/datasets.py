@@ -160,7 +160,7 @@ def listed(url: Url = None, key: Key = None, *, as_json: AsJson = False) -> None
 
     Example: kernelscope datasets list
     """
-    with remote(url, key, PATIENCE) as client:
+    with remote(url, key) as client:
         found = client.datasets()
     if as_json:
         document(plain(*found))
@@ -188,7 +188,7 @@ def delete(
 
     Example: kernelscope datasets delete 0123456789abcdef0123456789abcdef
     """
-    with remote(url, key, PATIENCE) as client:
+    with remote(url, key) as client:
         for one in ids:
             client.delete_dataset(one)
             if not as_json:

@@ -84,7 +84,7 @@ def listed(url: Url = None, key: Key = None, *, as_json: AsJson = False) -> None
 
     Example: kernelscope surveys list
     """
-    with remote(url, key, PATIENCE) as client:
+    with remote(url, key) as client:
         found = client.surveys()
     if as_json:
         document(plain(*found))
@@ -115,7 +115,7 @@ def delete(
 
     Example: kernelscope surveys delete 0123456789abcdef0123456789abcdef
     """
-    with remote(url, key, PATIENCE) as client:
+    with remote(url, key) as client:
         for one in ids:
             client.delete_survey(one)
             if not as_json:
@@ -139,7 +139,7 @@ def csv(
 
     Example: kernelscope surveys csv 0123456789abcdef0123456789abcdef -o kernels.csv
     """
-    with remote(url, key, PATIENCE) as client:
+    with remote(url, key) as client:
         text = client.survey_csv(survey_id)
     if output:
         output.write_text(text, encoding="utf-8", newline="")
@@ -165,7 +165,7 @@ def kernel(  # noqa: PLR0913 - the options of a command
 
     Example: kernelscope surveys kernel vgg_mini conv2_2 3
     """
-    with remote(url, key, PATIENCE) as client:
+    with remote(url, key) as client:
         page = client.kernel(network, layer, kernel, survey)
     if as_json:
         document(plain(page)[0])

@@ -80,7 +80,7 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
 
 
 def in_turn() -> Iterator[Any]:
-    """Those that end by themselves; whatever makes a survey first takes long."""
+    """Those that end by themselves; the slow ones need a survey."""
     for line in examples():
         if (name := line.split()[1]) not in (*OWN_PROCESS, AGENTS):
             yield pytest.param(line, marks=[pytest.mark.slow] if name in ("surveys", "export") else [])
@@ -144,33 +144,33 @@ def test_a_folder_becomes_a_data_set_however_often_it_is_sent(folder: Path, stac
     assert "photos/broken.jpg" in sent.stderr
     scene(7, 64).image.save(photos / "new.png")
     again = run(folder, "datasets", "add", "photos", "--name", "once", "--json", KERNELSCOPE_URL=stack.url)
-    told = json.loads(again.stdout)
-    assert (told["images"], [one["name"] for one in told["odd"]]) == (5, ["photos/broken.jpg"])
+    document = json.loads(again.stdout)
+    assert (document["images"], [one["name"] for one in document["odd"]]) == (5, ["photos/broken.jpg"])
     with Client(stack.url) as client:
-        assert [one.name for one in client.dataset_images(told["id"])][-1] == "photos/new.png"
-        client.delete_dataset(told["id"])
+        assert [one.name for one in client.dataset_images(document["id"])][-1] == "photos/new.png"
+        client.delete_dataset(document["id"])
 
 
-def test_a_server_that_takes_little_at_a_time_is_given_little() -> None:
+def test_batches_are_as_small_as_the_server_wants() -> None:
     """Batches are halved until they fit; an image that does not fit is named."""
-    taken: list[list[str]] = []
+    accepted: list[list[str]] = []
 
     class Small:
         def add_images(self, _: str, files: dict[str, bytes]) -> str:
             if sum(map(len, files.values())) > 10:
                 raise ServerError(Problem(type="", title="Body too large", status=413, detail="over 10 B"))
-            taken.append(list(files))
+            accepted.append(list(files))
             return "added"
 
     odd: list[OddFile] = []
     batch = {"a": b"1" * 6, "b": b"2" * 4, "c": b"3" * 11, "d": b"4" * 9}
     assert list(_added(Small(), "id", batch, odd)) == ["added", "added"]  # type: ignore[arg-type,comparison-overlap]
-    assert taken == [["a", "b"], ["d"]]
+    assert accepted == [["a", "b"], ["d"]]
     assert [(one.name, one.reason) for one in odd] == [("c", "over 10 B")]
 
 
 def of_a_data_set(client: Client, stack: Stack, example: str) -> str:
-    """With the id of one, and the server's folder for whoever must be its operator."""
+    """With the id of one, and the server's data folder where an operator's rights are needed."""
     if "datasets delete" in example or "datasets publish" in example:
         example = example.replace("0123456789abcdef0123456789abcdef", client.create_dataset("photos").id)
     return f"{example} --data-dir {shlex.quote(str(stack.settings.data_dir))}" if "publish" in example else example
@@ -265,7 +265,7 @@ def test_an_interrupt_leaves_no_process_and_no_lock(folder: Path, moment: str, n
 
 @pytest.mark.slow
 def test_a_worker_that_ends_meanwhile_is_started_again(folder: Path) -> None:
-    """As one does whose network was registered anew: the command goes on to its end."""
+    """As a worker does whose network was registered anew: the command continues."""
     environment = {**os.environ, "TMPDIR": str(folder), "KERNELSCOPE_DOWNLOAD_WEIGHTS": "false"}
     asked = ["photo.jpg", "--layer", "conv3_1", "--model", "vgg_mini", "--top", "2", "--iterations", "3000"]
     with (folder / "said.txt").open("w") as said:
@@ -316,17 +316,17 @@ def test_ctrl_c_leaves_many_images_to_be_continued(folder: Path, stack: Stack) -
 
 
 def test_json_is_all_that_stdout_has(folder: Path, stack: Stack) -> None:
-    """The job as the API tells it, and the files."""
+    """The job as the API returns it, and the files."""
     asked = ["photo.jpg", "-l", "conv2_1", "-m", "vgg_mini", "-k", "3", "--method", "lrp", "--method", "suppression"]
     ran = run(folder, "explain", *asked, "--effort", "quick", "--json", "-o", "there", "--url", stack.url)
-    told = json.loads(ran.stdout)
-    assert [result["method"] for result in told["job"]["results"]] == ["lrp", "suppression"]
-    assert len(told["files"]) == 5  # two pictures of each, and one panel of both
-    assert all((folder / name).is_file() for name in told["files"])
+    document = json.loads(ran.stdout)
+    assert [result["method"] for result in document["job"]["results"]] == ["lrp", "suppression"]
+    assert len(document["files"]) == 5  # two pictures of each, and one panel of both
+    assert all((folder / name).is_file() for name in document["files"])
 
 
-def test_a_failure_is_told_in_words_and_by_the_exit_code(folder: Path, stack: Stack) -> None:
-    """A layer that is not there, a picture that is none, a server that is not there, two ways to name kernels."""
+def test_a_failure_is_reported_in_words_and_by_the_exit_code(folder: Path, stack: Stack) -> None:
+    """No such layer, a file that is no image, no server, two ways to name kernels at once."""
     url = {"KERNELSCOPE_URL": stack.url}
     ran = run(folder, "explain", "photo.jpg", "-l", "conv9_9", "-m", "vgg_mini", **url)
     assert (ran.returncode, ran.stdout) == (1, "")
@@ -391,7 +391,7 @@ def test_names_are_completed(folder: Path) -> None:
     assert ran.stdout.split() == ["conv4_1", "conv4_2"]
 
 
-def test_a_server_that_is_none_is_told_in_a_line(folder: Path) -> None:
+def test_an_address_without_our_server_is_reported_in_a_line(folder: Path) -> None:
     """An address that cannot be one; somebody else's server."""
     ran = run(folder, "models", "--url", "http://127.0.0.1:1 2")
     assert ran.returncode == 1

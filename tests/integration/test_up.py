@@ -1,4 +1,4 @@
-"""`kernelscope up`: starting, watching, stopping, starting again, and what it says when it cannot."""
+"""`kernelscope up`: starting, watching, stopping, starting again, and its messages when it cannot."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_it_starts_works_stops_and_finds_its_data_again(tmp_path: Path) -> None:
     ["Application Support", "a \"b\" and 'c'", "back\\slash", "photos [old] *", "Été 写真", "two\nlines", "# %20"],
 )
 def test_its_redis_starts_in_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
-    """There it keeps its file, with the settings that were written for it; a second look finds it by them."""
+    """Its files are there, with the settings that were written for it; a second client finds it by that file."""
     settings = local_settings(tmp_path / name)
     with Stack(settings, print).redis_alone() as redis, connect(url_in(tmp_path / name)) as again:
         assert redis.config_get("dir") == {"dir": str(tmp_path / name / "redis")}
@@ -89,8 +89,8 @@ def test_nothing_of_it_is_for_others_to_read_or_reach(stack: Stack) -> None:
     assert httpx.get(f"{stack.url}/healthz").status_code == 200
 
 
-def test_who_is_killed(tmp_path: Path) -> None:
-    """Each child by kill −9 is started again, and that is said; the children of one that is killed itself end too."""
+def test_processes_that_are_killed(tmp_path: Path) -> None:
+    """Each child by kill −9 is restarted, and a line reports it; the children end when their parent is killed."""
     with up(tmp_path) as stack:
         stack.wait_until("listens on")
         for name in ("-m\0api\0", "worker", "api.housekeeping", "redis-server"):
@@ -116,7 +116,7 @@ def test_who_is_killed(tmp_path: Path) -> None:
         assert [name for name, pid in children.items() if alive(pid)] == []
 
 
-def test_a_port_in_use_is_told_before_anything_is_started(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_before_anything_is_started(tmp_path: Path) -> None:
     """With another port to try."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -128,7 +128,7 @@ def test_a_port_in_use_is_told_before_anything_is_started(tmp_path: Path) -> Non
 
 
 def test_a_second_one_on_the_same_data_is_refused(stack: Stack) -> None:
-    """It names the first; the first goes on."""
+    """It names the first; the first continues."""
     folder = str(stack.settings.data_dir)
     command = [sys.executable, "-m", "kernelscope", "up", "--data-dir", folder, "--port", "0"]
     environment = {**os.environ, "KERNELSCOPE_PRELOAD": ""}

@@ -57,7 +57,7 @@ def test_every_command_has_json_and_says_its_exit_codes(name: str, command: Any)
 
 
 def test_kernels_and_methods_are_taken_repeated_or_by_commas() -> None:
-    """`top:N` stands alone; anything else is refused."""
+    """`top:N` must be alone; anything else is refused."""
     assert _kernels(["3", "16,40"]) == [3, 16, 40]
     assert _kernels(["top:4"]) == "top:4"
     for wrong in (["three"], ["top:4", "3"], ["-1"], [","], ["٣"]):
@@ -211,7 +211,7 @@ def python(folder: Path, code: str, *arguments: str, **environment: str) -> subp
 
 
 def test_the_env_file_of_another_project_is_not_read(project: Path) -> None:
-    """Unless it is named; then that is said. One that does not exist is refused."""
+    """Unless it is named; then a line reports it. One that does not exist is refused."""
     assert json.loads(python(project, SHOWN).stdout) == [8000, "auto"]
     assert json.loads(python(project, SHOWN, KERNELSCOPE_ENV_FILE=".env").stdout) == [1234, "keys"]
     command = "from kernelscope.__main__ import main; main()"

@@ -18,7 +18,7 @@ PASSWORD = "a/b#c?d%2b@e:f[g ü"
 
 
 def test_any_password_of_redis_works(tmp_path: Path) -> None:
-    """For the record and for the queue; one that stands in the URL goes before."""
+    """For the record and for the queue; one in the URL has precedence."""
     with own_redis(tmp_path, password=PASSWORD) as url:
         bare = f"redis://127.0.0.1:{url.rpartition(':')[2]}"
         settings = Settings(_env_file=None, redis_url=SecretStr(bare), redis_password=SecretStr(PASSWORD))
@@ -47,14 +47,14 @@ def test_the_password_is_filled_in(given: str, filled: str) -> None:
 
 @pytest.mark.parametrize("password", ["secret/cd", "secret#b", "secret?b", "12/secret", "12#secret", "secret[b"])
 def test_a_url_that_its_password_breaks_is_refused(password: str) -> None:
-    """At the start, with what to write instead; the password is not told."""
+    """At the start, with what to write instead; the message does not contain the password."""
     with pytest.raises(ValidationError, match="KERNELSCOPE_REDIS_PASSWORD") as refused:
         Settings(_env_file=None, redis_url=f"redis://:{password}@127.0.0.1:7000/0")
     assert "secret" not in str(refused.value)
 
 
 def test_origins_are_as_browsers_send_them() -> None:
-    """Without the slash at the end, in small letters; what is none is refused."""
+    """Without the slash at the end, in small letters; anything else is refused."""
     given = "https://Lab.example/, http://localhost:3000,*"
     settings = Settings(_env_file=None, cors_origins=given)
     assert settings.cors_origins == ("https://lab.example", "http://localhost:3000", "*")
