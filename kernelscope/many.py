@@ -132,19 +132,23 @@ class Run:
         open_jobs: list[Batch] = []
         self.total = len(photos)
         making = self.submit(self._continued(photos, open_jobs))
-        with progress() as bar:
-            task = bar.add_task("submitting", total=float(self.total))
-            try:
-                while True:
-                    while len(open_jobs) < OPEN_JOBS and (made := next(making, None)):
-                        self.folder.note(made.job, made.photos)
-                        open_jobs.append(made)
-                    if not open_jobs:
-                        break
-                    self._wait(open_jobs, bar, task)
-            except KeyboardInterrupt:
-                self._interrupted(open_jobs)
-                raise
+        try:
+            self._make(making, open_jobs, 1)  # before the bar: it may be refused
+            with progress() as bar:
+                done = f"{self.done} of {self.total} images"
+                task = bar.add_task(done, total=float(self.total), completed=self.done)
+                while open_jobs:
+                    self._wait(open_jobs, bar, task, making)
+        except KeyboardInterrupt:
+            self._interrupted(open_jobs)
+            raise
+
+    def _make(self, making: Iterator[Batch], open_jobs: list[Batch], most: int) -> None:
+        """Make jobs until so many are unfinished."""
+        assert self.folder
+        while len(open_jobs) < most and (made := next(making, None)):
+            self.folder.note(made.job, made.photos)
+            open_jobs.append(made)
 
     def _submitted(self, photos: list[Photo]) -> Iterator[Batch]:
         """Jobs of these images: one, unless the server refuses some of the images or takes fewer at once."""
@@ -165,8 +169,8 @@ class Run:
             for half in (photos[:middle], photos[middle:]):
                 yield from self._submitted(half)
 
-    def _wait(self, open_jobs: list[Batch], bar: Progress, task: TaskID) -> None:
-        """Follow the oldest job for a moment, and save those that have ended."""
+    def _wait(self, open_jobs: list[Batch], bar: Progress, task: TaskID, making: Iterator[Batch]) -> None:
+        """Follow the oldest job for a moment, save those that have ended, and make others in their place."""
         oldest = open_jobs[0]
 
         def moved(seen: Job) -> None:
@@ -175,6 +179,7 @@ class Run:
             bar.update(task, description=self._state(seen), completed=completed)
 
         moved(oldest.job)
+        self._make(making, open_jobs, OPEN_JOBS)
         with suppress(WaitTimeout):
             oldest.job.wait(LOOK_SECONDS, on_change=moved)
         for one in open_jobs:
@@ -183,6 +188,7 @@ class Run:
         for one in [one for one in open_jobs if one.job.status.terminal]:
             self._ended(one)
             open_jobs.remove(one)
+        self._make(making, open_jobs, 1)
         if not open_jobs:
             bar.update(task, description=self._state(oldest.job), completed=self.done)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import typer
 from rich.console import Console
@@ -21,6 +22,7 @@ from kernelscope.cli import app
 from kernelscope.explain import _checked, _kernels
 from shared.schemas import ExplainOptions, ExplainRequest
 from tests.conftest import noise, png
+from tests.local import local
 
 ROOT = Path(__file__).parents[2]
 NO_DOCUMENT = ("up", "mcp", "csv")  # they run on, speak a protocol, or print a table as CSV
@@ -181,10 +183,12 @@ def test_with_url_it_runs_where_there_is_no_fcntl_and_no_sighup(tmp_path: Path) 
         )
 
     (tmp_path / "photo.png").write_bytes(png(noise()))
-    for command in (["jobs"], ["explain", "photo.png", "-l", "conv1_1"], ["datasets", "list"]):
-        found = ran(*command, "--url", "http://127.0.0.1:9")
-        assert "no Kernelscope server answers at http://127.0.0.1:9" in found.stderr
-        assert found.returncode == 1
+    problem = {"type": "/problems/unauthorized", "title": "Unauthorized", "status": 401, "detail": "give a key"}
+    with local(lambda _: httpx.Response(401, json=problem)) as url:
+        for command in (["jobs"], ["explain", "photo.png", "-l", "conv1_1", "-m", "vgg16"], ["datasets", "list"]):
+            found = ran(*command, "--url", url)
+            assert found.stderr == "kernelscope: Unauthorized: give a key\n"
+            assert found.returncode == 1
     for command in (["up"], ["explain", "photo.png", "-l", "conv1_1"], ["keys", "list"]):
         found = ran(*command)
         assert "needs Linux or macOS" in found.stderr, found.stderr
