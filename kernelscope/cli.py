@@ -27,7 +27,7 @@ from kernelscope.surveys import surveys
 from kernelscope.terminal import complain, out, say
 from shared.errors import KernelscopeError
 
-app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 DataDir = Annotated[Path | None, typer.Option(help="Folder for Redis, pictures and logs.")]
 
