@@ -108,7 +108,7 @@ def explain(
 
     Example: kernelscope explain photo.jpg --layer conv2_2 --top 3
 
-    Example: kernelscope explain photo.jpg -l conv2_2 -k 3 -k 16 --method evidence --method suppression -o explained
+    Example: kernelscope explain photo.jpg -l conv2_2 -k 3,16 --methods evidence,lrp --effort quick -o explained
 
     Example: kernelscope explain photo.jpg -l conv1_2 --top 1 --beta 0.5 --beta 2 --effort quick --json
 

@@ -54,12 +54,18 @@ def add(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--rate") from None
     with _redis(data_dir, url) as redis:
+        first = not ApiKeys(redis).all()
         key = ApiKeys(redis).add(name, rate, max_open)
     if as_json:
         document({"name": name, "key": key})
     else:
         typer.echo(key)
     say("keep it: it cannot be shown again; send it as `Authorization: Bearer …`")
+    if first:
+        say(
+            "it is the first key: unless KERNELSCOPE_ACCESS is open, every request needs one from now on, and jobs that "
+            "were made without a key are not shown"
+        )
 
 
 @keys.command("list")

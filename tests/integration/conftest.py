@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from kernelscope.client import Client, Job, ServerUnreachable
 from kernelscope.stack import Stack, free_port
+from shared.drawings import scene
 from shared.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +48,15 @@ def client(stack: Stack) -> Iterator[Client]:
     """A client of the shared stack."""
     with Client(stack.url) as client:
         yield client
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a photo.jpg."""
+    scene(11, 96).image.save(tmp_path / "photo.jpg")
+    (tmp_path / "photos").mkdir()
+    shutil.copy(tmp_path / "photo.jpg", tmp_path / "photos")
+    return tmp_path
 
 
 @dataclass
