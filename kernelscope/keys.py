@@ -63,8 +63,8 @@ def add(
     say("keep it: it cannot be shown again; send it as `Authorization: Bearer …`")
     if first:
         say(
-            "it is the first key: unless KERNELSCOPE_ACCESS is open, every request needs one from now on, and jobs that "
-            "were made without a key are not shown"
+            "it is the first key: unless KERNELSCOPE_ACCESS is open, every request needs one from now on, and jobs "
+            "that were made without a key are not shown"
         )
 
 
