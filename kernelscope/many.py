@@ -210,7 +210,7 @@ class Run:
         left: list[Photo] = []
         unfinished: dict[str, dict[str, Photo]] = {}
         for photo in photos:
-            digest = sha256(photo.path.read_bytes()).hexdigest()
+            digest = _digest(photo.path)
             saved = self.folder.manifest.images.get(digest)
             record = self.folder.record(saved) if saved else None
             if saved and record and not record.status.terminal:
@@ -256,10 +256,19 @@ class Run:
             say(f"the same command with --output {self.folder.path} continues")
 
 
+def _digest(path: Path) -> str:
+    """SHA-256 of a file; empty where it cannot be read."""
+    try:
+        return sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
 def _of_image(record: WholeJob, digest: str) -> list[ItemResult]:
-    """The results that a record has of an image; none if some were cancelled."""
+    """The results that a record has of an image; none if some are missing that another try may give."""
     found = [one for one in record.results if one.image == digest]
-    return [] if any(one.status == "cancelled" for one in found) else found
+    again = any(one.status == "cancelled" or (one.error and one.error.status >= 500) for one in found)
+    return [] if again else found
 
 
 def _of_one_image(error: ServerError | OSError) -> bool:

@@ -95,6 +95,13 @@ def test_a_job_of_an_earlier_run_that_the_server_still_has_is_followed(here: Sta
     ran = run(here, folder, "explain", "photos[old]/01.png", *HOW, "-o", "out", "--json")
     assert json.loads(ran.stdout)["job"]["id"] == job["id"]
     assert (folder / "out" / "01-conv2_2-kernel3-panel.png").exists()
+    failed = {"type": "x", "title": "Device out of memory", "status": 500, "detail": "too large"}
+    item = {**job["results"][0], "status": "failed", "error": failed}
+    record.write_text(json.dumps({**job, "results": [item]}))
+    again = json.loads(run(here, folder, "explain", "photos[old]/01.png", *HOW, "-o", "out", "--json").stdout)
+    assert again["job"]["id"] != job["id"]
+    job = again["job"]
+    record = folder / "out" / "job-2.json"
     record.write_text(json.dumps({**job, "status": "running", "id": "0" * 32}))
     manifest = folder / "out" / "explain.json"
     manifest.write_text(manifest.read_text().replace(job["id"], "0" * 32))
