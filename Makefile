@@ -5,6 +5,11 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.1
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 BIN := .venv/bin
 READY := .venv/.ready
+# TORCH=cuda: torch as the lock file has it. TORCH=cpu: the same versions without CUDA, from PyTorch's own index.
+TORCH ?= cuda
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+CUDA_ONLY := ^(torch|torchvision|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==
 # One process a core, file by file; the longest files first, so that none of them is left for the end.
 SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests/integration tests/web tests/api tests/unit tests/structure
 
@@ -15,9 +20,16 @@ setup: $(READY)
 $(READY): requirements/all.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Kernelscope needs Python 3.11 or newer; none was found on PATH."; exit 1; }
 	$(PYTHON) -m venv .venv || { echo "This Python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	@echo "installing the locked requirements into .venv (torch with CUDA is most of it: about 6 GB, a few minutes)"
-	[ -t 1 ] || quiet=--quiet; $(BIN)/python -m pip install --disable-pip-version-check $$quiet --require-hashes -r requirements/all.txt
-	$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation --no-deps --quiet -e .
+	@[ -t 1 ] || quiet=--quiet; case "$(TORCH)" in \
+	cuda) echo "installing the locked requirements into .venv (torch with CUDA is most of it: about 6 GB, a few minutes; make setup TORCH=cpu: without CUDA)"; \
+		$(PIP) $$quiet --require-hashes -r requirements/all.txt ;; \
+	cpu) echo "installing the CPU builds of torch and torchvision, and the other locked requirements, into .venv"; \
+		grep -oE '^torch(vision)?==[0-9.]+' requirements/all.txt > .venv/torch.txt && \
+		awk '/^[a-z0-9]/ {out = /$(CUDA_ONLY)/} !out' requirements/all.txt > .venv/others.txt && \
+		$(PIP) $$quiet --index-url "$(TORCH_CPU_INDEX)" -r .venv/torch.txt && \
+		$(PIP) $$quiet --no-deps --require-hashes -r .venv/others.txt ;; \
+	*) echo "TORCH is '$(TORCH)'; it must be cuda or cpu"; exit 1 ;; esac
+	$(PIP) --no-build-isolation --no-deps --quiet -e .
 	@touch $(READY)
 
 demo: setup  ## the main job on an embedded stack; pictures in demo/

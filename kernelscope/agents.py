@@ -29,7 +29,7 @@ INSTRUCTIONS = (
     "Kernelscope shows what a convolution kernel of a trained CNN responds to. On one image: rank_kernels finds the "
     "kernels of a layer that are active, explain makes X̂ of them, the emptiest picture that keeps the kernel's feature "
     "map and silences all others. Over many images: survey looks at every kernel of a network on a data set, once, and "
-    "describe_kernel tells what it found. list_models has the networks and their layers."
+    "describe_kernel reports what it found. list_models has the networks and their layers."
 )
 
 ImageArgument = Annotated[
@@ -58,7 +58,7 @@ class Surveyed(BaseModel):
     survey: str
     status: Status
     images: int
-    surveyed: int = Field(description="images that have been looked at")
+    surveyed: int = Field(description="images that have been surveyed so far")
     layers: list[str]
     seconds_left: float | None
     next: str = Field(description="what to do next")
@@ -166,11 +166,11 @@ class Tools:
         model: Model = "vgg16",
         layers: Annotated[list[str] | None, Field(description="all that can be surveyed, unless given")] = None,
         survey: Annotated[str | None, Field(description="id of one that was begun, instead of all else")] = None,
-        wait_seconds: Annotated[float, Field(ge=0, le=3600, description="then it goes on without you")] = 50,
+        wait_seconds: Annotated[float, Field(ge=0, le=3600, description="after that it continues on the server")] = 50,
     ) -> Surveyed:
         """Survey every kernel of a network on a data set, or wait for a survey that was begun.
 
-        Give a data set that is on the server, or a folder of images, or the id of a survey. It goes on when the wait
+        Give a data set that is on the server, or a folder of images, or the id of a survey. It continues when the wait
         is over; call this again with its id.
         """
         async with self._client() as client:
@@ -181,7 +181,7 @@ class Tools:
             if not found.status.terminal:
                 job = await client.job(survey)
                 with anyio.move_on_after(wait_seconds):
-                    await _told(job, context)
+                    await _report(job, context)
                 await job.refresh()
                 found = await client.get_survey(survey)
             return Surveyed(
@@ -196,7 +196,7 @@ class Tools:
             await context.report_progress(0, 1, f"the images of {folder} are sent")
             return await anyio.to_thread.run_sync(self._filled, folder, name)
         if not name:
-            raise ToolError("give dataset, folder or survey: what is to be looked at")
+            raise ToolError("give dataset, folder or survey")
         return named(await client.datasets(), name)
 
     def _filled(self, path: str, name: str | None) -> DataSet:
@@ -212,7 +212,7 @@ class Tools:
 
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[AsyncClient]:
-        """A client, whose errors the model is told in words."""
+        """A client, whose errors become answers that the model can read."""
         async with AsyncClient(self.url, self.key, patience=PATIENCE) as client:
             try:
                 yield client
@@ -241,10 +241,10 @@ def _next(found: Survey, job: AsyncJob | None) -> str:
         return f"{job.error.title}: {job.error.detail}"
     if not found.status.terminal:
         return f"call survey with survey={found.id!r} to wait for it"
-    return f"describe_kernel tells what it knows, with survey={found.id!r}"
+    return f"describe_kernel reports its results, with survey={found.id!r}"
 
 
-async def _told(job: AsyncJob, context: Context) -> None:
+async def _report(job: AsyncJob, context: Context) -> None:
     """Report a job's progress until it has ended."""
     if job.status.terminal:
         return
@@ -257,7 +257,7 @@ async def _told(job: AsyncJob, context: Context) -> None:
 async def _ended(job: AsyncJob, context: Context) -> None:
     """The job with its results; it is cancelled where the call is."""
     try:
-        await _told(job, context)
+        await _report(job, context)
         await job.wait()
     except anyio.get_cancelled_exc_class():
         with anyio.CancelScope(shield=True), suppress(ClientError):

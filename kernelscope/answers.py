@@ -1,4 +1,4 @@
-"""What the tools for language models are given and answer with: pictures and words."""
+"""Arguments and answers of the tools for language models: pictures and text."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def _numbers(job: AsyncJob, one: AsyncResult) -> str:
     if one.metrics is None:
         return f"{who}: {one.status}"
     found = one.metrics.model_dump(include={"ssim", "leakage", "invention", "sparsity"}, exclude_none=True)
-    told = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
-    return f"{who}: {told}" + (f". {one.note}" if one.note else "")
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+    return f"{who}: {shown}" + (f". {one.note}" if one.note else "")
 
 
 def picture(image: str) -> Path | bytes:
@@ -64,9 +64,9 @@ def picture(image: str) -> Path | bytes:
         ) from None
 
 
-def text(said: str) -> TextContent:
+def text(content: str) -> TextContent:
     """As a tool answers it."""
-    return TextContent(type="text", text=said)
+    return TextContent(type="text", text=content)
 
 
 def png(data: bytes) -> ImageContent:

@@ -1,23 +1,19 @@
-"""`kernelscope models | jobs | cancel | retry`: what a running server has and does."""
+"""`kernelscope models | jobs | cancel | retry`: the networks and jobs of a running server."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from kernelscope.client import Client
 from kernelscope.client.notebook import kernels_of
-from kernelscope.serving import AsJson, Key, Url
-from kernelscope.terminal import out, state, table
+from kernelscope.serving import AsJson, Key, Url, remote
+from kernelscope.terminal import document, out, plain, say, state, table
 from shared.catalogue import ModelInfo
 from shared.schemas import JobSummary, Status
 
-PATIENCE = 2.0  # seconds that a server may be away: somebody sits before the terminal
 AVAILABLE = {True: "yes", False: "no", None: "?"}
 
 
@@ -31,15 +27,17 @@ def models(
 ) -> None:
     """List the networks that a server can explain, or the layers of one; and why not, where it cannot.
 
+    Exit code 0: they are listed; 1: there is no such network, or no server.
+
     Example: kernelscope models
 
     Example: kernelscope models vgg_mini
     """
-    with Client(url, key, patience=PATIENCE) as client:
+    with remote(url, key) as client:
         found = [client.model(name)] if name else client.models()
     if as_json:
-        shown = [json.loads(one.model_dump_json()) for one in found]
-        typer.echo(json.dumps(shown[0] if name else shown, indent=1))
+        shown = plain(*found)
+        document(shown[0] if name else shown)
     elif name:
         _layers(found[0], every=nodes)
     else:
@@ -49,7 +47,7 @@ def models(
         out.print(made)
     if not as_json:
         for line in dict.fromkeys(line for one in found for line in one.weights_refused):
-            out.print(f"not used: {escape(line)}", soft_wrap=True)
+            say(f"not used: {line}", out)
 
 
 def _layers(network: ModelInfo, *, every: bool) -> None:
@@ -64,9 +62,9 @@ def _layers(network: ModelInfo, *, every: bool) -> None:
         made.add_row(*row)
     out.print(made)
     if network.nodes and not every:
-        out.print(f"{len(network.nodes)} other nodes have maps too: --nodes", soft_wrap=True)
+        say(f"{len(network.nodes)} other nodes have maps too: --nodes", out)
     if network.preprocessing:
-        out.print(f"{network.architecture}, fed {network.preprocessing}", soft_wrap=True)
+        say(f"{network.architecture}, input normalised: {network.preprocessing}", out)
 
 
 def jobs(
@@ -78,14 +76,16 @@ def jobs(
 ) -> None:
     """List a server's jobs, newest first.
 
+    Exit code 0: they are listed; 1: there is no server.
+
     Example: kernelscope jobs --limit 5
 
     Example: kernelscope jobs --status succeeded --json
     """
-    with Client(url, key, patience=PATIENCE) as client:
+    with remote(url, key) as client:
         found = list(islice(client.jobs(status=status), limit))
     if as_json:
-        typer.echo(json.dumps([json.loads(one.model_dump_json()) for one in found], indent=1))
+        document(plain(*found))
     elif not found:
         out.print("no jobs; `kernelscope explain` makes one")
     else:
@@ -106,40 +106,54 @@ def cancel(
     ids: Annotated[list[str], typer.Argument(metavar="JOB…", help="As `kernelscope jobs` lists them.")],
     url: Url = None,
     key: Key = None,
+    as_json: AsJson = False,
 ) -> None:
-    """End jobs that are queued or running; what is finished of them stays.
+    """Cancel jobs that are queued or running; the explanations that are finished stay.
+
+    Exit code 0: none of them runs any more; 1: there is no such job, or no server.
 
     Example: kernelscope cancel 0123456789abcdef0123456789abcdef
     """
-    with Client(url, key, patience=PATIENCE) as client:
-        for line in _cancelled(client, ids):
-            out.print(line)
+    with remote(url, key) as client:
+        found = [_cancelled(client, job_id, quiet=as_json) for job_id in ids]
+    if as_json:
+        document(found)
 
 
-def _cancelled(client: Client, ids: Sequence[str]) -> list[str]:
-    lines = []
-    for job_id in ids:
-        job = client.job(job_id)
-        if job.status.terminal:
-            lines.append(f"{job_id} had {job.status} already")
-        else:
-            job.cancel()
-            lines.append(f"{job_id} cancelled: {job.progress.completed} of its explanations were finished, and stay")
-    return lines
+def _cancelled(client: Client, job_id: str, *, quiet: bool) -> dict[str, Any]:
+    job = client.job(job_id)
+    if job.status.terminal:
+        line = f"{job_id} had {job.status} already"
+    else:
+        job.cancel()
+        line = f"{job_id} cancelled: {job.progress.completed} of its explanations were finished, and stay"
+    if not quiet:
+        say(line, out)
+    return {"id": job_id, "status": job.status, "completed": job.progress.completed}
 
 
 def retry(
     ids: Annotated[list[str], typer.Argument(metavar="JOB…", help="As `kernelscope jobs` lists them.")],
     url: Url = None,
     key: Key = None,
+    as_json: AsJson = False,
 ) -> None:
     """Run the failed explanations of jobs that have ended again; what has succeeded stays.
 
+    Exit code 0: they run again; 1: nothing of a job has failed, or there is no such job or no server.
+
     Example: kernelscope retry 0123456789abcdef0123456789abcdef
     """
-    with Client(url, key, patience=PATIENCE) as client:
-        for job_id in ids:
-            job = client.job(job_id)
-            failed = job.failed_items
-            job.retry()
-            out.print(f"{job_id}: {failed} failed explanations run again")
+    with remote(url, key) as client:
+        found = [_retried(client, job_id, quiet=as_json) for job_id in ids]
+    if as_json:
+        document(found)
+
+
+def _retried(client: Client, job_id: str, *, quiet: bool) -> dict[str, Any]:
+    job = client.job(job_id)
+    failed = job.failed_items
+    job.retry()
+    if not quiet:
+        say(f"{job_id}: {failed} failed explanations run again", out)
+    return {"id": job_id, "retried": failed}

@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
-from rich.text import Text
 
 from kernelscope import demo as demonstration
 from kernelscope.asking import cancel, jobs, retry
 from kernelscope.client import ClientError
 from kernelscope.datasets import datasets
-from kernelscope.doctor import doctor
+from kernelscope.doctor import doctor, named
 from kernelscope.explain import activations, explain
 from kernelscope.export import export
+from kernelscope.following import delete, get, save_, wait
 from kernelscope.keys import keys
 from kernelscope.models import models
-from kernelscope.serving import Key, Url, WeightsDir
-from kernelscope.stack import Stack, StackError
+from kernelscope.serving import AsJson, Key, Url, WeightsDir, address, local_settings, warn
+from kernelscope.stack import Stack
+from kernelscope.supervise import StackError, end_as_by_ctrl_c
 from kernelscope.surveys import surveys
+from kernelscope.terminal import complain, out, say
 from shared.errors import KernelscopeError
-from shared.settings import Settings
 
-app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
-console = Console(highlight=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
-DataDir = Annotated[Path | None, typer.Option(help="Where Redis, pictures and logs are kept.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder for Redis, pictures and logs.")]
 
 
 @app.callback()
@@ -49,21 +47,28 @@ def up(
 ) -> None:
     """Run everything on this machine: a private Redis, the worker, the API. Ctrl-C stops all of it.
 
+    Exit code 0: it was stopped, by Ctrl-C, SIGTERM or a closed terminal; 1: it could not start, or continue.
+
     Example: kernelscope up --port 8080 --weights-dir ~/weights
     """
-    settings = _settings(host=host, port=port, data_dir=data_dir, weights_dir=weights_dir, preload=preload)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    settings = local_settings(host=host, port=port, data_dir=data_dir, weights_dir=weights_dir, preload=preload)
+    warn(settings)
+    end_as_by_ctrl_c()
     try:
-        with Stack(settings, console.print, console.print).running() as stack:
-            console.print(f"Kernelscope listens on [bold]{stack.url}[/bold]")
+        with Stack(settings, _line, _line).running() as stack:
+            _line(f"Kernelscope listens on {stack.url}")
             if settings.access == "auto" and not settings.behind_proxy:
-                console.print("this machine needs no key until one is made; before a proxy see docs/deployment.md")
-            console.print(f"data in {settings.data_dir}; Ctrl-C stops everything")
+                _line("this machine needs no key until one is made; behind a proxy see docs/deployment.md")
+            _line(f"data in {settings.data_dir}; Ctrl-C stops everything")
             while True:
                 time.sleep(0.5)
                 stack.watch()
     except KeyboardInterrupt:
-        console.print("stopped; `kernelscope up` finds its jobs and pictures again")
+        _line("stopped; the next `kernelscope up` has its jobs and pictures again")
+
+
+def _line(text: str) -> None:
+    say(text, out)
 
 
 @app.command()
@@ -72,19 +77,23 @@ def demo(
     weights_dir: WeightsDir = None,
     url: Url = None,
     key: Key = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Explain kernels on two pictures, through the HTTP API of a server or of a private stack; write the figures.
+    """Explain kernels on two pictures, through the HTTP API of a server; write the figures.
+
+    The server is that of `explain`. Exit code 0: the pictures are written; 1: they are not; 130: Ctrl-C.
 
     Example: kernelscope demo -o /tmp/figures
     """
-    demonstration.run(_settings(weights_dir=weights_dir), out, console, url, key)
+    demonstration.run(out, url, key, weights_dir, as_json=as_json)
 
 
 @app.command()
 def mcp(url: Url = None, key: Key = None) -> None:
     """Give a server's tools to language models, by the Model Context Protocol on stdin and stdout.
 
-    For the settings of an assistant that starts such programs; needs the extra `mcp`.
+    For the settings of an assistant that starts such programs; needs the extra `mcp`. Exit code 0: the assistant has
+    closed its end; 1: the extra is not installed.
 
     Example: kernelscope mcp --url http://127.0.0.1:8000
     """
@@ -93,12 +102,13 @@ def mcp(url: Url = None, key: Key = None) -> None:
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] not in {"mcp", "mcp_types"}:
             raise
-        _complain("this needs the extra `mcp`, which is not installed here: pip install 'kernelscope[mcp]'")
+        complain("this needs the extra `mcp`, which is not installed here: pip install 'kernelscope[mcp]'")
         raise typer.Exit(1) from error
-    serve(url, key)
+    serve(address(url), key)
 
 
-for command in (explain, activations, export, jobs, cancel, retry, doctor):
+app.command("save")(save_)
+for command in (explain, activations, jobs, get, wait, delete, cancel, retry, export, doctor):
     app.command()(command)
 app.add_typer(keys, name="keys")
 app.add_typer(models, name="models")
@@ -112,18 +122,8 @@ def main() -> None:
         app()
     except ValidationError as error:  # of the settings
         for one in error.errors():
-            name = "KERNELSCOPE_" + "_".join(map(str, one["loc"])).upper()
-            _complain(f"{name}: {one['msg']}; `kernelscope doctor` looks at the rest")
+            complain(f"{named(one)}; `kernelscope doctor` checks the rest")
         sys.exit(1)
-    except (StackError, demonstration.DemoError, KernelscopeError, ClientError) as error:
-        _complain(str(error))
+    except (StackError, demonstration.DemoError, KernelscopeError, ClientError, OSError) as error:
+        complain(str(error))
         sys.exit(1)
-
-
-def _complain(text: str) -> None:
-    message = Text("kernelscope: ", style="red").append(text, style="default")
-    Console(stderr=True, highlight=False).print(message, soft_wrap=True)
-
-
-def _settings(**options: Any) -> Settings:
-    return Settings(**{name: value for name, value in options.items() if value is not None})

@@ -1,37 +1,30 @@
-"""`kernelscope datasets`: many images under one name, on a server; what was sent before is not sent again."""
+"""`kernelscope datasets`: many images under one name, on a server; an image is sent once."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kernelscope.client import Client, ServerError
-from kernelscope.serving import AsJson, Key, Url
-from kernelscope.terminal import err, out, table
+from kernelscope.serving import AsJson, DataDir, Key, Url, local_settings, remote
+from kernelscope.terminal import document, err, out, plain, say, table
 from shared.archives import Member, Odd, archive_form, members, shown
 from shared.datasets import DataSets
 from shared.errors import UnsupportedImage
 from shared.schemas import AddedImages, DataSet, OddFile
-from shared.settings import Settings
 from shared.store import BlobStore
 
 PATIENCE = 60.0  # seconds that a server may be away in mid-upload
 BATCH_BYTES, BATCH_FILES = 16_000_000, 200
-LARGEST_BYTES = 30_000_000  # of an image: what a request takes unless its operator has said otherwise
+LARGEST_BYTES = 30_000_000  # of an image: the limit of a request, unless the server's operator has changed it
 MOST_SHOWN = 20  # refused files
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz")
-
-DataDir = Annotated[
-    Path | None, typer.Option(help="That of `kernelscope up`, where its object store is the one that is meant.")
-]
 
 datasets = typer.Typer(no_args_is_help=True, help="Put many images on a server under one name.")
 
@@ -47,7 +40,9 @@ def add(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Send images to the data set of this name, which is made where you have none. Run again, it goes on.
+    """Send images to the data set of this name, which is made if you have none. Run again, it sends what is new.
+
+    Exit code 0: the images are on the server, except those that are listed; 1: no server; 2: no image; 130: Ctrl-C.
 
     Example: kernelscope datasets add photos/ --name birds
     """
@@ -56,27 +51,27 @@ def add(
     files = list(files_in(paths))
     if not files:
         raise typer.BadParameter(f"there is no image in {', '.join(map(str, paths))} ({', '.join(SUFFIXES)})")
-    with Client(url, key, patience=PATIENCE) as client:
+    with remote(url, key, PATIENCE) as client:
         mine = [one for one in client.datasets() if one.mine and one.name == name]
         dataset = mine[0] if mine else client.create_dataset(name)
         dataset, odd = sent(client, dataset, files)
     if as_json:
-        typer.echo(dataset.model_copy(update={"odd": odd}).model_dump_json(indent=1))
+        document(plain(dataset.model_copy(update={"odd": odd}))[0])
         return
     for one in odd[:MOST_SHOWN]:
-        err.print(f"not taken: {escape(one.name)}: {escape(one.reason)}", soft_wrap=True)
+        say(f"not accepted: {one.name}: {one.reason}")
     if len(odd) > MOST_SHOWN:
-        err.print(f"and {len(odd) - MOST_SHOWN} others; {dataset.links['self']} lists some of them")
-    out.print(f"{escape(dataset.name)} ({dataset.id}) has {dataset.images:,} images", soft_wrap=True)
+        say(f"and {len(odd) - MOST_SHOWN} others; {dataset.links['self']} lists some of them")
+    say(f"{dataset.name} ({dataset.id}) has {dataset.images:,} images", out)
 
 
 def sent(client: Client, dataset: DataSet, files: Sequence[tuple[str, Path]]) -> tuple[DataSet, list[OddFile]]:
-    """The data set as it is then, and what was not taken now."""
+    """Send images. Returns the data set afterwards, and the files that were not accepted."""
     known = {one.sha256 for one in client.dataset_images(dataset.id)} if dataset.images else set()
     odd: list[OddFile] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task(f"to {escape(dataset.name)}", total=len(files))
+        task = bar.add_task(f"to {dataset.name}", total=len(files))
         read = _read(files, known, odd, lambda: bar.advance(task))
         for batch in _batches(read):
             for answer in _added(client, dataset.id, batch, odd):
@@ -161,19 +156,21 @@ def files_in(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:
 def listed(url: Url = None, key: Key = None, *, as_json: AsJson = False) -> None:
     """List your data sets, and those that are everybody's.
 
+    Exit code 0: they are listed; 1: no server.
+
     Example: kernelscope datasets list
     """
-    with Client(url, key, patience=PATIENCE) as client:
+    with remote(url, key) as client:
         found = client.datasets()
     if as_json:
-        typer.echo(json.dumps([json.loads(one.model_dump_json()) for one in found], indent=1))
+        document(plain(*found))
     elif not found:
         out.print("no data sets; `kernelscope datasets add FOLDER` makes one")
     else:
         made = table("", "data set", "name", "made", "images", "refused", "", right=("images", "refused"))
         for one in found:
             whose = "" if one.mine else "everybody's"
-            made.add_row(one.id, escape(one.name), f"{one.created_at:%F %T}", str(one.images), str(one.refused), whose)
+            made.add_row(one.id, one.name, f"{one.created_at:%F %T}", str(one.images), str(one.refused), whose)
         out.print(made)
 
 
@@ -182,26 +179,40 @@ def delete(
     ids: Annotated[list[str], typer.Argument(metavar="ID…", help="As `kernelscope datasets list` has them.")],
     url: Url = None,
     key: Key = None,
+    *,
+    as_json: AsJson = False,
 ) -> None:
     """Delete data sets of yours with their images.
 
+    Exit code 0: they are deleted; 1: there is no such data set (those before it are deleted), or no server.
+
     Example: kernelscope datasets delete 0123456789abcdef0123456789abcdef
     """
-    with Client(url, key, patience=PATIENCE) as client:
+    with remote(url, key) as client:
         for one in ids:
             client.delete_dataset(one)
-            out.print(f"{one} is deleted")
+            if not as_json:
+                say(f"{one} is deleted", out)
+    if as_json:
+        document({"deleted": ids})
 
 
 @datasets.command()
 def publish(
     dataset_id: Annotated[str, typer.Argument(metavar="ID", help="As its owner's `kernelscope datasets list` has it.")],
     data_dir: DataDir = None,
+    *,
+    as_json: AsJson = False,
 ) -> None:
     """Let everybody use a data set, with the rights of an operator: the settings of the object store.
 
+    Exit code 0: everybody may use it; 1: there is no such data set, or no object store.
+
     Example: kernelscope datasets publish 0123456789abcdef0123456789abcdef
     """
-    settings = Settings(data_dir=data_dir) if data_dir else Settings()
+    settings = local_settings(data_dir=data_dir)
     DataSets(BlobStore(settings.store), settings.max_dataset_images).publish(dataset_id)
-    out.print(f"{dataset_id} is everybody's now")
+    if as_json:
+        document({"published": dataset_id})
+    else:
+        say(f"{dataset_id} is everybody's now", out)

@@ -1,4 +1,4 @@
-"""`kernelscope demo`: the main job on two pictures, through the HTTP API of a private stack.
+"""`kernelscope demo`: the main job on two pictures, through the HTTP API.
 
 The first is a photograph and the deepest layer that the weights cover: what two kernels see, by evidence and by the
 paper's method, side by side. The second is the paper's Figure 1: on an image of all colours, X̂ of a colour-selective
@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from kernelscope import terminal
 from kernelscope.client import Client, Job, Result
-from kernelscope.serving import private_stack
-from kernelscope.terminal import MEANING, NUMBERS, numbers, progress, table
+from kernelscope.serving import server
+from kernelscope.terminal import MEANING, NUMBERS, document, numbers, plain, progress, say, table
 from shared.drawings import all_colours, scene
 from shared.schemas import Status
-from shared.settings import Settings
 
 DEEPEST = ("conv5_3", "conv4_3", "conv3_3", "conv2_2", "conv1_2", "conv1_1")
 CANDIDATES = 8
@@ -33,7 +32,7 @@ BOTH = ("evidence", "suppression")
 
 
 class DemoError(Exception):
-    """The demonstration cannot go on; the message says why."""
+    """The demonstration cannot continue; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -55,56 +54,53 @@ class Plan:
     kernels: str  # of the second picture
 
 
-def run(settings: Settings, out: Path, console: Console, url: str | None = None, key: str | None = None) -> None:
-    """Explain, print the table, write the pictures: on this server, else on a private stack, which then stops.
+def run(out: Path, url: str | None, key: str | None, weights_dir: Path | None, *, as_json: bool) -> None:
+    """Explain, print the table, write the pictures, on the server that `explain` would use.
 
     Raises:
         DemoError, StackError, ClientError.
     """
-    if url:
-        with Client(url, key) as client:
-            _show(client, out, console)
-        return
-    with private_stack(settings, "vgg16") as stack, Client(stack.url) as client:
-        _show(client, out, console)
-    console.print("the stack is stopped; nothing is left but the pictures")
+    with server(url, key, weights_dir, "vgg16") as client:
+        plan = _plan(client)
+        out.mkdir(parents=True, exist_ok=True)
+        with progress() as bar:
+            kernel, hue = _colour_kernel(client, plan, bar)
+            first = _explain(client, plan, plan.colours, str(kernel), bar)
+            second = _explain(client, plan, plan.picture, plan.kernels, bar, effort="quick", methods=BOTH)
+        results = [(plan.picture, result) for result in second.results]
+        results += [(plan.colours, result) for result in first.results]
+        results = [(subject, result) for subject, result in results if result.status == "succeeded"]
+        written = _write(out, results)
+        if as_json:
+            document({"jobs": plain(second, first), "files": list(map(str, written))})
+            return
+        terminal.out.print(_table(results))
+        _describe(out, plan, kernel, hue, _fraction_near(first.results[0], hue))
 
 
-def _show(client: Client, out: Path, console: Console) -> None:
-    plan = _plan(client, console)
-    out.mkdir(parents=True, exist_ok=True)
-    with progress(console) as bar:
-        kernel, hue = _colour_kernel(client, plan, bar)
-        first = _explain(client, plan, plan.colours, str(kernel), bar)
-        second = _explain(client, plan, plan.picture, plan.kernels, bar, effort="quick", methods=BOTH)
-    results = [(plan.picture, result) for result in second.results] + [
-        (plan.colours, result) for result in first.results
-    ]
-    results = [(subject, result) for subject, result in results if result.status == "succeeded"]
-    console.print(_table(results))
-    _write(out, results)
-    share = _share_near(first.results[0], hue)
-    console.print(f"\nLook at [bold]{out}/[/bold]:")
-    console.print(
-        f"  {_slug(plan.picture.title)}-*-panel.png: top left the {plan.picture.title}, below it what the kernel "
-        "responds to in it: by evidence, which excites nothing that the image does not, and by Zhuang et al.'s method "
-        "exactly, which may. The selected kernel's map stays; the other kernels' maps go dark."
+def _describe(out: Path, plan: Plan, kernel: int, hue: float, fraction: float) -> None:
+    """What there is to see."""
+    panels = f"{_slug(plan.picture.title)}-*-panel.png"
+    lines = (
+        f"The figures are in {out}/:",
+        f"  {panels}: top left the {plan.picture.title}, below it what the kernel responds to in it: by evidence, "
+        "which excites nothing that the image does not, and by Zhuang et al.'s method exactly, which may. The selected "
+        "kernel's map stays; the other kernels' maps go dark.",
+        f"  all-colours-*-panel.png: kernel {kernel} of {plan.colours.layer} was chosen because, of the {CANDIDATES} "
+        f"most active ones, it responds to the narrowest range of hues, around {hue:.0f}° ({_hue_name(hue)}). X̂ keeps "
+        f"that colour and makes the rest grey: {fraction:.0%} of the colour in it is within {HUE_WINDOW}° of that hue.",
     )
-    console.print(
-        f"  all-colours-*-panel.png: kernel {kernel} of {plan.colours.layer} was chosen because, "
-        f"of the {CANDIDATES} most active ones, it answers to the narrowest range of hues, around {hue:.0f}° "
-        f"({_hue_name(hue)}). X̂ keeps that colour and greys the rest: {share:.0%} of the colour in it is within "
-        f"{HUE_WINDOW}° of that hue."
-    )
+    for line in lines:
+        terminal.out.print(line)
 
 
-def _plan(client: Client, console: Console) -> Plan:
-    """VGG16 as far as its weights reach; where they cannot be had, the small network that comes with the program."""
+def _plan(client: Client) -> Plan:
+    """VGG-16 as far as its weights reach; without them the small bundled network."""
     vgg16 = client.model("vgg16")
     if vgg16.available:
         covered = [layer.name for layer in vgg16.layers if layer.available]
         deepest = next(name for name in DEEPEST if name in covered)
-        console.print(f"network: VGG-16, weights {vgg16.weights}; explained here: conv1_1 and {deepest}")
+        say(f"network: VGG-16, weights {vgg16.weights}; explained here: conv1_1 and {deepest}")
         return Plan(
             "vgg16",
             Subject("all colours", all_colours(vgg16.frame.width), "conv1_1"),
@@ -112,8 +108,8 @@ def _plan(client: Client, console: Console) -> Plan:
             "top:2",
         )
     mini = client.model("vgg_mini")
-    console.print(f"[yellow]VGG-16 cannot be had here:[/yellow] {vgg16.reason}")
-    console.print(f"network instead: {mini.title} ({mini.weights}), on pictures of the kind it was trained on")
+    say(f"VGG-16 is not available here: {vgg16.reason}")
+    say(f"network instead: {mini.title} ({mini.weights}), on pictures of the kind it was trained on")
     size = mini.frame.width
     return Plan(
         "vgg_mini",
@@ -145,7 +141,7 @@ def _explain(client: Client, plan: Plan, subject: Subject, kernels: str, bar: Pr
 
 
 def _colour_kernel(client: Client, plan: Plan, bar: Progress) -> tuple[int, float]:
-    """Of the most active kernels on the all-colours image, the one that answers to the narrowest range of hues.
+    """Of the most active kernels on the all-colours image, the one that responds to the narrowest range of hues.
 
     The rule: the largest |Σ F·e^{iθ}| / Σ F, with F the kernel's feature map and θ the hue under each position.
     Returns the kernel and the hue, in degrees, at which its response is centred.
@@ -162,8 +158,8 @@ def _colour_kernel(client: Client, plan: Plan, bar: Progress) -> tuple[int, floa
     return best[1], best[2]
 
 
-def _share_near(result: Result, hue: float) -> float:
-    """Of the colour in X̂, measured as distance from the mean colour, the share whose hue is near this one."""
+def _fraction_near(result: Result, hue: float) -> float:
+    """Of the colour in X̂, measured as distance from the mean colour, the fraction whose hue is near this one."""
     x = result.optimized_array
     strength = np.abs(x).max(axis=0)
     colour = (x - x.min(axis=0)) / max(float(strength.max()), 1e-6)
@@ -182,12 +178,15 @@ def _hue_name(hue: float) -> str:
     return names[round(hue / 60) % 6]
 
 
-def _write(out: Path, results: list[tuple[Subject, Result]]) -> None:
+def _write(out: Path, results: list[tuple[Subject, Result]]) -> list[Path]:
+    written = []
     for subject, result in results:
         for name in ("panel.png", "optimized.png", "contrast.png"):
             who = f"kernel{result.kernel}-{result.method}" if name != "panel.png" else f"kernel{result.kernel}"
             file = out / f"{_slug(subject.title)}-{subject.layer}-{who}-{name}"
             file.write_bytes(result.file(name))
+            written.append(file)
+    return written
 
 
 def _slug(title: str) -> str:

@@ -1,13 +1,11 @@
-"""`kernelscope doctor`: what is wrong with this machine, and how to mend it."""
+"""`kernelscope doctor`: what is wrong with this machine or a server, and how to repair it."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,21 +17,23 @@ import httpx
 import psutil
 import typer
 from pydantic import ValidationError
-from rich.markup import escape
+from rich.text import Text
 
 from kernelscope.client.transport import DIRECT
-from kernelscope.serving import AsJson, Key, Url
-from kernelscope.stack import StackError, redis_server
-from kernelscope.terminal import out
-from shared.advice import advice
-from shared.settings import Settings
+from kernelscope.localredis import redis_server
+from kernelscope.running import running_in, url_of, why_not_free
+from kernelscope.serving import AsJson, Key, Url, is_kernelscope, local_settings
+from kernelscope.supervise import StackError
+from kernelscope.terminal import document, out, say
+from shared.advice import advice, named_in
+from shared.settings import ENV_FILE, Settings
 
 GIGABYTE = 1e9
 LEAST_DISK, GOOD_DISK = 1 * GIGABYTE, 5 * GIGABYTE
 LEAST_MEMORY = 3 * GIGABYTE  # a worker with VGG16 and a batch
 OLDEST_REDIS = (6, 2)
 CHECKUP_SECONDS = 120
-MARKS = {"ok": "[green]   ok[/green]", "warning": "[yellow] look[/yellow]", "problem": "[red]wrong[/red]"}
+MARKS = {"ok": ("   ok", "green"), "warning": (" look", "yellow"), "problem": ("wrong", "red")}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Finding:
     check: str
     state: Literal["ok", "warning", "problem"]
     found: str
-    mend: str = ""
+    mend: str = ""  # how to repair it; the name is part of the JSON output
 
 
 def doctor(
@@ -53,9 +53,9 @@ def doctor(
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find what is wrong with this machine, or with the server at --url, and say how to mend it.
+    """Find what is wrong with this machine, or with the server at --url, and say how to repair it.
 
-    Exit code 1: something is wrong.
+    Exit code 0: nothing is wrong; 1: something is.
 
     Example: kernelscope doctor
 
@@ -65,9 +65,9 @@ def doctor(
     for finding in _server(url, key) if url else _machine({"data_dir": data_dir, "port": port}):
         findings.append(finding)
         if not as_json:
-            _tell(finding)
+            _show(finding)
     if as_json:
-        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1, ensure_ascii=False))
+        document([asdict(finding) for finding in findings])
     wrong = sum(finding.state == "problem" for finding in findings)
     if wrong:
         raise typer.Exit(1)
@@ -75,26 +75,34 @@ def doctor(
         out.print("nothing is wrong")
 
 
-def _tell(finding: Finding) -> None:
-    out.print(f"{MARKS[finding.state]}  {finding.check}: {escape(finding.found)}", soft_wrap=True)
+def _show(finding: Finding) -> None:
+    mark, colour = MARKS[finding.state]
+    out.print(Text(mark, style=colour).append(f"  {finding.check}: {finding.found}", style="default"), soft_wrap=True)
     if finding.mend:
-        out.print(f"       → {escape(finding.mend)}", soft_wrap=True)
+        say(f"       → {finding.mend}", out)
+
+
+def named(error: Any) -> str:
+    """What is wrong with a setting, by its name: an error of pydantic's in words."""
+    name = "_".join(map(str, error["loc"])).upper()
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"KERNELSCOPE_{name}: {message}" if name else message
 
 
 def _machine(options: dict[str, Any]) -> Iterator[Finding]:
     """Every check, the quick ones first."""
     try:
-        settings = Settings(**{name: value for name, value in options.items() if value is not None})
+        settings = local_settings(quiet=True, **options)
     except ValidationError as error:
         for one in error.errors():
-            name = "KERNELSCOPE_" + "_".join(map(str, one["loc"])).upper()
-            yield Finding("settings", "problem", f"{name}: {one['msg']}", "mend or unset it; README lists all")
+            yield Finding("settings", "problem", named(one), "correct or unset it; README lists all settings")
         return
-    odd = advice(settings)
-    for sentence in odd:
-        yield Finding("settings", "warning", sentence, "mend or unset it; README lists all")
-    if not odd:
-        yield Finding("settings", "ok", "every KERNELSCOPE_… that is set can be used")
+    mistakes = advice(settings)
+    for sentence in mistakes:
+        yield Finding("settings", "warning", sentence, "correct or unset it; README lists all settings")
+    if not mistakes:
+        read = f", those in {ENV_FILE} included" if named_in(ENV_FILE) else ""
+        yield Finding("settings", "ok", f"every KERNELSCOPE_… that is set can be used{read}")
     yield Finding("Python", "ok", f"{sys.version.split()[0]} at {sys.executable}")
     yield _redis()
     yield _folder(settings.data_dir)
@@ -109,18 +117,18 @@ def _redis() -> Finding:
         path = redis_server()
     except StackError as error:
         return Finding("Redis", "problem", "no redis-server", str(error))
-    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
-    version = re.search(r"v=(\d+)\.(\d+)", said)
+    printed = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    version = re.search(r"v=(\d+)\.(\d+)", printed)
     if version is None or tuple(map(int, version.groups())) < OLDEST_REDIS:
-        return Finding("Redis", "problem", f"{path}: {said.strip() or 'does not run'}", "install 6.2 or newer")
+        return Finding("Redis", "problem", f"{path}: {printed.strip() or 'does not run'}", "install 6.2 or newer")
     return Finding("Redis", "ok", f"{path}, {'.'.join(version.groups())}")
 
 
 def _folder(folder: Path) -> Finding:
     parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
-        mend = "give it to yourself, or choose another: --data-dir, KERNELSCOPE_DATA_DIR"
-        return Finding("data folder", "problem", f"{folder} cannot be written: {parent} is not yours", mend)
+        repair = "change its owner, or choose another: --data-dir, KERNELSCOPE_DATA_DIR"
+        return Finding("data folder", "problem", f"{folder} cannot be written: {parent} is not yours", repair)
     return Finding("data folder", "ok", str(folder))
 
 
@@ -128,10 +136,12 @@ def _disk(folder: Path) -> Finding:
     parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(parent).free
     found = f"{free / GIGABYTE:.1f} GB free at {parent}"
-    mend = "make room, choose another --data-dir, or keep jobs for a shorter time (KERNELSCOPE_RETENTION_DAYS)"
+    repair = "free some space, choose another --data-dir, or keep jobs for a shorter time (KERNELSCOPE_RETENTION_DAYS)"
     if free < LEAST_DISK:
-        return Finding("disk", "problem", f"{found}: Redis and the pictures need {LEAST_DISK / GIGABYTE:.0f} GB", mend)
-    return Finding("disk", "ok", found) if free >= GOOD_DISK else Finding("disk", "warning", found, mend)
+        return Finding(
+            "disk", "problem", f"{found}: Redis and the pictures need {LEAST_DISK / GIGABYTE:.0f} GB", repair
+        )
+    return Finding("disk", "ok", found) if free >= GOOD_DISK else Finding("disk", "warning", found, repair)
 
 
 def _memory() -> Finding:
@@ -143,73 +153,39 @@ def _memory() -> Finding:
 
 
 def _stack(settings: Settings) -> Iterator[Finding]:
-    """Whether one runs here, and how it is; else whether one could."""
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - recognised, not bound
-    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
-    if holder := _holder(settings.data_dir):
-        yield Finding("stack", "ok", f"one runs in {settings.data_dir}: {holder}")
-        address = holder.rpartition(" ")[2]
-        yield from _server(address if address.startswith("http") else url, None)
-    elif _kernelscope(url):
+    """Whether one runs here, and its state; else whether one could start."""
+    url = url_of(settings.host, settings.port)
+    if found := running_in(settings.data_dir):
+        yield Finding("stack", "ok", f"one runs in {settings.data_dir}: {found}")
+        yield from _server(found.url or url, None)
+    elif is_kernelscope(url):
         yield Finding("port", "warning", f"another Kernelscope server listens on {url}", "use it, or choose --port")
         yield from _server(url, None)
-    elif reason := _taken(settings.host, settings.port):
-        mend = f"end that program, or choose another port: kernelscope up --port {settings.port + 1}"
-        yield Finding("port", "problem", f"{settings.port} cannot be listened on: {reason}", mend)
+    elif reason := why_not_free(settings.host, settings.port):
+        repair = f"end that program, or choose another port: kernelscope up --port {settings.port + 1}"
+        yield Finding("port", "problem", f"{settings.port} is not available: {reason}", repair)
     else:
         yield Finding("port", "ok", f"{settings.port} is free")
 
 
-def _holder(folder: Path) -> str:
-    """What the stack that runs in this folder says of itself; empty where none runs."""
-    try:
-        with (folder / "lock").open("r") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return lock.read().strip() or "starting"
-    except OSError:
-        pass
-    return ""
-
-
-def _kernelscope(url: str) -> bool:
-    try:
-        return bool(_got(f"{url}/healthz", timeout=3).json().get("status") == "alive")
-    except (httpx.HTTPError, ValueError, AttributeError):
-        return False
-
-
-def _taken(host: str, port: int) -> str:
-    """Why nothing can listen there; empty where something can."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            probe.listen()
-        except OSError as error:
-            return error.strerror or str(error)
-    return ""
-
-
 def _server(url: str, key: str | None) -> Iterator[Finding]:
-    """Redis, the store and the workers, by what the API says of them."""
+    """Redis, the store and the workers, as the API reports them."""
     url = url.rstrip("/")
     try:
         answer = _got(f"{url}/readyz", headers=_bearer(key), timeout=10)
-        told = answer.json()
+        status = answer.json()
     except (httpx.HTTPError, ValueError) as error:
         reason = str(error) or type(error).__name__
         yield Finding("server", "problem", f"{url} does not answer: {reason}", "`kernelscope up` starts one")
         return
     if answer.status_code != 200:
-        mend = "mend that (is Redis there, is the object store?); jobs go on by themselves then"
-        yield Finding("server", "problem", f"{url} takes no jobs: {told.get('detail', answer.status_code)}", mend)
+        repair = "repair that (do Redis and the object store run?); jobs continue by themselves then"
+        yield Finding("server", "problem", f"{url} takes no jobs: {status.get('detail', answer.status_code)}", repair)
         return
-    yield Finding("server", "ok", f"{url} takes jobs; Kernelscope {told.get('version', '')}".strip())
-    for sentence in told.get("warnings", []):
+    yield Finding("server", "ok", f"{url} takes jobs; Kernelscope {status.get('version', '')}".strip())
+    for sentence in status.get("warnings", []):
         yield Finding("server", "warning", sentence)
-    yield _workers(told.get("workers", []))
+    yield _workers(status.get("workers", []))
     yield from _admission(url, key)
 
 
@@ -225,14 +201,16 @@ def _bearer(key: str | None) -> dict[str, str]:
 def _workers(workers: list[dict[str, Any]]) -> Finding:
     ready = [worker for worker in workers if worker["ready"]]
     if ready:
-        named = [f"{one['id']} on {one['device']}: {', '.join(one['networks'])}" for one in ready if "id" in one]
-        said = "; ".join(named) or f"{len(ready)} ready; which they are is told to those who have a key"
-        return Finding("workers", "ok", said)
+        listed = [f"{one['id']} on {one['device']}: {', '.join(one['networks'])}" for one in ready if "id" in one]
+        found = "; ".join(listed) or f"{len(ready)} ready; details need an API key"
+        return Finding("workers", "ok", found)
     if workers:
         return Finding("workers", "warning", "still loading their networks", "wait; logs/worker.log says more")
-    mend = "start one (`kernelscope up` starts its own again), and read logs/worker.log in its data folder; jobs wait. "
-    mend += "While `kernelscope up` fetches weights there is none yet"
-    return Finding("workers", "problem", "none is alive: none has said anything for 15 s", mend)
+    repair = (
+        "start one (`kernelscope up` starts its own again), and read logs/worker.log in its data folder; jobs wait. "
+    )
+    repair += "While `kernelscope up` downloads weights there is none yet"
+    return Finding("workers", "problem", "none is alive: no heartbeat for 15 s", repair)
 
 
 def _admission(url: str, key: str | None) -> Iterator[Finding]:
@@ -242,12 +220,12 @@ def _admission(url: str, key: str | None) -> Iterator[Finding]:
         yield Finding("server", "warning", f"{url}/models does not answer ({type(error).__name__})", "try again")
         return
     if answer.status_code == 401:
-        mend = "ask the operator for one (`kernelscope keys add NAME`), and give it as --key or KERNELSCOPE_API_KEY"
-        yield Finding("API key", "problem" if key else "warning", answer.json()["detail"], mend)
+        repair = "ask the operator for one (`kernelscope keys add NAME`), and give it as --key or KERNELSCOPE_API_KEY"
+        yield Finding("API key", "problem" if key else "warning", answer.json()["detail"], repair)
 
 
 def _checkup(settings: Settings) -> Iterator[Finding]:
-    """Torch, the cards and the weights: by a worker's own eyes, in a process that may die of what it sees."""
+    """Torch, the cards and the weights: as a worker finds them, in a process of its own, which may crash."""
     environment = {
         "KERNELSCOPE_WEIGHTS_DIR": str(settings.weights.absolute()),
         "KERNELSCOPE_DOWNLOAD_WEIGHTS": str(settings.download_weights),
@@ -262,50 +240,52 @@ def _checkup(settings: Settings) -> Iterator[Finding]:
             timeout=CHECKUP_SECONDS,
             env={**os.environ, **environment},
         )
-        told = json.loads(ran.stdout.splitlines()[-1]) if ran.returncode == 0 else None
+        report = json.loads(ran.stdout.splitlines()[-1]) if ran.returncode == 0 else None
     except (subprocess.TimeoutExpired, ValueError, IndexError):
-        ran, told = None, None
-    if told is None:
+        ran, report = None, None
+    if report is None:
         lines = ran.stderr.strip().splitlines() if ran else [f"no answer in {CHECKUP_SECONDS} s"]
-        mend = (
+        repair = (
             "torch and torchvision do not fit together, or are damaged; install the pair that is locked: "
             "pip install --require-hashes --force-reinstall -r requirements/worker.txt (or `make clean setup`)"
         )
-        yield Finding("torch", "problem", lines[-1] if lines else "it does not run", mend)
+        yield Finding("torch", "problem", lines[-1] if lines else "it does not run", repair)
         return
-    yield Finding("torch", "ok", f"{told['torch']} with torchvision {told['torchvision']}")
-    yield _card(told)
-    yield from _weights(settings, told)
+    yield Finding("torch", "ok", f"{report['torch']} with torchvision {report['torchvision']}")
+    yield _card(report)
+    yield from _weights(settings, report)
 
 
-def _card(told: dict[str, Any]) -> Finding:
-    if told["cards"]:
-        return Finding("GPU", "ok", ", ".join(told["cards"]))
-    if told["mps"]:
+def _card(report: dict[str, Any]) -> Finding:
+    if report["cards"]:
+        return Finding("GPU", "ok", ", ".join(report["cards"]))
+    if report["mps"]:
         return Finding("GPU", "ok", "Apple's, which is used where KERNELSCOPE_DEVICE is mps (untested); else the CPU")
     if shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists():
-        mend = "nvidia-smi says whether the driver runs; torch.version.cuda must not be newer than the driver's"
-        return Finding("GPU", "warning", "there is a card, but torch cannot use it", mend)
+        repair = "nvidia-smi says whether the driver runs; torch.version.cuda must not be newer than the driver's"
+        return Finding("GPU", "warning", "there is a card, but torch cannot use it", repair)
     return Finding("GPU", "ok", "none; explanations are computed on the CPU")
 
 
-def _weights(settings: Settings, told: dict[str, Any]) -> Iterator[Finding]:
-    for name, trouble in told["files"].items():
+def _weights(settings: Settings, report: dict[str, Any]) -> Iterator[Finding]:
+    for name, trouble in report["files"].items():
         if trouble:
-            mend = f"rename it, put the right one in its place, or remove it from {settings.weights}"
-            yield Finding("weights", "problem", f"{name}: {trouble}", mend)
-    for name, network in told["networks"].items():
+            repair = f"rename it, put the right one in its place, or remove it from {settings.weights}"
+            yield Finding("weights", "problem", f"{name}: {trouble}", repair)
+    for name, network in report["networks"].items():
         if network["source"] == "code":
-            mend = "" if network["available"] else "mend the code that KERNELSCOPE_MODELS names (docs/networks.md)"
-            yield Finding("weights", "ok" if network["available"] else "problem", f"{name}: {network['reason']}", mend)
+            repair = "" if network["available"] else "correct the code that KERNELSCOPE_MODELS names (docs/networks.md)"
+            yield Finding(
+                "weights", "ok" if network["available"] else "problem", f"{name}: {network['reason']}", repair
+            )
         elif not network["available"]:
-            mend = (
+            repair = (
                 f"put {name}.pth or {name}-….pth, or the same with .safetensors, into {settings.weights}, "
                 "or allow KERNELSCOPE_DOWNLOAD_WEIGHTS"
             )
-            yield Finding("weights", "problem", network["reason"], mend)
+            yield Finding("weights", "problem", network["reason"], repair)
         elif network["source"] == "download":
-            mend = f"python -m worker.weights {name} fetches them now"
-            yield Finding("weights", "warning", f"{name}: {network['reason']}", mend)
+            repair = f"python -m worker.weights {name} downloads them now"
+            yield Finding("weights", "warning", f"{name}: {network['reason']}", repair)
         else:
             yield Finding("weights", "ok", f"{name}: {network['reason']}")

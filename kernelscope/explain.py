@@ -1,40 +1,23 @@
-"""`kernelscope explain` and `kernelscope activations`: from pictures to pictures, tables and numbers."""
+"""`kernelscope explain` and `kernelscope activations`: from images to pictures, tables and numbers."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
-from rich.markup import escape
-from rich.table import Table
+from pydantic import ValidationError
 
-from kernelscope.client import Job, Result
-from kernelscope.client.files import folder_name
+from kernelscope.client import Job
+from kernelscope.many import Folder, Run
+from kernelscope.photos import found
+from kernelscope.results import fresh, ranking, show, show_error
 from kernelscope.serving import AsJson, Key, Url, WeightsDir, server, usable
-from kernelscope.terminal import MEANING, NUMBERS, err, numbers, out, progress, show, state, table
+from kernelscope.terminal import document, out, pictured, plain, progress, say, state
 from shared import catalogue
-from shared.schemas import ActiveKernel
+from shared.schemas import ExplainOptions, Method
 
-PICTURES = ("panel.png", "optimized.png", "contrast.png")
-BAR_WIDTH = 24
-
-Images = Annotated[
-    list[Path], typer.Argument(exists=True, dir_okay=False, readable=True, help="PNG, JPEG or WebP, up to 16.")
-]
-
-
-class Way(StrEnum):
-    """The methods, as the command line offers them."""
-
-    EVIDENCE = "evidence"
-    SUPPRESSION = "suppression"
-    GUIDED_BACKPROP = "guided_backprop"
-    DECONVNET = "deconvnet"
-    LRP = "lrp"
+MOST_PANELS = 8  # that are named after a run; the folder has the others
 
 
 def _networks(incomplete: str) -> list[str]:
@@ -47,6 +30,13 @@ def _layers(context: typer.Context, incomplete: str) -> list[str]:
     return [layer.name for layer in network.layers if layer.name.startswith(incomplete)] if network else []
 
 
+def _methods(incomplete: str) -> list[str]:
+    return [name for name in get_args(Method) if name.startswith(incomplete)]
+
+
+Images = Annotated[
+    list[Path], typer.Argument(metavar="IMAGE…", help="PNG, JPEG and WebP files, folders of them, or patterns.")
+]
 Layer = Annotated[str, typer.Option("--layer", "-l", help="As conv3_3.", autocompletion=_layers)]
 Model = Annotated[
     str | None,
@@ -59,12 +49,27 @@ Model = Annotated[
 def explain(
     images: Images,
     layer: Layer,
-    kernel: Annotated[list[int] | None, typer.Option("--kernel", "-k", min=0, help="One; may be repeated.")] = None,
+    kernels: Annotated[
+        list[str] | None,
+        typer.Option("--kernel", "-k", "--kernels", help="3 or 3,16 or top:4; may be repeated. Else --top."),
+    ] = None,
     top: Annotated[
-        int | None, typer.Option(min=1, help="The N most active kernels; 3 unless others are named.")
+        int | None, typer.Option(min=1, help="The N most active kernels; 3 unless kernels are named.")
     ] = None,
     model: Model = None,
-    method: Annotated[list[Way] | None, typer.Option(help="May be repeated; suppression unless given.")] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            "--methods",
+            help="suppression (the default), evidence, guided_backprop, deconvnet, lrp; may be repeated.",
+            autocompletion=_methods,
+        ),
+    ] = None,
+    rule: Annotated[Literal["zplus", "gamma_epsilon"] | None, typer.Option(help="Of lrp.")] = None,
+    scaling: Annotated[
+        Literal["max", "minmax"] | None, typer.Option(help="Of guided_backprop, deconvnet and lrp.")
+    ] = None,
     alpha: Annotated[list[float] | None, typer.Option(min=0, help="α; may be repeated: one X̂ for each.")] = None,
     beta: Annotated[list[float] | None, typer.Option(min=0, help="β; may be repeated: one X̂ for each.")] = None,
     effort: Annotated[
@@ -73,9 +78,14 @@ def explain(
     solver: Annotated[Literal["fast", "reference"], typer.Option(help="reference is the paper's, and slow.")] = "fast",
     iterations: Annotated[int | None, typer.Option(min=1, help="Gradient evaluations instead of the effort.")] = None,
     target_ssim: Annotated[float | None, typer.Option(help="Keep the kernel's map with this SSIM at least.")] = None,
+    max_preservation: Annotated[float | None, typer.Option(help="The same as a bound of the loss L_p.")] = None,
     only_remove: Annotated[bool, typer.Option(help="Only take away from the image, as evidence always does.")] = False,
     gamma: Annotated[float | None, typer.Option(min=0, help="Of evidence: its term's weight.")] = None,
     max_invention: Annotated[float | None, typer.Option(help="Of evidence: a bound of its term instead.")] = None,
+    deadline_s: Annotated[
+        float | None, typer.Option(help="Seconds after which X̂ is delivered as it is, and the rest fails.")
+    ] = None,
+    webhook_url: Annotated[str | None, typer.Option(help="Called by the server when a job has ended.")] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", file_okay=False, help="Folder for the pictures; a new one unless given."),
@@ -84,140 +94,131 @@ def explain(
     key: Key = None,
     weights_dir: WeightsDir = None,
     pictures: Annotated[bool, typer.Option("--show", help="Show the figures in any terminal.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Print the jobs' ids, one a line, and leave.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Explain kernels on pictures: a table of numbers, and the pictures in a folder.
+    """Explain kernels on images: a table of numbers, and pictures in a folder.
 
-    With --url a server does it, else a private stack that is started for it and stopped afterwards. Exit code 0: there
-    is an explanation at least; 1: there is none; 2: an option is wrong; 130: Ctrl-C.
+    A server does it: that of --url or KERNELSCOPE_URL; else the `kernelscope up` that runs on this machine; else a
+    private one, started for this command and stopped afterwards (also with --weights-dir). Of many images several jobs
+    are made; with the same --output, the same command continues what was interrupted, and explains images that are new.
+
+    Exit code 0: there is an explanation at least (--detach: the jobs are made); 1: there is none, or no server;
+    2: an option or a file is wrong; 130: Ctrl-C, and the jobs are cancelled.
 
     Example: kernelscope explain photo.jpg --layer conv2_2 --top 3
 
-    Example: kernelscope explain photo.jpg -l conv2_2 -k 3 -k 16 --method evidence --method suppression -o explained
+    Example: kernelscope explain photo.jpg -l conv2_2 -k 3,16 --methods evidence,lrp --effort quick -o explained
 
     Example: kernelscope explain photo.jpg -l conv1_2 --top 1 --beta 0.5 --beta 2 --effort quick --json
+
+    Example: kernelscope explain photos/ -l conv2_2 -k 3 --effort quick -o explained
+
+    Example: kernelscope explain photos/*.jpg -l conv2_2 -k 3,16 --effort quick --detach
     """
-    if kernel and top:
+    if kernels and top:
         raise typer.BadParameter("name kernels or ask for the most active, not both", param_hint="--top")
-    options: dict[str, Any] = {
-        "methods": list(map(str, method or [Way.SUPPRESSION])),
-        "alpha": alpha or [1.0],
-        "beta": beta or [1.0],
+    if detach and output:
+        raise typer.BadParameter("with --detach, `kernelscope save JOB -o FOLDER` saves them later", param_hint="-o")
+    photos = found(images)
+    asked: dict[str, Any] = {
+        "layer": layer,
+        "kernels": _kernels(kernels) if kernels else f"top:{top or 3}",
+        "methods": _several(methods),
+        "rule": rule,
+        "scaling": scaling,
+        "alpha": alpha,
+        "beta": beta,
         "effort": effort,
         "solver": solver,
         "iterations": iterations,
         "target_ssim": target_ssim,
-        "only_remove": only_remove or None,
+        "max_preservation": max_preservation,
+        "only_remove": only_remove,
         "gamma": gamma,
         "max_invention": max_invention,
+        "deadline_s": deadline_s,
+        "webhook_url": webhook_url,
     }
-    with server(url, key, weights_dir, model) as client:
-        named = usable(client, model)
-        job = client.explain(images, layer=layer, kernels=kernel or f"top:{top or 3}", model=named, **options)
-        _follow(job)
-        files = _saved(job, images, output)
-        _told(job, images, files, as_json=as_json)
-        if not as_json:
-            show([file for file in files if file.name.endswith("panel.png")], always=pictures)
-    if not any(result.status == "succeeded" for result in job.results):
+    options = _checked(asked)
+    with server(url, key, weights_dir, model, stays=detach) as client:
+        options = options.model_copy(update={"model": usable(client, model)})
+        if detach:
+            _leave(Run(client, options, None), photos, as_json=as_json)
+            return
+        one = photos[0].label if len(photos) == 1 else images[0].stem or "images"
+        folder = output or fresh(f"{one}-{layer}")
+        unlike = {"deadline_s", "webhook_url"}  # what is no part of the explanation
+        run = Run(client, options, Folder(folder, options.model_dump(mode="json", exclude=unlike)))
+        run.follow(photos)
+        _report(run, folder, as_json=as_json, pictures=pictures)
+    if not any(one.result.status == "succeeded" for one in run.results):
         raise typer.Exit(1)
 
 
-def _follow(job: Job) -> None:
-    """A bar until the job has ended; Ctrl-C ends it on the server too."""
+def _kernels(given: list[str]) -> list[int] | str:
+    """`3`, `3,16`, or `top:4` alone.
+
+    Raises:
+        typer.BadParameter: it is none of these.
+    """
+    parts = _several(given) or []
+    if len(parts) == 1 and parts[0].startswith("top:"):
+        return parts[0]
+    if not parts or not all(part.isdecimal() and part.isascii() for part in parts):
+        raise typer.BadParameter(f"{', '.join(given)!r} names no kernels; give 3 or 3,16 or top:4", param_hint="-k")
+    return [int(part) for part in parts]
+
+
+def _several(given: list[str] | None) -> list[str] | None:
+    """Values that are repeated or separated by commas."""
+    return [part.strip() for text in given for part in text.split(",") if part.strip()] if given else None
+
+
+def _checked(asked: dict[str, Any]) -> ExplainOptions:
+    """The request's options, as the server checks them.
+
+    Raises:
+        typer.BadParameter: what is wrong.
+    """
     try:
-        with progress() as bar:
-            task = bar.add_task(state(job), total=1.0)
-
-            def moved(seen: Job) -> None:
-                bar.update(task, description=state(seen), completed=seen.progress.fraction)
-
-            job.wait(on_change=moved)
-            bar.update(task, description=state(job), completed=1.0)
-    except KeyboardInterrupt:
-        err.print("interrupted: the job is cancelled")
-        if not job.refresh().status.terminal:
-            job.cancel()
-        raise
+        return ExplainOptions(**{name: value for name, value in asked.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        named = first["loc"] and str(first["loc"][0])
+        hint = f"--{named.replace('_', '-')}" if named else None
+        raise typer.BadParameter(first["msg"].removeprefix("Value error, "), param_hint=hint) from None
 
 
-def _saved(job: Job, images: Sequence[Path], output: Path | None) -> list[Path]:
-    """The pictures of every explanation, under names that say image, layer, kernel and method."""
-    done = [result for result in job.results if result.status == "succeeded"]
-    if not done:
-        return []
-    folder = output or _fresh(f"{images[0].stem}-{job.request.layer}")
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    drawn: set[tuple[int, int | None]] = set()  # the images and kernels whose panel, with all methods, is there
-    for result in done:
-        shown = job.request.image_of(result.index), result.kernel
-        names = [name for name in PICTURES if name != "panel.png" or shown not in drawn]
-        drawn.add(shown)
-        for name in names:
-            file = folder / f"{_image(job, result, images).stem}-{folder_name(job, result)}-{name}"
-            file.write_bytes(result.file(name))
-            written.append(file)
-    (folder / "job.json").write_text(job.model_dump_json(indent=1))
-    return written
-
-
-def _fresh(name: str) -> Path:
-    """A folder that is not there yet."""
-    names = (name if number == 1 else f"{name}-{number}" for number in range(1, 10_000))
-    return next(path for path in map(Path, names) if not path.exists())
-
-
-def _image(job: Job, result: Result, images: Sequence[Path]) -> Path:
-    return images[job.request.image_of(result.index)]
-
-
-def _told(job: Job, images: Sequence[Path], files: Sequence[Path], *, as_json: bool) -> None:
+def _leave(run: Run, photos: list[Any], *, as_json: bool) -> None:
+    """Make the jobs, and print their ids."""
+    for batch in run.submit(photos):
+        if not as_json:
+            typer.echo(batch.job.id)
     if as_json:
-        told = {"job": json.loads(job.model_dump_json()), "files": [str(file) for file in files]}
-        typer.echo(json.dumps(told, indent=1))
+        document({"jobs": plain(*run.jobs), "files": [], "refused": run.refused})
+    say("`kernelscope wait JOB…` waits for them, `kernelscope save JOB…` saves their pictures")
+    if not run.jobs:
+        raise typer.Exit(1)
+
+
+def _report(run: Run, folder: Path, *, as_json: bool, pictures: bool) -> None:
+    if as_json:
+        only = {"job": plain(*run.jobs)[0]} if len(run.jobs) == 1 else {}
+        files = [str(file) for file in run.files]
+        document({**only, "jobs": plain(*run.jobs), "files": files, "refused": run.refused})
         return
-    out.print(_table(job, images))
-    for result in job.results:
-        if result.error:
-            out.print(f"kernel {result.kernel}: {result.error.title}: {result.error.detail}")
-        if result.note:
-            out.print(f"kernel {result.kernel} by {result.method}: {result.note}")
-    for used in dict.fromkeys(result.weights for result in job.results if result.weights):
-        fed = used.preprocessing or "nobody knows how"
-        out.print(f"{job.request.model}: {escape(used.source)}, fed {fed}", soft_wrap=True)
-    if job.error:
-        err.print(f"[red]kernelscope:[/red] {job.error.title}: {job.error.detail}")
-    if files:
-        out.print(f"{len(files)} pictures in [bold]{files[0].parent}/[/bold]; *-panel.png is a figure of all of it:")
-        for file in files:
-            if file.name.endswith("panel.png"):
-                out.print(f"  {file}", soft_wrap=True)
-
-
-def _table(job: Job, images: Sequence[Path]) -> Table:
-    several = [
-        name
-        for name, many in {
-            "image": len(images) > 1,
-            "method": len(job.request.methods) > 1,
-            "α": len(job.request.alpha) > 1,
-            "β": len(job.request.beta) > 1,
-        }.items()
-        if many
-    ]
-    made = table(f"{job.request.layer} of {job.request.model}", *several, *NUMBERS, right=NUMBERS)
-    for result in job.results:
-        if result.status == "succeeded":
-            axes = {
-                "image": _image(job, result, images).name,
-                "method": result.method,
-                "α": f"{result.alpha:g}",
-                "β": f"{result.beta:g}",
-            }
-            made.add_row(*(axes[name] for name in several), *numbers(result))
-    made.caption = MEANING
-    return made
+    show(run.results)
+    for job in run.jobs:
+        show_error(job)
+    panels = [file for file in run.files if file.name.endswith("panel.png")]
+    if run.files:
+        say(f"{len(run.files)} pictures in {folder}/; *-panel.png is a figure of all of it:", out)
+        for file in panels[:MOST_PANELS]:
+            say(f"  {file}", out)
+        if len(panels) > MOST_PANELS:
+            say(f"  and {len(panels) - MOST_PANELS} others", out)
+    pictured(panels, always=pictures)
 
 
 def activations(
@@ -230,7 +231,9 @@ def activations(
     weights_dir: WeightsDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Rank a layer's kernels by how active they are on a picture. As `explain`, with a server or by itself.
+    """Rank a layer's kernels by how active they are on an image. As `explain`, by a server or a private stack.
+
+    Exit code 0: they are ranked; 1: they could not be, or no server; 2: an option or the file is wrong; 130: Ctrl-C.
 
     Example: kernelscope activations photo.jpg --layer conv2_2 --top 10
     """
@@ -238,18 +241,22 @@ def activations(
         job = client.activations(image, layer=layer, model=usable(client, model))
         _follow(job)
         job.check()
-    ranking = (job.results[0].ranking or [])[:top]
+        ranked = (job.results[0].ranking or [])[:top]
     if as_json:
-        typer.echo(json.dumps([one.model_dump() for one in ranking], indent=1))
+        document(plain(*ranked))
         return
-    out.print(_ranking(job, ranking))
+    out.print(ranking(job.request, ranked))
 
 
-def _ranking(job: Job, ranking: Sequence[ActiveKernel]) -> Table:
-    columns = ("kernel", "mean", "max", "active")
-    made = table(f"{job.request.layer} of {job.request.model}: the most active kernels", *columns, "", right=columns)
-    most = max((one.mean for one in ranking), default=0.0) or 1.0
-    for one in ranking:
-        bar = "█" * round(BAR_WIDTH * one.mean / most)
-        made.add_row(str(one.kernel), f"{one.mean:.3g}", f"{one.max:.3g}", f"{one.active:.0%}", bar)
-    return made
+def _follow(job: Job) -> None:
+    """A bar until the job has ended; Ctrl-C cancels it on the server too."""
+    try:
+        with progress() as bar:
+            task = bar.add_task(state(job), total=1.0)
+            job.wait(on_change=lambda seen: bar.update(task, description=state(seen), completed=seen.progress.fraction))
+            bar.update(task, description=state(job), completed=1.0)
+    except KeyboardInterrupt:
+        say("interrupted: the job is cancelled")
+        if not job.refresh().status.terminal:
+            job.cancel()
+        raise

@@ -17,9 +17,9 @@ from kernelscope.client import Client, ClientError, NotFound
 from kernelscope.client.files import written
 from kernelscope.datasets import PATIENCE
 from kernelscope.pages import Site, images_of
-from kernelscope.serving import Key, Url
+from kernelscope.serving import AsJson, Key, Url, remote
 from kernelscope.surveys import OfSurvey
-from kernelscope.terminal import err, out
+from kernelscope.terminal import document, err, out, say
 from shared.surveys.forms import MOST_KERNELS, LayerKernels
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ def export(  # noqa: PLR0913 - the options of a command
     network: Annotated[str, typer.Argument(help="As vgg16.")],
     layer: Annotated[str, typer.Argument(help="As conv3_3.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", file_okay=False, help="A new folder, or that of an export to go on with.")
+        Path, typer.Option("--output", "-o", file_okay=False, help="A new folder, or that of an export to continue.")
     ],
     *,
     survey: OfSurvey = None,
@@ -57,15 +57,18 @@ def export(  # noqa: PLR0913 - the options of a command
     url: Url = None,
     key: Key = None,
     explain: Annotated[bool, typer.Option("--explain", help="Have X̂ of their top images made first.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a page about each kernel of a layer, and one of all of them, to be opened without a server.
 
-    Run again after Ctrl-C it goes on, as it does with X̂ that were made since.
+    The same command continues after Ctrl-C, and adds X̂ that were made since. Exit code 0: the pages are written;
+    1: there is no such layer or survey, the folder is something else's, or no server; 2: an option is wrong;
+    130: Ctrl-C.
 
     Example: kernelscope export vgg_mini conv2_2 -o conv2_2 --kernels top:8
     """
     there = _mark(output)
-    with Client(url, key, patience=PATIENCE) as client:
+    with remote(url, key, PATIENCE) as client:
         known = client.layer_kernels(network, layer, survey or (there.survey if there else None))
         mark = Mark(network=known.survey.model, layer=known.layer.name, survey=known.survey.id)
         if there and there != mark:
@@ -81,18 +84,21 @@ def export(  # noqa: PLR0913 - the options of a command
         try:
             gone = _written(client, known, wanted, output, explain=explain)
         except KeyboardInterrupt:
-            err.print("interrupted: the same command goes on", soft_wrap=True)
+            say("interrupted: the same command continues")
             raise
     if gone:
-        err.print(f"images that the server has no more: {gone}; was the data set deleted?", soft_wrap=True)
-    out.print(f"{len(wanted)} kernels: {output / 'index.html'}", soft_wrap=True)
+        say(f"images that the server has no more: {gone}; was the data set deleted?")
+    if as_json:
+        document({"index": str(output / "index.html"), "kernels": len(wanted), "missing_images": gone})
+    else:
+        say(f"{len(wanted)} kernels: {output / 'index.html'}", out)
 
 
 def chosen(known: LayerKernels, asked: str | None) -> list[int]:
-    """The kernels that are meant, in their order.
+    """The kernels that an option names, in their order.
 
     Raises:
-        typer.BadParameter: they are none of the layer's.
+        typer.BadParameter: the layer has no such kernels.
     """
     every = [one.kernel for one in known.kernels]
     if asked is None:
@@ -122,7 +128,7 @@ def _mark(folder: Path) -> Mark | None:
     try:
         return Mark.model_validate_json((folder / MARK).read_text())
     except (OSError, ValidationError) as error:
-        raise NoExport(f"{folder} is not empty and no export of ours; choose another folder") from error
+        raise NoExport(f"{folder} is not empty and is not an export; choose another folder") from error
 
 
 def _called(mark: Mark) -> str:
@@ -130,8 +136,8 @@ def _called(mark: Mark) -> str:
 
 
 def _written(client: Client, known: LayerKernels, wanted: Sequence[int], folder: Path, *, explain: bool) -> int:
-    """Everything, the index last. Returns how many images are not to be had."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    """Write everything, the index last. Returns how many images the server does not have any more."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True) as bar:
         if explain:
             _explain(client, known, wanted, bar)
@@ -168,7 +174,7 @@ def _explain(client: Client, known: LayerKernels, wanted: Sequence[int], bar: Pr
 
 
 def _each(do: Callable[[T], U], things: Iterable[T], bar: Progress, called: str) -> Iterator[U]:
-    """What becomes of each, in their order, several at once; an error or Ctrl-C leaves the rest."""
+    """The result for each, in their order, several at once; an error or Ctrl-C leaves the rest."""
     listed = list(things)
     task = bar.add_task(called, total=len(listed))
     with ThreadPoolExecutor(CONNECTIONS) as pool:

@@ -1,11 +1,10 @@
-"""`kernelscope models`: what a server can explain; networks of one's own, put into its object store and taken out."""
+"""`kernelscope models`: what a server can explain; own networks, added to its object store and removed."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,15 +12,12 @@ import typer
 from typer.core import TyperGroup
 
 from kernelscope.asking import models as listed
-from shared.settings import Settings
-
-DataDir = Annotated[
-    Path | None, typer.Option(help="That of `kernelscope up`, where its object store is the one that is meant.")
-]
+from kernelscope.serving import AsJson, DataDir, local_settings
+from kernelscope.terminal import document
 
 
 class _Listing(TyperGroup):
-    """What names no command is what `list` takes: `kernelscope models vgg16`."""
+    """Arguments that name no command are those of `list`: `kernelscope models vgg16`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """With `list` before them."""
@@ -56,40 +52,46 @@ def add(  # noqa: PLR0913, PLR0917 - its options
     data_dir: DataDir = None,
     *,
     replace: Annotated[bool, typer.Option("--replace", help="Replace the network that has this name.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Put a network of yours into the object store, where every worker finds it within seconds.
 
-    Needs the rights of an operator: the settings of the object store, and torch.
+    Needs the rights of an operator: the settings of the object store, and torch. Exit code 0: it is added; 1: it is
+    not, for the reason that is printed; 2: an option is wrong.
 
     Example: kernelscope models add birds --arch vgg_mini --weights birds.safetensors --title "Birds, 2025"
     """
     given = {"mean": mean, "std": std, "range": pixels, "order": order}
     given |= {"channels": str(channels), "size": size, "resize": resize, "title": title}
     options = [f"--{option}={value}" for option, value in given.items() if value]
-    _run(data_dir, "add", name, f"--arch={arch}", f"--weights={weights}", *options, *_flags(replace=replace))
+    flags = ["--replace"] if replace else []
+    _run(data_dir, "add", name, f"--arch={arch}", f"--weights={weights}", *options, *flags, as_json=as_json)
 
 
 @models.command()
 def remove(
     name: Annotated[str, typer.Argument(help="As it was added.")],
     data_dir: DataDir = None,
+    *,
+    as_json: AsJson = False,
 ) -> None:
-    """Take a network out of the object store again; what was explained with it stays.
+    """Remove a network from the object store; what was explained with it stays.
+
+    Exit code 0: it is removed; 1: there was none.
 
     Example: kernelscope models remove birds
     """
-    _run(data_dir, "remove", name)
+    _run(data_dir, "remove", name, as_json=as_json)
 
 
-def _flags(**flags: bool) -> Iterator[str]:
-    yield from (f"--{name}" for name, on in flags.items() if on)
-
-
-def _run(data_dir: Path | None, *arguments: str) -> None:
-    """In a process with torch, which alone can look into weights."""
-    settings = Settings(data_dir=data_dir) if data_dir else Settings()
+def _run(data_dir: Path | None, command: str, name: str, *arguments: str, as_json: bool) -> None:
+    """In a process with torch, which alone can read weights."""
+    settings = local_settings(data_dir=data_dir)
     own = {"KERNELSCOPE_STORE_URL": settings.store, "KERNELSCOPE_WEIGHTS_DIR": str(settings.weights.absolute())}
-    command = [sys.executable, "-m", "worker.networks.register", *arguments]
-    ran = subprocess.run(command, env={**os.environ, **own}, check=False)  # noqa: S603 - ours
+    program = [sys.executable, "-m", "worker.networks.register", command, name, *arguments]
+    output = subprocess.PIPE if as_json else None
+    ran = subprocess.run(program, env={**os.environ, **own}, check=False, stdout=output, text=True)  # noqa: S603 - ours
     if ran.returncode:
         raise typer.Exit(ran.returncode)
+    if as_json:
+        document({"network": name, "done": command, "message": ran.stdout.strip()})

@@ -1,4 +1,4 @@
-"""The pages of an exported layer: HTML that needs no server and nothing from elsewhere, made of what the API tells."""
+"""The pages of an exported layer: HTML that needs no server and nothing from elsewhere, from the API's answers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Site:
 
     Args:
         pages: of the kernels that are exported, in their order.
-        there: files of images that there are; of others their place is told to be empty.
+        there: files of images that there are; of the others the page says that they are missing.
     """
 
     layer: LayerKernels

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from kernelscope.client import Client, ClientError, Job
-from kernelscope.datasets import PATIENCE, DataDir
-from kernelscope.serving import AsJson, Key, Url
-from kernelscope.terminal import err, out, progress, state, table
+from kernelscope.client import ClientError, Job
+from kernelscope.datasets import PATIENCE
+from kernelscope.serving import AsJson, DataDir, Key, Url, local_settings, remote
+from kernelscope.terminal import document, out, plain, progress, say, state, table
 from shared.datasets import DataSets
 from shared.schemas import DataSet, Status
-from shared.settings import Settings
 from shared.store import BlobStore
 from shared.surveys.forms import Explanation, KernelPage, Survey
 from shared.surveys.store import Surveys
@@ -48,43 +45,49 @@ def make(  # noqa: PLR0913 - the options of a command
     url: Url = None,
     key: Key = None,
     *,
-    detach: Annotated[bool, typer.Option("--detach", help="Begin it, and do not wait for it.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Start it, and do not wait for it.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Survey the kernels of a network on a data set. Ctrl-C stops the waiting, not the survey.
 
+    Exit code 0: it is finished (--detach: begun); 1: it failed, or no such data set or no server; 130: Ctrl-C.
+
     Example: kernelscope surveys make birds --model vgg_mini --layer conv2_1,conv2_2
     """
     layers = [name.strip() for some in layer or [] for name in some.split(",") if name.strip()]
-    with Client(url, key, patience=PATIENCE) as client:
+    with remote(url, key, PATIENCE) as client:
         job = client.survey(named(client.datasets(), dataset).id, model=model, layers=layers)
         if not detach:
             _follow(job)
-        _told(client.get_survey(job.id), as_json=as_json)
+        _show(client.get_survey(job.id), as_json=as_json)
 
 
 @surveys.command()
 def follow(survey_id: SurveyId, url: Url = None, key: Key = None, *, as_json: AsJson = False) -> None:
-    """Wait for a survey that was begun. Ctrl-C stops the waiting, not the survey.
+    """Wait for a survey that was started. Ctrl-C stops the waiting, not the survey.
+
+    Exit code 0: it is finished; 1: it failed, or there is no such survey or no server; 130: Ctrl-C.
 
     Example: kernelscope surveys follow 0123456789abcdef0123456789abcdef
     """
-    with Client(url, key, patience=PATIENCE) as client:
+    with remote(url, key, PATIENCE) as client:
         if not client.get_survey(survey_id).status.terminal:
             _follow(client.job(survey_id))
-        _told(client.get_survey(survey_id), as_json=as_json)
+        _show(client.get_survey(survey_id), as_json=as_json)
 
 
 @surveys.command("list")
 def listed(url: Url = None, key: Key = None, *, as_json: AsJson = False) -> None:
     """List your surveys, and those that are everybody's.
 
+    Exit code 0: they are listed; 1: no server.
+
     Example: kernelscope surveys list
     """
-    with Client(url, key, patience=PATIENCE) as client:
+    with remote(url, key) as client:
         found = client.surveys()
     if as_json:
-        typer.echo(json.dumps([json.loads(one.model_dump_json()) for one in found], indent=1))
+        document(plain(*found))
     elif not found:
         out.print("no surveys; `kernelscope surveys make DATASET` makes one")
     else:
@@ -93,7 +96,7 @@ def listed(url: Url = None, key: Key = None, *, as_json: AsJson = False) -> None
         for one in found:
             images = f"{one.surveyed:,}" if one.surveyed == one.images else f"{one.surveyed:,} of {one.images:,}"
             images += "" if one.status is Status.SUCCEEDED else f", {one.status}"
-            row = (one.id, escape(one.dataset_name), one.model, str(len(one.layers)), images)
+            row = (one.id, one.dataset_name, one.model, str(len(one.layers)), images)
             made.add_row(*row, f"{one.created_at:%F}", "" if one.mine else "everybody's")
         out.print(made)
 
@@ -103,15 +106,22 @@ def delete(
     ids: Annotated[list[str], typer.Argument(metavar="ID…", help="As `kernelscope surveys list` has them.")],
     url: Url = None,
     key: Key = None,
+    *,
+    as_json: AsJson = False,
 ) -> None:
     """Delete surveys of yours.
 
+    Exit code 0: they are deleted; 1: there is no such survey (those before it are deleted), or no server.
+
     Example: kernelscope surveys delete 0123456789abcdef0123456789abcdef
     """
-    with Client(url, key, patience=PATIENCE) as client:
+    with remote(url, key) as client:
         for one in ids:
             client.delete_survey(one)
-            out.print(f"{one} is deleted")
+            if not as_json:
+                say(f"{one} is deleted", out)
+    if as_json:
+        document({"deleted": ids})
 
 
 @surveys.command()
@@ -125,13 +135,15 @@ def csv(
 ) -> None:
     """Write a table of all kernels of a survey's layers, one a line.
 
+    Exit code 0: it is written; 1: there is no such survey, or no server.
+
     Example: kernelscope surveys csv 0123456789abcdef0123456789abcdef -o kernels.csv
     """
-    with Client(url, key, patience=PATIENCE) as client:
+    with remote(url, key) as client:
         text = client.survey_csv(survey_id)
     if output:
         output.write_text(text, encoding="utf-8", newline="")
-        out.print(f"{text.count(chr(10)) - 1:,} kernels are in {output}", soft_wrap=True)
+        say(f"{text.count(chr(10)) - 1:,} kernels are in {output}", out)
     else:
         typer.echo(text, nl=False)
 
@@ -147,30 +159,37 @@ def kernel(  # noqa: PLR0913 - the options of a command
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a survey knows of one kernel.
+    """Show what a survey found about one kernel.
+
+    Exit code 0: it is shown; 1: there is no such kernel, layer or survey, or no server.
 
     Example: kernelscope surveys kernel vgg_mini conv2_2 3
     """
-    with Client(url, key, patience=PATIENCE) as client:
+    with remote(url, key) as client:
         page = client.kernel(network, layer, kernel, survey)
     if as_json:
-        typer.echo(page.model_dump_json(indent=1))
+        document(plain(page)[0])
         return
-    out.print(escape(in_words(page)))
+    out.print(in_words(page))
     if page.top:
         out.print(_top(page))
 
 
 @surveys.command()
-def publish(survey_id: SurveyId, data_dir: DataDir = None) -> None:
+def publish(survey_id: SurveyId, data_dir: DataDir = None, *, as_json: AsJson = False) -> None:
     """Let everybody read a survey, with the rights of an operator: the settings of the object store.
+
+    Exit code 0: everybody may read it; 1: there is no such survey, or no object store.
 
     Example: kernelscope surveys publish 0123456789abcdef0123456789abcdef
     """
-    settings = Settings(data_dir=data_dir) if data_dir else Settings()
+    settings = local_settings(data_dir=data_dir)
     store = BlobStore(settings.store)
     Surveys(store, DataSets(store, settings.max_dataset_images)).publish(survey_id)
-    out.print(f"{survey_id} is everybody's now")
+    if as_json:
+        document({"published": survey_id})
+    else:
+        say(f"{survey_id} is everybody's now", out)
 
 
 def named(known: list[DataSet], name: str) -> DataSet:
@@ -196,35 +215,35 @@ def named(known: list[DataSet], name: str) -> DataSet:
 
 
 def in_words(page: KernelPage) -> str:
-    """What a survey knows of a kernel, in a few sentences."""
+    """What a survey found about a kernel, in a few sentences."""
     survey, who = page.survey, f"Kernel {page.kernel} of {page.layer.name} of {page.network}"
-    so_far = "" if survey.surveyed == survey.images else " that were looked at so far"
+    so_far = "" if survey.surveyed == survey.images else " that were surveyed so far"
     over = f"the {survey.surveyed:,} images of {survey.dataset_name!r}{so_far}"
     if not page.top:
         return f"{who} is active in none of {over}."
     most = page.top[0]
-    said = [
+    sentences = [
         f"{who} is active in {page.active_images:.1%} of {over}, at {page.active:.2%} of all positions; its mean "
         f"activation is {page.mean:.3g}.",
         f"It is most active in {most.name!r}: {most.activation:.3g}.",
     ]
     if page.similar:
         named = ", ".join(f"{one.kernel} ({one.correlation:.2f})" for one in page.similar[:MOST_SIMILAR])
-        said.append(f"Kernels that the same images activate, with their correlations: {named}.")
+        sentences.append(f"Kernels that the same images activate, with their correlations: {named}.")
     if page.explanation:
-        said.append(_explained(page.explanation))
-    return " ".join(said)
+        sentences.append(_explained(page.explanation))
+    return " ".join(sentences)
 
 
 def _explained(found: Explanation) -> str:
-    """How far X̂ are made, and what they say."""
+    """How many X̂ are made, and their scores."""
     scores = {name: getattr(found, name) for name in ("consistency", "discrimination", "colour")}
-    told = "; ".join(
+    shown = "; ".join(
         f"{name} {score.value:.2f}" + ("" if score.error is None else f" ± {score.error:.2f}")
         for name, score in scores.items()
         if score
     )
-    return f"X̂ of {found.made} of {found.of} of its top images are made" + (f": {told}." if told else ".")
+    return f"X̂ of {found.made} of {found.of} of its top images are made" + (f": {shown}." if shown else ".")
 
 
 def _top(page: KernelPage) -> Table:
@@ -234,34 +253,33 @@ def _top(page: KernelPage) -> Table:
         ssim = "–" if one.ssim is None else f"{one.ssim:.3f}"
         sees = f"{one.box[0]}–{one.box[2]}, {one.box[1]}–{one.box[3]}"
         place = (f"{one.activation:.3g}", str(one.row), str(one.column))
-        x = escape(one.error) if one.error else "made" if one.picture else ""
-        made.add_row(str(one.rank + 1), escape(one.name), *place, ssim, sees, x)
+        x = one.error or ("made" if one.picture else "")
+        made.add_row(str(one.rank + 1), one.name, *place, ssim, sees, x)
     made.caption = "sees: pixels of the network's input from left to right, from top to bottom."
     return made
 
 
 def _follow(job: Job) -> None:
-    """A bar until the survey has ended; Ctrl-C leaves it running."""
+    """A progress bar until the survey has ended; Ctrl-C leaves it running."""
     try:
         with progress() as bar:
             task = bar.add_task(state(job), total=1.0)
             job.wait(on_change=lambda seen: bar.update(task, description=state(seen), completed=seen.progress.fraction))
             bar.update(task, description=state(job), completed=job.progress.fraction)
     except KeyboardInterrupt:
-        err.print(
-            f"the survey goes on; `kernelscope surveys follow {job.id}` waits for it, `kernelscope cancel {job.id}` "
-            "ends it",
-            soft_wrap=True,
+        say(
+            f"the survey continues; `kernelscope surveys follow {job.id}` waits for it, `kernelscope cancel {job.id}` "
+            "ends it"
         )
         raise
     job.check()
 
 
-def _told(survey: Survey, *, as_json: bool) -> None:
+def _show(survey: Survey, *, as_json: bool) -> None:
     if as_json:
-        typer.echo(survey.model_dump_json(indent=1))
+        document(plain(survey)[0])
         return
-    looked = f"{survey.surveyed:,} of {survey.images:,} images"
-    out.print(f"survey {survey.id} of {escape(survey.dataset_name)}: {survey.status}, {looked}", soft_wrap=True)
+    done = f"{survey.surveyed:,} of {survey.images:,} images"
+    say(f"survey {survey.id} of {survey.dataset_name}: {survey.status}, {done}", out)
     first = survey.layers[0]
-    out.print(f"`kernelscope surveys kernel {survey.model} {first} 0` shows a kernel of it", soft_wrap=True)
+    say(f"`kernelscope surveys kernel {survey.model} {first} 0` shows a kernel of it", out)

@@ -1,36 +1,62 @@
-"""What every command prints with: results to stdout, everything else to stderr; pictures where the terminal can."""
+"""Output of all commands: results to stdout, everything else to stderr; pictures where the terminal can show them."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import typer
+from pydantic import BaseModel
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from shared.schemas import ItemResult, JobSummary
 
 NUMBERS = ("kernel", "SSIM", "others", "invented", "grey", "loss", "start", "blank", "s")
 MEANING = (
-    "Of the 8-bit picture, fed back through the network. SSIM: how well the kernel's map is kept. others: share of the "
-    "other kernels' activation that is left. invented: activation below the layer that X̂ causes and the image does "
+    "Of the 8-bit picture, fed back through the network. SSIM: how well the kernel's map is kept. others: fraction of "
+    "the other kernels' activation that is left. invented: activation below the layer that X̂ causes and the image does "
     "not, over the image's. grey: pixels at the mean colour. loss: of X̂, of the original (start) and of an empty "
     "picture (blank)."
 )
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# What is printed are names, paths and messages of others: never markup ([bold]), never emoji codes (:cat:).
+out = Console(highlight=False, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def say(text: str, where: Console = err) -> None:
+    """A line for the user, not broken at the terminal's width."""
+    where.print(text, soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """An error, on stderr."""
+    err.print(Text("kernelscope: ", style="red").append(text, style="default"), soft_wrap=True)
+
+
+def document(content: Any) -> None:
+    """The one JSON document that a command prints with --json."""
+    typer.echo(json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def plain(*models: BaseModel) -> list[Any]:
+    """As JSON has them."""
+    return [json.loads(one.model_dump_json()) for one in models]
 
 
 def table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
     """An empty table.
 
     Args:
-        right: the columns that hold numbers.
+        right: the columns of numbers.
     """
     made = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in columns:
@@ -40,9 +66,9 @@ def table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
 
 @contextmanager
 def progress(console: Console = err) -> Iterator[Progress]:
-    """A bar; nothing where nobody looks."""
+    """A progress bar; nothing where stderr is no terminal."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
@@ -87,7 +113,7 @@ def numbers(result: ItemResult) -> Iterator[str]:
     yield f"{result.seconds:.1f}"
 
 
-def show(paths: Sequence[Path], *, always: bool) -> None:
+def pictured(paths: Sequence[Path], *, always: bool) -> None:
     """The pictures themselves, in a terminal that can show them.
 
     Args:

@@ -1,7 +1,12 @@
-"""Every setting of every process, typed, read once from the environment (`KERNELSCOPE_*`) or an `.env` file."""
+"""Every setting of every process, typed, read once from the environment (`KERNELSCOPE_*`) and an `.env` file.
+
+The file is the one that KERNELSCOPE_ENV_FILE names, else the `.env` beside this program's own packages: the root of a
+checkout, where Compose reads it too. The `.env` of the current folder may be another project's: it is not read.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from functools import cache
 from ipaddress import ip_network
@@ -10,10 +15,13 @@ from typing import Annotated, Literal
 from urllib.parse import quote, urlsplit
 
 from platformdirs import user_data_path
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 SITE_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*/?")
+OWN_ENV_FILE = Path(__file__).parents[1] / ".env"
+NAMED_ENV_FILE = os.environ.get("KERNELSCOPE_ENV_FILE", "")
+ENV_FILE = Path(NAMED_ENV_FILE).expanduser() if NAMED_ENV_FILE else OWN_ENV_FILE
 RATE = re.compile(r"[1-9][0-9]{0,8}/(second|minute|hour|day)")
 
 
@@ -21,10 +29,10 @@ def checked_rate(value: str) -> str:
     """The rate itself.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not one.
     """
     if not RATE.fullmatch(value):
-        raise ValueError(f"{value!r} is no rate; write 100/second, 6000/minute, …/hour or …/day")
+        raise ValueError(f"{value!r} is not a rate; write 100/second, 6000/minute, …/hour or …/day")
     return value
 
 
@@ -32,12 +40,12 @@ def checked_site(value: str) -> str:
     """The URL without a slash at its end.
 
     Raises:
-        ValueError: it is none that a proxy could serve the API at.
+        ValueError: a proxy cannot serve the API at it.
     """
     parts = urlsplit(value)
     plain = SITE_PATH.fullmatch(parts.path) and not (parts.query or parts.fragment or parts.username)
     if parts.scheme not in ("http", "https") or not parts.hostname or not plain:
-        raise ValueError(f"{value!r} is no public URL; write https://lab.example or https://lab.example/kernelscope")
+        raise ValueError(f"{value!r} is not a public URL; write https://lab.example or https://lab.example/kernelscope")
     return value.rstrip("/")
 
 
@@ -45,11 +53,11 @@ def address(value: str) -> tuple[str, int]:
     """Host and port of `127.0.0.1:9100` or `[::1]:9100`.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not one.
     """
     host, _, port = value.rpartition(":")
     if not (host and port.isdigit() and int(port) < 65536):
-        raise ValueError(f"{value!r} is no address; write host:port, such as 127.0.0.1:9100")
+        raise ValueError(f"{value!r} is not an address; write host:port, such as 127.0.0.1:9100")
     return host.strip("[]"), int(port)
 
 
@@ -57,12 +65,12 @@ def origin(value: str) -> str:
     """An origin as browsers send it: without the slash at the end, in small letters.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not one.
     """
     plain = value.removesuffix("/").lower()
     parts = urlsplit(plain)
     if plain != "*" and not (parts.hostname and plain == f"{parts.scheme}://{parts.netloc}"):
-        raise ValueError(f"{value!r} is no origin; write https://lab.example, without a path, or * for all")
+        raise ValueError(f"{value!r} is not an origin; write https://lab.example, without a path, or * for all")
     return plain
 
 
@@ -70,7 +78,7 @@ class Settings(BaseSettings):
     """The settings table of the README is generated from these descriptions and compared with them in a test."""
 
     model_config = SettingsConfigDict(
-        env_prefix="KERNELSCOPE_", env_file=".env", extra="ignore", hide_input_in_errors=True
+        env_prefix="KERNELSCOPE_", env_file=ENV_FILE, extra="ignore", hide_input_in_errors=True
     )
 
     redis_url: SecretStr = Field(
@@ -183,6 +191,13 @@ class Settings(BaseSettings):
 
     log_format: Literal["text", "json"] = Field("text", description="form of a log line")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _named_file_exists(cls, value: object) -> object:
+        if NAMED_ENV_FILE and not ENV_FILE.exists():
+            raise ValueError(f"KERNELSCOPE_ENV_FILE names {ENV_FILE}, which does not exist")
+        return value
+
     @field_validator("preload", "cors_origins", "trusted_proxies", "allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -211,7 +226,7 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis_url(cls, value: SecretStr) -> SecretStr:
-        """Nothing of it is told: what makes it none may be the password."""
+        """The message contains nothing of the value: the part that is wrong may be the password."""
         try:
             parts = urlsplit(value.get_secret_value())
             usable = parts.port != 0 and not parts.fragment and "@" not in parts.path + parts.query
@@ -219,8 +234,8 @@ class Settings(BaseSettings):
             usable = False
         if not (usable and parts.scheme in ("redis", "rediss")):
             raise ValueError(
-                "this is no URL of a Redis; write redis://HOST:6379/0, and its password as KERNELSCOPE_REDIS_PASSWORD, "
-                "or in the URL with %2F for /, %23 for #, %3F for ?, %40 for @, %25 for %"
+                "this is not the URL of a Redis; write redis://HOST:6379/0, and its password as "
+                "KERNELSCOPE_REDIS_PASSWORD, or in the URL with %2F for /, %23 for #, %3F for ?, %40 for @, %25 for %"
             )
         return value
 
@@ -235,7 +250,7 @@ class Settings(BaseSettings):
     @classmethod
     def _http(cls, value: str) -> str:
         if value and not (value.startswith(("http://", "https://")) and urlsplit(value).hostname):
-            raise ValueError(f"{value!r} is no receiver's address; write http://host:4318, without /v1/traces")
+            raise ValueError(f"{value!r} is not a receiver's address; write http://host:4318, without /v1/traces")
         return value
 
     @field_validator("rate_limit")
@@ -250,7 +265,7 @@ class Settings(BaseSettings):
 
     @property
     def behind_proxy(self) -> bool:
-        """Whether a proxy is known to stand before the API."""
+        """Whether the API is known to be behind a proxy."""
         return bool(self.public_url or self.trusted_proxies)
 
     @property

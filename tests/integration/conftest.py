@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from kernelscope.client import Client, Job, ServerUnreachable
 from kernelscope.stack import Stack, free_port
+from shared.drawings import scene
 from shared.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +48,15 @@ def client(stack: Stack) -> Iterator[Client]:
     """A client of the shared stack."""
     with Client(stack.url) as client:
         yield client
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a photo.jpg."""
+    scene(11, 96).image.save(tmp_path / "photo.jpg")
+    (tmp_path / "photos").mkdir()
+    shutil.copy(tmp_path / "photo.jpg", tmp_path / "photos")
+    return tmp_path
 
 
 @dataclass
@@ -93,8 +104,20 @@ class Up:
 
 
 @contextmanager
-def up(folder: Path, *options: str, port: int | None = None, **environment: str) -> Iterator[Up]:
-    """Run `kernelscope up` on a data folder; killed at the end if it still runs."""
+def up(
+    folder: Path,
+    *options: str,
+    port: int | None = None,
+    code: str | None = None,
+    prefix: tuple[str, ...] = (),
+    **environment: str,
+) -> Iterator[Up]:
+    """Run `kernelscope up` on a data folder; killed at the end if it still runs.
+
+    Args:
+        code: what Python runs instead of the program.
+        prefix: a command that runs it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
     own = {
@@ -102,8 +125,12 @@ def up(folder: Path, *options: str, port: int | None = None, **environment: str)
         "KERNELSCOPE_DOWNLOAD_WEIGHTS": "false",
         "KERNELSCOPE_ENGINE": "dummy",
         "PYTHONUNBUFFERED": "1",
+        "HTTP_PROXY": "http://127.0.0.1:9",  # which must not come between this machine and itself
     }
-    command = [sys.executable, "-m", "kernelscope", "up", "--data-dir", str(folder / "data"), "--port", str(port)]
+    for name in ("NO_PROXY", "no_proxy", "http_proxy"):
+        own.setdefault(name, "")
+    program = ["-c", code] if code else ["-m", "kernelscope"]
+    command = [*prefix, sys.executable, *program, "up", "--data-dir", str(folder / "data"), "--port", str(port)]
     with (
         (folder / "up.txt").open("w") as output,
         subprocess.Popen(

@@ -5,117 +5,24 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-import typer
 from PIL import Image
 
-from kernelscope.cli import app
 from kernelscope.client import Client, ServerError
 from kernelscope.datasets import _added
-from kernelscope.stack import Stack, free_port
-from shared.datasets import DataSets
+from kernelscope.stack import Stack, free_port, running_in
 from shared.drawings import scene
 from shared.errors import Problem
 from shared.schemas import OddFile
-from shared.store import BlobStore
-from tests.conftest import png
-from worker.networks.vgg_mini import WEIGHTS_FILE
-
-COMMAND = [sys.executable, "-m", "kernelscope"]
-OWN_PROCESS = ("up", "demo")  # whose examples start a stack of their own, and take a while
-AGENTS = "mcp"  # whose example talks to a program: tests/integration/test_mcp.py
-
-
-def examples() -> Iterator[str]:
-    """Every example of every command's help."""
-    group = typer.main.get_group(app)
-    groups = ("keys", "models", "datasets", "surveys")
-    inner = [command for name in groups for command in group.commands[name].commands.values()]  # type: ignore[attr-defined]
-    for command in [*group.commands.values(), *inner]:
-        found = re.findall(r"Example: (kernelscope .*)", command.callback.__doc__ or "") if command.callback else []
-        assert found or command.name in groups, f"{command.name} has no example"
-        yield from found
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder with a photo.jpg."""
-    scene(11, 96).image.save(tmp_path / "photo.jpg")
-    (tmp_path / "photos").mkdir()
-    shutil.copy(tmp_path / "photo.jpg", tmp_path / "photos")
-    return tmp_path
-
-
-def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A command in a folder, without anything of this machine's."""
-    own = {
-        "KERNELSCOPE_DATA_DIR": str(folder / "data"),
-        "KERNELSCOPE_DOWNLOAD_WEIGHTS": "false",
-        "TMPDIR": str(folder),
-        "COLUMNS": "140",
-        **environment,
-    }
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=folder,
-        env={**os.environ, **own},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
-
-
-def in_turn() -> Iterator[Any]:
-    """Those that end by themselves; whatever makes a survey first takes long."""
-    for line in examples():
-        if (name := line.split()[1]) not in (*OWN_PROCESS, AGENTS):
-            yield pytest.param(line, marks=[pytest.mark.slow] if name in ("surveys", "export") else [])
-
-
-@pytest.mark.parametrize("example", list(in_turn()))
-def test_every_example_of_the_help_runs(folder: Path, stack: Stack, example: str) -> None:
-    """Against a server that the environment names; a job's id is that of a job that runs."""
-    with Client(stack.url) as client:
-        if "cancel" in example:
-            fields = {"layer": "conv3_1", "model": "vgg_mini", "kernels": "1,2", "iterations": 100_000}
-            job = client.explain(folder / "photo.jpg", **fields)  # type: ignore[arg-type]
-            example = example.replace("0123456789abcdef0123456789abcdef", job.id)
-        if "retry" in example:  # of a grey picture, on which some kernels are silent
-            grey = png(Image.new("RGB", (96, 96), (128, 128, 128)))
-            job = client.explain(grey, layer="conv2_1", model="vgg_mini", kernels=range(32), methods="lrp").wait()
-            assert job.failed_items
-            example = example.replace("0123456789abcdef0123456789abcdef", job.id)
-        if "keys revoke" in example or "keys secret" in example:
-            assert run(folder, "keys", "add", "lab").returncode == 0
-        example = of_a_data_set(client, stack, of_a_survey(client, stack, folder, example))
-        if "birds" in example:
-            shutil.copy(WEIGHTS_FILE, folder / "birds.safetensors")
-        if "models remove" in example:
-            added = ("--arch", "vgg_mini", "--weights", "birds.safetensors")
-            assert run(folder, "models", "add", "birds", *added).returncode == 0
-        arguments = shlex.split(example)[1:]
-        ran = run(folder, *arguments, KERNELSCOPE_URL=stack.url if "doctor" not in arguments else "")
-        assert "Traceback" not in ran.stderr
-        assert ran.returncode == 0 or ("doctor" in arguments and ran.returncode == 1), ran.stderr
-        assert ran.stdout
-        if "--json" in arguments:
-            json.loads(ran.stdout)
-        if "cancel" in example:
-            assert client.job(job.id).status == "cancelled"
-    if "explain" in arguments:
-        assert list(folder.rglob("*-panel.png"))
+from tests.integration.cli import COMMAND, run, until_said
 
 
 def test_a_folder_becomes_a_data_set_however_often_it_is_sent(folder: Path, stack: Stack) -> None:
@@ -132,76 +39,35 @@ def test_a_folder_becomes_a_data_set_however_often_it_is_sent(folder: Path, stac
     assert "photos/broken.jpg" in sent.stderr
     scene(7, 64).image.save(photos / "new.png")
     again = run(folder, "datasets", "add", "photos", "--name", "once", "--json", KERNELSCOPE_URL=stack.url)
-    told = json.loads(again.stdout)
-    assert (told["images"], [one["name"] for one in told["odd"]]) == (5, ["photos/broken.jpg"])
+    document = json.loads(again.stdout)
+    assert (document["images"], [one["name"] for one in document["odd"]]) == (5, ["photos/broken.jpg"])
     with Client(stack.url) as client:
-        assert [one.name for one in client.dataset_images(told["id"])][-1] == "photos/new.png"
-        client.delete_dataset(told["id"])
+        assert [one.name for one in client.dataset_images(document["id"])][-1] == "photos/new.png"
+        client.delete_dataset(document["id"])
 
 
-def test_a_server_that_takes_little_at_a_time_is_given_little() -> None:
+def test_batches_are_as_small_as_the_server_wants() -> None:
     """Batches are halved until they fit; an image that does not fit is named."""
-    taken: list[list[str]] = []
+    accepted: list[list[str]] = []
 
     class Small:
         def add_images(self, _: str, files: dict[str, bytes]) -> str:
             if sum(map(len, files.values())) > 10:
                 raise ServerError(Problem(type="", title="Body too large", status=413, detail="over 10 B"))
-            taken.append(list(files))
+            accepted.append(list(files))
             return "added"
 
     odd: list[OddFile] = []
     batch = {"a": b"1" * 6, "b": b"2" * 4, "c": b"3" * 11, "d": b"4" * 9}
     assert list(_added(Small(), "id", batch, odd)) == ["added", "added"]  # type: ignore[arg-type,comparison-overlap]
-    assert taken == [["a", "b"], ["d"]]
+    assert accepted == [["a", "b"], ["d"]]
     assert [(one.name, one.reason) for one in odd] == [("c", "over 10 B")]
-
-
-def of_a_data_set(client: Client, stack: Stack, example: str) -> str:
-    """With the id of one, and the server's folder for whoever must be its operator."""
-    if "datasets delete" in example or "datasets publish" in example:
-        example = example.replace("0123456789abcdef0123456789abcdef", client.create_dataset("photos").id)
-    return f"{example} --data-dir {shlex.quote(str(stack.settings.data_dir))}" if "publish" in example else example
-
-
-def of_a_survey(client: Client, stack: Stack, folder: Path, example: str) -> str:
-    """With a survey of the data set that it names, and its id; one that is published is of public images."""
-    if example.split()[1] not in ("surveys", "export"):
-        return example
-    birds = next((one for one in client.datasets() if one.name == "birds"), None) or client.create_dataset("birds")
-    client.add_images(birds.id, {"photo.jpg": (folder / "photo.jpg").read_bytes()})
-    job = client.survey(birds.id, model="vgg_mini", layers=["conv2_2"]).wait().check()
-    if "publish" in example:
-        DataSets(BlobStore(stack.settings.store), 100).publish(birds.id)
-    return example.replace("0123456789abcdef0123456789abcdef", job.id)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("example", [line for line in examples() if line.split()[1] in OWN_PROCESS])
-def test_the_examples_that_start_something_run(folder: Path, example: str) -> None:
-    """`up` until Ctrl-C, on a port that is free here; `demo` to its end."""
-    arguments = shlex.split(example.replace("8080", str(free_port())).replace("/tmp/figures", "figures"))[1:]
-    environment = {**os.environ, "KERNELSCOPE_DATA_DIR": str(folder / "data"), "KERNELSCOPE_DOWNLOAD_WEIGHTS": "false"}
-    with (folder / "said.txt").open("w") as said:
-        process = subprocess.Popen([*COMMAND, *arguments], cwd=folder, env=environment, stdout=said, stderr=said)
-        if "up" in arguments:
-            until_said(folder / "said.txt", "listens on")
-            process.send_signal(signal.SIGINT)
-        assert process.wait(240) == 0
-
-
-def until_said(file: Path, text: str) -> None:
-    """Waits until a command has said this."""
-    deadline = time.monotonic() + 60
-    while text not in file.read_text():
-        assert time.monotonic() < deadline, file.read_text()
-        time.sleep(0.05)
 
 
 def test_with_nothing_running_it_explains_and_leaves_nothing(folder: Path) -> None:
     """The table, the pictures, and no process, no socket, no file beside."""
     asked = ["photo.jpg", "--layer", "conv2_2", "--top", "3", "--effort", "quick"]
-    ran = run(folder, "explain", *asked, KERNELSCOPE_ACCESS="keys")  # of `up`; here is nobody else to keep out
+    ran = run(folder, "explain", *asked, KERNELSCOPE_ACCESS="keys")  # which is for `up`
     assert ran.returncode == 0, ran.stderr
     assert "vgg_mini" in ran.stderr  # the network that it took, because VGG16 has no weights here
     assert len(re.findall(r"^ +\d+ +[01]\.\d{3} ", ran.stdout, re.MULTILINE)) == 3
@@ -223,7 +89,7 @@ def _command(process: psutil.Process) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["at once", "starting", "running"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_leaves_no_process_and_no_lock(folder: Path, moment: str, number: int) -> None:
     """At any moment; it says what happened, and the next run finds nothing in its way."""
     environment = {**os.environ, "TMPDIR": str(folder), "KERNELSCOPE_DOWNLOAD_WEIGHTS": "false"}
@@ -242,7 +108,7 @@ def test_an_interrupt_leaves_no_process_and_no_lock(folder: Path, moment: str, n
             time.sleep(1)
         children = family.children(recursive=True)
         process.send_signal(number)
-        assert process.wait(60) == 130 or (moment == "at once" and number == signal.SIGTERM)
+        assert process.wait(60) == 130 or (moment == "at once" and number != signal.SIGINT)
     gone, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
     assert not list(folder.glob("kernelscope-*"))
@@ -253,7 +119,7 @@ def test_an_interrupt_leaves_no_process_and_no_lock(folder: Path, moment: str, n
 
 @pytest.mark.slow
 def test_a_worker_that_ends_meanwhile_is_started_again(folder: Path) -> None:
-    """As one does whose network was registered anew: the command goes on to its end."""
+    """As a worker does whose network was registered anew: the command continues."""
     environment = {**os.environ, "TMPDIR": str(folder), "KERNELSCOPE_DOWNLOAD_WEIGHTS": "false"}
     asked = ["photo.jpg", "--layer", "conv3_1", "--model", "vgg_mini", "--top", "2", "--iterations", "3000"]
     with (folder / "said.txt").open("w") as said:
@@ -271,28 +137,50 @@ def until_running(folder: Path) -> None:
     """Waits until the private stack runs a job: its lock says where it listens."""
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
-        for lock in folder.glob("kernelscope-*/lock"):
-            address = lock.read_text().rpartition(" ")[2]
-            if address.startswith("http"):
-                with Client(address, patience=60) as client:
+        for found in map(running_in, folder.glob("kernelscope-*")):
+            if found:
+                with Client(found.url, patience=60) as client:
                     if any(client.jobs(status="running")):
                         return
         time.sleep(0.1)
     raise AssertionError("it never ran")
 
 
+def test_ctrl_c_leaves_many_images_to_be_continued(folder: Path, stack: Stack) -> None:
+    """The jobs are cancelled on the server, and the folder knows them."""
+    for seed in range(3):
+        scene(seed, 64).image.save(folder / "photos" / f"{seed}.png")
+    asked = ["photos", "-l", "conv3_1", "-m", "vgg_mini", "-k", "1", "--iterations", "100000", "-o", "out"]
+    with (folder / "said.txt").open("w") as said:
+        process = subprocess.Popen(
+            [*COMMAND, "explain", *asked, "--url", stack.url], cwd=folder, stdout=said, stderr=said
+        )
+        deadline = time.monotonic() + 60
+        while not (folder / "out" / "explain.json").exists():
+            assert time.monotonic() < deadline, (folder / "said.txt").read_text()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert "the same command with --output out continues" in (folder / "said.txt").read_text()
+    made = json.loads((folder / "out" / "explain.json").read_text())["images"]
+    assert len(made) == 4
+    with Client(stack.url) as client:
+        for job in {one["job"] for one in made.values()}:
+            assert client.job(job, wait=30).status == "cancelled"
+
+
 def test_json_is_all_that_stdout_has(folder: Path, stack: Stack) -> None:
-    """The job as the API tells it, and the files."""
+    """The job as the API returns it, and the files."""
     asked = ["photo.jpg", "-l", "conv2_1", "-m", "vgg_mini", "-k", "3", "--method", "lrp", "--method", "suppression"]
     ran = run(folder, "explain", *asked, "--effort", "quick", "--json", "-o", "there", "--url", stack.url)
-    told = json.loads(ran.stdout)
-    assert [result["method"] for result in told["job"]["results"]] == ["lrp", "suppression"]
-    assert len(told["files"]) == 5  # two pictures of each, and one panel of both
-    assert all((folder / name).is_file() for name in told["files"])
+    document = json.loads(ran.stdout)
+    assert [result["method"] for result in document["job"]["results"]] == ["lrp", "suppression"]
+    assert len(document["files"]) == 5  # two pictures of each, and one panel of both
+    assert all((folder / name).is_file() for name in document["files"])
 
 
-def test_a_failure_is_told_in_words_and_by_the_exit_code(folder: Path, stack: Stack) -> None:
-    """A layer that is not there, a picture that is none, a server that is not there, two ways to name kernels."""
+def test_a_failure_is_reported_in_words_and_by_the_exit_code(folder: Path, stack: Stack) -> None:
+    """No such layer, a file that is no image, no server, two ways to name kernels at once."""
     url = {"KERNELSCOPE_URL": stack.url}
     ran = run(folder, "explain", "photo.jpg", "-l", "conv9_9", "-m", "vgg_mini", **url)
     assert (ran.returncode, ran.stdout) == (1, "")
@@ -357,7 +245,7 @@ def test_names_are_completed(folder: Path) -> None:
     assert ran.stdout.split() == ["conv4_1", "conv4_2"]
 
 
-def test_a_server_that_is_none_is_told_in_a_line(folder: Path) -> None:
+def test_an_address_without_our_server_is_reported_in_a_line(folder: Path) -> None:
     """An address that cannot be one; somebody else's server."""
     ran = run(folder, "models", "--url", "http://127.0.0.1:1 2")
     assert ran.returncode == 1

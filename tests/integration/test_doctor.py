@@ -1,4 +1,4 @@
-"""`kernelscope doctor` finds what is wrong, and says how to mend it."""
+"""`kernelscope doctor` finds what is wrong, and says how to repair it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from safetensors.torch import load_file, save_file
 
 from api.services import READINESS_SECONDS
-from kernelscope import doctor, stack
+from kernelscope import doctor, localredis
 from kernelscope.stack import Stack, free_port
 from shared.jobs import connect
 from shared.settings import Settings
@@ -40,6 +40,8 @@ def ask(tmp_path: Path) -> Asking:
             "KERNELSCOPE_PRELOAD": "vgg_mini",
             "KERNELSCOPE_DOWNLOAD_WEIGHTS": "false",
             "KERNELSCOPE_PORT": str(free_port()),
+            "HTTP_PROXY": "http://127.0.0.1:9",  # which must not come between this machine and itself
+            "NO_PROXY": "",
             **environment,
         }
         command = [sys.executable, "-m", "kernelscope", "doctor", "--json", *options]
@@ -57,14 +59,14 @@ def ask(tmp_path: Path) -> Asking:
 
 
 def wrong(found: Findings, check: str, *texts: str) -> None:
-    """It is a problem, it is told with these words, and there is a way to mend it."""
+    """It is a problem, reported with these words, and there is a way to repair it."""
     (finding,) = [one for one in found[check] if one["state"] == "problem"]
     assert all(text in finding["found"] for text in texts), finding
     assert finding["mend"]
 
 
 def test_a_healthy_machine(ask: Asking) -> None:
-    """Nothing is wrong; every check is told."""
+    """Nothing is wrong; every check is listed."""
     found = ask(code=0)
     assert {"settings", "Python", "Redis", "data folder", "disk", "memory", "port", "torch", "GPU", "weights"} <= set(
         found
@@ -83,8 +85,8 @@ def test_a_port_and_a_folder(ask: Asking, tmp_path: Path) -> None:
 
 def test_a_redis_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither on PATH nor in a wheel."""
-    monkeypatch.setattr(stack.shutil, "which", lambda _: None)  # type: ignore[attr-defined]
-    monkeypatch.setattr(stack, "find_spec", lambda _: None)
+    monkeypatch.setattr(localredis.shutil, "which", lambda _: None)  # type: ignore[attr-defined]
+    monkeypatch.setattr(localredis, "find_spec", lambda _: None)
     finding = doctor._redis()
     assert finding.state == "problem"
     assert "apt install redis-server" in finding.mend
@@ -97,7 +99,7 @@ def test_weights_that_are_missing(ask: Asking) -> None:
     found = ask(code=0, KERNELSCOPE_PRELOAD="vgg16", KERNELSCOPE_ACESS="keys", **able)
     assert "downloaded on first use" in found["weights"][0]["found"]
     assert found["settings"][0]["state"] == "warning"  # a misspelt one is no failure
-    assert "KERNELSCOPE_ACCESS is one" in found["settings"][0]["found"]
+    assert "did you mean KERNELSCOPE_ACCESS?" in found["settings"][0]["found"]
 
 
 def test_weights_that_are_damaged(ask: Asking, tmp_path: Path) -> None:
@@ -111,11 +113,13 @@ def test_weights_that_are_damaged(ask: Asking, tmp_path: Path) -> None:
     (folder / "vgg_mini-01234567.safetensors").write_bytes(data)
     (folder / "mine.safetensors").write_bytes(data)
     found = ask(KERNELSCOPE_WEIGHTS_DIR=str(folder))
-    told = {one["found"].partition(":")[0]: one["found"] for one in found["weights"] if one["state"] == "problem"}
-    assert "damaged" in told["vgg_mini.safetensors"]
-    assert "damaged" in told["vgg19.pth"]
-    assert "instead of 01234567" in told["vgg_mini-01234567.safetensors"]
-    assert "no network has this name" in told["mine.safetensors"]
+    found_wrong = {
+        one["found"].partition(":")[0]: one["found"] for one in found["weights"] if one["state"] == "problem"
+    }
+    assert "damaged" in found_wrong["vgg_mini.safetensors"]
+    assert "damaged" in found_wrong["vgg19.pth"]
+    assert "instead of 01234567" in found_wrong["vgg_mini-01234567.safetensors"]
+    assert "no network has this name" in found_wrong["mine.safetensors"]
 
 
 def test_a_gpu_of_apple_s_is_used_where_it_is_named() -> None:
@@ -126,7 +130,7 @@ def test_a_gpu_of_apple_s_is_used_where_it_is_named() -> None:
 
 
 def test_weights_that_are_not_what_their_name_says(ask: Asking, tmp_path: Path) -> None:
-    """A network's name without - or . behind it, another network's parameters, a normalisation that is none."""
+    """A network's name without - or . behind it, another network's parameters, a normalisation that cannot be."""
     folder = tmp_path / "weights"
     folder.mkdir()
     bundled = Path(doctor.__file__).parents[1] / "worker" / "networks" / "vgg_mini" / "vgg_mini.safetensors"
@@ -134,21 +138,21 @@ def test_weights_that_are_not_what_their_name_says(ask: Asking, tmp_path: Path) 
     (folder / "vgg16_finetuned.pth").write_bytes(b"")
     save_file(load_file(bundled), folder / "vgg_mini.safetensors", {"normalization_std": "0,0,0"})
     found = ask(KERNELSCOPE_WEIGHTS_DIR=str(folder), KERNELSCOPE_PRELOAD="vgg11,vgg16,vgg_mini")
-    told = [one["found"] for one in found["weights"]]
+    found_wrong = [one["found"] for one in found["weights"]]
     assert all(one["state"] == "problem" and one["mend"] for one in found["weights"])
     for name, file, text in (
         ("vgg11", "vgg11.safetensors", "this file is vgg_mini's, not vgg11's"),
         ("vgg16", "vgg16_finetuned.pth", "name it vgg16-finetuned.pth to use it as vgg16"),
         ("vgg_mini", "vgg_mini.safetensors", "normalization_std in its metadata is 0,0,0"),
     ):
-        (of_file,) = [one for one in told if one.startswith(f"{file}: ")]
-        (of_network,) = [one for one in told if one.startswith(f"no weights for {name}: ")]
+        (of_file,) = [one for one in found_wrong if one.startswith(f"{file}: ")]
+        (of_network,) = [one for one in found_wrong if one.startswith(f"no weights for {name}: ")]
         assert text in of_file
         assert of_network.endswith(of_file)
 
 
 def test_a_disk_that_is_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A problem below 1 GB, worth a look below 5."""
+    """A problem below 1 GB, a warning below 5."""
     usage = namedtuple("usage", "total used free")  # noqa: PYI024 - as shutil's
     states = {0.5e9: "problem", 3e9: "warning", 50e9: "ok"}
     for free, state in states.items():
@@ -204,7 +208,7 @@ def test_a_server_that_is_not_there(ask: Asking) -> None:
 
 @pytest.mark.slow
 def test_a_worker_that_died(ask: Asking, tmp_path: Path) -> None:
-    """Killed, and nobody starts it again; then Redis goes too."""
+    """Killed and not restarted; then Redis is killed too."""
     folder = tmp_path / "plant"
     folder.mkdir()
     plant = Plant(folder, KERNELSCOPE_ENGINE="dummy")
@@ -212,10 +216,10 @@ def test_a_worker_that_died(ask: Asking, tmp_path: Path) -> None:
         plant.start_redis()
         plant.start_service()
         plant.start_worker("worker")
-        time.sleep(READINESS_SECONDS)  # that none is there may just have been looked at
+        time.sleep(READINESS_SECONDS)  # the status without a worker may be cached
         assert ask("--url", plant.url, code=0)["workers"][0]["state"] == "ok"
         plant.kill("worker")
-        time.sleep(16)  # its last word is forgotten
+        time.sleep(16)  # its heartbeat expires
         wrong(ask("--url", plant.url), "workers", "none is alive")
         plant.kill("redis")
         until(lambda: plant.ready() == 503, 5)
@@ -225,7 +229,7 @@ def test_a_worker_that_died(ask: Asking, tmp_path: Path) -> None:
 
 
 def test_a_key_that_is_wanted(tmp_path: Path, settings: Settings) -> None:
-    """Told without one, a problem with a wrong one."""
+    """A warning without one, a problem with a wrong one."""
     from tests.api.conftest import serving
 
     with serving(settings.model_copy(update={"access": "keys"})) as client:

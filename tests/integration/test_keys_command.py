@@ -34,6 +34,8 @@ def test_keys_are_kept_where_no_stack_runs_yet(tmp_path: Path) -> None:
     key = made.stdout.strip()
     assert re.fullmatch(r"ks_[\w-]{43}", key)
     assert "cannot be shown again" in made.stderr
+    assert "jobs that were made without a key are not shown" in made.stderr
+    assert "first key" not in kernelscope("keys", "add", "another", *where).stderr
     listed = kernelscope("keys", "list", *where).stdout
     assert digest_of(key)[:8] in listed
     assert "5/second" in listed
@@ -41,7 +43,7 @@ def test_keys_are_kept_where_no_stack_runs_yet(tmp_path: Path) -> None:
     assert kernelscope("keys", "revoke", "lab", *where).stdout == f"revoked {digest_of(key)[:8]} (lab)\n"
     again = kernelscope("keys", "revoke", "lab", *where)
     assert again.returncode == 1
-    assert "keys list" in again.stdout
+    assert "keys list" in again.stderr
     secrets = {kernelscope("keys", "secret", *name, *where).stdout for name in ([], ["lab"], ["lab"])}
     assert len(secrets) == 2
     assert all(secret.startswith("whsec_") for secret in secrets)

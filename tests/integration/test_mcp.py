@@ -54,7 +54,7 @@ def ask(url: str, name: str, progress: ProgressFnT | None = None, **arguments: A
 
 
 def texts(found: CallToolResult) -> list[str]:
-    """What is said."""
+    """The text of an answer."""
     return [one.text for one in found.content if isinstance(one, TextContent)]
 
 
@@ -88,7 +88,7 @@ def test_networks_are_listed(url: str) -> None:
 
 
 def test_kernels_are_ranked_by_an_image(answers: SurveyServer, url: str, tmp_path: Path) -> None:
-    """By its path, its bytes, a data: URI; what is none of them is told."""
+    """By its path, its bytes, a data: URI; anything else is refused."""
     file = tmp_path / "photo.png"
     file.write_bytes(b64decode(PICTURE))
     for image in (PICTURE, str(file), f"data:image/png;base64,{PICTURE}"):
@@ -122,7 +122,7 @@ def test_a_refusal_of_the_server_is_told_in_its_words(url: str) -> None:
 
 
 def test_a_kernel_is_described(url: str) -> None:
-    """A sentence, the numbers, what it sees and X̂, as PNGs large enough to be looked at."""
+    """A sentence, the numbers, what it sees and X̂, as PNGs that are large enough to see."""
     found = ask(url, "describe_kernel", network="vgg_mini", layer="conv2_2", kernel=3)
     assert not found.is_error, texts(found)
     said = texts(found)
@@ -135,18 +135,18 @@ def test_a_kernel_is_described(url: str) -> None:
 
 
 def test_a_survey_is_begun_and_waited_for(answers: SurveyServer, url: str, tmp_path: Path) -> None:
-    """With its progress; when the wait is over it goes on, and can be waited for again; also of a folder."""
+    """With its progress; when the wait is over it continues, and can be waited for again; also of a folder."""
     answers.status = Status.RUNNING
-    told: list[Any] = []
+    reports: list[Any] = []
 
     async def reported(progress: float, total: float | None, message: str | None) -> None:
-        told.append((progress, total, message))
+        reports.append((progress, total, message))
 
     found = ask(url, "survey", reported, dataset="birds", model="vgg_mini", wait_seconds=1)
     assert found.structured_content
     assert found.structured_content["status"] == "running"
     assert f"survey={SURVEY!r} to wait" in found.structured_content["next"]
-    assert told[0] == (0.5, 1, "1 of 1 parts are done")
+    assert reports[0] == (0.5, 1, "1 of 1 parts are done")
     answers.status = Status.SUCCEEDED
     found = ask(url, "survey", survey=SURVEY)
     assert found.structured_content
@@ -163,7 +163,7 @@ def test_a_survey_is_begun_and_waited_for(answers: SurveyServer, url: str, tmp_p
 
 
 def test_a_call_that_is_given_up_cancels_its_job(answers: SurveyServer, url: str) -> None:
-    """What nobody waits for is not computed."""
+    """A job that is not waited for is cancelled."""
 
     async def story() -> None:
         async with Client(served(url, None)) as client:

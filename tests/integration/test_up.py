@@ -1,8 +1,9 @@
-"""`kernelscope up`: starting, watching, stopping, starting again, and what it says when it cannot."""
+"""`kernelscope up`: starting, watching, stopping, starting again, and its messages when it cannot."""
 
 from __future__ import annotations
 
 import os
+import pty
 import shutil
 import signal
 import socket
@@ -13,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from kernelscope.client import Client
-from kernelscope.stack import Stack, StackError, redis_server
+from kernelscope.localredis import url_in
+from kernelscope.stack import Stack, StackError, free_port, redis_server, running_in
+from shared.jobs import connect
 from shared.schemas import Status
 from tests.conftest import noise, png
 from tests.integration.conftest import ROOT, local_settings, until_status, up
@@ -33,7 +37,10 @@ def alive(pid: int) -> bool:
 
 
 def test_it_starts_works_stops_and_finds_its_data_again(tmp_path: Path) -> None:
-    """Ctrl-C ends every process; the next start has the job and its pictures. The folder is named as macOS names it."""
+    """Ctrl-C ends every process; the next start has the job and its pictures. The folder is named as macOS names it.
+
+    Under nohup it outlives its terminal; a misspelt setting is reported at the start.
+    """
     folder = tmp_path / "Application Support"
     with up(folder) as first:
         first.wait_until("listens on")
@@ -45,8 +52,10 @@ def test_it_starts_works_stops_and_finds_its_data_again(tmp_path: Path) -> None:
         assert first.stop() == 0
         assert "stopped" in first.said()
         assert not any(alive(pid) for pid in children.values())
-    with up(folder) as second:
-        second.wait_until("listens on")
+    with up(folder, prefix=("nohup",), KERNELSCOPE_ACESS="keys") as second:
+        said = second.wait_until("listens on")
+        assert "KERNELSCOPE_ACESS is not a setting and has no effect: did you mean KERNELSCOPE_ACCESS?" in said
+        second.process.send_signal(signal.SIGHUP)
         with Client(second.url) as client:
             assert client.job(job.id) == job
             assert client.file(job.results[0].artifacts["panel.png"]).startswith(b"\x89PNG")
@@ -58,9 +67,9 @@ def test_it_starts_works_stops_and_finds_its_data_again(tmp_path: Path) -> None:
     ["Application Support", "a \"b\" and 'c'", "back\\slash", "photos [old] *", "Été 写真", "two\nlines", "# %20"],
 )
 def test_its_redis_starts_in_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
-    """There it keeps its file, with the settings that were written for it; a second look finds it by them."""
+    """Its files are there, with the settings that were written for it; a second client finds it by that file."""
     settings = local_settings(tmp_path / name)
-    with Stack(settings, print).redis_alone() as redis, Stack(settings, print).redis_alone() as again:
+    with Stack(settings, print).redis_alone() as redis, connect(url_in(tmp_path / name)) as again:
         assert redis.config_get("dir") == {"dir": str(tmp_path / name / "redis")}
         assert redis.config_get("appendfsync") == {"appendfsync": "always"}
         assert redis.config_get("bind") == {"bind": "127.0.0.1"}
@@ -81,8 +90,8 @@ def test_nothing_of_it_is_for_others_to_read_or_reach(stack: Stack) -> None:
     assert httpx.get(f"{stack.url}/healthz").status_code == 200
 
 
-def test_who_is_killed(tmp_path: Path) -> None:
-    """Each child by kill −9 is started again, and that is said; the children of one that is killed itself end too."""
+def test_processes_that_are_killed(tmp_path: Path) -> None:
+    """Each child by kill −9 is restarted, and a line reports it; the children end when their parent is killed."""
     with up(tmp_path) as stack:
         stack.wait_until("listens on")
         for name in ("-m\0api\0", "worker", "api.housekeeping", "redis-server"):
@@ -108,7 +117,7 @@ def test_who_is_killed(tmp_path: Path) -> None:
         assert [name for name, pid in children.items() if alive(pid)] == []
 
 
-def test_a_port_in_use_is_told_before_anything_is_started(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_before_anything_is_started(tmp_path: Path) -> None:
     """With another port to try."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -120,7 +129,7 @@ def test_a_port_in_use_is_told_before_anything_is_started(tmp_path: Path) -> Non
 
 
 def test_a_second_one_on_the_same_data_is_refused(stack: Stack) -> None:
-    """It names the first; the first goes on."""
+    """It names the first; the first continues."""
     folder = str(stack.settings.data_dir)
     command = [sys.executable, "-m", "kernelscope", "up", "--data-dir", folder, "--port", "0"]
     environment = {**os.environ, "KERNELSCOPE_PRELOAD": ""}
@@ -128,6 +137,64 @@ def test_a_second_one_on_the_same_data_is_refused(stack: Stack) -> None:
     assert second.returncode == 1
     assert f"process {os.getpid()}" in " ".join(second.stderr.split())
     assert httpx.get(f"{stack.url}/healthz").status_code == 200
+
+
+def redis_servers_in(folder: Path) -> int:
+    """How many Redis processes work in a data folder."""
+    running = psutil.process_iter(["name", "cwd"])
+    return sum("redis-server" in (one.info["name"] or "") and str(folder) in str(one.info["cwd"]) for one in running)
+
+
+UNTIED = "import kernelscope.supervise as s; s.TIED_TO_PARENT = False; from kernelscope.__main__ import main; main()"
+
+
+@pytest.mark.parametrize(
+    "tied", [pytest.param(True, marks=pytest.mark.slow, id="on Linux"), pytest.param(False, id="as on macOS")]
+)
+def test_after_a_kill_9_there_are_never_two_on_the_same_data(tmp_path: Path, tied: bool) -> None:  # noqa: FBT001
+    """What a killed stack left running keeps the lock; the next start ends it first, and has its data."""
+    with up(tmp_path, code=None if tied else UNTIED) as first:
+        first.wait_until("listens on")
+        with Client(first.url) as client:
+            job = client.explain([png(noise())], **MINI).wait()
+        children = first.children()
+        first.process.kill()
+        first.process.wait()
+        assert tied or all(alive(pid) for pid in children.values())
+        assert redis_servers_in(tmp_path) <= 1
+    with up(tmp_path) as second:
+        said = second.wait_until("listens on")
+        assert tied or "ending what it left running: redis" in said
+        assert not any(alive(pid) for pid in children.values())
+        assert redis_servers_in(tmp_path) == 1
+        with Client(second.url) as client:
+            assert client.job(job.id) == job
+        assert second.stop() == 0
+
+
+IN_A_TERMINAL = (
+    "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from kernelscope.__main__ import main; main()"
+)
+
+
+def test_a_closed_terminal_stops_everything(tmp_path: Path) -> None:
+    """SIGHUP, when nothing can be printed any more: in order, so that Redis has written its data."""
+    environment = {**os.environ, "KERNELSCOPE_ENGINE": "dummy", "KERNELSCOPE_PRELOAD": ""}
+    environment |= {"KERNELSCOPE_DATA_DIR": str(tmp_path / "data"), "KERNELSCOPE_PORT": str(free_port())}
+    terminal, inside = pty.openpty()
+    command = [sys.executable, "-c", IN_A_TERMINAL, "up"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=inside, stdout=inside, stderr=inside, start_new_session=True
+    ) as process:
+        os.close(inside)
+        deadline = time.monotonic() + 90
+        while not ((found := running_in(tmp_path / "data")) and found.ready):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        os.close(terminal)
+        assert process.wait(60) == 0
+    assert not any(alive(one.pid) for one in found.children.values())
+    assert "bye bye" in (tmp_path / "data" / "logs" / "redis.log").read_text()
 
 
 def test_a_child_that_cannot_start_ends_it_with_the_reason(tmp_path: Path) -> None:
@@ -147,7 +214,7 @@ def test_without_a_redis_it_says_how_to_install_one(tmp_path: Path, monkeypatch:
     assert redis_server() == str(tmp_path / "redis-server")
     monkeypatch.setenv("PATH", "/nowhere")
     assert shutil.which("redis-server") is None
-    monkeypatch.setattr("kernelscope.stack.find_spec", lambda _: None)
+    monkeypatch.setattr("kernelscope.localredis.find_spec", lambda _: None)
     with pytest.raises(StackError, match=r"redis-server is not installed.*apt install redis-server"):
         redis_server()
 

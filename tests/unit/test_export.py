@@ -1,4 +1,4 @@
-"""The exported site: whole, self-contained, escaped; and the commands and methods that look at surveys."""
+"""The exported site: whole, self-contained, escaped; and the commands and methods that read surveys."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(*arguments: object) -> Result:
 
 
 def export(folder: Path, *options: object) -> str:
-    """What is said."""
+    """What it prints."""
     ran = run("export", "vgg_mini", "conv2_2", "-o", folder, *options)
     assert ran.exit_code == 0, ran.output
     return ran.output
@@ -141,9 +141,9 @@ def test_images_that_are_gone_are_told(server: SurveyServer, tmp_path: Path) -> 
 
 
 def test_a_folder_with_something_else_is_left_alone(server: SurveyServer, tmp_path: Path) -> None:
-    """Also an export of another layer; and a survey that runs is waited for by whoever exports it."""
+    """Also an export of another layer; and a survey that still runs is refused."""
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(NoExport, match="not empty and no export"):
+    with pytest.raises(NoExport, match="not empty and is not an export"):
         export(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     site = tmp_path / "site"
@@ -159,7 +159,7 @@ def test_a_folder_with_something_else_is_left_alone(server: SurveyServer, tmp_pa
 
 
 def test_kernels_are_chosen_by_number_or_by_how_active_they_are(server: SurveyServer, tmp_path: Path) -> None:
-    """What names none is told, with what would."""
+    """Anything else is refused, with what would be right."""
     known = server.layer()
     assert chosen(known, None) == list(range(KERNELS))
     assert chosen(known, "top:3") == [0, 1, 2]
@@ -196,8 +196,8 @@ def test_a_survey_is_made_followed_listed_and_deleted(server: SurveyServer, tmp_
         "layers": ["conv2_1", "conv2_2", "conv1_1"],
     }
     assert posted.headers["idempotency-key"]
-    told = json.loads(run("surveys", "make", DATASET, "--detach", "--json").stdout)
-    assert told["id"] == SURVEY
+    printed = json.loads(run("surveys", "make", DATASET, "--detach", "--json").stdout)
+    assert printed["id"] == SURVEY
     assert "layers" not in json.loads(server.requests[-2].content)
     assert SURVEY in (listed := run("surveys", "list").output)
     assert "1,000" in listed
@@ -226,10 +226,10 @@ def test_ctrl_c_leaves_the_survey_running(server: SurveyServer, monkeypatch: pyt
 def test_a_kernel_is_shown_in_the_terminal(server: SurveyServer) -> None:
     """In words and as a table; nothing of a name is markup."""
     server.explained = True
-    told = run("surveys", "kernel", "vgg_mini", "conv2_2", 3, "--survey", SURVEY).output
-    assert "most active in" in told
-    assert "consistency 0.62 ± 0.03; colour 0.10" in " ".join(told.split())
-    assert "<script>" in told
+    printed = run("surveys", "kernel", "vgg_mini", "conv2_2", 3, "--survey", SURVEY).output
+    assert "most active in" in printed
+    assert "consistency 0.62 ± 0.03; colour 0.10" in " ".join(printed.split())
+    assert "<script>" in printed
     assert json.loads(run("surveys", "kernel", "vgg_mini", "conv2_2", 3, "--json").stdout)["kernel"] == 3
     assert in_words(server.kernel(SILENT)).endswith(
         "is active in none of the 1,000 images of " + repr(f"birds {HOSTILE}") + "."
@@ -237,7 +237,7 @@ def test_a_kernel_is_shown_in_the_terminal(server: SurveyServer) -> None:
 
 
 def test_a_data_set_is_found_by_its_id_or_name() -> None:
-    """One's own before everybody's; what is not clear is told."""
+    """One's own before everybody's; an ambiguous name is refused."""
     mine, theirs = dataset(), dataset().model_copy(update={"id": "f" * 32, "mine": False, "public": True})
     assert named([theirs, mine], "birds") is mine
     assert named([theirs, mine], theirs.id) is theirs

