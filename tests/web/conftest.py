@@ -74,7 +74,7 @@ class Visitor:
     def effort(self, name: str) -> None:
         """How long the solver tries."""
         if not self.page.get_by_label("Effort").is_visible():
-            self.page.get_by_text("More", exact=True).click()
+            self.page.get_by_text("More options", exact=True).click()
         self.page.get_by_label("Effort").select_option(name)
 
     def explain(self) -> None:

@@ -32,15 +32,24 @@ AT = "/kernels/vgg16/conv5_3"
 LAYER = Layer(name="conv5_3", node="features.29", kernels=512, height=14, width=14, receptive_field=196, stride=16)
 STREAMS = """
 window.streams = [];
-window.EventSource = class extends EventTarget {
-  static CLOSED = 2;
-  readyState = 1;
-  constructor() { super(); window.streams.push(this); }
-  close() { this.readyState = 2; }
+const fetched = window.fetch;
+window.fetch = async (path, options) => {
+  if (!/jobs\\/[^/]+\\/events/.test(path)) return fetched(path, options);
+  let stream;
+  const body = new ReadableStream({ start(controller) { stream = controller; } });
+  window.streams.push(stream);
+  options.signal.addEventListener('abort', () => { stream.error(new Error('aborted')); close(stream); });
+  return new Response(body);
 };
+const close = (stream) => { window.streams = window.streams.filter((one) => one !== stream); };
 window.tell = (kind, data) => {
-  for (const stream of window.streams.filter((one) => one.readyState === 1)) {
-    stream.dispatchEvent(new MessageEvent(kind, { data: JSON.stringify(data) }));
+  const text = new TextEncoder().encode(`event: ${kind}\\ndata: ${JSON.stringify(data)}\\n\\n`);
+  for (const stream of window.streams) {
+    stream.enqueue(text);
+    if (!['queued', 'running'].includes(data.status ?? 'running')) {
+      close(stream);
+      stream.close();
+    }
   }
 };
 """
@@ -222,7 +231,7 @@ class Answers:
 
     def tell(self, kind: str, **data: object) -> None:
         """An event of the jobs that the page follows, once it does."""
-        self.page.wait_for_function("() => window.streams.some((one) => one.readyState === 1)")
+        self.page.wait_for_function("() => window.streams.length > 0")
         self.page.evaluate("([kind, data]) => window.tell(kind, data)", [kind, data])
 
     def ends(self, status: str = "succeeded", **job: object) -> None:

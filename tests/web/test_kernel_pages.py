@@ -97,7 +97,7 @@ def test_crops_are_there_at_once_and_pictures_come(guest: Visitor) -> None:
     page.get_by_role("link", name="kernel 13 →").focus()
     answers.told = kernel_page(made=9, told=explanation(9))
     answers.tell("result")
-    expect(page.get_by_alt_text(re.compile("X̂: what kernel 12 sees of"))).to_have_count(9)
+    expect(page.get_by_alt_text(re.compile("X̂: what kernel 12 responds to in"))).to_have_count(9)
     answers.ends()
     expect(page.locator("#status")).to_have_text("9 X̂ made, by evidence with quick effort.")
     assert page.locator(".card").first.evaluate("card => card.marked")
@@ -237,7 +237,7 @@ def test_a_survey_that_is_not_finished_is_followed(guest: Visitor) -> None:
     page = guest.page
     page.goto(f"{guest.url}{AT}/12?survey={SURVEY}")
     answers.tell("progress", completed=8, total=20, fraction=0.4, seconds_left=240)
-    expect(page.locator("#survey-state")).to_contain_text("2,000 of 5,000 images looked at, about 4 min left")
+    expect(page.locator("#survey-state")).to_contain_text("2,000 of 5,000 images done, about 4 min left")
     expect(page.locator("#content")).to_be_hidden()
     guest.accessible()
     guest.shoot("survey-running")

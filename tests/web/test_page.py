@@ -103,7 +103,7 @@ def test_the_curl_that_is_shown_reproduces_the_job(visitor: Visitor, service: Pl
     page = visitor.open()
     visitor.choose(picture, "conv1_2")
     visitor.effort("quick")
-    page.get_by_label("β, the pull to grey").fill("0.5, 2")
+    page.get_by_label("β, the weight of emptiness").fill("0.5, 2")
     visitor.explain()
     visitor.done()
     shown = page.locator("#whole pre").inner_text()
@@ -176,10 +176,10 @@ def test_wrong_numbers_are_named(visitor: Visitor, picture: Path) -> None:
     page.get_by_role("button", name="Explain", exact=True).click()
     expect(page.locator("#notice")).to_contain_text("Choose an image first")
     visitor.choose(picture)
-    page.get_by_label("β, the pull to grey").fill("1; much")
+    page.get_by_label("β, the weight of emptiness").fill("1; much")
     page.get_by_role("button", name="Explain", exact=True).click()
     expect(page.locator("#notice")).to_contain_text("“much” is not a number")
-    page.get_by_label("β, the pull to grey").fill("1")
+    page.get_by_label("β, the weight of emptiness").fill("1")
     page.get_by_label("Others by number").fill("4711")
     page.get_by_role("button", name="Explain", exact=True).click()
     expect(page.locator("#notice")).to_contain_text("4711")
@@ -239,7 +239,7 @@ def test_images_can_be_dropped_and_pasted(visitor: Visitor) -> None:
     for kind in ("drop", "paste"):
         page.evaluate(made, kind)
         expect(page.get_by_role("button", name=f"{kind}.png", exact=True)).to_be_visible()
-    page.get_by_role("button", name="remove drop.png").click()
+    page.get_by_role("button", name="Remove drop.png").click()
     expect(page.locator("#images li")).to_have_count(1)
 
 
@@ -254,7 +254,7 @@ def test_by_keyboard_alone(visitor: Visitor) -> None:
                 return
         raise AssertionError(f"Tab never came to {wanted}")
 
-    tab_to("[aria-label='sample: drawn shapes']")
+    tab_to("[aria-label='Sample: drawn shapes']")
     page.keyboard.press("Enter")
     tab_to("#model")
     page.keyboard.type("VGG-mini")
