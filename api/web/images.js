@@ -103,7 +103,7 @@ async function form(image, where) {
 
 // A job that ranks the kernels of a layer on an image. It carries the image unless the server has it.
 export async function rankingOf(image, where) {
-  await image.sending?.catch(() => {});
+  while (image.sending) await image.sending.catch(() => {});
   if (image.sha256) {
     try {
       return await submit("activations", { ...where, images: [source(image)] });
@@ -127,7 +127,7 @@ export async function explained(body, report) {
   const { model, layer } = body;
   for (let retry = true; ; retry = false) {
     for (const image of images) {
-      if (image.sending) await image.sending.catch(() => {});
+      while (image.sending) await image.sending.catch(() => {});
       if (image.sha256) continue;
       report(image.name);
       await rankingOf(image, { model, layer });

@@ -79,7 +79,7 @@ function drawBlocks(shown, chosen) {
   }));
 }
 
-const size = ({ kernels, height, width, signed }) => `${kernels} kernels, ${height} × ${width}${signed ? ", ±" : ""}`;
+const size = ({ kernels, height, width, signed }) => `${kernels} kernels, ${height}\u00a0×\u00a0${width}${signed ? ", ±" : ""}`;
 
 function choice(each, checked, same) {
   const off = each.available === false;

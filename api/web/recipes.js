@@ -1,7 +1,7 @@
 // A job's request as a command or a program that sends it again. Every field that is set is in it, and every name is quoted.
 
 const OTHER = ["images", "names", "layers"]; // of the request, which are not options
-const CLI_NAMES = { methods: "method", deadline_s: "deadline" };
+const CLI_NAMES = { methods: "method" };
 const PLAIN = /^[\w@%+=:.,/-]+$/;
 
 // [field, value] of every option that is set.

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+import typer
 
+from kernelscope.cli import app
 from shared.errors import JobExpired, KernelscopeError, StoreUnavailable, Unauthorized
 from shared.schemas import ExplainOptions
 from tests.conftest import node
@@ -231,7 +233,7 @@ def test_the_command_line_has_every_field() -> None:
     words = shlex.split(recipe("commandLine"))
     assert words[:3] == ["KERNELSCOPE_API_KEY=YOUR-KEY", "kernelscope", "explain"]
     assert words[3:5] == [HOSTILE, f"{'b' * 8}.png"]
-    own = {"methods": "method", "kernels": "kernel", "deadline_s": "deadline"}
+    own = {"methods": "method", "kernels": "kernel"}
     rest = words[5:]
     for name, value in REQUEST.items():
         flag = "--" + own.get(name, name).replace("_", "-")
@@ -242,6 +244,15 @@ def test_the_command_line_has_every_field() -> None:
             assert given == list(map(written, values))
     assert rest[-2:] == ["--url", "http://lab:8000/ks"]
     assert "--top 4" in recipe("commandLine", kernels="top:4")
+
+
+def test_the_command_line_has_the_options_of_the_program() -> None:
+    """Of each field for which `kernelscope explain` has an option, that is the one."""
+    command: Any = typer.main.get_command(app)
+    options = {param.name: param.opts for param in command.commands["explain"].params}
+    words = set(shlex.split(recipe("commandLine"))) | {"--top"}
+    for name in {*REQUEST, "top", "url"} & set(options):
+        assert words & set(options[name]), name
 
 
 def test_python_has_every_field() -> None:
