@@ -63,7 +63,7 @@ export class Grid {
     const drawn = [...places].filter((place) => place < this.order.length).sort((one, other) => one - other);
     this.put(drawn.map((place) => this.order[place]));
     for (const place of drawn) this.place(this.tile(this.order[place]), place);
-    this.fill(rows * this.step);
+    this.fill(rows * this.step + this.edge);
   }
 
   // Columns by the width; the height of a row by a tile.

@@ -49,9 +49,13 @@ def tabs(arriving: Arriving, dummy: Plant) -> Visitor:
 def streams_of(page: Page) -> set[Request]:
     """The event streams that a tab has open, now and later."""
     found: set[Request] = set()
+
+    def ended(request: Request) -> None:
+        found.discard(request)
+
     page.on("request", lambda request: found.add(request) if "/events" in request.url else None)
-    for end in ("requestfinished", "requestfailed"):
-        page.on(end, found.discard)  # type: ignore[call-overload]
+    page.on("requestfinished", ended)
+    page.on("requestfailed", ended)
     return found
 
 

@@ -14,7 +14,7 @@ from redis import Redis
 from kernelscope.client import Client
 from shared.jobs import connect
 from shared.keys import ApiKeys
-from tests.chaos.conftest import Plant
+from tests.chaos.conftest import Plant, until
 from tests.chaos.conftest import picture as new_picture
 from tests.web.conftest import Arriving, Visitor
 
@@ -40,7 +40,7 @@ def test_without_a_worker_the_page_says_so_and_goes_on_once_there_is_one(
     assert len(httpx.get(f"{plant.url}/jobs").json()["jobs"]) == 2
     plant.start_worker("worker")
     assert visitor.done() == "Done: 1 explained."
-    expect(page.locator("#weights")).to_contain_text("weights: vgg_mini", timeout=20_000)
+    expect(page.locator("#weights")).to_contain_text("Weights: vgg_mini", timeout=20_000)
 
 
 def test_the_page_outlives_a_restart_of_the_server(plant: Plant, arriving: Arriving, picture: Path) -> None:
@@ -116,6 +116,7 @@ def locked(plant: Plant, redis: Redis, arriving: Arriving) -> tuple[Visitor, str
     """A visitor who follows a running job of a server with keys; their key."""
     plant.start_worker("worker", KERNELSCOPE_ENGINE="dummy")
     key = ApiKeys(redis).add("lab")
+    until(lambda: httpx.get(f"{plant.url}/jobs").status_code == 401, 10)  # the API has noticed that there are keys
     with Client(plant.url, key) as client:
         job = client.explain([new_picture()], layer="conv2_1", model="vgg_mini", kernels=[1], iterations=100_000)
     visitor = arriving(plant.url)
