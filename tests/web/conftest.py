@@ -146,6 +146,19 @@ def visitor(arriving: Arriving, service: Plant) -> Visitor:
 
 
 @pytest.fixture(scope="session")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
+    """A service without a worker."""
+    with running(tmp_path_factory.mktemp("pages")) as plant:
+        yield plant
+
+
+@pytest.fixture
+def guest(arriving: Arriving, api: Plant) -> Visitor:
+    """Somebody at it."""
+    return arriving(api.url)
+
+
+@pytest.fixture(scope="session")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A PNG file with drawn figures."""
     path = tmp_path_factory.mktemp("picture") / "my figures.png"

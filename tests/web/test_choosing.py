@@ -149,13 +149,14 @@ def test_512_kernels_of_the_same_size(visitor: Visitor, picture: Path) -> None:
 
 
 def test_layers_are_the_blocks_of_the_network(visitor: Visitor) -> None:
-    """A row for each, with its size; the layers below each other have the same width."""
+    """A row for each, with its size; layers have the same width, however long their names are."""
     page = visitor.open()
-    page.get_by_label("Network").select_option("vgg_mini")
     blocks = page.locator("#layers .block")
-    expect(blocks).to_have_count(4)
-    expect(blocks.nth(2)).to_contain_text("64 kernels, 24 × 24")
+    page.get_by_label("Network").select_option("squeezenet1_0")
+    expect(blocks).to_have_count(9)
     assert len({width for width, _ in page.locator(".layer").evaluate_all(SIZES)}) == 1
+    page.get_by_label("Network").select_option("vgg_mini")
+    expect(blocks.nth(2).locator("p")).to_have_text("block 364 kernels, 24 × 24")
 
 
 def test_change_and_run_again_carries_every_field(visitor: Visitor, service: Plant) -> None:

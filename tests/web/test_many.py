@@ -61,14 +61,13 @@ def test_a_job_of_2048_items_is_followed_and_opened_again(plant: Plant, arriving
     later.page.add_init_script(WATCH)
     again = later.open(f"/#job={job.id}")
     assert later.done(20) == ended
-    for _ in range(300):
-        if sum(path.startswith(f"/jobs/{job.id}/results") for path in asked_for) == PAGES:
-            break
-        again.wait_for_timeout(100)
-    again.wait_for_function("() => document.querySelector('#whole button')")
+    again.locator("#overview").evaluate("(box) => box.scrollTo(0, box.scrollHeight)")
+    again.locator("#overview [data-at='1023']:enabled").wait_for(timeout=30_000)
+    again.locator("#overview").evaluate("(box) => box.scrollTo(0, 0)")
+    again.locator("#overview [data-at='0']").wait_for()
     assert sum(path.startswith(f"/jobs/{job.id}/results") for path in asked_for) == PAGES
     assert not [path for path in asked_for if path.endswith("/events?previews=true")]
-    again.locator("#overview .tile").first.focus()
+    again.locator("#overview [data-at='0']").focus()
     again.keyboard.press("End")
     expect(again.locator("#overview [data-at='1023']")).to_be_focused()
     assert again.locator("#overview .tile").count() < MOST_TILES
