@@ -57,6 +57,7 @@ def test_from_a_phone_to_a_wall(arriving: Arriving, service: Plant, picture: Pat
     page = visitor.open()
     fits = "document.scrollingElement.scrollWidth <= innerWidth"
     assert page.evaluate(fits)
+    visitor.shoot(f"start-{width}")
     visitor.choose(picture)
     visitor.effort("quick")
     page.get_by_label("LRP").check()
@@ -76,6 +77,8 @@ def test_axe_finds_nothing(arriving: Arriving, service: Plant, picture: Path, sc
     """At the start, with kernels to choose from, with an error, with a result, in the history."""
     visitor = arriving(service.url, color_scheme=scheme)
     page = visitor.open()
+    expect(page.get_by_role("button", name="Explain a sample")).to_be_visible()
+    visitor.shoot(f"start-{scheme}")
     visitor.accessible()
     page.get_by_role("button", name="Explain", exact=True).click()
     visitor.accessible()
@@ -84,6 +87,7 @@ def test_axe_finds_nothing(arriving: Arriving, service: Plant, picture: Path, sc
     visitor.accessible()
     visitor.effort("quick")
     page.get_by_label("LRP").check()
+    visitor.accessible()
     visitor.explain()
     visitor.done()
     page.wait_for_selector(".uplot")
