@@ -29,7 +29,6 @@ const guard = (action) => async (...given) => {
 function notice(text) {
   $("notice").hidden = !text;
   $("notice").textContent = text;
-  if (text && $("notice").getBoundingClientRect().top < 0) $("notice").scrollIntoView({ block: "center" });
 }
 
 // A new job
