@@ -134,22 +134,32 @@ async function polled(job) {
   return ended(status);
 }
 
+// Resolves once the tab is visible.
 function visible(stopped) {
-  return new Promise((resolve) => {
-    const check = () => {
-      if (!isVisible() && !stopped.aborted) return;
-      document.removeEventListener("visibilitychange", check);
-      resolve();
-    };
+  return until(stopped, (done) => {
+    const check = () => isVisible() && done();
     document.addEventListener("visibilitychange", check);
-    stopped.addEventListener("abort", check, { once: true });
     check();
+    return () => document.removeEventListener("visibilitychange", check);
   });
 }
 
-function pause(milliseconds, stopped) {
-  return new Promise((resolve) => {
-    setTimeout(resolve, milliseconds);
-    stopped.addEventListener("abort", resolve, { once: true });
+const pause = (milliseconds, stopped) => until(stopped, (done) => {
+  const timer = setTimeout(done, milliseconds);
+  return () => clearTimeout(timer);
+});
+
+// Resolves when `begin` calls its argument or the job is followed no more; what `begin` returns cleans up.
+async function until(stopped, begin) {
+  let clean;
+  await new Promise((resolve) => {
+    const done = () => {
+      stopped.removeEventListener("abort", done);
+      resolve();
+    };
+    stopped.addEventListener("abort", done);
+    if (stopped.aborted) done();
+    clean = begin(done);
   });
+  clean();
 }

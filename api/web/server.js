@@ -66,7 +66,8 @@ function signInDialog() {
 
 async function keyAccepted() {
   const dialog = $("sign-in") ?? signInDialog();
-  for (let problem = ""; ; ) {
+  let problem = sessionStorage.getItem("signed-in") ? "Your session has expired, or the key was revoked. Sign in again." : "";
+  for (;;) {
     $("sign-in-problem").textContent = problem;
     dialog.showModal();
     await new Promise((closed) => dialog.addEventListener("close", closed, { once: true }));

@@ -37,7 +37,7 @@ def browser() -> Iterator[Browser]:
 
 @dataclass
 class Visitor:
-    """Somebody who uses the page, and whatever the browser complains of meanwhile."""
+    """A person who uses the page, and what the browser reports meanwhile."""
 
     context: BrowserContext
     url: str
@@ -45,7 +45,7 @@ class Visitor:
     complaints: list[str] = field(default_factory=list)
     expected: tuple[str, ...] = ()  # what the browser itself says of an answer that the test is about
 
-    def heard(self, message: ConsoleMessage) -> None:
+    def reported(self, message: ConsoleMessage) -> None:
         """The browser's console."""
         if message.type in ("error", "warning") and not any(text in message.text for text in self.expected):
             self.complaints.append(message.text)
@@ -97,10 +97,10 @@ class Visitor:
     def accessible(self) -> None:
         """No violation of what axe knows."""
         found = Axe().run(self.page).response["violations"]
-        told = [
+        violations = [
             f"{one['id']}: {one['nodes'][0]['html'][:200]} ({one['nodes'][0].get('failureSummary')})" for one in found
         ]
-        assert not found, "\n".join(told)
+        assert not found, "\n".join(violations)
 
 
 Arriving = Callable[..., Visitor]
@@ -114,7 +114,7 @@ def arriving(browser: Browser) -> Iterator[Arriving]:
     def arrive(url: str, **options: object) -> Visitor:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})  # type: ignore[arg-type]
         visitor = Visitor(context, url, context.new_page())
-        visitor.page.on("console", visitor.heard)
+        visitor.page.on("console", visitor.reported)
         visitor.page.on("pageerror", visitor.failed)
         visitors.append(visitor)
         return visitor
@@ -141,7 +141,7 @@ def plant(tmp_path: Path) -> Iterator[Plant]:
 
 @pytest.fixture
 def visitor(arriving: Arriving, service: Plant) -> Visitor:
-    """Somebody at the shared service."""
+    """A visitor of the shared service."""
     return arriving(service.url)
 
 
@@ -154,7 +154,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
 
 @pytest.fixture
 def guest(arriving: Arriving, api: Plant) -> Visitor:
-    """Somebody at it."""
+    """A visitor of it."""
     return arriving(api.url)
 
 

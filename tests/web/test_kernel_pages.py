@@ -48,7 +48,7 @@ def opened(page: Page, url: str) -> float:
 def test_crops_are_there_at_once_and_pictures_come(guest: Visitor) -> None:
     """They are asked for once; scores come with them; what is in focus stays so."""
     answers = Answers(guest.page)
-    answers.told = kernel_page()
+    answers.response = kernel_page()
     page = guest.page
     seconds = opened(page, f"{guest.url}{AT}/12")
     print(f"opened in {seconds:.2f} s")
@@ -59,17 +59,17 @@ def test_crops_are_there_at_once_and_pictures_come(guest: Visitor) -> None:
     expect(page.locator(".card").first).to_contain_text("being made")
     expect(page.locator(".card").last).to_contain_text("not made")
     expect(page.get_by_alt_text(re.compile("the part of .* that activates kernel 12 most")).first).to_be_visible()
-    answers.asked.clear()  # by those who came before
+    answers.asked.clear()  # by earlier visits
     page.reload()
-    answers.tell("status", status="running")
-    answers.tell("progress", completed=4, total=9, fraction=0.4, seconds_left=12)
+    answers.send("status", status="running")
+    answers.send("progress", completed=4, total=9, fraction=0.4, seconds_left=12)
     expect(page.locator("#status")).to_contain_text("4 of 9 X̂ made, about 12 s left")
     assert answers.asked == [(f"{SURVEY}/explanations", {"layer": "conv5_3", "kernels": [12], "effort": "quick"})]
     guest.shoot("kernel-being-made")
     page.locator(".card").first.evaluate("card => { card.marked = true; }")
     page.get_by_role("link", name="kernel 13 →").focus()
-    answers.told = kernel_page(made=9, told=explanation(9))
-    answers.tell("result")
+    answers.response = kernel_page(made=9, explained=explanation(9))
+    answers.send("result")
     expect(page.get_by_alt_text(re.compile("X̂: what kernel 12 responds to in"))).to_have_count(9)
     answers.ends()
     expect(page.locator("#status")).to_have_text("9 X̂ made, by evidence with quick effort.")
@@ -85,13 +85,13 @@ def test_crops_are_there_at_once_and_pictures_come(guest: Visitor) -> None:
 
 def test_better_pictures_and_a_comparison_can_be_asked_for(guest: Visitor) -> None:
     """By buttons that go once there is nothing more to ask for."""
-    answers = at(guest, kernel_page(made=9, told=explanation(9)))
+    answers = at(guest, kernel_page(made=9, explained=explanation(9)))
     page = guest.page
     page.get_by_role("button", name="Compare with other kernels").click()
     answers.ends()
     expect(page.locator("#status")).to_contain_text("9 X̂ made, by evidence")
-    answers.told = kernel_page(
-        made=9, told=explanation(9, effort="thorough", discrimination=Score(value=0.84, error=None))
+    answers.response = kernel_page(
+        made=9, explained=explanation(9, effort="thorough", discrimination=Score(value=0.84, error=None))
     )
     page.get_by_role("button", name="Better pictures (standard effort").click()
     answers.ends()
@@ -110,13 +110,13 @@ def test_better_pictures_and_a_comparison_can_be_asked_for(guest: Visitor) -> No
 
 
 def test_a_comparison_that_runs_is_followed(guest: Visitor) -> None:
-    """By who opens the page meanwhile; it may have nothing to say, or fail."""
+    """By a page that is opened meanwhile; it may find nothing, or fail."""
     compared = explanation(9, rivals=OTHER_JOB, note="The network has changed since the survey.")
-    answers = at(guest, kernel_page(made=9, told=compared))
+    answers = at(guest, kernel_page(made=9, explained=compared))
     page = guest.page
-    answers.tell("status", status="running")
-    answers.tell("progress", completed=3, total=8, fraction=0.4)
-    expect(page.locator("#status")).to_have_text("6 of 16 X̂ made")  # both jobs are told the same here
+    answers.send("status", status="running")
+    answers.send("progress", completed=3, total=8, fraction=0.4)
+    expect(page.locator("#status")).to_have_text("6 of 16 X̂ made")  # both jobs get the same events here
     expect(page.locator("#note")).to_have_text("The network has changed since the survey.")
     answers.ends()
     expect(page.get_by_role("row", name="Discrimination")).to_contain_text("too few X̂ of other kernels")
@@ -130,16 +130,16 @@ def test_a_comparison_that_runs_is_followed(guest: Visitor) -> None:
 
 
 def test_what_failed_is_said_and_can_be_tried_again(guest: Visitor) -> None:
-    """One X̂, or all of them; a job that is gone is asked for anew."""
+    """One X̂, or all of them; a job that is deleted is requested again."""
     guest.expected = ("410",)
-    some = kernel_page(made=8, told=explanation(8))
+    some = kernel_page(made=8, explained=explanation(8))
     some.top[8] = top(12, 8, made=False, error="No solution was found: the map is too small.")
     answers = at(guest, some)
     page = guest.page
     expect(page.locator(".card").nth(8)).to_contain_text("the map is too small")
     expect(page.locator("#status")).to_have_text("8 X̂ made, by evidence with quick effort; 1 could not be made.")
     guest.shoot("kernel-partly-failed")
-    answers.told = kernel_page(made=9, told=explanation(9))
+    answers.response = kernel_page(made=9, explained=explanation(9))
     page.get_by_role("button", name="Try again").click()
     answers.ends()
     expect(page.locator("#status")).to_have_text("9 X̂ made, by evidence with quick effort.")
@@ -147,7 +147,7 @@ def test_what_failed_is_said_and_can_be_tried_again(guest: Visitor) -> None:
     assert answers.asked == [(f"{JOB}/retry", None)]
 
     answers.job = {**answers.job, "status": "failed", "error": {"title": "Worker lost", "detail": "the worker died"}}
-    answers.told = kernel_page(told=explanation(0, "failed"))
+    answers.response = kernel_page(explained=explanation(0, "failed"))
     page.reload()
     expect(page.locator("#status")).to_have_text("The X̂ could not be made: the worker died")
     expect(page.locator(".card").first).to_contain_text("not made")
@@ -163,7 +163,7 @@ def test_a_refusal_is_said(guest: Visitor) -> None:
     guest.expected = ("429",)
     page = guest.page
     refusal = {"title": "Too many jobs", "detail": "you have 100 jobs; wait for some to end", "status": 429}
-    Answers(page).told = kernel_page()
+    Answers(page).response = kernel_page()
     page.route("**/explanations", lambda route: route.fulfill(status=429, json=refusal))
     page.goto(f"{guest.url}{AT}/12")
     expect(page.locator("#status")).to_contain_text("you have 100 jobs")
@@ -206,21 +206,21 @@ def test_a_survey_that_is_not_finished_is_followed(guest: Visitor) -> None:
     """How far it is; the page when it is done."""
     halfway = survey(status="running", surveyed=1000)
     answers = Answers(guest.page)
-    answers.told = kernel_page(top=[], similar=[], survey=halfway, surveys=[halfway])
+    answers.response = kernel_page(top=[], similar=[], survey=halfway, surveys=[halfway])
     page = guest.page
     page.goto(f"{guest.url}{AT}/12?survey={SURVEY}")
-    answers.tell("progress", completed=8, total=20, fraction=0.4, seconds_left=240)
+    answers.send("progress", completed=8, total=20, fraction=0.4, seconds_left=240)
     expect(page.locator("#survey-state")).to_contain_text("2,000 of 5,000 images done, about 4 min left")
     expect(page.locator("#content")).to_be_hidden()
     guest.accessible()
     guest.shoot("survey-running")
-    answers.told = kernel_page()
+    answers.response = kernel_page()
     answers.ends()
     expect(page.locator("#survey-state")).to_be_hidden()
     expect(page.locator(".card")).to_have_count(TOP)
     expect(page.locator("#similar > li")).to_have_count(4)
     expect(page.locator("#top-words")).to_contain_text("the emptiest picture")
-    answers.told = kernel_page(made=9, told=explanation(9))
+    answers.response = kernel_page(made=9, explained=explanation(9))
     answers.ends()
     expect(page.locator("#status")).to_contain_text("9 X̂ made")
     assert [path for path, _ in answers.asked] == [f"{SURVEY}/explanations"]
@@ -229,7 +229,7 @@ def test_a_survey_that_is_not_finished_is_followed(guest: Visitor) -> None:
 def test_a_survey_is_chosen(guest: Visitor) -> None:
     """Links to other kernels stay in it."""
     both = [survey(), survey(OTHER, dataset_name="ships", status="running")]
-    at(guest, kernel_page(made=9, told=explanation(9), surveys=both))
+    at(guest, kernel_page(made=9, explained=explanation(9), surveys=both))
     page = guest.page
     assert page.get_by_role("link", name="kernel 13 →").get_attribute("href") == "kernels/vgg16/conv5_3/13"
     page.get_by_label("Survey").select_option(label="ships: 5,000 images, May 3, 2026, running")
@@ -244,7 +244,7 @@ def test_a_survey_is_chosen(guest: Visitor) -> None:
 def test_by_keyboard_alone(guest: Visitor) -> None:
     """Neighbours by the arrows, but not while something is chosen; the whole X̂ by Enter, and back."""
     both = [survey(), survey(OTHER, dataset_name="ships")]
-    at(guest, kernel_page(made=9, told=explanation(9), surveys=both))
+    at(guest, kernel_page(made=9, explained=explanation(9), surveys=both))
     page = guest.page
     page.wait_for_selector(".card button")
     page.get_by_label("Survey").focus()
@@ -269,4 +269,4 @@ def test_by_keyboard_alone(guest: Visitor) -> None:
     page.wait_for_url(f"{guest.url}{AT}/13")
     page.wait_for_selector(".card button")
     page.keyboard.press("ArrowLeft")
-    page.wait_for_url(f"{guest.url}{AT}/11")  # what is told is still of kernel 12
+    page.wait_for_url(f"{guest.url}{AT}/11")  # the response is still that of kernel 12

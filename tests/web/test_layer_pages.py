@@ -38,7 +38,7 @@ BUSY = "setTimeout(() => { const end = performance.now() + 80; while (performanc
 
 
 def scrolled(page: Page) -> list[float]:
-    """Long tasks of the page while somebody scrolls to its end, in milliseconds."""
+    """Long tasks of the page while it is scrolled to its end, in milliseconds."""
     page.evaluate("scrollTo(0, 0)")
     page.wait_for_timeout(500)
     page.evaluate("window.tasks = []")
@@ -53,7 +53,7 @@ def scrolled(page: Page) -> list[float]:
 
 @pytest.mark.parametrize("kernels", [512, 2048])
 def test_a_layer_of_many_kernels_is_smooth(guest: Visitor, kernels: int) -> None:
-    """Little is sent before somebody scrolls, and the page is never busy for long while they do."""
+    """Little is sent before the page is scrolled, and it is never busy for long meanwhile."""
     page = guest.page
     page.add_init_script(TASKS)
     answered: list[Response] = []
@@ -61,11 +61,11 @@ def test_a_layer_of_many_kernels_is_smooth(guest: Visitor, kernels: int) -> None
     at(guest, layer_page(kernels), f"{AT}?survey={SURVEY}")
     expect(page.locator("#kernels-of-layer > li")).to_have_count(kernels)
     page.wait_for_load_state("networkidle")
-    told = next(
+    content = next(
         response.body() for response in answered if "json" in response.headers["content-type"] and AT in response.url
     )
     sent = sum(len(response.body()) for response in answered)
-    packed = sent - len(told) + len(gzip.compress(told))
+    packed = sent - len(content) + len(gzip.compress(content))
     opening = page.evaluate("window.tasks")
     page.evaluate(BUSY)
     page.wait_for_function("() => window.tasks.some((one) => one >= 80)")  # they are seen
@@ -84,9 +84,9 @@ def test_a_layer_of_many_kernels_is_smooth(guest: Visitor, kernels: int) -> None
 
 
 def test_kernels_of_a_layer_are_sorted_found_and_chosen(guest: Visitor) -> None:
-    """By keyboard as by mouse; the choice is still there for who comes back."""
-    told = layer_page(100)
-    answers = at(guest, told, f"{AT}?survey={SURVEY}")
+    """By keyboard as by mouse; the choice is still there when the page is opened again."""
+    shown_layer = layer_page(100)
+    answers = at(guest, shown_layer, f"{AT}?survey={SURVEY}")
     page = guest.page
     tiles = page.locator("#kernels-of-layer .tile")
     expect(tiles).to_have_count(100)
@@ -107,7 +107,7 @@ def test_kernels_of_a_layer_are_sorted_found_and_chosen(guest: Visitor) -> None:
         option = page.locator("#sort option", has_text=label).get_attribute("value")
         page.get_by_label("Sort by").select_option(option)
         expect(tiles).to_have_count(100)
-        worth = {one.kernel: getattr(one, name) for one in told.kernels}
+        worth = {one.kernel: getattr(one, name) for one in shown_layer.kernels}
         valued = [worth[kernel] for kernel in shown() if worth[kernel] is not None]
         assert valued == sorted(valued, reverse=True)
         assert all(worth[kernel] is None for kernel in shown()[len(valued) :])
@@ -116,13 +116,13 @@ def test_kernels_of_a_layer_are_sorted_found_and_chosen(guest: Visitor) -> None:
     expect(page.locator("#shown")).to_have_text("90 of 100 kernels shown.")
     page.get_by_label("Number", exact=True).fill("7")
     expect(tiles).to_have_count(10)
-    assert shown() == sorted(shown(), key=lambda kernel: (-(told.kernels[kernel].colour or -1), kernel))
+    assert shown() == sorted(shown(), key=lambda kernel: (-(shown_layer.kernels[kernel].colour or -1), kernel))
     guest.shoot("layer-chosen")
     page.get_by_label("Number", exact=True).fill("71")
-    answers.told = kernel_page(71, made=9, told=explanation(9))
+    answers.response = kernel_page(71, made=9, explained=explanation(9))
     page.get_by_label("Number", exact=True).press("Enter")
     page.wait_for_url(f"{guest.url}{AT}/71?survey={SURVEY}")
-    answers.told = told
+    answers.response = shown_layer
     page.go_back()
     expect(tiles).to_have_count(1)
     expect(page.get_by_label("Sort by")).to_have_value("colour")
@@ -135,19 +135,19 @@ def test_axe_finds_nothing_and_nothing_is_cut_off_on_a_phone(arriving: Arriving,
     visitor = arriving(api.url, color_scheme=scheme, viewport={"width": 360, "height": 740})
     page = visitor.page
     both = [survey(), survey(OTHER, dataset_name="a data set with quite a long name")]
-    answers = at(visitor, kernel_page(made=9, told=explanation(9), surveys=both))
+    answers = at(visitor, kernel_page(made=9, explained=explanation(9), surveys=both))
     page.wait_for_selector(".card button")
     page.get_by_text("As a table").click()
     assert page.evaluate(FITS)
     visitor.accessible()
     decoded(page)
     visitor.shoot(f"kernel-360-{scheme}")
-    answers.told = kernel_page(told=explanation(0, "failed"))
+    answers.response = kernel_page(explained=explanation(0, "failed"))
     page.reload()
     page.wait_for_selector(".card")
     assert page.evaluate(FITS)
     visitor.accessible()
-    answers.told = layer_page(64).model_copy(update={"surveys": both})
+    answers.response = layer_page(64).model_copy(update={"surveys": both})
     page.goto(visitor.url + AT)
     expect(page.locator("#kernels-of-layer > li")).to_have_count(64)
     assert page.evaluate(FITS)

@@ -83,7 +83,7 @@ def test_a_job_of_2048_items_is_followed_and_opened_again(plant: Plant, arriving
 
 
 def test_the_place_in_the_queue_changes_while_a_job_waits(plant: Plant, arriving: Arriving) -> None:
-    """The one before it is cancelled, of which no event of its own tells."""
+    """The one before it is cancelled, for which it gets no event."""
     plant.start_worker("worker", KERNELSCOPE_ENGINE="dummy", KERNELSCOPE_SLICES="1")
     busy = plant.submit(iterations="100000")
     with Client(plant.url) as client:

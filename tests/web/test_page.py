@@ -44,7 +44,7 @@ def test_every_node_can_be_found(visitor: Visitor, picture: Path) -> None:
 def test_from_an_upload_to_a_link_that_opens_the_same_tomorrow(
     visitor: Visitor, arriving: Arriving, picture: Path, tmp_path: Path
 ) -> None:
-    """Choose, rank, explain, compare, download; the link shows the same to somebody who comes later."""
+    """Choose, rank, explain, compare, download; the link shows the same later."""
     page = visitor.open()
     visitor.choose(picture)
     visitor.shoot("ranked-light")
@@ -153,7 +153,7 @@ def test_a_cancelled_job_says_so_and_keeps_what_is_finished(visitor: Visitor, pi
 
 
 def test_what_is_no_image_is_refused_in_words(visitor: Visitor, tmp_path: Path) -> None:
-    """A text file at once; a damaged picture once the server has looked at it."""
+    """A text file at once; a damaged picture once the server has decoded it."""
     visitor.expected = ("422", "415")
     page = visitor.open()
     notes, broken = tmp_path / "notes.txt", tmp_path / "broken.png"

@@ -99,7 +99,7 @@ def test_axe_finds_nothing(arriving: Arriving, service: Plant, picture: Path, sc
 
 
 def test_the_policy_lets_nothing_else_run(visitor: Visitor) -> None:
-    """A script that somebody smuggles into the page does not run."""
+    """A script that is injected into the page does not run."""
     page = visitor.open()
     policy = httpx.get(visitor.url).headers["content-security-policy"]
     assert "default-src 'none'" in policy

@@ -67,8 +67,8 @@ def followed(*responses: object, visibility: str = "visible") -> tuple[list[str]
 
 def problem(error: KernelscopeError) -> dict[str, object]:
     """As an event's data, and as a response."""
-    told = error.problem().model_dump(mode="json")
-    return {**told, "status_code": told["status"]}
+    content = error.problem().model_dump(mode="json")
+    return {**content, "status_code": content["status"]}
 
 
 RUNNING = ["status", {"status": "running"}]

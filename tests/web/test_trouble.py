@@ -89,7 +89,7 @@ def test_a_key_is_asked_for_where_one_is_needed(plant: Plant, arriving: Arriving
     dialog.wait_for()
 
 
-def test_a_job_that_is_gone_is_told_in_words(plant: Plant, arriving: Arriving) -> None:
+def test_a_job_that_is_gone_is_explained(plant: Plant, arriving: Arriving) -> None:
     """A link to a job that never was."""
     visitor = arriving(plant.url)
     visitor.expected = ("404",)
@@ -132,6 +132,7 @@ def test_a_session_that_expires_is_asked_for_again(locked: tuple[Visitor, str], 
     visitor, key = locked
     page = visitor.page
     redis.delete(*redis.keys("ks:session:*"))
+    expect(page.locator("#sign-in-problem")).to_contain_text("session has expired", timeout=30_000)
     sign_in(page, key)
     expect(page.locator("#status")).to_contain_text("Running")
     with Client(visitor.url, key) as client:
@@ -147,7 +148,7 @@ def test_a_session_that_expires_is_asked_for_again(locked: tuple[Visitor, str], 
 
 
 def test_a_revoked_key_is_asked_for_again(locked: tuple[Visitor, str], redis: Redis) -> None:
-    """Another key's caller does not see the job, and is told so."""
+    """Another key's caller does not see the job; the page says so."""
     visitor, _ = locked
     other = ApiKeys(redis).add("other")
     ApiKeys(redis).revoke("lab")
