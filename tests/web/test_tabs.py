@@ -84,6 +84,7 @@ def test_a_hidden_tab_has_no_stream(tabs: Visitor, long_job: str) -> None:
     streams = streams_of(page)
     page.goto(f"{tabs.url}/#job={long_job}")
     expect(page.locator("#status")).to_contain_text("Running", timeout=20_000)
+    page.wait_for_timeout(1500)  # for events: that it runs was known before
     assert len(streams) == 1
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
