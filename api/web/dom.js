@@ -1,4 +1,6 @@
-// Elements: made, found, and their text.
+// Elements: found, made, and their text.
+
+import { numbersOf } from "./numbers.js";
 
 export const $ = (id) => document.getElementById(id);
 
@@ -16,19 +18,23 @@ export const button = (text, onclick, properties = {}) => make("button", { type:
 
 export const link = (text, href, properties = {}) => make("a", { href, ...properties }, text);
 
-// What a label's box holds, as numbers; throws a sentence where it holds something else.
-export function numbersIn(id, called, { whole = false } = {}) {
-  const parts = $(id).value.split(/[\s,;]+/).filter(Boolean);
-  const numbers = parts.map(Number);
-  const wrong = parts.find((_, at) => !(numbers[at] >= 0) || (whole && !Number.isInteger(numbers[at])));
-  if (wrong !== undefined) {
+// The numbers in a text box; throws a sentence, and moves the focus there, where they cannot be read.
+export function numbersIn(id, called, options) {
+  try {
+    return numbersOf($(id).value, called, options);
+  } catch (error) {
+    $(id).closest("details")?.setAttribute("open", "");
     $(id).focus();
-    throw new Error(`${called}: “${wrong}” is not a ${whole ? "whole " : ""}number of at least 0; several are separated by commas`);
+    throw error;
   }
-  return numbers;
 }
 
-// In a sentence, to a sensible number of digits.
+// Changes text only where it differs, so that screen readers announce it once.
+export function say(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+// Numbers for a sentence.
 export const shown = (value, digits = 3) => (value === null || value === undefined ? "–" : value.toFixed(digits));
 export function about(seconds) {
   if (seconds < 90) return `about ${Math.max(1, Math.round(seconds))} s`;
@@ -36,6 +42,7 @@ export function about(seconds) {
 }
 export const percent = (value) => `${(100 * value).toFixed(value < 0.1 ? 1 : 0)} %`;
 
+// What a network's input is.
 export function fed(preprocessing) {
   if (!preprocessing) return "";
   const { mean, std, range, order, resize, assumed } = preprocessing;

@@ -1,22 +1,23 @@
-// A kernel's page: the images that activate it most beside their X̂, which are made when the page is first looked at.
+// A kernel's page: the images that activate it most beside their X̂, which are made when the page is first opened.
 
-import { $, link, make } from "./dom.js";
+import { $, link, make, say } from "./dom.js";
+import { ended } from "./events.js";
 import { activity, histogram, scores, similar } from "./kernel_numbers.js";
-import { address, guard, inAddress, left, number, open, say, surveyed, titleOf, told, unfinished, watch } from "./pages.js";
-import { ask, ended, submit } from "./server.js";
+import { address, guard, inAddress, left, load, number, open, surveyed, titleOf, unfinished, watch } from "./pages.js";
+import { ask, submit } from "./server.js";
 
-const SHOWN = 9; // X̂ that are made of a kernel unless more are asked for
-const GLANCE_MS = 400; // who pages on before has nothing made
+const SHOWN = 9; // X̂ that are made of a kernel by default
+const STAY_MS = 400; // that a person must stay on the page before X̂ are made
 const NEXT_EFFORT = { quick: "standard", standard: "thorough" };
 const NO_LONGER = [404, 409, 410]; // a job that cannot be run again
 
 const [network, layerName, own] = inAddress(3);
 
-let page = null; // that is shown
+let page = null; // the data that is shown
 let busy = false; // pictures are being made
 let broken = []; // ids of jobs that did not succeed
 
-// What is shown
+// The page
 
 function show(found) {
   const fresh = page?.survey.status !== found.survey.status; // it was opened, or the survey has ended meanwhile
@@ -33,7 +34,7 @@ function show(found) {
   if (!fresh) return draw();
   neighbours();
   $("top").replaceChildren();
-  $("where").textContent = `One position of ${layer.name} sees a square of ${layer.receptive_field} × ${layer.receptive_field} pixels of the network's input; there are ${layer.height} × ${layer.width} positions.`;
+  $("where").textContent = `The receptive field of ${layer.name} is ${layer.receptive_field} × ${layer.receptive_field} pixels of the network's input; its maps have ${layer.height} × ${layer.width} positions.`;
   $("top-words").textContent = introduction();
   $("histogram").replaceChildren(...histogram(page));
   $("similar-part").hidden = !page.similar.length;
@@ -41,7 +42,7 @@ function show(found) {
   begin();
 }
 
-// What changes while pictures come.
+// What changes while X̂ are made.
 function draw() {
   const cards = page.top.map((one, at) => card(one, $("top").children[at]));
   if (cards.length !== $("top").children.length) $("top").replaceChildren(...cards);
@@ -50,8 +51,8 @@ function draw() {
 
 function introduction() {
   const { top, survey } = page;
-  if (!top.length) return `No image of “${survey.dataset_name}” activates this kernel: there is nothing to show or to explain. Other images may.`;
-  return "On the left the part of the image that the kernel's most active position sees. On the right X̂ there: the emptiest picture that keeps the kernel's map, so that what is left is what the kernel responds to. Choose an X̂ to see the whole.";
+  if (!top.length) return `No image of “${survey.dataset_name}” activates this kernel, so there is nothing to show or to explain. Images of another data set may.`;
+  return "Left: the part of the image in the receptive field of the kernel's most active position. Right: the same part of X̂, the emptiest picture that keeps the kernel's map. What is left in it is what the kernel responds to. Choose an X̂ to see all of it.";
 }
 
 function heading(title) {
@@ -70,7 +71,7 @@ function neighbours() {
     make("span", { className: "faint" }, "or the keys ", make("kbd", {}, "←"), " and ", make("kbd", {}, "→"))].filter(Boolean));
 }
 
-// A card is made once; later only its X̂ changes, so that nothing jumps while pictures come.
+// A card is made once; later only its X̂ changes, so that nothing moves.
 function card(one, known) {
   if (known) {
     const [slot, words] = [known.querySelector(".after"), known.querySelector(".numbers")];
@@ -83,7 +84,7 @@ function card(one, known) {
     make("h3", {}, one.name),
     make("div", { className: "pair" },
       make("figure", {}, make("img", { loading: "lazy", src: one.crop, alt: `the part of ${one.name} that activates kernel ${page.kernel} most` }), make("figcaption", {}, "image")),
-      make("figure", {}, after(one), make("figcaption", {}, "X̂: what the kernel sees"))),
+      make("figure", {}, after(one), make("figcaption", {}, "X̂: what it responds to"))),
     make("p", { className: "numbers faint" }, numbers(one)));
 }
 
@@ -97,7 +98,7 @@ function after(one) {
   let slot;
   if (one.picture) {
     slot = make("button", { type: "button", className: "after", onclick: () => look(one) },
-      make("img", { loading: "lazy", src: one.picture, alt: `X̂: what kernel ${kernel} sees of ${one.name}; show the whole` }));
+      make("img", { loading: "lazy", src: one.picture, alt: `X̂: what kernel ${kernel} responds to in ${one.name}; show all of it` }));
   } else {
     const words = one.error ?? (asked && busy ? "being made …" : "not made");
     slot = make("div", { className: `after nothing${one.error ? " error" : ""}` }, words);
@@ -106,17 +107,17 @@ function after(one) {
   return slot;
 }
 
-// The image and X̂ as wholes, with the kernel's map and others'.
+// The whole image and X̂, with the maps of this kernel and of others.
 function look(one) {
   $("whole-title").textContent = `X̂ of ${one.name}`;
   const alt = `the whole of ${one.name}, and its X̂ for kernel ${page.kernel}, with their feature maps`;
   $("whole-picture").ariaLabel = alt;
   $("whole-picture").replaceChildren(make("img", { className: "figure", src: one.whole, alt }));
-  $("whole-words").replaceChildren(`All that kernel ${page.kernel} needs of this image, as fed to the network: its own map is kept, those of others go. `, link("The figure alone", one.whole));
+  $("whole-words").replaceChildren(`What kernel ${page.kernel} needs of this image, as the network's input: its own map is kept, those of the others are silenced. `, link("The figure alone", one.whole));
   $("whole").showModal();
 }
 
-// What can be asked for, and how it stands
+// What can be requested, and the state of what was
 
 function tools() {
   const { explanation, top } = page;
@@ -136,7 +137,7 @@ function offer(id, wanted, text) {
   if (had && !wanted) $("top-title").focus();
 }
 
-// In words, where nothing is being made.
+// The state as a sentence, where nothing is being made.
 function state() {
   const { explanation, top } = page;
   $("progress").hidden = true;
@@ -156,13 +157,13 @@ async function failed(error, id) {
   const words = (why) => say($("status"), `The X̂ could not be made${why ? `: ${why}` : "."}`);
   words(error);
   if (error) return;
-  const job = await ask(`jobs/${id}`).catch(() => null); // it may be gone
+  const job = await ask(`jobs/${id}`).catch(() => null); // it may be deleted
   if (job && !busy) words(job.error?.detail);
 }
 
-// What is made
+// Making X̂
 
-// On the first visit of a kernel its X̂ are made, on a later one they are followed.
+// The first visit of a kernel's page has its X̂ made; a later one follows the job.
 function begin() {
   const { explanation, survey, top } = page;
   const makes = top.length > 0 && survey.status === "succeeded" && !explanation;
@@ -172,17 +173,17 @@ function begin() {
   if (!busy) return;
   if (!makes) followed([explanation.job, ...(compares ? [explanation.rivals] : [])]);
   else {
-    say($("status"), "X̂ of these images are made now, as you look at this kernel for the first time.");
-    whenLookedAt(() => request());
+    say($("status"), "Nobody has opened this page before: X̂ of these images are made now.");
+    whenVisible(() => request());
   }
 }
 
-// Once the page has been seen for a moment.
-function whenLookedAt(action) {
+// Once the page has been visible for a moment.
+function whenVisible(action) {
   const wait = () => setTimeout(() => {
     if (document.visibilityState === "visible") action();
     else document.addEventListener("visibilitychange", wait, { once: true });
-  }, GLANCE_MS);
+  }, STAY_MS);
   wait();
 }
 
@@ -203,7 +204,7 @@ async function request(wish = {}) {
   }
 }
 
-// Follows these jobs, showing what they have made as it comes.
+// Follows these jobs, showing each X̂ when it is made.
 async function followed(ids) {
   busy = true;
   broken = [];
@@ -212,7 +213,7 @@ async function followed(ids) {
   $("progress").value = 0;
   say($("status"), "Waiting …");
   draw();
-  const refresh = async () => show(await told());
+  const refresh = async () => show(await load());
   try {
     const jobs = await watch(ids, { step: stepped, results: () => refresh().catch(() => {}) });
     broken = jobs.filter((job) => job.status !== "succeeded").map((job) => job.id);
@@ -235,7 +236,7 @@ function stepped(at) {
   say($("status"), at.waiting ?? `${at.completed} of ${at.total || "?"} X̂ made${left(at)}`);
 }
 
-// What failed, once more: the same job if it still is there.
+// Runs again what failed: the same job where there still is one.
 const again = guard(async () => {
   if (busy) return;
   const ids = broken.length ? broken : [page.explanation?.job].filter(Boolean);
@@ -249,7 +250,7 @@ const again = guard(async () => {
   await (ids.length ? followed(ids) : explain());
 });
 
-// By keyboard: the neighbours, where the arrows do nothing else.
+// The arrow keys lead to the neighbours, where they have no other function.
 function keyed(event) {
   if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey || document.querySelector("dialog[open]")) return;
   if (event.target.closest?.("input, select, textarea, summary, .scroll")) return;
@@ -263,4 +264,4 @@ $("better").addEventListener("click", () => explain({ effort: NEXT_EFFORT[page.e
 $("more").addEventListener("click", () => explain({ images: page.top.length }));
 $("compare").addEventListener("click", () => explain({ rivals: true }));
 addEventListener("keydown", keyed);
-open(show).then(() => titleOf(network)).then(heading).catch(() => {}); // it has its name in addresses
+open(show).then(() => titleOf(network)).then(heading).catch(() => {}); // without a title there is the name

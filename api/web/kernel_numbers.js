@@ -13,11 +13,11 @@ export function scores(explanation) {
   const said = (score, meaning, missing) => (score ? meaning : `${meaning} ${missing}`);
   return [
     row("Consistency", value(consistency), said(consistency,
-      "How alike its X̂ of different images are. Near 1 the kernel sees the same thing in all of them, near 0 something else in each.", "Measured once there are two X̂.")),
+      "How similar its X̂ of different images are. Near 1 the kernel responds to the same thing in all of them, near 0 to something else in each.", "Measured once there are two X̂.")),
     row("Discrimination", value(discrimination), said(discrimination,
-      "How often its X̂ is more like its X̂ of another image than like another kernel's X̂ of the same image. At 1 the kernel decides what X̂ looks like, at 0.5 the image does.", explanation?.rivals ? "There are too few X̂ of other kernels to tell." : "Measured once it is compared with other kernels.")),
+      "How often its X̂ is more similar to its X̂ of another image than to another kernel's X̂ of the same image. At 1 the kernel determines X̂, at 0.5 the image does.", explanation?.rivals ? "There are too few X̂ of other kernels to measure it." : "Measured once it is compared with other kernels.")),
     row("Colour", value(colour), said(colour,
-      "How much of the kernel's map is lost when X̂ is made grey. At 0 it sees shape alone, at 1 colour decides.", made ? "Not measured of these X̂." : "Measured once X̂ are made.")),
+      "How much of the kernel's map is lost when X̂ is made grey. At 0 it responds to shape alone, at 1 to colour.", made ? "Not measured of these X̂." : "Measured once X̂ are made.")),
   ];
 }
 
@@ -31,7 +31,7 @@ export function activity({ mean, max, active, active_images: images, survey, lay
   ];
 }
 
-// How many images have their highest activation where: bars, and the same as a table.
+// The distribution of the images' highest activations, as bars and as a table.
 export function histogram({ histogram: bins, survey }) {
   const silent = bins.filter((bin) => bin.start === 0).reduce((sum, bin) => sum + bin.images, 0);
   const above = bins.filter((bin) => bin.start > 0);

@@ -1,13 +1,13 @@
-// A layer's page: all of its kernels as tiles, sorted and chosen from.
+// A layer's page: all of its kernels as tiles, which can be sorted and filtered.
 
 import { $, link, make } from "./dom.js";
 import { address, count, guard, inAddress, number, open, share, surveyed, titleOf, unfinished } from "./pages.js";
 
 const AT_ONCE = 64; // tiles that are made in one go: a few milliseconds
-const AHEAD = "300px"; // below the window, where pictures are fetched
+const AHEAD = "300px"; // below the window, where pictures are loaded
 
 const score = (name) => (kernel) => (kernel[name] === null ? "not measured" : `${name} ${kernel[name].toFixed(2)}`);
-// What the kernels are sorted by: the highest first, those without a value last.
+// Orders: the highest value first, kernels without a value last.
 const ORDERS = {
   kernel: { says: "number", shows: (kernel) => `mean ${number(kernel.mean)}` },
   mean: { says: "activity (mean)", shows: (kernel) => `mean ${number(kernel.mean)}` },
@@ -23,7 +23,7 @@ let page = null;
 let tiles = new Map(); // by kernel
 let drawing = 0; // the last order to draw
 
-// Pictures are fetched when they come near the window.
+// Pictures are loaded when they come near the window.
 const seeing = new IntersectionObserver((entries) => {
   for (const { target, isIntersecting } of entries) {
     if (!isIntersecting) continue;
@@ -37,7 +37,7 @@ function show(found) {
   surveyed(page);
   unfinished(page.survey, show);
   const { layer, survey } = page;
-  $("where").textContent = `${count(layer.kernels)} kernels, whose maps have ${layer.height} × ${layer.width} positions; one position sees a square of ${layer.receptive_field} × ${layer.receptive_field} pixels of the network's input.`;
+  $("where").textContent = `${count(layer.kernels)} kernels, whose maps have ${layer.height} × ${layer.width} positions; the receptive field is ${layer.receptive_field} × ${layer.receptive_field} pixels of the network's input.`;
   $("csv").hidden = !survey.links.csv;
   $("csv").href = survey.links.csv ?? "";
   $("content").hidden = survey.status !== "succeeded" && !page.kernels.length;
@@ -62,7 +62,7 @@ function chosen() {
   return found.toSorted((one, other) => worth(other) - worth(one) || one.kernel - other.kernel);
 }
 
-// Some tiles at a time, so that the page answers meanwhile.
+// Some tiles at a time, so that the page stays responsive.
 function draw() {
   const found = chosen();
   const silent = page.kernels.filter((kernel) => kernel.active_images === 0).length;
@@ -93,7 +93,7 @@ function made(kernel) {
   const item = make("li", {}, to);
   if (src) {
     item.dataset.src = src;
-    item.querySelector("img").onerror = ({ target }) => { // X̂ may be gone with its job, and then the crop is there
+    item.querySelector("img").onerror = ({ target }) => { // X̂ is deleted with its job; the crop stays
       target.onerror = null;
       if (kernel.picture && kernel.crop) target.src = kernel.crop;
     };
@@ -103,7 +103,7 @@ function made(kernel) {
   return item;
 }
 
-// What is chosen is kept in the address, for who comes back.
+// The choice is in the address, so that it can be bookmarked.
 function remember() {
   const choice = new URLSearchParams();
   if ($("sort").value !== "kernel") choice.set("sort", $("sort").value);
@@ -134,7 +134,7 @@ function begin() {
     const wanted = $("find").value.trim();
     if (page?.kernels.some((kernel) => String(kernel.kernel) === wanted)) location.assign(new URL(address(network, layerName, wanted), document.baseURI));
   });
-  open(show).then(() => titleOf(network)).then(heading).catch(() => {}); // it has its name in addresses
+  open(show).then(() => titleOf(network)).then(heading).catch(() => {}); // without a title there is the name
 }
 
 begin();

@@ -1,22 +1,23 @@
-// The explanations of a job: a tile for each image and kernel, made once, and the explanation that is looked at.
+// The explanations of a job: a tile for each image and kernel, and one explanation in detail.
 
-import { nameOf } from "./choose.js";
 import { $, button, make } from "./dom.js";
-import { detail, OPTIMIZED, summary, variants } from "./result.js";
-import { ended } from "./server.js";
+import { ended } from "./events.js";
+import { Grid } from "./grid.js";
+import { nameOf } from "./images.js";
+import { counted } from "./request.js";
+import { detail, summary, variants } from "./result.js";
 
-export const results = new Map(); // those that are there, by index
-
-const FEW = 48; // tiles, beyond which they scroll above what is looked at
+export const results = new Map(); // those that have been read, by index
 
 let job = null;
 let all = false; // there will be no more results
-let tiles = [];
+let count = 0; // of tiles
 let kernels = 0; // of each image
 let each = 1; // explanations of a tile: its methods, α and β
 let names = []; // of the images
-let place = 0; // the tile that is looked at
-let index = null; // the result of that tile that is looked at
+let place = 0; // the tile that is shown in detail
+let index = null; // the result of that tile that is shown
+const grid = new Grid($("overview"), newTile, 8);
 
 export function show(found) {
   job = found;
@@ -26,18 +27,25 @@ export function show(found) {
   results.clear();
   for (const result of job.results ?? []) results.set(result.index, result);
   const { request } = job;
-  kernels = Array.isArray(request.kernels) ? request.kernels.length : Number(request.kernels.slice("top:".length));
-  each = request.methods.reduce((sum, method) => sum + (OPTIMIZED.includes(method) ? request.alpha.length * request.beta.length : 1), 0);
+  ({ kernels, each } = counted(request, 1));
+  count = request.images.length * kernels;
   names = imageNames();
-  tiles = Array.from({ length: request.images.length * kernels }, (_, at) => {
-    const tile = button("", () => look(at), { className: "tile" });
-    tile.append(make("span", { className: "nothing" }), make("span"), make("span"));
-    return tile;
-  });
-  tiles.forEach((_, at) => draw(at));
-  $("overview").classList.toggle("many", tiles.length > FEW);
-  $("overview").replaceChildren(...tiles);
+  grid.clear();
+  arrange();
   $("detail").replaceChildren();
+}
+
+function newTile(at) {
+  const tile = button("", () => look(at), { className: "tile" });
+  tile.append(make("span", { className: "nothing" }), make("span"), make("span"));
+  fill(tile, at);
+  return tile;
+}
+
+// "top:N" of a layer of which fewer kernels are active: the rest has no tile.
+function arrange() {
+  const known = (at) => !ended(job.status) || !all || job.status === "cancelled" || members(at).length;
+  grid.show(Array.from({ length: count }, (_, at) => at).filter(known));
 }
 
 function imageNames() {
@@ -48,7 +56,7 @@ function imageNames() {
   });
 }
 
-// A result that has just come, or comes again.
+// A new result, or one that was read before.
 export function take(result) {
   results.set(result.index, result);
   const at = Math.floor(result.index / each);
@@ -60,30 +68,31 @@ export function take(result) {
   }
 }
 
-// What X̂ of an item looks like after so many evaluations, if anybody has drawn it.
+// How far the optimisation of an item is, and X̂ as it is now, where the worker has drawn it.
 export function forms({ index: at, iteration, preview }) {
-  const tile = tiles[Math.floor(at / each)];
+  const tile = grid.get(Math.floor(at / each));
   if (!tile || at % each || results.has(at)) return;
   tile.lastElementChild.textContent = `evaluation ${iteration}`;
   if (!preview) return;
   const next = make("img", { alt: "", src: `jobs/${job.id}/previews/${at}?evaluation=${preview}` });
-  next.decode().then(() => { // takes the place of the last once it is there
+  next.decode().then(() => { // replaces the last one once it is loaded
     if (tile.isConnected && tile.classList.contains("forming")) tile.firstElementChild.replaceWith(next);
-  }).catch(() => {}); // it was taken away meanwhile: the result is there
+  }).catch(() => {}); // it was deleted meanwhile: there is a result
 }
 
-// The job has ended. Until all of its results are there, tiles without one may still get theirs.
+// The job has ended. Until all of its results have been read, tiles may still get theirs.
 export function end(found, complete) {
   const ran = !ended(job.status);
   job = found;
   all = complete;
   for (const result of job.results ?? []) results.set(result.index, result);
-  tiles.forEach((_, at) => draw(at));
+  arrange();
+  for (let at = 0; at < count; at += 1) draw(at);
   if (index === null) settle();
   else if (ran) look(place, index);
 }
 
-// Something is looked at, where there is anything.
+// Shows an explanation in detail, where there is one.
 export function settle() {
   if (index !== null || !results.size) return;
   const found = [...results.values()];
@@ -96,7 +105,10 @@ function members(at) {
 }
 
 function draw(at) {
-  const tile = tiles[at];
+  if (grid.get(at)) fill(grid.get(at), at);
+}
+
+function fill(tile, at) {
   const [picture, title, state] = tile.children;
   const { images, kernels: asked } = job.request;
   const found = members(at);
@@ -106,11 +118,11 @@ function draw(at) {
   const kernel = best?.kernel ?? (Array.isArray(asked) ? asked[at % kernels] : null);
   const several = images.length > 1 ? `, ${names[Math.floor(at / kernels)]}` : "";
   title.textContent = `${kernel === null ? `no. ${at + 1} by activation` : `kernel ${kernel}`}${several}`;
+  tile.title = title.textContent;
   tile.classList.toggle("forming", forming);
   tile.ariaPressed = String(at === place && index !== null);
   tile.disabled = !best;
-  tile.hidden = over && all && !best && job.status !== "cancelled"; // "top:N", and fewer are active
-  if (forming) state.textContent = found.length ? `${found.length} of ${each} explanations` : "waits";
+  if (forming) state.textContent = found.length ? `${found.length} of ${each} explanations` : "waiting";
   else if (!best) state.textContent = all ? job.status : "…";
   else state.textContent = found.length > 1 ? `${found.length} explanations` : summary(best);
   const src = forming ? null : best?.artifacts["optimized.png"];
@@ -120,10 +132,10 @@ function draw(at) {
 function look(at, which = null) {
   const found = members(at);
   const result = found.find((other) => other.index === which) ?? found[0];
-  tiles[place].ariaPressed = "false";
-  tiles[at].ariaPressed = "true";
+  const before = place;
   place = at;
   index = result.index;
+  for (const other of [before, at]) grid.get(other)?.setAttribute("aria-pressed", String(other === at));
   const parts = detail(job, result, found, names[Math.floor(at / kernels)], (other) => look(at, other.index));
   $("detail").replaceChildren(...parts.filter(Boolean));
 }

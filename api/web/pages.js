@@ -1,14 +1,15 @@
-// What the pages of a kernel and of a layer share: their address and answer, the survey, and jobs that are followed.
+// What the pages of a kernel and of a layer share: their addresses and data, the survey, and jobs that are followed.
 
-import { $, about, button, link, make, percent } from "./dom.js";
-import { ask, ended, follow, Refused, signOut } from "./server.js";
+import { $, about, button, link, make, percent, say } from "./dom.js";
+import { ended, follow, isVisible } from "./events.js";
+import { ask, Refused, signOut } from "./server.js";
 
-const QUEUE_MS = 3000; // between two looks at where a job is in the queue
-const RESULTS_MS = 300; // in which what has come is asked for once
-const OTHERS_MS = 10_000; // between two looks at a survey whose job is somebody else's
+const QUEUE_MS = 3000; // between two requests for a job's place in the queue
+const RESULTS_MS = 300; // in which several new results cause one request
+const OTHERS_MS = 10_000; // between two requests for a survey whose job belongs to somebody else
 
-// The page's own address, answered as JSON; never kept, as the browser would show it for the page itself.
-export const told = () => ask(location.pathname + location.search, { headers: { Accept: "application/json" }, cache: "no-store" });
+// The data of this page, from its own address. It is not cached: the browser would show it instead of the page.
+export const load = () => ask(location.pathname + location.search, { headers: { Accept: "application/json" }, cache: "no-store" });
 
 export const inAddress = (count) => location.pathname.split("/").slice(-count).map(decodeURIComponent);
 
@@ -31,7 +32,7 @@ export const count = (value) => value.toLocaleString("en");
 export const share = (value) => (value > 0 && value < 0.001 ? "< 0.1 %" : percent(value));
 const day = (time) => new Date(time).toLocaleDateString(undefined, { dateStyle: "medium" });
 
-// What goes wrong, in words
+// Errors as sentences
 
 export const guard = (action) => async (...given) => {
   notice("");
@@ -52,7 +53,7 @@ export async function open(show) {
   $("sign-out").hidden = !sessionStorage.getItem("signed-in");
   $("sign-out").addEventListener("click", guard(signOut));
   try {
-    show(await told());
+    show(await load());
     $("missing").hidden = true;
   } catch (error) {
     missing(error);
@@ -61,13 +62,13 @@ export async function open(show) {
 
 function missing(error) {
   const { title, detail } = error.problem ?? { title: "This page cannot be shown now", detail: error.message };
-  const again = error instanceof Refused ? null : button("Try again", () => location.reload());
+  const retry = error instanceof Refused ? "" : button("Try again", () => location.reload());
   $("missing").hidden = false;
   $("missing").replaceChildren(make("h2", {}, title), make("p", { className: "words" }, ...withCode(detail ?? "")),
-    make("p", {}, link("Explain a kernel in an image of your own", "."), " "), again ?? "");
+    make("p", {}, link("Explain a kernel in an image of your own", "."), " "), retry);
 }
 
-// Text in which what is between backticks is code.
+// Text with code between backticks.
 const withCode = (text) => text.split("`").map((part, at) => (at % 2 ? make("code", {}, part) : part));
 
 // The survey
@@ -75,9 +76,9 @@ const withCode = (text) => text.split("`").map((part, at) => (at % 2 ? make("cod
 export function surveyed({ survey, surveys }) {
   const others = surveys.some((one) => one.id !== survey.id);
   const said = survey.status === "succeeded"
-    ? `Seen in the ${count(survey.images)} images of “${survey.dataset_name}”, by the survey of ${day(survey.created_at)}.`
+    ? `By the survey of ${day(survey.created_at)} of the ${count(survey.images)} images of “${survey.dataset_name}”.`
     : `Images of “${survey.dataset_name}”.`;
-  if ($("survey").textContent.startsWith(said)) return; // somebody may be choosing another
+  if ($("survey").textContent.startsWith(said)) return; // the person may be choosing another
   $("survey").replaceChildren(make("p", {}, said), others ? chooser(survey, surveys) : "");
 }
 
@@ -88,7 +89,7 @@ function chooser(survey, surveys) {
     make("label", {}, "Survey", make("select", { name: "survey" }, ...options)), make("button", {}, "Show"));
 }
 
-// Says how far a survey is that has not succeeded, and has the page shown again once it has ended.
+// Shows the progress of an unfinished survey, and the page again once it has ended.
 export async function unfinished(survey, show) {
   const at = $("survey-state");
   at.hidden = survey.status === "succeeded";
@@ -96,11 +97,11 @@ export async function unfinished(survey, show) {
   const line = make("p", { role: "status" });
   const bar = make("progress", { max: 1, value: survey.surveyed / survey.images || 0, ariaLabel: "How far the survey is" });
   at.replaceChildren(line, bar);
-  const refresh = guard(async () => show(await told()));
+  const refresh = guard(async () => show(await load()));
   if (ended(survey.status)) {
     bar.hidden = true;
-    line.textContent = `The survey was ${survey.status === "failed" ? "broken off by an error" : "cancelled"} after ${count(survey.surveyed)} of ${count(survey.images)} images.`;
-    if (survey.mine) at.append(button("Go on with it", guard(async () => {
+    line.textContent = `The survey was ${survey.status === "failed" ? "stopped by an error" : "cancelled"} after ${count(survey.surveyed)} of ${count(survey.images)} images.`;
+    if (survey.mine) at.append(button("Continue it", guard(async () => {
       await ask(`jobs/${survey.id}/retry`, { method: "POST" });
       await refresh();
     })));
@@ -111,35 +112,31 @@ export async function unfinished(survey, show) {
     await watch([survey.id], {
       step(state) {
         bar.value = state.fraction;
-        say(line, state.waiting ?? `The survey is not finished: ${count(Math.round(state.fraction * survey.images))} of ${count(survey.images)} images looked at${left(state)}.`);
+        say(line, state.waiting ?? `The survey is not finished: ${count(Math.round(state.fraction * survey.images))} of ${count(survey.images)} images done${left(state)}.`);
       },
     });
     await refresh();
-  } catch { // the job is somebody else's
+  } catch { // the job belongs to somebody else
     setTimeout(refresh, OTHERS_MS);
   }
 }
 
 // Jobs
 
-export function say(element, text) {
-  if (element.textContent !== text) element.textContent = text;
-}
-
 export const left = ({ seconds_left: seconds }) => (typeof seconds === "number" ? `, ${about(seconds)} left` : "");
 
-// Follows jobs as if they were one: on.step tells how far they are, on.results that there is something new.
-// Resolves to the jobs once all have ended; rejects where one is gone.
+// Follows several jobs as one: `step` is called with their progress, `results` when there are new results. Resolves to the
+// jobs once all have ended; rejects where one is gone.
 export function watch(ids, { step, results = () => {} }) {
   const states = ids.map(() => ({ status: "queued", completed: 0, total: null, fraction: 0, seconds_left: null, place: "Waiting …" }));
   let pending = null;
-  const tell = (lost = false) => step(joined(states, lost));
+  const report = (lost = false) => step(joined(states, lost));
   const came = () => { pending ??= setTimeout(() => { pending = null; results(); }, RESULTS_MS); };
-  const watched = ids.map((id, at) => one(id, states[at], tell, came));
+  const watched = ids.map((id, at) => one(id, states[at], report, came));
   return Promise.all(watched).finally(() => clearTimeout(pending));
 }
 
-function one(id, state, tell, came) {
+function one(id, state, report, came) {
   return new Promise((resolve, reject) => {
     let idle = null;
     const over = (end, value) => {
@@ -149,29 +146,30 @@ function one(id, state, tell, came) {
     };
     const queue = async () => {
       if (state.status !== "queued") return;
-      const place = await placeOf(id).catch(() => null);
+      const place = isVisible() ? await placeOf(id).catch(() => null) : null;
       if (place && state.status === "queued") {
         state.place = place;
-        tell();
+        report();
       }
       idle = setTimeout(queue, QUEUE_MS);
     };
     const stop = follow(id, {
-      async status(status) {
+      async status({ status }) {
         state.status = status;
-        if (!ended(status)) return tell();
+        if (!ended(status)) return report();
         const job = await ask(`jobs/${id}`).catch((error) => over(reject, error));
-        if (!job || !ended(job.status)) return; // it had ended, and runs again
+        if (!job || !ended(job.status)) return; // the end of an earlier run
         Object.assign(state, { status: job.status, ...job.progress, fraction: 1, seconds_left: null });
-        tell();
+        report();
         over(resolve, job);
       },
       progress(made) {
         Object.assign(state, made, { status: "running", fraction: Math.max(state.fraction, made.fraction ?? 0) });
-        tell();
+        report();
       },
       result() { came(); },
-      lost() { tell(true); },
+      lost() { report(true); },
+      found() { report(); },
       gone(error) { over(reject, error); },
     });
     idle = setTimeout(queue, QUEUE_MS / 4);
@@ -194,6 +192,6 @@ async function placeOf(id) {
   const [job, state] = await Promise.all([ask(`jobs/${id}`), fetch("readyz").then((answer) => answer.json()).catch(() => null)]);
   const { queue_position: position, queue_seconds: seconds, waiting_for: awaited } = job;
   if (awaited) return `Waiting for ${awaited}.`;
-  if (state?.workers && !state.workers.some((worker) => worker.ready)) return "Waiting: no worker is connected. It starts by itself once there is one.";
+  if (state?.workers && !state.workers.some((worker) => worker.ready)) return "Waiting: no worker is connected. The job starts once there is one.";
   return `Waiting${position ? `, place ${position} in the queue` : ""}${typeof seconds === "number" ? `, ${about(seconds)}` : ""} …`;
 }

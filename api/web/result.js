@@ -1,18 +1,19 @@
 // One explanation in detail: X against X̂, the maps, the others, the loss, the numbers, the files.
 
 import { $, button, fed, link, make, percent, shown } from "./dom.js";
+import * as recipes from "./recipes.js";
+import { OPTIMIZED } from "./request.js";
 
-export const OPTIMIZED = ["suppression", "evidence"]; // the methods that optimise X̂, with α, β and a solver
-export const METHODS = { evidence: "evidence", suppression: "suppression", guided_backprop: "guided backpropagation", deconvnet: "deconvolution", lrp: "LRP" };
+const METHODS = { evidence: "evidence", suppression: "suppression", guided_backprop: "guided backpropagation", deconvnet: "deconvolution", lrp: "LRP" };
 
 const STOPPED = {
-  converged: "It ended because more steps gained nothing.",
-  budget: "It ended with its budget.",
-  deadline: "The deadline ended it early.",
+  converged: "It ended because further steps improved nothing.",
+  budget: "It used all of its evaluations.",
+  deadline: "It was stopped by the deadline.",
   cancelled: "It was cancelled.",
 };
 
-// What tells this explanation from the others of the same kernel and image.
+// What distinguishes this explanation from the others of the same kernel and image.
 export function variantOf(result, siblings) {
   const same = siblings.filter((each) => each.method === result.method);
   const several = (name) => new Set(same.map((each) => each[name])).size > 1;
@@ -74,7 +75,7 @@ function viewer(result) {
     ...[1, 2, 4, 8].map((factor) => new Option(`${factor} ×`, factor)));
   return make("div", { className: "viewer" }, frame,
     make("div", { className: "tools" },
-      make("div", { className: "slide" }, make("div", { className: "ends" }, make("span", {}, "X, the original"), make("span", {}, "X̂, what the kernel sees")), make("label", {}, slide)),
+      make("div", { className: "slide" }, make("div", { className: "ends" }, make("span", {}, "X, the original"), make("span", {}, "X̂, what the kernel responds to")), make("label", {}, slide)),
       make("label", {}, stretch, "stretch the contrast"),
       make("label", {}, "zoom", zoom)));
 }
@@ -87,8 +88,8 @@ function pictures(result) {
       figure("feature_map.png", `feature map of kernel ${kernel} in the original`, `F: kernel ${kernel} in the original`),
       figure("optimized_feature_map.png", `feature map of kernel ${kernel} in the optimized image`, "F̂: in X̂, on the same scale"),
       figure("difference.png", "difference of the two maps", "F̂ − F: blue fell, red rose")),
-    make("figure", {}, make("img", { className: "figure", src: artifacts["others.png"], alt: "feature maps of the loudest other kernels, before and after", loading: "lazy" }),
-      make("figcaption", {}, "What the loudest other kernels see: in the original, and in X̂, where they should be silent.")));
+    make("figure", {}, make("img", { className: "figure", src: artifacts["others.png"], alt: "feature maps of the most active other kernels, before and after", loading: "lazy" }),
+      make("figcaption", {}, "The most active other kernels: in the original, and in X̂, where they should be silent.")));
 }
 
 function numbers(job, result) {
@@ -97,35 +98,35 @@ function numbers(job, result) {
   const evaluations = OPTIMIZED.includes(result.method) ? `${result.iterations} evaluations, ` : "";
   const rows = [
     ["Map kept (SSIM)", shown(metrics.ssim), kept(result)],
-    ["Others left", percent(metrics.leakage), "of the other kernels' activation; at 0 % no other kernel sees anything in X̂."],
+    ["Others left", percent(metrics.leakage), "of the other kernels' activation; at 0 % no other kernel responds to X̂."],
     ["Their mean square", percent(ratio), `of what it was (${metrics.mse_others.toPrecision(3)} of ${metrics.mse_others_before.toPrecision(3)}): the paper's MSE.`],
     ...(typeof metrics.invention === "number" ? [["Invented", percent(metrics.invention), invented(job, metrics)]] : []),
-    ...(typeof metrics.ssim_grey === "number" ? [["Without colour", shown(metrics.ssim_grey), "SSIM of the map when X̂ is made grey: how much of what the kernel sees is shape."]] : []),
+    ...(typeof metrics.ssim_grey === "number" ? [["Without colour", shown(metrics.ssim_grey), "SSIM of the map when X̂ is made grey: near 1, the kernel responds to shape alone."]] : []),
     ["Grey", percent(metrics.sparsity), "of the pixels are the mean colour: the kernel does not need them."],
     ["Loss", shown(losses.total), loss(result)],
-    ["Time", `${shown(result.seconds, 1)} s`, `${evaluations}on ${result.device}. ${STOPPED[result.stopped] ?? ""}${result.reused ? " The same work had been done before: this is its result." : ""}`],
+    ["Time", `${shown(result.seconds, 1)} s`, `${evaluations}on ${result.device}. ${STOPPED[result.stopped] ?? ""}${result.reused ? " Reused from an earlier job with the same work." : ""}`],
   ];
-  if (result.target_met === false) rows.push(["Bound", "not kept", "What was asked for could not be kept in 8 bits."]);
+  if (result.target_met === false) rows.push(["Bound", "not kept", "No picture of 8 bits was found that keeps the requested bound."]);
   return make("div", {},
     make("h3", {}, "Numbers"),
-    make("p", { className: "faint" }, `All of the delivered 8-bit picture, fed back through ${job.request.model} (${result.weights.source}${fed(result.weights.preprocessing)}).`),
+    make("p", { className: "faint" }, `Measured on the delivered 8-bit picture, fed back through ${job.request.model} (${result.weights.source}${fed(result.weights.preprocessing)}).`),
     make("div", { className: "scroll" }, make("table", {}, make("tbody", {}, ...rows.map(([name, value, meaning]) =>
       make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, value), make("td", {}, meaning)))))));
 }
 
 function kept({ method, metrics: { ssim } }) {
-  if (ssim === null) return "The map is too small for an SSIM; look at the maps.";
-  if (ssim >= 0.9) return "The kernel's feature map is all but the same in X̂ (1: the same).";
-  if (ssim >= 0.5) return "The kernel's feature map is kept in part (1: the same).";
-  const advice = OPTIMIZED.includes(method) ? " Ask under “More” for an SSIM of at least 0.95." : "";
-  return `The kernel's feature map is lost in X̂, so X̂ does not say what the kernel sees.${advice}`;
+  if (ssim === null) return "The map is too small for an SSIM; compare the maps.";
+  if (ssim >= 0.9) return "The kernel's feature map is almost the same in X̂ (1: identical).";
+  if (ssim >= 0.5) return "The kernel's feature map is kept in part (1: identical).";
+  const advice = OPTIMIZED.includes(method) ? " Set an SSIM of at least 0.95 under “More options”." : "";
+  return `The kernel's feature map is lost in X̂, so X̂ does not show what the kernel responds to.${advice}`;
 }
 
 function invented({ request }, { invention_by_layer: layers }) {
   const [worst, share] = Object.entries(layers ?? {}).reduce((most, each) => (each[1] > most[1] ? each : most), ["", 0]);
   const where = worst ? ` Most of it is in ${worst} (${percent(share)}).` : "";
   if (!worst) return `No layer is below ${request.layer}, so there is nothing to measure.`;
-  return `is what X̂ excites below ${request.layer} beyond the image, over what the image excites there: near 0 %, X̂ shows what is in the image.${where}`;
+  return `is the activation below ${request.layer} that X̂ causes and the image does not, relative to the image's: near 0 %, X̂ shows what is in the image.${where}`;
 }
 
 function loss({ losses, alpha, beta, loss_start: start, loss_blank: blank }) {
@@ -135,7 +136,7 @@ function loss({ losses, alpha, beta, loss_start: start, loss_blank: blank }) {
   return `${terms} ${than}${better ? ": X̂ is better than both." : "; X̂ is not better than both, so it explains little."}`;
 }
 
-// The loss curve, drawn by uPlot, which is loaded when the first one is looked at.
+// The loss curve, drawn by uPlot, which is loaded with the first curve.
 let plotting = null;
 
 const plotter = () => (plotting ??= new Promise((loaded, failed) => {
@@ -178,7 +179,7 @@ function files(job, result) {
     make("p", {}, link(`Kernel ${result.kernel} of ${job.request.layer} in many images`, `kernels/${encodeURIComponent(job.request.model)}/${encodeURIComponent(job.request.layer)}/${result.kernel}`)));
 }
 
-// What the job as a whole has: comparisons, everything as one file, how to get it again.
+// The job as a whole: comparisons, all files in one, and how to run it again.
 export function whole(job, results, change, name) {
   const parts = [];
   const { links, request } = job;
@@ -195,40 +196,38 @@ export function whole(job, results, change, name) {
   }
   const address = new URL(`#job=${job.id}`, document.baseURI).href;
   parts.push(
-    make("h3", {}, "Keep it, repeat it"),
+    make("h3", {}, "Save and run again"),
     make("p", {}, link("Download everything (ZIP)", links.bundle), " · ", link("Link to this result", address), ` · kept until ${new Date(job.expires_at).toLocaleDateString()} · `,
       button("Change and run again", change)),
-    copied("The same by the command line", curl(request, name)));
+    recipe(request, name));
   return parts;
+}
+
+const LANGUAGES = { curl: recipes.curl, "command line": recipes.commandLine, Python: recipes.python };
+
+// The job as a command or a program, in one of several languages.
+function recipe(request, name) {
+  const place = { server: new URL(".", document.baseURI).href, key: !$("sign-out").hidden, name };
+  const language = make("select", {}, ...Object.keys(LANGUAGES).map((each) => new Option(each)));
+  const box = make("pre", { tabIndex: 0, role: "region", ariaLabel: "The same job as text" });
+  const write = () => { box.textContent = LANGUAGES[language.value](request, place); };
+  language.addEventListener("change", write);
+  write();
+  return make("div", {}, make("div", { className: "tools" }, make("label", {}, "The same by", language), copyButton(box)), box);
 }
 
 const sheet = (src, alt) => make("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: alt }, make("img", { className: "figure", src, alt, loading: "lazy" }));
 
-function copied(title, text) {
-  const box = make("pre", { tabIndex: 0, role: "region", ariaLabel: title }, text);
+function copyButton(box) {
   const copy = button("Copy", async () => {
     try {
-      await navigator.clipboard.writeText(text);
+      await navigator.clipboard.writeText(box.textContent);
       copy.textContent = "Copied";
-    } catch { // not allowed, or not a secure page
+    } catch { // not allowed, or a page without TLS
       getSelection().selectAllChildren(box);
       copy.textContent = "Selected: press Ctrl-C";
     }
+    setTimeout(() => { copy.textContent = "Copy"; }, 2000);
   });
-  return make("div", {}, make("p", {}, title, " ", copy), box);
-}
-
-function curl(request, name) {
-  const asked = {
-    model: request.model, layer: request.layer, kernels: [request.kernels].flat().join(","), methods: request.methods.join(","),
-    alpha: request.alpha.join(","), beta: request.beta.join(","), effort: request.effort, iterations: request.iterations,
-    solver: request.solver === "fast" ? null : request.solver, target_ssim: request.target_ssim,
-    max_preservation: request.max_preservation, only_remove: request.only_remove || null,
-    gamma: request.gamma, max_invention: request.max_invention,
-  };
-  const fields = Object.entries(asked).filter(([, value]) => value !== null && value !== undefined).map(([field, value]) => `-F ${field}=${value}`);
-  const file = (sha256, at) => name(request, at)?.split(/[/\\]/).pop() || `${sha256.slice(0, 8)}.png`;
-  const images = request.images.map((sha256, at) => `-F 'image=@${file(sha256, at).replaceAll("'", "'\\''")}'`);
-  const key = $("sign-out").hidden ? [] : ["-H 'Authorization: Bearer YOUR-KEY'"];
-  return ["curl", ...key, "-H 'Prefer: wait=60'", ...images, ...fields, new URL("explain", document.baseURI).href].join(" \\\n  ");
+  return copy;
 }

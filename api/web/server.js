@@ -1,4 +1,4 @@
-// The HTTP API: answers as objects, refusals as sentences, a key where one is needed, and a job's events.
+// The HTTP API: responses as objects, errors as sentences, and a dialog that asks for a key where one is needed.
 
 import { $, make } from "./dom.js";
 
@@ -27,34 +27,36 @@ export async function ask(path, options = {}) {
   return body;
 }
 
-export const post = (path, body, headers = {}) =>
-  ask(path, { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json", ...headers } });
+function post(path, body, headers) {
+  if (body instanceof FormData) return ask(path, { method: "POST", body, headers });
+  return ask(path, { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json", ...headers } });
+}
 
-// A request that makes one job however often it has to be sent.
+// Creates one job, however often the request has to be sent. The body is an object or a form.
 export async function submit(path, body, headers = {}) {
   const key = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-  for (let patience = 5; ; patience -= 1) {
+  for (let retries = 5; ; retries -= 1) {
     try {
       return await post(path, body, { "Idempotency-Key": key, ...headers });
     } catch (error) {
-      const passing = error instanceof Unreachable || error.problem?.status === 503;
-      if (!passing || !patience) throw error;
+      const temporary = error instanceof Unreachable || error.problem?.status === 503;
+      if (!temporary || !retries) throw error;
       await new Promise((wake) => setTimeout(wake, 1000));
     }
   }
 }
 
-// A server with keys: ask for one, and have it answered with a cookie that stands for it.
+// Asks for a key and exchanges it for a session cookie.
 function signIn() {
   signingIn ??= keyAccepted().finally(() => { signingIn = null; });
   return signingIn;
 }
 
-// Every page has this dialog once it is needed.
+// Added to a page when it is first needed.
 function signInDialog() {
   const dialog = make("dialog", { id: "sign-in", "aria-labelledby": "sign-in-title" }, make("form", { method: "dialog" },
     make("h2", { id: "sign-in-title" }, "This server needs an API key"),
-    make("p", {}, "Its operator makes one: ", make("code", {}, "kernelscope keys add NAME")),
+    make("p", {}, "Ask the server's operator for one; the command that creates it is ", make("code", {}, "kernelscope keys add NAME"), "."),
     make("label", {}, "Key ", make("input", { type: "password", id: "key", autocomplete: "current-password", required: true })),
     make("p", { id: "sign-in-problem", className: "error", role: "alert" }),
     make("button", { className: "main" }, "Sign in")));
@@ -64,14 +66,15 @@ function signInDialog() {
 
 async function keyAccepted() {
   const dialog = $("sign-in") ?? signInDialog();
-  for (let problem = ""; ; ) {
+  let problem = sessionStorage.getItem("signed-in") ? "Your session has expired, or the key was revoked. Sign in again." : "";
+  for (;;) {
     $("sign-in-problem").textContent = problem;
     dialog.showModal();
     await new Promise((closed) => dialog.addEventListener("close", closed, { once: true }));
     const key = $("key").value.trim();
     $("key").value = "";
     if (!/^[!-~]+$/.test(key)) {
-      problem = "A key looks like ks_ followed by letters and digits.";
+      problem = "Enter the key: ks_ followed by letters and digits.";
       continue;
     }
     const answer = await fetch("session", { method: "POST", headers: { Authorization: `Bearer ${key}` } }).catch(() => null);
@@ -88,60 +91,4 @@ export async function signOut() {
   await ask("session", { method: "DELETE" });
   sessionStorage.removeItem("signed-in");
   location.assign(location.pathname);
-}
-
-export const ended = (status) => !["queued", "running"].includes(status);
-
-// Tells of a job until the server has no more to tell: on.status, on.progress, on.result, on.lost, on.gone. Returns what stops it.
-// EventSource comes back by itself after a broken connection, but not after a refusal, whose reason it does not tell:
-// then we ask for the job, which asks for a key where one is needed, and come back unless it is gone.
-export function follow(id, on) {
-  let source;
-  let stopped = false;
-  let over = false; // the last that was told is an end; a job that was run again has had one before
-  const stop = () => {
-    stopped = true;
-    source.close();
-  };
-  const gone = (error) => {
-    stop();
-    on.gone(error);
-  };
-  const later = () => setTimeout(again, 1500);
-  const again = async () => {
-    if (stopped) return;
-    try {
-      await ask(`jobs/${id}`);
-    } catch (error) {
-      if ([404, 410].includes(error.problem?.status)) gone(error);
-      else later();
-      return;
-    }
-    open();
-  };
-  const open = () => {
-    if (stopped) return;
-    source = new EventSource(`jobs/${id}/events?previews=true`);
-    source.addEventListener("status", (event) => {
-      const { status } = JSON.parse(event.data);
-      over = ended(status);
-      on.status(status);
-    });
-    source.addEventListener("progress", (event) => on.progress(JSON.parse(event.data)));
-    source.addEventListener("result", (event) => on.result(JSON.parse(event.data)));
-    source.addEventListener("gone", (event) => gone(new Refused(JSON.parse(event.data))));
-    source.addEventListener("problem", () => {
-      source.close();
-      on.lost();
-      later();
-    });
-    source.addEventListener("error", () => {
-      if (over) stop();
-      if (stopped) return;
-      on.lost();
-      if (source.readyState === EventSource.CLOSED) later();
-    });
-  };
-  open();
-  return stop;
 }

@@ -37,7 +37,7 @@ def browser() -> Iterator[Browser]:
 
 @dataclass
 class Visitor:
-    """Somebody who uses the page, and whatever the browser complains of meanwhile."""
+    """A person who uses the page, and what the browser reports meanwhile."""
 
     context: BrowserContext
     url: str
@@ -45,7 +45,7 @@ class Visitor:
     complaints: list[str] = field(default_factory=list)
     expected: tuple[str, ...] = ()  # what the browser itself says of an answer that the test is about
 
-    def heard(self, message: ConsoleMessage) -> None:
+    def reported(self, message: ConsoleMessage) -> None:
         """The browser's console."""
         if message.type in ("error", "warning") and not any(text in message.text for text in self.expected):
             self.complaints.append(message.text)
@@ -74,7 +74,7 @@ class Visitor:
     def effort(self, name: str) -> None:
         """How long the solver tries."""
         if not self.page.get_by_label("Effort").is_visible():
-            self.page.get_by_text("More", exact=True).click()
+            self.page.get_by_text("More options", exact=True).click()
         self.page.get_by_label("Effort").select_option(name)
 
     def explain(self) -> None:
@@ -97,10 +97,10 @@ class Visitor:
     def accessible(self) -> None:
         """No violation of what axe knows."""
         found = Axe().run(self.page).response["violations"]
-        told = [
+        violations = [
             f"{one['id']}: {one['nodes'][0]['html'][:200]} ({one['nodes'][0].get('failureSummary')})" for one in found
         ]
-        assert not found, "\n".join(told)
+        assert not found, "\n".join(violations)
 
 
 Arriving = Callable[..., Visitor]
@@ -114,7 +114,7 @@ def arriving(browser: Browser) -> Iterator[Arriving]:
     def arrive(url: str, **options: object) -> Visitor:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})  # type: ignore[arg-type]
         visitor = Visitor(context, url, context.new_page())
-        visitor.page.on("console", visitor.heard)
+        visitor.page.on("console", visitor.reported)
         visitor.page.on("pageerror", visitor.failed)
         visitors.append(visitor)
         return visitor
@@ -141,8 +141,21 @@ def plant(tmp_path: Path) -> Iterator[Plant]:
 
 @pytest.fixture
 def visitor(arriving: Arriving, service: Plant) -> Visitor:
-    """Somebody at the shared service."""
+    """A visitor of the shared service."""
     return arriving(service.url)
+
+
+@pytest.fixture(scope="session")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
+    """A service without a worker."""
+    with running(tmp_path_factory.mktemp("pages")) as plant:
+        yield plant
+
+
+@pytest.fixture
+def guest(arriving: Arriving, api: Plant) -> Visitor:
+    """A visitor of it."""
+    return arriving(api.url)
 
 
 @pytest.fixture(scope="session")

@@ -32,15 +32,24 @@ AT = "/kernels/vgg16/conv5_3"
 LAYER = Layer(name="conv5_3", node="features.29", kernels=512, height=14, width=14, receptive_field=196, stride=16)
 STREAMS = """
 window.streams = [];
-window.EventSource = class extends EventTarget {
-  static CLOSED = 2;
-  readyState = 1;
-  constructor() { super(); window.streams.push(this); }
-  close() { this.readyState = 2; }
+const fetched = window.fetch;
+window.fetch = async (path, options) => {
+  if (!/jobs\\/[^/]+\\/events/.test(path)) return fetched(path, options);
+  let stream;
+  const body = new ReadableStream({ start(controller) { stream = controller; } });
+  window.streams.push(stream);
+  options.signal.addEventListener('abort', () => { stream.error(new Error('aborted')); close(stream); });
+  return new Response(body);
 };
-window.tell = (kind, data) => {
-  for (const stream of window.streams.filter((one) => one.readyState === 1)) {
-    stream.dispatchEvent(new MessageEvent(kind, { data: JSON.stringify(data) }));
+const close = (stream) => { window.streams = window.streams.filter((one) => one !== stream); };
+window.send = (kind, data) => {
+  const text = new TextEncoder().encode(`event: ${kind}\\ndata: ${JSON.stringify(data)}\\n\\n`);
+  for (const stream of window.streams) {
+    stream.enqueue(text);
+    if (!['queued', 'running'].includes(data.status ?? 'running')) {
+      close(stream);
+      stream.close();
+    }
   }
 };
 """
@@ -56,7 +65,7 @@ def webp(seed: int) -> bytes:
 
 
 def survey(survey_id: str = SURVEY, **changes: object) -> Survey:
-    """One that has looked at 5,000 images."""
+    """One of 5,000 images, all of them done."""
     links = {"self": f"/surveys/{survey_id}", "csv": f"/surveys/{survey_id}/kernels.csv"}
     own = {
         "id": survey_id,
@@ -131,7 +140,7 @@ def histogram(silent: int) -> list[Bin]:
     return [*bins, Bin(start=edges[-1], end=None, images=0)]
 
 
-def kernel_page(kernel: int = 12, made: int = 0, told: Explanation | None = None, **changes: object) -> KernelPage:
+def kernel_page(kernel: int = 12, made: int = 0, explained: Explanation | None = None, **changes: object) -> KernelPage:
     """Of an active kernel, with so many X̂."""
     page = KernelPage(
         network="vgg16",
@@ -146,7 +155,7 @@ def kernel_page(kernel: int = 12, made: int = 0, told: Explanation | None = None
         histogram=histogram(1900),
         top=[top(kernel, rank, made=rank < made) for rank in range(TOP)],
         similar=[Similar(kernel=40 + at, correlation=0.8 - at / 10, crop=crop(40 + at)) for at in range(4)],
-        explanation=told,
+        explanation=explained,
     )
     return page.model_copy(update=changes)
 
@@ -181,7 +190,7 @@ class Answers:
 
     def __init__(self, page: Page) -> None:
         self.page = page
-        self.told: BaseModel | dict[str, object] = {}
+        self.response: BaseModel | dict[str, object] = {}
         self.asked: list[tuple[str, object]] = []  # what was posted, in order
         self.job: dict[str, object] = {"status": "succeeded", "error": None, "failed_items": 0, "progress": {}}
         page.add_init_script(STREAMS)
@@ -194,14 +203,14 @@ class Answers:
         if "text/html" in request.headers["accept"]:
             route.fallback()
         else:
-            self._json(route, self.told)
+            self._json(route, self.response)
 
-    def _json(self, route: Route, told: BaseModel | dict[str, object]) -> None:
-        if isinstance(told, BaseModel):
-            route.fulfill(body=told.model_dump_json(), content_type="application/json")
+    def _json(self, route: Route, content: BaseModel | dict[str, object]) -> None:
+        if isinstance(content, BaseModel):
+            route.fulfill(body=content.model_dump_json(), content_type="application/json")
         else:
-            status = int(str(told.get("status", 404)))
-            route.fulfill(status=status, json=told, content_type="application/problem+json")
+            status = int(str(content.get("status", 404)))
+            route.fulfill(status=status, json=content, content_type="application/problem+json")
 
     def _surveys(self, route: Route, request: Request) -> None:
         if request.method == "GET":
@@ -220,21 +229,21 @@ class Answers:
         else:
             route.fulfill(json=self.job)
 
-    def tell(self, kind: str, **data: object) -> None:
+    def send(self, kind: str, **data: object) -> None:
         """An event of the jobs that the page follows, once it does."""
-        self.page.wait_for_function("() => window.streams.some((one) => one.readyState === 1)")
-        self.page.evaluate("([kind, data]) => window.tell(kind, data)", [kind, data])
+        self.page.wait_for_function("() => window.streams.length > 0")
+        self.page.evaluate("([kind, data]) => window.send(kind, data)", [kind, data])
 
     def ends(self, status: str = "succeeded", **job: object) -> None:
         """The jobs that the page follows end."""
         self.job = {**self.job, **job, "status": status}
-        self.tell("status", status=status)
+        self.send("status", status=status)
 
 
-def at(visitor: Visitor, told: BaseModel | dict[str, object], path: str = f"{AT}/12") -> Answers:
-    """The page at this path, which is told so."""
+def at(visitor: Visitor, response: BaseModel | dict[str, object], path: str = f"{AT}/12") -> Answers:
+    """The page at this path, for which the API has this response."""
     answers = Answers(visitor.page)
-    answers.told = told
+    answers.response = response
     visitor.page.goto(visitor.url + path)
     return answers
 

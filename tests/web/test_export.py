@@ -1,4 +1,4 @@
-"""An exported layer, opened from disk as a person does who was sent the folder."""
+"""An exported layer, opened from disk."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def loaded(page: Page) -> int:
 
 
 def accessible(page: Page) -> None:
-    """No violation of what axe knows, which is told not to fetch the style sheet: a file may not be fetched."""
+    """No violation that axe finds. It must not fetch the style sheet: a browser forbids that for files."""
     found = Axe().run(page, options={"preload": False}).response["violations"]
     assert not found, "\n".join(f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found)
 

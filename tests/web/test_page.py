@@ -44,7 +44,7 @@ def test_every_node_can_be_found(visitor: Visitor, picture: Path) -> None:
 def test_from_an_upload_to_a_link_that_opens_the_same_tomorrow(
     visitor: Visitor, arriving: Arriving, picture: Path, tmp_path: Path
 ) -> None:
-    """Choose, rank, explain, compare, download; the link shows the same to somebody who comes later."""
+    """Choose, rank, explain, compare, download; the link shows the same later."""
     page = visitor.open()
     visitor.choose(picture)
     visitor.shoot("ranked-light")
@@ -103,7 +103,7 @@ def test_the_curl_that_is_shown_reproduces_the_job(visitor: Visitor, service: Pl
     page = visitor.open()
     visitor.choose(picture, "conv1_2")
     visitor.effort("quick")
-    page.get_by_label("β, the pull to grey").fill("0.5, 2")
+    page.get_by_label("β, the weight of emptiness").fill("0.5, 2")
     visitor.explain()
     visitor.done()
     shown = page.locator("#whole pre").inner_text()
@@ -153,7 +153,7 @@ def test_a_cancelled_job_says_so_and_keeps_what_is_finished(visitor: Visitor, pi
 
 
 def test_what_is_no_image_is_refused_in_words(visitor: Visitor, tmp_path: Path) -> None:
-    """A text file at once; a damaged picture once the server has looked at it."""
+    """A text file at once; a damaged picture once the server has decoded it."""
     visitor.expected = ("422", "415")
     page = visitor.open()
     notes, broken = tmp_path / "notes.txt", tmp_path / "broken.png"
@@ -176,10 +176,10 @@ def test_wrong_numbers_are_named(visitor: Visitor, picture: Path) -> None:
     page.get_by_role("button", name="Explain", exact=True).click()
     expect(page.locator("#notice")).to_contain_text("Choose an image first")
     visitor.choose(picture)
-    page.get_by_label("β, the pull to grey").fill("1; much")
+    page.get_by_label("β, the weight of emptiness").fill("1; much")
     page.get_by_role("button", name="Explain", exact=True).click()
     expect(page.locator("#notice")).to_contain_text("“much” is not a number")
-    page.get_by_label("β, the pull to grey").fill("1")
+    page.get_by_label("β, the weight of emptiness").fill("1")
     page.get_by_label("Others by number").fill("4711")
     page.get_by_role("button", name="Explain", exact=True).click()
     expect(page.locator("#notice")).to_contain_text("4711")
@@ -239,99 +239,5 @@ def test_images_can_be_dropped_and_pasted(visitor: Visitor) -> None:
     for kind in ("drop", "paste"):
         page.evaluate(made, kind)
         expect(page.get_by_role("button", name=f"{kind}.png", exact=True)).to_be_visible()
-    page.get_by_role("button", name="remove drop.png").click()
+    page.get_by_role("button", name="Remove drop.png").click()
     expect(page.locator("#images li")).to_have_count(1)
-
-
-def test_by_keyboard_alone(visitor: Visitor) -> None:
-    """From the first Tab to the result; focus is always on something that is there."""
-    page = visitor.open()
-
-    def tab_to(wanted: str, most: int = 60) -> None:
-        for _ in range(most):
-            page.keyboard.press("Tab")
-            if page.evaluate("wanted => document.activeElement.matches(wanted)", wanted):
-                return
-        raise AssertionError(f"Tab never came to {wanted}")
-
-    tab_to("[aria-label='sample: drawn shapes']")
-    page.keyboard.press("Enter")
-    tab_to("#model")
-    page.keyboard.type("VGG-mini")
-    expect(page.get_by_label("Network")).to_have_value("vgg_mini")
-    tab_to("#layers input")
-    page.keyboard.press("ArrowRight")
-    visitor.ranked()
-    page.wait_for_function("() => !document.querySelector('#kernels').hidden")
-    tab_to("#kernels input")
-    page.keyboard.press("Space")
-    tab_to("summary")
-    page.keyboard.press("Enter")
-    tab_to("#effort")
-    page.keyboard.type("quick")
-    tab_to("#run")
-    page.keyboard.press("Enter")
-    assert visitor.done().startswith("Done")
-    assert page.evaluate("document.activeElement.id") == "outcome"
-    tab_to(".frame")
-    tab_to("input[type=range]")
-    page.keyboard.press("End")
-    assert page.locator(".stack img").nth(1).evaluate("image => image.style.clipPath") == "inset(0px 0px 0px 100%)"
-
-
-@pytest.mark.parametrize(("width", "height"), [(360, 740), (3840, 2160)])
-def test_from_a_phone_to_a_wall(arriving: Arriving, service: Plant, picture: Path, width: int, height: int) -> None:
-    """Nothing is cut off, and nothing scrolls sideways but what is meant to."""
-    visitor = arriving(service.url, viewport={"width": width, "height": height})
-    page = visitor.open()
-    fits = "document.scrollingElement.scrollWidth <= innerWidth"
-    assert page.evaluate(fits)
-    visitor.choose(picture)
-    visitor.effort("quick")
-    page.get_by_label("LRP").check()
-    assert page.evaluate(fits)
-    visitor.explain()
-    visitor.done()
-    page.wait_for_selector(".uplot")
-    assert page.evaluate(fits)
-    visitor.shoot(f"result-{width}")
-    page.get_by_role("button", name="Your jobs").click()
-    page.wait_for_selector("#jobs > p")
-    assert page.evaluate(fits)
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing(arriving: Arriving, service: Plant, picture: Path, scheme: str) -> None:
-    """At the start, with kernels to choose from, with an error, with a result, in the history."""
-    visitor = arriving(service.url, color_scheme=scheme)
-    page = visitor.open()
-    visitor.accessible()
-    page.get_by_role("button", name="Explain", exact=True).click()
-    visitor.accessible()
-    visitor.choose(picture)
-    visitor.shoot(f"ranked-{scheme}")
-    visitor.accessible()
-    visitor.effort("quick")
-    page.get_by_label("LRP").check()
-    visitor.explain()
-    visitor.done()
-    page.wait_for_selector(".uplot")
-    visitor.shoot(f"result-{scheme}")
-    visitor.accessible()
-    page.get_by_role("button", name="Your jobs").click()
-    page.wait_for_selector("#jobs > p")
-    visitor.accessible()
-
-
-def test_the_policy_lets_nothing_else_run(visitor: Visitor) -> None:
-    """A script that somebody smuggles into the page does not run."""
-    page = visitor.open()
-    policy = httpx.get(visitor.url).headers["content-security-policy"]
-    assert "default-src 'none'" in policy
-    assert "unsafe" not in policy
-    page.evaluate(
-        "document.body.append(Object.assign(document.createElement('script'), { textContent: 'window.smuggled = 1' }))"
-    )
-    assert page.evaluate("window.smuggled") is None
-    assert any("Content Security Policy" in text for text in visitor.complaints)
-    visitor.complaints.clear()
