@@ -1,4 +1,4 @@
-"""The README's examples run as they stand and print what it shows."""
+"""The examples of docs/http-api.md run as they are and print what the page shows."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = re.compile(r"```(sh|python|js)\n(.*?)```\n\n```text\n(.*?)```", re.DOTALL)
-EXAMPLES = {language: (code, output) for language, code, output in EXAMPLE.findall((ROOT / "README.md").read_text())}
+PAGE = (ROOT / "docs" / "http-api.md").read_text()
+EXAMPLES = {language: (code, output) for language, code, output in EXAMPLE.findall(PAGE)}
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a running service with a real worker."""
-    with running(tmp_path_factory.mktemp("readme"), "worker") as plant:
+    with running(tmp_path_factory.mktemp("examples"), "worker") as plant:
         yield plant.url
 
 
 @pytest.mark.parametrize("language", ["sh", "python", "js"])
-def test_an_example_prints_what_the_readme_shows(url: str, tmp_path: Path, language: str) -> None:
-    """In a folder with the picture that it names."""
+def test_an_example_prints_what_the_page_shows(url: str, tmp_path: Path, language: str) -> None:
+    """In a folder with the image that it sends."""
     code, output = EXAMPLES[language]
     (tmp_path / "docs").mkdir()
     shutil.copy(ROOT / "docs" / "green-kernel.png", tmp_path / "docs")

@@ -1,0 +1,68 @@
+"""The documentation says what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from shared.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")]
+WITH_PATHS = ("README.md", "CONTRIBUTING.md", "docs/architecture.md")
+PATH = re.compile(r"`((?:api|benchmarks|docs|kernelscope|shared|tests|worker)/[\w./-]*)`")
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)")
+
+
+def settings_table() -> str:
+    """The settings table as docs/settings.md must have it."""
+    rows = ["| setting | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = field.get_default()
+        if isinstance(default, SecretStr):
+            default = default.get_secret_value()
+        elif isinstance(default, tuple):
+            default = ",".join(default)
+        elif name == "data_dir":
+            default = "the user's data folder"
+        shown = "" if default in (None, "") else f"`{default}`" if name != "data_dir" else default
+        rows.append(f"| `KERNELSCOPE_{name.upper()}` | {shown} | {field.description} |")
+    return "\n".join(rows)
+
+
+def anchors(page: Path) -> set[str]:
+    """The fragments by which the page's headings can be linked to, as GitHub forms them."""
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_settings_table_is_the_code_s() -> None:
+    """Every setting with its default and its meaning, and none that does not exist."""
+    assert settings_table() in (ROOT / "docs" / "settings.md").read_text()
+
+
+@pytest.mark.parametrize("name", WITH_PATHS)
+def test_every_path_that_a_page_names_exists(name: str) -> None:
+    """`folder/file.py` in the page is a file of the repository."""
+    named = set(PATH.findall((ROOT / name).read_text()))
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def test_the_architecture_names_paths() -> None:
+    """The test above finds what it is to compare."""
+    assert len(PATH.findall((ROOT / "docs" / "architecture.md").read_text())) > 50
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    """To a file of the repository, and where it has a fragment, to a heading of that page."""
+    broken = []
+    for target, fragment in LINK.findall(page.read_text()):
+        file = (page.parent / target) if target else page
+        if not file.exists() or (fragment and fragment not in anchors(file)):
+            broken.append(f"{target}#{fragment}")
+    assert broken == []
