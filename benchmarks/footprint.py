@@ -86,7 +86,12 @@ def measure(jobs: int, kernels: int) -> dict[str, Figures]:
     with private_stack(Settings(), "vgg_mini") as stack, Client(stack.url) as client:
         meter = Meter(stack, jobs * kernels)
         files = pictures(jobs)
-        asked: dict[str, Any] = {"model": "vgg_mini", "layer": "conv2_2", "kernels": f"top:{kernels}", "effort": "quick"}
+        asked: dict[str, Any] = {
+            "model": "vgg_mini",
+            "layer": "conv2_2",
+            "kernels": f"top:{kernels}",
+            "effort": "quick",
+        }
         client.explain([pictures(jobs + 1)[-1]], **asked).wait()  # warm up
         begin = time.monotonic()
         with meter.over(found, "explained"):

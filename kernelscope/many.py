@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from rich.progress import Progress, TaskID
 
 from kernelscope.client import Client, ClientError, Job, NotFound, ServerError, WaitTimeout
-from kernelscope.client.flows import written
+from kernelscope.client.files import written
 from kernelscope.photos import Photo, batches
 from kernelscope.results import Explained, explained, save, saved_before
 from kernelscope.terminal import progress, say, state

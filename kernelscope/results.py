@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from rich.table import Table
 
 from kernelscope.client import Job
-from kernelscope.client.flows import folder_name, written
+from kernelscope.client.files import folder_name, written
 from kernelscope.terminal import MEANING, NUMBERS, err, numbers, out, say, table
 from shared import schemas
 from shared.schemas import ActiveKernel
