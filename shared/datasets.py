@@ -90,13 +90,13 @@ class Upload:
             DataSetNotFound: it has been deleted in the meantime.
         """
         try:
-            self.sets.shelf.facts(self.set_id, self.facts.owner)
+            self.sets.collection.facts(self.set_id, self.facts.owner)
             if any(self._new.values()):
                 place = f"datasets/{self.set_id}/parts/{new_id()}.json"
                 self.sets.store.put_at(place, json.dumps(self._new).encode())
-                self.sets.shelf.facts(self.set_id, self.facts.owner)
+                self.sets.collection.facts(self.set_id, self.facts.owner)
         except DataSetNotFound:
-            self.sets.shelf.sweep(self.set_id)
+            self.sets.collection.sweep(self.set_id)
             raise
         return _described(self.set_id, self.facts, self.contents, self.facts.owner)
 
@@ -111,18 +111,18 @@ class DataSets:
     def __init__(self, store: BlobStore, most_images: int) -> None:
         self.store = store
         self.most_images = most_images
-        self.shelf = Collection(store, "datasets", DataSetFacts, DataSetNotFound, "data set", MOST_SETS)
+        self.collection = Collection(store, "datasets", DataSetFacts, DataSetNotFound, "data set", MOST_SETS)
 
     def create(self, owner: str, name: str) -> DataSet:
         """Create an empty data set. Raises as `Collection.put`."""
         set_id = new_id()
         facts = DataSetFacts(owner=owner, created_at=now(), name=name)
-        self.shelf.put(set_id, facts)
+        self.collection.put(set_id, facts)
         return _described(set_id, facts, DataSetContents(), owner)
 
     def publish(self, set_id: str) -> None:
         """As `Collection.publish`. Raises DataSetNotFound."""
-        self.shelf.publish(set_id)
+        self.collection.publish(set_id)
 
     def get(self, set_id: str, owner: str) -> DataSet:
         """A data set.
@@ -130,7 +130,7 @@ class DataSets:
         Raises:
             DataSetNotFound.
         """
-        return _described(set_id, self.shelf.facts(set_id, owner), self._contents(set_id), owner)
+        return _described(set_id, self.collection.facts(set_id, owner), self._contents(set_id), owner)
 
     def images(self, set_id: str, owner: str) -> list[tuple[str, str]]:
         """Digest and name of each image, in the order of upload; the first name of an image that was uploaded twice.
@@ -138,7 +138,7 @@ class DataSets:
         Raises:
             DataSetNotFound.
         """
-        self.shelf.facts(set_id, owner)
+        self.collection.facts(set_id, owner)
         return list(self._contents(set_id).images.items())
 
     def image(self, set_id: str, digest: str, owner: str | None) -> bytes:
@@ -147,7 +147,7 @@ class DataSets:
         Raises:
             DataSetNotFound: also if the image is missing, as the data set is being deleted then.
         """
-        self.shelf.facts(set_id, owner)
+        self.collection.facts(set_id, owner)
         data = self.store.get_at(f"datasets/{set_id}/images/{digest}")
         if data is None:
             raise DataSetNotFound(f"data set {set_id} has no image {digest}")
@@ -155,7 +155,7 @@ class DataSets:
 
     def all(self, owner: str) -> list[DataSet]:
         """The data sets of an owner and all public ones, newest first."""
-        found = self.shelf.all(owner)
+        found = self.collection.all(owner)
         return [_described(set_id, facts, self._contents(set_id), owner) for set_id, facts in found.items()]
 
     def open(self, set_id: str, owner: str) -> Upload:
@@ -164,11 +164,11 @@ class DataSets:
         Raises:
             DataSetNotFound.
         """
-        return Upload(self, set_id, self.shelf.own(set_id, owner, "change"), self._contents(set_id))
+        return Upload(self, set_id, self.collection.own(set_id, owner, "change"), self._contents(set_id))
 
     def remove(self, set_id: str, owner: str) -> None:
         """Delete a data set. Raises DataSetNotFound."""
-        self.shelf.remove(set_id, owner)
+        self.collection.remove(set_id, owner)
 
     def _contents(self, set_id: str) -> DataSetContents:
         found = DataSetContents()

@@ -41,7 +41,7 @@ def loops(services: Services, sender: WebhookSender) -> list[Loop]:
         Loop("expiry", 1.0, cleaner.expire),
         Loop("sweeper", 1.0, cleaner.remove_files),
         Loop("walker", SCAN_SECONDS, cleaner.scan_store),
-        Loop("shelves", DELETED_SECONDS, cleaner.remove_deleted),
+        Loop("collections", DELETED_SECONDS, cleaner.remove_deleted),
         Loop("beat", REPAIR_SECONDS, cleaner.repair),
         Loop("webhooks", 1.0, sender.round),
         Loop("redis", 600.0, lambda: log_redis_warnings(services)),
@@ -151,8 +151,8 @@ class Cleaner:
 
     def remove_deleted(self) -> None:
         """Remove the files of deleted data sets and surveys."""
-        for shelf in (self.services.datasets.shelf, self.services.surveys.shelf):
-            shelf.sweep_removed()
+        for collection in (self.services.datasets.collection, self.services.surveys.collection):
+            collection.sweep_removed()
 
     def repair(self) -> None:
         """Repair what restoring a backup has undone, then write the next number to both Redis and the store."""

@@ -111,7 +111,7 @@ def list_surveys(response: Response, services: ServicesDep, caller: CallerDep) -
 def get_survey(survey_id: str, response: Response, services: ServicesDep, caller: CallerDep) -> Survey:
     """A survey and its progress."""
     response.headers["Cache-Control"] = "no-store"
-    facts = services.surveys.shelf.facts(survey_id, caller.owner)
+    facts = services.surveys.collection.facts(survey_id, caller.owner)
     return lifecycle.describe(services, survey_id, facts, caller.owner).under(services.settings.root)
 
 
@@ -124,7 +124,7 @@ def delete_survey(survey_id: str, services: ServicesDep, caller: CallerDep) -> N
 @router.get("/{survey_id}/kernels.csv", response_class=StreamingResponse, responses={**CSV, **refusals(SurveyNotFound)})
 def get_survey_csv(survey_id: str, services: ServicesDep, caller: CallerDep) -> StreamingResponse:
     """A table of all kernels of all layers: how active each is, and the images that activate it most."""
-    facts = services.surveys.shelf.facts(survey_id, caller.owner)
+    facts = services.surveys.collection.facts(survey_id, caller.owner)
     headers = {"Content-Disposition": f'attachment; filename="survey-{survey_id}.csv"', "Cache-Control": "no-store"}
     return StreamingResponse(_table(services, survey_id, facts), media_type="text/csv; charset=utf-8", headers=headers)
 

@@ -52,7 +52,7 @@ async def image_crop(
         SurveyNotFound, DataSetNotFound, ArtifactNotFound, DrawingQueueFull, StoreUnavailable.
     """
     crop = await run_in_threadpool(_find, services, owner, survey_id, layer, place)
-    await run_in_threadpool(services.datasets.shelf.facts, crop.facts.dataset, owner)
+    await run_in_threadpool(services.datasets.collection.facts, crop.facts.dataset, owner)
     path = f"datasets/{crop.facts.dataset}/crops/{survey_id}/{number}-{'-'.join(map(str, crop.box))}.webp"
     if data := await run_in_threadpool(services.store.get_at, path):
         return data
@@ -102,7 +102,7 @@ class _Crop:
 
 
 def _find(services: Services, owner: str, survey_id: str, layer: str, place: tuple[int, int]) -> _Crop:
-    facts = services.surveys.shelf.facts(survey_id, owner)
+    facts = services.surveys.collection.facts(survey_id, owner)
     network = workers.network(services.redis, facts.model)
     known = network.layer(layer)
     row, column = place

@@ -73,7 +73,7 @@ def request_explanations(services: Services, caller: Caller, survey_id: str, bod
         SurveyNotFound, DataSetNotFound, UnknownLayer, UnknownKernel, InvalidRequest, SilentKernel, QuotaExceeded,
         QueueFull, StoreUnavailable, and the errors of `POST /explain`.
     """
-    facts = services.surveys.shelf.facts(survey_id, caller.owner)
+    facts = services.surveys.collection.facts(survey_id, caller.owner)
     layer = workers.network(services.redis, facts.model).layer(body.layer)
     catalogue.check_kernels(layer, body.kernels)
     whole = services.surveys.layer(survey_id, layer.name)

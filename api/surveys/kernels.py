@@ -38,7 +38,7 @@ class LayerView:
         self.layer: Layer = self.network.layer(layer)
         known = self._surveys()
         if survey_id is not None and survey_id not in known:
-            services.surveys.shelf.facts(survey_id, owner)
+            services.surveys.collection.facts(survey_id, owner)
             raise SurveyNotFound(f"survey {survey_id} does not include {self.layer.name} of {network}")
         if not known:
             raise SurveyNotFound(
@@ -98,7 +98,7 @@ class LayerView:
         )
 
     def _surveys(self) -> dict[str, Facts]:
-        every = self.services.surveys.shelf.all(self.owner).items()
+        every = self.services.surveys.collection.all(self.owner).items()
         return {one: it for one, it in every if it.model == self.network.name and self.layer.name in it.layers}
 
     def _newest(self) -> str:

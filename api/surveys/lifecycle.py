@@ -46,7 +46,7 @@ def create(services: Services, caller: Caller, body: NewSurvey, idempotency_key:
         owner=caller.owner,
         created_at=collection.now(),
         dataset=body.dataset,
-        dataset_name=services.datasets.shelf.facts(body.dataset, caller.owner).name,
+        dataset_name=services.datasets.collection.facts(body.dataset, caller.owner).name,
         model=body.model,
         layers=planned.request.layers,
         images=len(images),
@@ -80,7 +80,7 @@ def _plan(services: Services, body: NewSurvey, parts: Sequence[Images]) -> Plann
 
 def readable(services: Services, owner: str) -> list[Survey]:
     """The surveys that an owner may read, newest first."""
-    return describe_all(services, services.surveys.shelf.all(owner), owner)
+    return describe_all(services, services.surveys.collection.all(owner), owner)
 
 
 def describe_all(services: Services, surveys: Mapping[str, Facts], owner: str) -> list[Survey]:
@@ -120,12 +120,12 @@ def delete(services: Services, survey_id: str, owner: str) -> None:
     Raises:
         SurveyNotFound.
     """
-    services.surveys.shelf.own(survey_id, owner, "delete")
+    services.surveys.collection.own(survey_id, owner, "delete")
     with suppress(JobNotFound, JobExpired):
         if not services.records.job(survey_id, owner).status.terminal:
             services.transitions.cancel(survey_id)
-    dataset = services.surveys.shelf.facts(survey_id, owner).dataset
-    services.surveys.shelf.remove(survey_id, owner)
+    dataset = services.surveys.collection.facts(survey_id, owner).dataset
+    services.surveys.collection.remove(survey_id, owner)
     services.store.remove_folder(f"datasets/{dataset}/crops/{survey_id}/")
 
 
@@ -156,4 +156,4 @@ def _layers(services: Services, body: NewSurvey) -> list[str]:
 
 def _discard(services: Services, survey_id: str, owner: str) -> None:
     with suppress(KernelscopeError):  # what remains is small, and the owner sees it in the list
-        services.surveys.shelf.remove(survey_id, owner)
+        services.surveys.collection.remove(survey_id, owner)

@@ -76,7 +76,7 @@ class Surveys:
     def __init__(self, store: BlobStore, datasets: DataSets) -> None:
         self.store = store
         self.datasets = datasets
-        self.shelf = Collection(store, "surveys", Facts, SurveyNotFound, "survey", MOST_SURVEYS)
+        self.collection = Collection(store, "surveys", Facts, SurveyNotFound, "survey", MOST_SURVEYS)
         self._layer = lru_cache(KEPT_LAYERS)(self._read_layer)
         self._images = lru_cache(KEPT_LISTS)(self._read_images)
         self._joining = Lock()
@@ -85,7 +85,7 @@ class Surveys:
         """Create a survey of these images. Raises as `Collection.put`."""
         with ThreadPoolExecutor(READERS) as writers:
             list(writers.map(lambda one: self._put_images(survey_id, *one), enumerate(parts)))
-        self.shelf.put(survey_id, facts)
+        self.collection.put(survey_id, facts)
 
     def publish(self, survey_id: str) -> None:
         """Make a survey public.
@@ -94,10 +94,10 @@ class Surveys:
             SurveyNotFound, DataSetNotFound.
             InvalidRequest: its images are not public.
         """
-        dataset = self.shelf.facts(survey_id, None).dataset
-        if not self.datasets.shelf.facts(dataset, None).public:
+        dataset = self.collection.facts(survey_id, None).dataset
+        if not self.datasets.collection.facts(dataset, None).public:
             raise InvalidRequest(f"its images are not public: run `kernelscope datasets publish {dataset}` first")
-        self.shelf.publish(survey_id)
+        self.collection.publish(survey_id)
 
     def images(self, survey_id: str, number: int) -> Images:
         """The images of a part.
@@ -108,7 +108,7 @@ class Surveys:
         return self._images(survey_id, number)
 
     def _read_images(self, survey_id: str, number: int) -> Images:
-        text = self.store.get_at(self.shelf.place(survey_id, "images", f"{number}.json"))
+        text = self.store.get_at(self.collection.place(survey_id, "images", f"{number}.json"))
         if text is None:
             raise SurveyNotFound(f"survey {survey_id} was deleted")
         return [(digest, name) for digest, name in json.loads(text)]
@@ -119,7 +119,7 @@ class Surveys:
 
     def used(self, survey_id: str) -> Used | None:
         """The network of a survey; None before its first part is started."""
-        text = self.store.get_at(self.shelf.place(survey_id, "network.json"))
+        text = self.store.get_at(self.collection.place(survey_id, "network.json"))
         return Used.model_validate_json(text) if text else None
 
     def begin(self, survey_id: str, used: Used) -> None:
@@ -129,9 +129,9 @@ class Surveys:
             SurveyNotFound: it was deleted.
             NetworkChanged: the first part used another network.
         """
-        self.shelf.facts(survey_id, None)
+        self.collection.facts(survey_id, None)
         if self.used(survey_id) is None:
-            self.store.put_at(self.shelf.place(survey_id, "network.json"), used.model_dump_json().encode())
+            self.store.put_at(self.collection.place(survey_id, "network.json"), used.model_dump_json().encode())
         known = self.used(survey_id)
         if known is not None and known != used:
             before, after = (f"{one.weights.source} ({one.weights.sha256[:12]}…)" for one in (known, used))
@@ -148,24 +148,24 @@ class Surveys:
             NetworkChanged: as `begin`; detected here if two parts were started at the same time.
         """
         self.begin(survey_id, used)
-        self.store.put_at(self.shelf.place(survey_id, "parts", f"{number}.npz"), packed(layers))
+        self.store.put_at(self.collection.place(survey_id, "parts", f"{number}.npz"), packed(layers))
         try:
-            facts, parts = self.shelf.facts(survey_id, None), self.parts(survey_id)
+            facts, parts = self.collection.facts(survey_id, None), self.parts(survey_id)
             if len(parts) == facts.parts:
                 self.join(survey_id, parts, facts.layers)
-            self.shelf.facts(survey_id, None)
+            self.collection.facts(survey_id, None)
         except SurveyNotFound:
-            self.shelf.sweep(survey_id)
+            self.collection.sweep(survey_id)
             raise
 
     def parts(self, survey_id: str) -> list[int]:
         """The numbers of the parts that are done."""
-        names = map(NUMBER.fullmatch, self.store.names(self.shelf.place(survey_id, "parts")))
+        names = map(NUMBER.fullmatch, self.store.names(self.collection.place(survey_id, "parts")))
         return sorted(int(name[1]) for name in names if name)
 
     def layer(self, survey_id: str, layer: str) -> Whole | None:
         """The results for a layer from the parts that are done; None if there are none, or no such layer."""
-        facts, parts = self.shelf.facts(survey_id, None), self.parts(survey_id)
+        facts, parts = self.collection.facts(survey_id, None), self.parts(survey_id)
         if not parts or layer not in facts.layers:
             return None
         return self._layer(survey_id, layer, tuple(parts))
@@ -188,7 +188,7 @@ class Surveys:
 
     def _read_parts(self, survey_id: str, parts: Sequence[int]) -> Iterator[bytes]:
         for number in parts:
-            if data := self.store.get_at(self.shelf.place(survey_id, "parts", f"{number}.npz")):
+            if data := self.store.get_at(self.collection.place(survey_id, "parts", f"{number}.npz")):
                 yield data
 
     def explained(self, survey_id: str, owner: str, layer: str, kernel: int) -> bytes | None:
@@ -201,20 +201,20 @@ class Surveys:
 
     def all_explained(self, survey_id: str, owner: str, layer: str) -> dict[int, bytes]:
         """The stored texts for all kernels of a layer."""
-        folder = self.shelf.place(survey_id, "explained", folder_of(owner), layer)
+        folder = self.collection.place(survey_id, "explained", folder_of(owner), layer)
         kernels = [int(name[1]) for name in map(NUMBER.fullmatch, self.store.names(folder)) if name]
         with ThreadPoolExecutor(READERS) as readers:
             texts = readers.map(lambda kernel: self.explained(survey_id, owner, layer, kernel), kernels)
             return {kernel: text for kernel, text in zip(kernels, texts, strict=True) if text}
 
     def _explained(self, survey_id: str, owner: str, layer: str, kernel: int) -> str:
-        return self.shelf.place(survey_id, "explained", folder_of(owner), layer, f"{kernel}.json")
+        return self.collection.place(survey_id, "explained", folder_of(owner), layer, f"{kernel}.json")
 
     def _place(self, survey_id: str, parts: int, layer: str) -> str:
-        return self.shelf.place(survey_id, "layers", str(parts), f"{layer}.npz")
+        return self.collection.place(survey_id, "layers", str(parts), f"{layer}.npz")
 
     def _put_images(self, survey_id: str, number: int, images: Images) -> None:
-        self.store.put_at(self.shelf.place(survey_id, "images", f"{number}.json"), listed(images))
+        self.store.put_at(self.collection.place(survey_id, "images", f"{number}.json"), listed(images))
 
 
 def _groups(part: bytes | None, layers: Sequence[str]) -> Iterator[list[str]]:

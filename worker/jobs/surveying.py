@@ -57,7 +57,7 @@ class Surveying:
         used = Used(weights=device.weights(request.model), frame=device.frame(request.model))
         self.with_retries(self.surveys.begin, survey_id, used)
         images = self.with_retries(self.surveys.images, survey_id, item.image)
-        dataset = self.with_retries(self.surveys.shelf.facts, survey_id, None).dataset
+        dataset = self.with_retries(self.surveys.collection.facts, survey_id, None).dataset
         self._done, self._total = 0, len(images)
         found: dict[str, list[Seen]] = {}
         with ThreadPoolExecutor(1, thread_name_prefix="decoding") as reader:
