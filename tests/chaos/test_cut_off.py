@@ -156,9 +156,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
         yield site
 
 
-def test_a_disconnected_machine_is_replaced_and_returns(
-    site: Site, record_property: Callable[[str, object], None]
-) -> None:
+def test_a_machine_is_disconnected_and_returns(site: Site, record_property: Callable[[str, object], None]) -> None:
     """The other one takes over its work; when it is back, it works again; no result is lost or reported twice."""
     moments = random.Random(0)
     finished: list[float] = []
