@@ -40,8 +40,3 @@ def job_path(job_id: str, name: str) -> str:
 def legacy_path(digest: str) -> str:
     """The path of a blob in earlier versions, where jobs had no folders."""
     return f"blobs/{digest[:2]}/{digest}"
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type if there is none."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

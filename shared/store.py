@@ -25,8 +25,8 @@ from prometheus_client import Counter, Histogram
 
 from shared import telemetry
 from shared.durable import Durable
-from shared.errors import StoreUnavailable
-from shared.object_store import first_line, job_path, legacy_path, local_folder, open_store
+from shared.errors import StoreUnavailable, first_line
+from shared.object_store import job_path, legacy_path, local_folder, open_store
 
 OPERATIONS = ("put", "get", "has", "copy", "remove", "list")
 SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30)
