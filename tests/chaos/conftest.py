@@ -121,7 +121,7 @@ class Plant:
             return any(worker.ready and worker.id.endswith(suffix) for worker in workers.living(redis))
 
     def submit(self, kernels: str = "1", **fields: str) -> str:
-        """Submit a job on a new picture; returns its id."""
+        """A job of its own picture; its id."""
         own = {"model": "vgg_mini", "layer": "conv2_1", "effort": "quick", **fields}
         with Client(self.url) as client:
             return client.explain([picture()], kernels=kernels, **own).id
