@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO, Self
 
-from shared.errors import UnsupportedImage
+from shared.errors import UnsupportedImage, first_line
 
 MOST_MEMBERS = 200_000
 MOST_NAME = 500  # characters
@@ -106,7 +106,7 @@ def _of_zip(file: IO[bytes], most_bytes: int) -> Iterator[Member | Odd]:
                     with archive.open(entry) as opened:
                         yield _member(name, opened, most_bytes)
                 except Exception as error:
-                    yield Odd(name, f"damaged in the archive: {_first_line(error)}")
+                    yield Odd(name, f"damaged in the archive: {first_line(error)}")
 
 
 class _Whole(tarfile.TarInfo):
@@ -141,8 +141,8 @@ def _of_tar(file: IO[bytes], most_bytes: int) -> Iterator[Member | Odd]:
                     yield _member(name, opened, most_bytes)
     except Exception as error:
         if not name:
-            raise UnsupportedImage(f"the tar archive cannot be read: {_first_line(error)}") from None
-        yield Odd(name, f"the archive is damaged or truncated here; the rest is skipped: {_first_line(error)}")
+            raise UnsupportedImage(f"the tar archive cannot be read: {first_line(error)}") from None
+        yield Odd(name, f"the archive is damaged or truncated here; the rest is skipped: {first_line(error)}")
 
 
 def _member(name: str, opened: IO[bytes], most_bytes: int) -> Member | Odd:
@@ -187,7 +187,3 @@ def shown(name: str) -> str:
 def _litter(name: str) -> bool:
     parts = PurePosixPath(name).parts
     return any(part in LITTER or part.startswith("._") for part in parts)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -16,19 +16,17 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import obstore
 from obstore.exceptions import BaseError, NotModifiedError, PermissionDeniedError
-from obstore.store import LocalStore, ObjectStore, from_url
+from obstore.store import ObjectStore
 from prometheus_client import Counter, Histogram
 
 from shared import telemetry
 from shared.durable import Durable
-from shared.errors import StoreUnavailable
+from shared.errors import StoreUnavailable, first_line
+from shared.object_store import job_path, legacy_path, local_folder, open_store
 
 OPERATIONS = ("put", "get", "has", "copy", "remove", "list")
 SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30)
@@ -50,9 +48,9 @@ class BlobStore:
     """
 
     def __init__(self, url: str, patience: float = 30.0) -> None:
-        self._store = _open(url, patience)
-        self._quick = _open(url, GLANCE_SECONDS)
-        self._folder = _local(url)
+        self._store = open_store(url, patience)
+        self._quick = open_store(url, GLANCE_SECONDS)
+        self._folder = local_folder(url)
         # A record in Redis survives a power failure, so the files that it refers to must do so too.
         self._durable = Durable(self._folder) if self._folder else None
         self.seconds = Histogram(
@@ -76,20 +74,22 @@ class BlobStore:
 
     def put(self, job_id: str, data: bytes, name: str = "") -> str:
         """Store a file atomically and return its name, which is its digest by default."""
-        path = _path(job_id, name or self.digest(data))
+        path = job_path(job_id, name or self.digest(data))
         self._write(path, data)
         return path.rpartition("/")[2]
 
     def get(self, job_id: str, name: str) -> bytes | None:
         """A file of a job, or None if there is no such file."""
-        data = self._read(_path(job_id, name))
-        return self._read(_legacy_path(name)) if data is None and DIGEST.fullmatch(name) else data
+        data = self._read(job_path(job_id, name))
+        return self._read(legacy_path(name)) if data is None and DIGEST.fullmatch(name) else data
 
     def get_if_changed(self, job_id: str, name: str, tag: str | None) -> tuple[bytes | None, str | None] | None:
         """A file of a job and its ETag; no bytes if the ETag is still `tag`; None if there is no such file."""
         with self._operation("get", "returned no data"), self._ignore_missing():
             try:
-                found = obstore.get(self._store, _path(job_id, name), options={"if_none_match": tag} if tag else None)
+                found = obstore.get(
+                    self._store, job_path(job_id, name), options={"if_none_match": tag} if tag else None
+                )
             except NotModifiedError:
                 return None, tag
             return bytes(found.bytes()), found.meta["e_tag"]
@@ -98,22 +98,24 @@ class BlobStore:
     def get_start(self, job_id: str, name: str, size: int) -> bytes | None:
         """Up to `size` bytes from the start of a job's file; None if there is no such file."""
         with self._operation("get", "returned no data"), self._ignore_missing():
-            return bytes(obstore.get_range(self._store, _path(job_id, name), start=0, end=size))
+            return bytes(obstore.get_range(self._store, job_path(job_id, name), start=0, end=size))
         return None
 
     def has(self, job_id: str, name: str) -> bool:
         """Whether a job has this file."""
-        return self._exists(_path(job_id, name)) or (bool(DIGEST.fullmatch(name)) and self._exists(_legacy_path(name)))
+        return self._exists(job_path(job_id, name)) or (
+            bool(DIGEST.fullmatch(name)) and self._exists(legacy_path(name))
+        )
 
     def copy(self, source: str, name: str, job_id: str) -> bool:
         """Copy a file from another job; False if that has no such file."""
-        if self._exists(_path(job_id, name)):
+        if self._exists(job_path(job_id, name)):
             return True  # in a local store, a second copy would leave a temporary link behind
-        for path in (_path(source, name), _legacy_path(name)):
+        for path in (job_path(source, name), legacy_path(name)):
             with self._operation("copy", "copied nothing"), self._ignore_missing():
-                obstore.copy(self._store, path, _path(job_id, name))
+                obstore.copy(self._store, path, job_path(job_id, name))
                 if self._folder and self._durable:
-                    self._durable.sync([self._folder / _path(job_id, name)])
+                    self._durable.sync([self._folder / job_path(job_id, name)])
                 return True
         return False
 
@@ -123,7 +125,7 @@ class BlobStore:
         Args:
             names: known files; only these can be removed where the store may not be listed.
         """
-        self.remove_folder(_path(job_id, ""), names)
+        self.remove_folder(job_path(job_id, ""), names)
 
     def remove_folder(self, folder: str, names: Iterable[str] = ()) -> None:
         """Remove everything in a folder, whose path ends with a slash. `names` as in `remove`."""
@@ -223,7 +225,7 @@ class BlobStore:
     def remove_old(self, digest: str) -> None:
         """Remove a blob in the location of earlier versions, if it exists."""
         with self._operation("remove", "removed nothing"), suppress(FileNotFoundError):
-            obstore.delete(self._quick, _legacy_path(digest))
+            obstore.delete(self._quick, legacy_path(digest))
 
     def _write(self, path: str, data: bytes) -> None:
         with self._operation("put", "accepted no data"):
@@ -255,7 +257,7 @@ class BlobStore:
             obstore.put(self._quick, IDENTITY, secrets.token_hex(16).encode())
             return self._identity()
         except (BaseError, OSError) as error:
-            raise StoreUnavailable(f"the object store does not answer ({_first_line(error)})") from error
+            raise StoreUnavailable(f"the object store does not answer ({first_line(error)})") from error
 
     def _identity(self) -> str:
         return bytes(obstore.get(self._quick, IDENTITY).bytes()).decode()
@@ -281,36 +283,4 @@ class BlobStore:
             try:
                 yield
             except (BaseError, OSError) as error:
-                raise StoreUnavailable(f"the object store {failure} ({_first_line(error)})") from error
-
-
-def _local(url: str) -> Path | None:
-    return Path(url2pathname(urlsplit(url).path)) if url.startswith("file:") else None
-
-
-def _open(url: str, patience: float) -> ObjectStore:
-    if folder := _local(url):
-        return LocalStore(folder, mkdir=True)
-    plain = any(os.environ.get(f"AWS_ENDPOINT{suffix}", "").startswith("http:") for suffix in ("", "_URL", "_URL_S3"))
-    return from_url(
-        url,
-        client_options={"timeout": timedelta(seconds=patience), "connect_timeout": "500ms", "allow_http": plain},
-        retry_config={
-            "max_retries": 1,
-            "retry_timeout": timedelta(seconds=1),
-            "backoff": {"init_backoff": timedelta(milliseconds=50), "max_backoff": timedelta(seconds=0.2), "base": 2},
-        },
-    )
-
-
-def _path(job_id: str, name: str) -> str:
-    return f"jobs/{job_id[-2:]}/{job_id}/{name}"
-
-
-def _legacy_path(digest: str) -> str:
-    """The path of a blob in earlier versions, where jobs had no folders."""
-    return f"blobs/{digest[:2]}/{digest}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise StoreUnavailable(f"the object store {failure} ({first_line(error)})") from error

@@ -4,7 +4,7 @@ The base class holds the HTTP status and the slug of the problem. The API has on
 same problem in the job.
 """
 
-from shared.errors.base import KernelscopeError, Problem, brief, error_types
+from shared.errors.base import KernelscopeError, Problem, brief, error_types, first_line
 from shared.errors.jobs import (
     ArtifactNotFound,
     AttemptsExhausted,
@@ -107,4 +107,5 @@ __all__ = [
     "WebhookRefused",
     "brief",
     "error_types",
+    "first_line",
 ]

@@ -31,6 +31,11 @@ def brief(text: object, most: int = 60) -> str:
     return shown if len(shown) <= most else f"{shown[:most]}…"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type if it has none."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 class KernelscopeError(Exception):
     """An internal error. The details are in the log of the process."""
 

@@ -28,10 +28,11 @@ from shared.jobs.files import (
 from shared.jobs.forms import Found
 from shared.jobs.ids import JOB_ID, new_id
 from shared.jobs.polling import Event, Polling
-from shared.jobs.record import Head, Place, Records, Wanted
+from shared.jobs.record import Records
 from shared.jobs.retention import Retention
 from shared.jobs.submission import check_retry
 from shared.jobs.transitions import Transitions
+from shared.jobs.views import Head, Place, Wanted
 
 __all__ = [
     "ANYONE",

@@ -14,8 +14,9 @@ from typing import Literal
 
 from shared.connection import connect_async, redis_errors
 from shared.jobs.forms import MOST_RESULTS, Stored, Texts, job_of, json_of
-from shared.jobs.record import Records, keys_of, live_of
+from shared.jobs.record import Records
 from shared.jobs.scripts import text
+from shared.jobs.views import keys_of, live_of
 from shared.schemas import Job, Status
 
 WATCHED_SECONDS = 45  # after a request for previews, the job is regarded as watched

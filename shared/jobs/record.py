@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from redis import Redis
 
@@ -17,7 +15,6 @@ from shared.jobs.archive import LATE, NAME, SEPARATOR, Archive
 from shared.jobs.forms import (
     MOST_RESULTS,
     Found,
-    Record,
     Stored,
     Texts,
     found_of,
@@ -26,8 +23,8 @@ from shared.jobs.forms import (
     summary_of,
     whole_of,
 )
-from shared.jobs.ids import made_at
 from shared.jobs.scripts import script
+from shared.jobs.views import Answer, Head, Place, Wanted, keys_of, live_of, missing
 from shared.schemas import ExplainRequest, ItemResult, Job, JobSummary, Status, WholeJob
 from shared.store import BlobStore
 
@@ -35,10 +32,7 @@ log = logging.getLogger(__name__)
 
 BATCH, MOST_BATCHES = 100, 20  # most lines of a list that are read together, and most batches for one page
 READERS = 8  # archived jobs read at the same time for a list
-GONE = -2
 ALL = 1_000_000  # more results than any job has
-
-Answer = tuple[str, int, list[str] | None]  # what the script `job` returns
 
 
 class Records:
@@ -253,83 +247,3 @@ class Records:
                 return found
         archived = self.texts_of(job_id)
         return {index: archived[index] for index in indices if index in archived}
-
-
-@dataclass(frozen=True)
-class Head:
-    """The main fields of a job's record."""
-
-    job_id: str
-    owner: str
-    request: ExplainRequest
-    ended: bool
-    round: int = 0  # number of retries of failed items
-
-
-@dataclass(frozen=True, order=True)
-class Place:
-    """The position of a job in its owner's list."""
-
-    created: float
-    job_id: str
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A filter for lists of jobs; None matches everything."""
-
-    status: Status | None = None
-    model: str | None = None
-    layer: str | None = None
-
-    def may_fit(self, line: str) -> bool:
-        """Whether a line of the list may match; only those of ended jobs have the fields that decide it."""
-        fields = line.split(SEPARATOR)[1:]
-        return not fields or self._fits(fields[:3])
-
-    def fits(self, job: JobSummary) -> bool:
-        """Whether a job matches."""
-        return self._fits([job.status, job.request.model, job.request.layer])
-
-    def _fits(self, own: Sequence[str]) -> bool:
-        asked = (self.status, self.model, self.layer)
-        return all(want is None or want == have for want, have in zip(asked, own, strict=True))
-
-
-def keys_of(job_id: str, most: int | None) -> tuple[list[str], list[str | int]]:
-    """Keys and arguments of the script that reads a live job.
-
-    Args:
-        most: as in `Records.stored`.
-    """
-    results = [f"ks:job:{job_id}:results"] if most is not None else []
-    return [f"ks:job:{job_id}", f"ks:gone:{job_id}", *results], [f"{job_id}:0", most or 0]
-
-
-def live_of(job_id: str, answer: Answer, owner: str | None) -> Stored | None:
-    """The job that the script has read; None if it is not in Redis.
-
-    Raises:
-        JobNotFound: it belongs to another owner.
-        JobExpired: it was removed.
-    """
-    text, rank, texts = answer
-    if not text:
-        return None
-    record: Record = json.loads(text)
-    if owner is not None and record.get("owner", "") != owner:
-        raise JobNotFound(f"there is no job {job_id}")
-    if rank == GONE:
-        raise JobExpired(f"job {job_id} was deleted, or has expired and was removed")
-    results = None if texts is None else dict(zip(map(int, texts[::2]), texts[1::2], strict=True))
-    return Stored(record, rank, results)
-
-
-def missing(job_id: str) -> JobNotFound | JobExpired:
-    """The error for a job that does not exist: if its id contains a time of creation, it did exist."""
-    if made_at(job_id) is None:
-        return JobNotFound(f"there is no job {job_id}")
-    return JobExpired(
-        f"job {job_id} is gone: it was deleted, has expired, or was lost by Redis (failover, restored backup). "
-        "Send the request again; its Idempotency-Key is free"
-    )

@@ -28,7 +28,7 @@ def plant(tmp_path: Path) -> Iterator[Plant]:
         yield plant
 
 
-def test_a_result_for_each_and_none_twice(plant: Plant, record_property: Callable[[str, object], None]) -> None:
+def test_each_job_has_its_results_once(plant: Plant, record_property: Callable[[str, object], None]) -> None:
     """1,000 jobs (60 in `make test-slow`) of 20 clients on two workers."""
     count = 1000 if FULL else 60
     names = ("first", "second")

@@ -17,7 +17,7 @@ from tests.chaos.conftest import Plant, running, until, whole
 pytestmark = pytest.mark.chaos
 
 
-def test_what_was_copied_under_load_is_whole_elsewhere(plant: Plant, tmp_path: Path) -> None:
+def test_a_backup_under_load_is_complete(plant: Plant, tmp_path: Path) -> None:
     """Ended jobs are unchanged, with their pictures; one that was running is finished on the copy."""
     plant.start_worker("worker")
     ended = [plant.submit("1,2") for _ in range(3)]
@@ -51,7 +51,7 @@ def _load(plant: Plant, enough: Event) -> None:
         plant.submit("1")
 
 
-def test_of_redis_and_store_one_alone_is_restored(plant: Plant, tmp_path: Path) -> None:
+def test_only_redis_or_only_the_store_is_restored(plant: Plant, tmp_path: Path) -> None:
     """With an older Redis, stored jobs are listed again; with an older store, the loss of files is reported."""
     plant.start_worker("worker")
     earlier = plant.submit()

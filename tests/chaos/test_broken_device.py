@@ -15,7 +15,7 @@ from worker.process import BROKEN
 pytestmark = pytest.mark.chaos
 
 
-def test_a_worker_with_a_broken_device_takes_itself_out(plant: Plant) -> None:
+def test_a_worker_with_a_broken_device_ends_itself(plant: Plant) -> None:
     """Its slices are released without a counted attempt; when it is restarted, it claims nothing and ends."""
     plant.start_worker("broken", "tests.chaos.doubles", "broken")
     jobs = [plant.submit("1,2", iterations="200") for _ in range(4)]

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.chaos
 ENDLESS = {"iterations": "100000", "layer": "conv4_1"}
 
 
-def test_cancel_frees_the_place_within_a_second(plant: Plant, record_property: Callable[[str, object], None]) -> None:
+def test_cancel_frees_the_worker_within_a_second(plant: Plant, record_property: Callable[[str, object], None]) -> None:
     """A worker with one place: the next job starts once the one before is cancelled. A queued one never starts."""
     plant.start_worker("worker", KERNELSCOPE_SLICES="1")
     freed: list[float] = []
@@ -44,7 +44,7 @@ def test_cancel_frees_the_place_within_a_second(plant: Plant, record_property: C
 
 
 @pytest.mark.parametrize("numbers", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]], ids=["SIGTERM", "SIGINT twice"])
-def test_a_busy_worker_that_is_told_to_stop(
+def test_stopping_a_busy_worker(
     plant: Plant, numbers: list[signal.Signals], record_property: Callable[[str, object], None]
 ) -> None:
     """It ends within 10 s, its jobs are back in the queue, none failed, and another worker continues them."""

@@ -100,7 +100,7 @@ def test_two_checkpoints_side_by_side(plant: Plant) -> None:
         assert picture(client, f"{path}?beside={other.id}").size == both.size  # what was explained stays
 
 
-def test_what_cannot_be_registered_is_said(plant: Plant) -> None:
+def test_invalid_checkpoints_are_rejected_with_the_reason(plant: Plant) -> None:
     """NaN, another shape, half a file, ten gigabytes; and nothing is in the store afterwards."""
     state = load_file(WEIGHTS_FILE)
     folder = plant.folder

@@ -37,7 +37,7 @@ def whole(story: list[Event]) -> None:
     assert any(isinstance(event, ProgressEvent) for event in story)
 
 
-def test_wait_and_events_go_on_after_a_restart_of_the_server(plant: Plant) -> None:
+def test_wait_and_events_continue_after_a_restart_of_the_server(plant: Plant) -> None:
     """No event is missed or repeated; a job submitted during the restart is created once."""
     plant.start_worker("worker", KERNELSCOPE_ENGINE="dummy")
     with Client(plant.url, patience=30) as client:
@@ -58,7 +58,7 @@ def test_wait_and_events_go_on_after_a_restart_of_the_server(plant: Plant) -> No
         assert len(list(client.jobs())) == 3
 
 
-def test_so_does_the_other_client(plant: Plant) -> None:
+def test_the_asynchronous_client_survives_too(plant: Plant) -> None:
     """The asynchronous client."""
     plant.start_worker("worker", KERNELSCOPE_ENGINE="dummy")
 

@@ -156,7 +156,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
         yield site
 
 
-def test_a_machine_is_cut_off_and_comes_back(site: Site, record_property: Callable[[str, object], None]) -> None:
+def test_a_machine_is_disconnected_and_returns(site: Site, record_property: Callable[[str, object], None]) -> None:
     """The other one takes over its work; when it is back, it works again; no result is lost or reported twice."""
     moments = random.Random(0)
     finished: list[float] = []
@@ -190,7 +190,7 @@ def test_a_machine_is_cut_off_and_comes_back(site: Site, record_property: Callab
         assert redis.zcard("ks:leases") == 0
 
 
-def test_a_short_cut_is_sat_out(site: Site) -> None:
+def test_a_short_disconnection_changes_nothing(site: Site) -> None:
     """Five seconds: no other worker takes over, and the work is not restarted."""
     victim, other = site.hosts
     jobs = [site.submit(other) for _ in range(4)]

@@ -24,7 +24,7 @@ PROCESSES = ("worker", "housekeeping", "api", "redis")
 FIELDS: dict[str, Any] = {"model": "vgg_mini", "layer": "conv2_1", "effort": "quick"}
 
 
-def test_nothing_is_lost_doubled_or_left_behind(plant: Plant, record_property: Callable[[str, object], None]) -> None:
+def test_nothing_is_lost_duplicated_or_left_over(plant: Plant, record_property: Callable[[str, object], None]) -> None:
     """Accepted jobs succeed, deleted ones are gone with their files; the audit checks the rest."""
     moments, killed = random.Random(1), cycle(PROCESSES)
     plant.start_worker("worker", supervised=True)

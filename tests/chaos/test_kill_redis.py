@@ -82,7 +82,7 @@ def test_kill_9_of_redis_under_load(plant: Plant, record_property: Callable[[str
     assert slowest_return <= 10
 
 
-def test_a_redis_that_says_nothing(plant: Plant, record_property: Callable[[str, object], None]) -> None:
+def test_a_redis_that_does_not_respond(plant: Plant, record_property: Callable[[str, object], None]) -> None:
     """It is suspended: connections stay open without a response. The API still returns 503 within a second."""
     plant.kill("redis", signal.SIGSTOP)
     slowest = 0.0

@@ -46,7 +46,7 @@ def store(s3: S3, monkeypatch: pytest.MonkeyPatch) -> BlobStore:
     return store
 
 
-def test_bytes_come_back_as_they_went(s3: S3, store: BlobStore) -> None:
+def test_files_are_read_back_unchanged(s3: S3, store: BlobStore) -> None:
     """Files of 0, 1 and 20 million bytes; another program reads the same; removed files are gone."""
     for data in (b"", b"x", os.urandom(20_000_000)):
         digest = store.put(JOB, data)
@@ -58,7 +58,7 @@ def test_bytes_come_back_as_they_went(s3: S3, store: BlobStore) -> None:
         assert store.get(JOB, digest) is None
 
 
-def test_a_store_that_is_away_is_found_out_soon(s3: S3, store: BlobStore) -> None:
+def test_an_unavailable_store_is_detected_quickly(s3: S3, store: BlobStore) -> None:
     """Whether it does not respond or is not there; StoreUnavailable is raised."""
     digest = store.put(JOB, b"x")
     s3.stop()

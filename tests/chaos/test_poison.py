@@ -14,9 +14,7 @@ from tests.conftest import FULL
 pytestmark = pytest.mark.chaos
 
 
-def test_poison_is_given_up_and_takes_nobody_with_it(
-    plant: Plant, record_property: Callable[[str, object], None]
-) -> None:
+def test_poison_fails_and_affects_no_other_job(plant: Plant, record_property: Callable[[str, object], None]) -> None:
     """It fails with the reason after three attempts on its own; jobs beside it, or behind it in the queue, succeed."""
     plant.start_worker("worker", "tests.chaos.doubles", "poison", supervised=True, KERNELSCOPE_LEASE_SECONDS="5")
     alone = plant.submit(str(BAD_KERNEL))

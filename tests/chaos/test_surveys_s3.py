@@ -32,9 +32,7 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plant]:
         yield plant
 
 
-def test_from_images_to_a_page_and_back_to_nothing(
-    plant: Plant, record_property: Callable[[str, object], None]
-) -> None:
+def test_a_survey_from_upload_to_deletion(plant: Plant, record_property: Callable[[str, object], None]) -> None:
     """The image with the most magenta activates the magenta kernel most; deletion leaves no object."""
     begin = time.monotonic()
     with Client(plant.url, timeout=120) as client:

@@ -56,7 +56,7 @@ def as_of_now(sent: bytes) -> dict[str, Any]:
     return form
 
 
-def test_what_the_version_before_left_goes_on(tmp_path: Path) -> None:
+def test_jobs_of_the_earlier_version_continue(tmp_path: Path) -> None:
     """Queued and running jobs are finished by workers of this version; ended jobs are unchanged."""
     sent = picture()
     with on(tmp_path, as_of_now(sent)) as plant:

@@ -164,7 +164,7 @@ def test_names_in_any_coding_can_be_shown() -> None:
         (b"Rar!\x1a\x07\x01", "a RAR archive; ZIP and tar"),
     ],
 )
-def test_what_is_no_archive_is_refused(data: bytes, words: str) -> None:
+def test_other_files_are_rejected(data: bytes, words: str) -> None:
     """With what is taken."""
     with pytest.raises(UnsupportedImage, match=words):
         list(members(BytesIO(data), 10))

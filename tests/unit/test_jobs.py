@@ -146,7 +146,7 @@ def test_a_lapsed_slice_is_queued_again_without_its_finished_items(
     assert [result.kernel for result in records.whole("j").results] == [1, 2, 3]
 
 
-def test_a_late_worker_can_write_nothing(transitions: Transitions, records: Records, clock: Clock) -> None:
+def test_a_worker_without_its_lease_cannot_write(transitions: Transitions, records: Records, clock: Clock) -> None:
     """Every transition of a running slice requires the token of its claim."""
     (slice_id,) = submit(transitions, kernels=[1, 2])
     late = claimed(transitions, slice_id)
@@ -195,7 +195,7 @@ def test_a_released_slice_does_not_count_as_an_attempt(transitions: Transitions,
     assert records.whole("j").status is Status.RUNNING
 
 
-def test_what_kills_its_worker_each_time_is_failed(transitions: Transitions, records: Records, clock: Clock) -> None:
+def test_a_slice_that_always_kills_its_worker_fails(transitions: Transitions, records: Records, clock: Clock) -> None:
     """There is no endless loop; finished items stay, and a newly finished item resets the count."""
     (slice_id,) = submit(transitions, kernels=[1, 2])
     assert not suspected(transitions, slice_id)
@@ -220,7 +220,7 @@ def test_what_kills_its_worker_each_time_is_failed(transitions: Transitions, rec
     assert "4 times" in job.results[1].error.detail
 
 
-def test_a_suspect_that_dies_in_company_did_it(transitions: Transitions, clock: Clock) -> None:
+def test_the_only_suspect_is_blamed_for_a_crash(transitions: Transitions, clock: Clock) -> None:
     """If exactly one of the slices was suspected before; the others are not blamed."""
     (suspect,), (other,) = submit(transitions, "j1", kernels=[1]), submit(transitions, "j2", kernels=[1])
     for slice_id in (suspect,) * 2:
@@ -236,7 +236,7 @@ def test_a_suspect_that_dies_in_company_did_it(transitions: Transitions, clock: 
     assert transitions.redis.hmget(f"ks:slice:{other}", "strikes", "company") == ["0", "1"]
 
 
-def test_who_dies_in_company_is_suspected_and_not_failed(transitions: Transitions, clock: Clock) -> None:
+def test_slices_of_a_crashed_worker_are_suspected_but_not_failed(transitions: Transitions, clock: Clock) -> None:
     """Slices of one worker whose leases expire together are not blamed; those of other workers do not count."""
     first, second = submit(transitions)
     (alone,) = submit(transitions, "k", kernels=[1])
@@ -325,7 +325,7 @@ def test_a_key_names_one_request(transitions: Transitions, records: Records) -> 
     assert transitions.queued() == ["a:0", "d:0", "e:0"]
 
 
-def test_a_transition_whose_answer_was_lost_can_be_asked_again(
+def test_a_transition_can_be_repeated_after_a_lost_response(
     transitions: Transitions, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis made it, the connection broke, and the client retries."""
@@ -345,7 +345,7 @@ def test_a_transition_whose_answer_was_lost_can_be_asked_again(
     assert records.whole("j").status is Status.SUCCEEDED
 
 
-def test_what_waits_beyond_its_deadline_is_failed(transitions: Transitions, records: Records, clock: Clock) -> None:
+def test_queued_slices_fail_after_their_deadline(transitions: Transitions, records: Records, clock: Clock) -> None:
     """Running slices are handled by their workers, which know the deadline."""
     fields = {"images": ["0" * 64], "layer": "conv1_1", "kernels": [1], "deadline_s": 10}
     request = ExplainRequest.model_validate(fields)
@@ -363,9 +363,7 @@ def test_what_waits_beyond_its_deadline_is_failed(transitions: Transitions, reco
     assert records.whole("running").status is Status.RUNNING
 
 
-def test_the_same_work_is_found_as_long_as_its_job_is_kept(
-    transitions: Transitions, records: Records, clock: Clock
-) -> None:
+def test_results_are_reused_while_their_job_exists(transitions: Transitions, records: Records, clock: Clock) -> None:
     """By its fingerprint; failures are not cached."""
     (slice_id,) = submit(transitions, kernels=[1], lifetime=10)
     claim = claimed(transitions, slice_id)

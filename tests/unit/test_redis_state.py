@@ -85,7 +85,7 @@ def test_a_redis_that_may_remove_jobs_takes_none(policy: str) -> None:
         Memory.of({**FULL, "used_memory": 1, "maxmemory_policy": policy}).check()
 
 
-def test_keys_that_were_evicted_are_told(tmp_path: Path) -> None:
+def test_evicted_keys_are_reported(tmp_path: Path) -> None:
     """Until Redis's counter is reset, whatever its policy is now."""
     with own_redis(tmp_path, "--maxmemory", "3mb", "--maxmemory-policy", "allkeys-lru") as url, connect(url) as redis:
         for number in range(400):
@@ -100,7 +100,7 @@ def test_keys_that_were_evicted_are_told(tmp_path: Path) -> None:
         assert check(redis) == []
 
 
-def test_what_is_told_of_memory() -> None:
+def test_warnings_about_memory() -> None:
     """A policy that evicts expiring keys; a Redis that is nearly full; no warning without a limit."""
     first, second = Memory.of({**FULL, "maxmemory_policy": "volatile-lru"}).check()
     assert "volatile-lru" in first
@@ -114,7 +114,7 @@ def test_what_is_told_of_memory() -> None:
     assert Memory.of({"used_memory": 5}).ratio == 0
 
 
-def test_a_program_that_goes_round_is_alive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_liveness_of_a_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """For some seconds after its last round; not before its first."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert not alive.alive("housekeeping", 300)

@@ -103,7 +103,7 @@ def test_a_retry_takes_room_in_the_queue(transitions: Transitions) -> None:
     assert transitions.retry("j", Caller(max_open=2)) == [("j:0", "bulk"), ("j:1", "bulk")]
 
 
-def test_ranks_are_looked_up_again(transitions: Transitions, redis: Redis) -> None:
+def test_ranks_are_resolved_again(transitions: Transitions, redis: Redis) -> None:
     """An item that failed before it had a kernel may turn out to have none."""
     submit(transitions, "top:5")
     claim = transitions.claim("j:0")
@@ -116,7 +116,7 @@ def test_ranks_are_looked_up_again(transitions: Transitions, redis: Redis) -> No
     assert (job.status, job.progress.total, job.progress.completed) == (Status.SUCCEEDED, 3, 3)
 
 
-def test_attempts_strikes_and_deadline_begin_anew(transitions: Transitions, redis: Redis, clock: Clock) -> None:
+def test_attempts_strikes_and_deadline_are_reset(transitions: Transitions, redis: Redis, clock: Clock) -> None:
     """After three failed attempts there are three new ones."""
     submit(transitions, [1], deadline_s=100)
     for _ in range(3):
@@ -132,7 +132,7 @@ def test_attempts_strikes_and_deadline_begin_anew(transitions: Transitions, redi
     assert redis.zscore("ks:deadlines", "j:0") == clock.now + 100
 
 
-def test_the_new_end_is_told_by_a_webhook_of_its_own(transitions: Transitions, redis: Redis, clock: Clock) -> None:
+def test_the_new_end_has_its_own_webhook(transitions: Transitions, redis: Redis, clock: Clock) -> None:
     """The new end has a different message id; an undelivered message of the first end is discarded."""
     hooks = Webhooks(redis, lambda: clock.now)
     submit(transitions, [1], webhook_url=HOOK)
@@ -148,7 +148,7 @@ def test_the_new_end_is_told_by_a_webhook_of_its_own(transitions: Transitions, r
     assert ids[0] == "job_j"
 
 
-def test_a_retry_whose_answer_was_lost_can_be_asked_again(
+def test_a_retry_can_be_repeated_after_a_lost_response(
     transitions: Transitions, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis made it, the connection broke, and the client repeats the call."""

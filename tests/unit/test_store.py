@@ -52,7 +52,7 @@ def test_a_job_s_files_are_its_own(tmp_path: Path) -> None:
     assert store.get(OTHER, digest) == b"bytes"
 
 
-def test_blobs_of_before_jobs_had_folders_are_found(tmp_path: Path) -> None:
+def test_blobs_of_earlier_versions_are_found(tmp_path: Path) -> None:
     """For any job."""
     digest = hashlib.sha256(b"old").hexdigest()
     place = tmp_path / "blobs" / digest[:2] / digest

@@ -26,7 +26,7 @@ def made() -> Iterator[InMemorySpanExporter]:
     telemetry.stop()
 
 
-def test_what_belongs_to_no_request_has_no_span(made: InMemorySpanExporter) -> None:
+def test_work_without_a_request_has_no_span(made: InMemorySpanExporter) -> None:
     """Housekeeping reads blobs every second."""
     with telemetry.span("outer"), telemetry.span("inner"):
         telemetry.past("past", time.time() - 1)
@@ -34,7 +34,7 @@ def test_what_belongs_to_no_request_has_no_span(made: InMemorySpanExporter) -> N
     assert telemetry.traceparent() == ""
 
 
-def test_spans_hang_below_the_one_that_is_current(made: InMemorySpanExporter) -> None:
+def test_spans_are_children_of_the_current_one(made: InMemorySpanExporter) -> None:
     """And the current one is a child of the request's; past spans have their own times."""
     with telemetry.span("slice", GIVEN):
         telemetry.past("solve", time.time() - 2, kernel=3)
@@ -53,7 +53,7 @@ def test_spans_hang_below_the_one_that_is_current(made: InMemorySpanExporter) ->
     assert inside.split("-")[1:3] == [GIVEN.split("-")[1], f"{part.context.span_id:016x}"]
 
 
-def test_a_receiver_that_is_away_does_not_hold_up_the_end() -> None:
+def test_an_unavailable_receiver_does_not_delay_the_end() -> None:
     """Unsent spans are dropped; afterwards the caller's `traceparent` is passed on again."""
     telemetry.start(f"http://127.0.0.1:{free_port()}", "test")
     with telemetry.span("slice", GIVEN):
