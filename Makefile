@@ -5,7 +5,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.1
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 BIN := .venv/bin
 READY := .venv/.ready
-# File by file; those that start processes first, so that no long one is left for the end.
+# One process a core, file by file; the longest files first, so that none of them is left for the end.
 SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests/integration tests/web tests/api tests/unit tests/structure
 
 .PHONY: setup demo up test test-slow browser proxies builder check bench bench-gpu figures soak openapi lock clean
@@ -31,7 +31,8 @@ test: setup  ## everything that needs nothing but this repository
 
 test-slow: setup browser proxies  ## what needs real weights or a browser, kills processes or takes long
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --timeout 900 -m "(slow or web) and not (weights or chaos or contract or gpu)"
-	$(BIN)/python -m pytest --timeout 900 -m "(weights or chaos or contract) and not gpu"  # with the machine to themselves
+	$(BIN)/python -m pytest -n 2 --dist loadfile --timeout 900 -m "chaos and not gpu" tests/chaos  # they mostly wait
+	$(BIN)/python -m pytest --timeout 900 -m "(weights or contract) and not (chaos or gpu)"  # with the machine to themselves
 
 browser: setup  ## a Chromium for the tests of the page, where there is none
 	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \

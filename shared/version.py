@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-VERSION = "0.1.0"
+VERSION = "1.0.0rc1"
 REVISION = os.environ.get("KERNELSCOPE_REVISION", "unknown")  # the commit that an image was built of
 
 
 def told() -> str:
-    """Both, `0.1.0 (94416590)`."""
+    """Both, `1.0.0rc1 (94416590)`."""
     return f"{VERSION} ({REVISION[:8]})"
