@@ -76,7 +76,7 @@ const withCode = (text) => text.split("`").map((part, at) => (at % 2 ? make("cod
 export function surveyed({ survey, surveys }) {
   const others = surveys.some((one) => one.id !== survey.id);
   const said = survey.status === "succeeded"
-    ? `By the survey of ${day(survey.created_at)} of the ${count(survey.images)} images of “${survey.dataset_name}”.`
+    ? `Survey of ${day(survey.created_at)}: ${count(survey.images)} images of “${survey.dataset_name}”.`
     : `Images of “${survey.dataset_name}”.`;
   if ($("survey").textContent.startsWith(said)) return; // the person may be choosing another
   $("survey").replaceChildren(make("p", {}, said), others ? chooser(survey, surveys) : "");
