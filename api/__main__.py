@@ -15,7 +15,7 @@ from redis import Redis
 from api.app import create_app
 from api.edge.protocol import BoundedProtocol
 from api.edge.site import is_reachable_by_others
-from shared.advice import begin
+from shared.advice import log_start
 from shared.errors import StoreUnavailable
 from shared.jobs import connect
 from shared.keys import ApiKeys
@@ -71,7 +71,7 @@ def main() -> None:
     if reason := check_access(configuration):
         sys.exit(f"kernelscope: {reason}")
     app = create_app(configuration)
-    begin(configuration, "the API")
+    log_start(configuration, "the API")
     # Objects that exist now live as long as the process: exclude them from garbage collection, which pauses requests.
     gc.freeze()
     gc.set_threshold(20_000, 20, 100)

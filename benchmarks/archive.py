@@ -22,7 +22,7 @@ from redis import Redis
 
 from kernelscope import stack
 from kernelscope.stack import free_port, redis_server
-from shared.jobs import Caller, Place, Records, Transitions, Wanted, connect, new_id
+from shared.jobs import Caller, JobFilter, Place, Records, Transitions, connect, new_id
 from shared.jobs.archive import NAME, SEPARATOR, Dump
 from shared.schemas import ExplainRequest, Status, plan
 from shared.store import BlobStore
@@ -60,7 +60,7 @@ def _measured(redis: Redis, store: BlobStore, jobs: int) -> dict[str, Any]:
     records = Records(redis, store)
     found["newest_page_ms"] = _timed(records, store, lambda: None)
     found["page_in_the_middle_ms"] = _timed(records, store, lambda: Place(begin + jobs / 2, "f" * 32))
-    rare = Wanted(layer="conv1_1")
+    rare = JobFilter(layer="conv1_1")
     at = time.perf_counter()
     _, after = records.page(OWNER, rare, PAGE)
     found["page_of_a_rare_layer_ms"] = round(1000 * (time.perf_counter() - at), 1)
@@ -108,7 +108,7 @@ def _timed(records: Records, store: BlobStore, after: Callable[[], Place | None]
     for _ in range(10):
         _write(records, store, place)
         at = time.perf_counter()
-        page, place = records.page(OWNER, Wanted(), PAGE, place)
+        page, place = records.page(OWNER, JobFilter(), PAGE, place)
         seconds.append(time.perf_counter() - at)
         if len(page) != PAGE:
             raise RuntimeError(f"a page of {len(page)} jobs")

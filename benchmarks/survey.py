@@ -32,7 +32,7 @@ from shared.drawings import scene
 from shared.jobs import Claim, new_id
 from shared.schemas import ExplainRequest, plan
 from shared.store import BlobStore
-from shared.surveys.store import Facts, Surveys, cut
+from shared.surveys.store import SurveyFacts, Surveys, cut
 from worker.engine.accelerator import choose
 from worker.engine.device import TorchDevice
 from worker.engine.engine import Engine
@@ -83,7 +83,7 @@ def _bare(network: LoadedNetwork, layer: str, pixels: Tensor) -> None:
 def _survey(engine: Engine, layers: list[str], datasets: DataSets, dataset: str) -> None:
     surveys, survey_id = Surveys(datasets.store, datasets), new_id()
     parts = cut(datasets.images(dataset, ""))
-    facts = Facts(
+    facts = SurveyFacts(
         owner="",
         created_at=collection.now(),
         dataset=dataset,

@@ -21,8 +21,7 @@ from kernelscope.answers import MOST_SHOWN, Shown, explained, picture, png, text
 from kernelscope.client import AsyncClient, AsyncJob, Client, ClientError, NotFound, ProgressEvent
 from kernelscope.datasets import PATIENCE, files_in, sent
 from kernelscope.surveys import in_words, named
-from shared.schemas import ActiveKernel, DataSet, Method, Status
-from shared.surveys.forms import Survey
+from shared.schemas import ActiveKernel, DataSet, Method, Status, Survey
 from shared.version import VERSION
 
 INSTRUCTIONS = (

@@ -20,7 +20,7 @@ from kernelscope.pages import Site, images_of
 from kernelscope.serving import AsJson, Key, Url, remote
 from kernelscope.surveys import OfSurvey
 from kernelscope.terminal import document, err, out, say
-from shared.surveys.forms import MOST_KERNELS, LayerKernels
+from shared.schemas import MOST_KERNELS, LayerKernels
 
 T = TypeVar("T")
 U = TypeVar("U")

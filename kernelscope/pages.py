@@ -8,7 +8,7 @@ from hashlib import sha256
 from html import escape
 
 from kernelscope.surveys import in_words
-from shared.surveys.forms import KernelPage, LayerKernels, Score, Similar, TopImage
+from shared.schemas import KernelPage, LayerKernels, Score, Similar, TopImage
 
 ORDERS = {
     "": "number",

@@ -13,9 +13,8 @@ from kernelscope.datasets import PATIENCE
 from kernelscope.serving import AsJson, DataDir, Key, Url, local_settings, remote
 from kernelscope.terminal import document, out, plain, progress, say, state, table
 from shared.datasets import DataSets
-from shared.schemas import DataSet, Status
+from shared.schemas import DataSet, Explanation, KernelPage, Status, Survey
 from shared.store import BlobStore
-from shared.surveys.forms import Explanation, KernelPage, Survey
 from shared.surveys.store import Surveys
 
 MOST_SIMILAR = 4  # kernels that a sentence names

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from dotenv import dotenv_values
 
 from shared.settings import ENV_FILE, Settings
-from shared.version import told
+from shared.version import version_text
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +36,9 @@ def named_in(file: Path) -> list[str]:
         return []
 
 
-def begin(settings: Settings, what: str) -> None:
+def log_start(settings: Settings, what: str) -> None:
     """Log that a program starts, its version, and every such mistake."""
-    log.info("%s begins, Kernelscope %s", what, told())
+    log.info("%s begins, Kernelscope %s", what, version_text())
     for sentence in advice(settings):
         log.warning("%s", sentence)
 

@@ -25,10 +25,10 @@ def beat(name: str) -> None:
 
 @cache
 def _removed_at_exit(name: str) -> None:
-    atexit.register(forget, name)
+    atexit.register(stop, name)
 
 
-def forget(name: str) -> None:
+def stop(name: str) -> None:
     """Remove the file: the program ends."""
     with suppress(OSError):
         _file(name).unlink(missing_ok=True)

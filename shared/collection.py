@@ -125,18 +125,18 @@ class Collection(Generic[F]):
         self.store.note(f"{self.folder}/removed/{one}", now())
         for place in (f"{self._index(owner)}/{one}", f"{self.folder}/public/{one}", self.place(one, "facts.json")):
             self.store.forget_note(place)
-        self.sweep(one)
+        self.remove_files(one)
 
-    def sweep(self, one: str) -> None:
+    def remove_files(self, one: str) -> None:
         """Delete all files of an object."""
         self.store.remove_folder(self.place(one, ""))
 
-    def sweep_removed(self) -> int:
+    def remove_deleted(self) -> int:
         """Delete the files of objects deleted in the last day again, also where that failed. Returns their number."""
         removed = f"{self.folder}/removed"
         found = [one for one in self.store.names(removed) if JOB_ID.fullmatch(one)]
         for one in found:
-            self.sweep(one)
+            self.remove_files(one)
             since = datetime.fromisoformat(self.store.noted(f"{removed}/{one}") or now())
             if datetime.now(UTC) - since > CLEANED_FOR:
                 self.store.forget_note(f"{removed}/{one}")

@@ -96,7 +96,7 @@ class Upload:
                 self.sets.store.put_at(place, json.dumps(self._new).encode())
                 self.sets.collection.facts(self.set_id, self.facts.owner)
         except DataSetNotFound:
-            self.sets.collection.sweep(self.set_id)
+            self.sets.collection.remove_files(self.set_id)
             raise
         return _described(self.set_id, self.facts, self.contents, self.facts.owner)
 

@@ -79,14 +79,14 @@ def living(redis: Redis) -> list[WorkerState]:
     return [state for text in texts if text and (state := _parsed(WorkerState, text))]
 
 
-def tell(redis: Redis, networks: Sequence[Network]) -> None:
+def register(redis: Redis, networks: Sequence[Network]) -> None:
     """Store registered networks, which do not come with the program. They are never removed."""
     if networks:
         with redis_errors():
             redis.hset("ks:networks", mapping={one.name: one.model_dump_json() for one in networks})
 
 
-def told(redis: Redis) -> dict[str, Network]:
+def registered(redis: Redis) -> dict[str, Network]:
     """The registered networks by name, as last stored by a worker."""
     with redis_errors():
         texts = redis.hgetall("ks:networks")
@@ -109,7 +109,7 @@ def network(redis: Redis, name: str) -> Network:
     Raises:
         UnknownModel: its message lists the networks that exist.
     """
-    return catalogue.networks().get(name) or catalogue.network(name, told(redis))
+    return catalogue.networks().get(name) or catalogue.network(name, registered(redis))
 
 
 def able(networks: Mapping[str, NetworkState], need: str) -> bool:

@@ -16,26 +16,24 @@ from shared.catalogue import LayerInfo, ModelInfo, networks
 from shared.errors import InvalidRequest, KernelscopeError, SurveyNotFound
 from shared.schemas import (
     ActiveKernel,
+    Bin,
     DataSet,
     ExplainRequest,
+    Explanation,
     ItemResult,
     Job,
-    Losses,
-    Metrics,
-    Progress,
-    Status,
-    WeightsUsed,
-)
-from shared.surveys.forms import (
-    Bin,
-    Explanation,
     KernelPage,
     KernelSummary,
     LayerKernels,
+    Losses,
+    Metrics,
+    Progress,
     Score,
     Similar,
+    Status,
     Survey,
     TopImage,
+    WeightsUsed,
 )
 from tests.conftest import encoded, png
 

@@ -13,7 +13,7 @@ from celery import signals
 from kombu.asynchronous import get_event_loop
 
 from shared import logs, telemetry
-from shared.advice import begin
+from shared.advice import log_start
 from shared.queue import QUEUES, announce, make_celery
 from shared.settings import settings
 from worker.engine.memory import reuse_memory
@@ -64,7 +64,7 @@ def main() -> None:
     global process  # noqa: PLW0603 - Celery's hooks and tasks have no other place to find it
     reuse_memory()
     logs.configure(settings().log_level, settings().log_format)
-    begin(settings(), "a worker")
+    log_start(settings(), "a worker")
     telemetry.start(settings().otlp_endpoint, "kernelscope-worker")
     try:
         process = WorkerProcess(settings(), partial(announce, celery))

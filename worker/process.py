@@ -12,14 +12,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from threading import Event, Thread
 
-from shared.alive import beat, forget
+from shared.alive import beat, stop
 from shared.catalogue import Network
 from shared.errors import KernelscopeError, StoreUnavailable
 from shared.jobs import Records, Transitions, connect
 from shared.settings import Settings
 from shared.store import BlobStore
-from shared.version import told
-from shared.workers import HEARTBEAT_SECONDS, WorkerState, publish, retire, tell
+from shared.version import version_text
+from shared.workers import HEARTBEAT_SECONDS, WorkerState, publish, register, retire
 from worker.engine.engine import Engine
 from worker.engine.questions import Device, NoSuchDevice
 from worker.jobs.leases import LeaseRenewer
@@ -176,7 +176,7 @@ class WorkerProcess:
         """Publish the registered networks after a change, and every minute in case Redis has lost them."""
         networks = self.device.registered()
         if networks != self._published or time.monotonic() - self._published_at > REFRESH_SECONDS:
-            tell(self.redis, networks)
+            register(self.redis, networks)
             self._published, self._published_at = networks, time.monotonic()
 
     def _check_networks(self) -> None:
@@ -196,7 +196,7 @@ class WorkerProcess:
             ready=self.ready.is_set(),
             networks=self.device.states(),
             store=self._store(),
-            version=told(),
+            version=version_text(),
         )
 
     def _store(self) -> str | None:
@@ -238,6 +238,6 @@ def make_device(settings: Settings) -> Device:
 
 def _end(code: int) -> None:
     """Exit at once, without waiting for threads that may hang. The supervisor restarts the process."""
-    forget("worker")
+    stop("worker")
     logging.shutdown()
     os._exit(code)

@@ -10,7 +10,7 @@ from api.housekeeping.scheduler import RENEW_SECONDS
 from api.jobs.deliveries import WebhookSender
 from api.services import Services
 from shared import logs, telemetry
-from shared.advice import begin
+from shared.advice import log_start
 from shared.alive import beat
 from shared.settings import settings
 
@@ -25,7 +25,7 @@ def main() -> None:
     services = Services.open(settings())
     sender = WebhookSender(services.webhooks, private=services.settings.webhook_private)
     scheduler = Scheduler(services.redis, loops(services, sender), services.settings.lease_seconds)
-    begin(settings(), "housekeeping")
+    log_start(settings(), "housekeeping")
     scheduler.start()
     while not stop.is_set():
         scheduler.renew_locks()

@@ -36,7 +36,7 @@ def loops(services: Services, sender: WebhookSender) -> list[Loop]:
     return [
         Loop("reaper", 1.0, Reaper(services).round),
         Loop("announcer", 1.0, Announcer(services).round),
-        Loop("waiting", 2.0, lambda: services.transitions.note_lacking(workers.living(services.redis))),
+        Loop("waiting", 2.0, lambda: services.transitions.note_unmet_needs(workers.living(services.redis))),
         Loop("archiver", 1.0, cleaner.archive),
         Loop("expiry", 1.0, cleaner.expire),
         Loop("sweeper", 1.0, cleaner.remove_files),
@@ -58,11 +58,11 @@ class Reaper:
         """Handle all expired leases and deadlines."""
         transitions = self.services.transitions
         if self._leases_are_valid():
-            for slice_id in transitions.lapsed(self.services.settings.max_attempts):
+            for slice_id in transitions.expire_leases(self.services.settings.max_attempts):
                 if queue := transitions.sent(slice_id):
                     log.warning("%s: the lease of its worker expired; announced again", slice_id)
                     announce(self.services.queue, slice_id, queue)
-        for slice_id in transitions.overdue():
+        for slice_id in transitions.fail_overdue():
             log.warning("%s: its deadline passed in the queue", slice_id)
 
     def _leases_are_valid(self) -> bool:
@@ -147,12 +147,12 @@ class Cleaner:
 
     def remove_files(self) -> None:
         """Remove the files of deleted jobs."""
-        _in_batches(self.retention.sweep)
+        _in_batches(self.retention.remove_files)
 
     def remove_deleted(self) -> None:
         """Remove the files of deleted data sets and surveys."""
         for collection in (self.services.datasets.collection, self.services.surveys.collection):
-            collection.sweep_removed()
+            collection.remove_deleted()
 
     def repair(self) -> None:
         """Repair what restoring a backup has undone, then write the next number to both Redis and the store."""
@@ -162,7 +162,7 @@ class Cleaner:
         """Scan one of the store's shards for files of no job; all of them take a day."""
         with redis_errors():
             number = int(self.services.redis.incr("ks:walked"))
-        self.retention.walk(SHARDS[number % len(SHARDS)])
+        self.retention.remove_orphans(SHARDS[number % len(SHARDS)])
 
 
 def _in_batches(task: Callable[[int], int]) -> None:

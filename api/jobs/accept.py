@@ -127,7 +127,7 @@ def _check(
 def find_existing(services: Services, caller: Caller, planned: PlannedJob, idempotency_key: str | None) -> Job | None:
     """The job that an earlier request with this key created. If there is none, raises every error but the images'."""
     request = planned.request
-    if job_id := services.transitions.foresee(request, len(planned.slices), idempotency_key, caller):
+    if job_id := services.transitions.check_submit(request, len(planned.slices), idempotency_key, caller):
         try:
             return services.records.job(job_id)
         except (JobNotFound, JobExpired):  # Redis has lost it: the key may be used again
@@ -154,10 +154,10 @@ def _store(
         found, replayed = enqueue(services, caller, job_id, planned, idempotency_key)
     except (StoreUnavailable, UnknownImage, QuotaExceeded, QueueFull, IdempotencyConflict):
         with suppress(StoreUnavailable):  # the daily scan of the store removes the images then
-            services.records.late(job_id)
+            services.records.schedule_cleanup(job_id)
         raise
     if found.id != job_id:  # the same request arrived twice at the same time
-        services.records.late(job_id)
+        services.records.schedule_cleanup(job_id)
     return found, replayed
 
 

@@ -134,7 +134,7 @@ class Pictures:
         job_id, index, name = key
         if final:
             self.store.put(job_id, data, _drawn_name(head, index, name))
-            self.records.late(job_id)
+            self.records.schedule_cleanup(job_id)
         return File(job_id, name, self.store.digest(data), data, final)
 
     def _stored(self, head: Head, index: int | None, name: str) -> File | None:

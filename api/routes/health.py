@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from api.openapi import PUBLIC, example, refusals
 from api.services import ServicesDep
 from shared.errors import NoSuchPath, StoreUnavailable
-from shared.version import VERSION, told
+from shared.version import VERSION, version_text
 from shared.workers import WorkerState
 
 router = APIRouter(tags=["health"])
@@ -71,7 +71,7 @@ async def readyz(request: Request, services: ServicesDep) -> Ready:
     if not await services.access.is_authorized(request):
         return Ready(status="ready", workers=[WorkerInfo(ready=worker.ready) for worker in state.workers])
     workers = [_info(worker) for worker in state.workers]
-    return Ready(status="ready", version=told(), workers=workers, warnings=state.warnings)
+    return Ready(status="ready", version=version_text(), workers=workers, warnings=state.warnings)
 
 
 @router.get("/metrics", response_class=PlainTextResponse, responses=refusals(NoSuchPath))

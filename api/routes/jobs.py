@@ -33,7 +33,7 @@ from shared.errors import (
     UnknownLayer,
     brief,
 )
-from shared.jobs import JOB_ID, Place, Wanted, check_retry
+from shared.jobs import JOB_ID, JobFilter, Place, check_retry
 from shared.jobs.forms import MOST_RESULTS
 from shared.schemas import Job, Page, ResultsPage, Status, number
 from shared.webhooks import Delivery
@@ -110,7 +110,7 @@ def list_jobs(  # noqa: PLR0913, PLR0917 - its filters
         with suppress(UnknownLayer) if network.architecture else nullcontext():  # its architecture may have changed
             layer = network.layer(layer).name
     after = _from_cursor(cursor) if cursor is not None else None
-    found, place = services.records.page(caller.owner, Wanted(status, model, layer), limit, after)
+    found, place = services.records.page(caller.owner, JobFilter(status, model, layer), limit, after)
     following = _to_cursor(place) if place else None
     if following:
         query = dict(request.query_params) | {"cursor": following}

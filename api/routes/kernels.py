@@ -18,8 +18,7 @@ from api.routes.surveys import CROP, LAYER, OPTIMIZED_CROP, SURVEY, SURVEYED_LAY
 from api.services import ServicesDep
 from api.surveys.kernels import LayerView
 from shared.errors import UnknownKernel
-from shared.schemas import Status
-from shared.surveys.forms import (
+from shared.schemas import (
     Bin,
     Explanation,
     KernelPage,
@@ -27,6 +26,7 @@ from shared.surveys.forms import (
     LayerKernels,
     Score,
     Similar,
+    Status,
     TopImage,
 )
 

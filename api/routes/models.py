@@ -33,7 +33,7 @@ router = APIRouter(prefix="/models", tags=["models"])
 def list_models(services: ServicesDep) -> list[ModelInfo]:
     """Every network with its layers."""
     states = _states(services)
-    known = {**catalogue.networks(), **workers.told(services.redis)}
+    known = {**catalogue.networks(), **workers.registered(services.redis)}
     return [_info(network, states) for network in known.values()]
 
 

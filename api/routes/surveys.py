@@ -34,9 +34,8 @@ from shared.errors import (
     SurveyNotFound,
     UnknownKernel,
 )
-from shared.schemas import Job, Status
-from shared.surveys.forms import ExplainKernels, NewSurvey, Survey
-from shared.surveys.store import Facts
+from shared.schemas import ExplainKernels, Job, NewSurvey, Status, Survey
+from shared.surveys.store import SurveyFacts
 from shared.surveys.tally import TOP
 
 router = APIRouter(prefix="/surveys", tags=["surveys"])
@@ -184,7 +183,7 @@ async def get_crop_of_picture(  # noqa: PLR0913, PLR0917 - its path
     return Response(data, media_type="image/webp", headers={"Cache-Control": IMMUTABLE})
 
 
-def _table(services: Services, survey_id: str, facts: Facts) -> Iterator[str]:
+def _table(services: Services, survey_id: str, facts: SurveyFacts) -> Iterator[str]:
     text = StringIO()
     writer = csv.writer(text)
     places = [f"top_{rank}_{what}" for rank in range(1, TOP + 1) for what in ("image", "activation")]

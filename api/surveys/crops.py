@@ -17,7 +17,7 @@ from shared.catalogue import Layer
 from shared.errors import ArtifactNotFound, JobNotFound
 from shared.images import Frame
 from shared.jobs.ids import JOB_ID
-from shared.surveys.store import Facts
+from shared.surveys.store import SurveyFacts
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
@@ -84,7 +84,7 @@ async def optimized_crop(
 @dataclass(frozen=True)
 class _Crop:
     survey_id: str
-    facts: Facts
+    facts: SurveyFacts
     layer: Layer
     frame: Frame
     place: tuple[int, int]

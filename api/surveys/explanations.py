@@ -17,9 +17,18 @@ from api.services import Services
 from shared import catalogue, workers
 from shared.errors import InvalidRequest, JobExpired, JobNotFound, SilentKernel
 from shared.jobs import Caller
-from shared.schemas import ExplainBody, ImageSource, ItemResult, Job, Status, WholeJob
-from shared.surveys.forms import ExplainKernels, Explanation, Score
-from shared.surveys.store import Facts
+from shared.schemas import (
+    ExplainBody,
+    ExplainKernels,
+    Explanation,
+    ImageSource,
+    ItemResult,
+    Job,
+    Score,
+    Status,
+    WholeJob,
+)
+from shared.surveys.store import SurveyFacts
 
 T = TypeVar("T")
 
@@ -98,7 +107,7 @@ class _KernelExplanation:
     services: Services
     caller: Caller
     survey_id: str
-    facts: Facts
+    facts: SurveyFacts
     layer: str
     kernel: int
 

@@ -14,9 +14,9 @@ from shared.catalogue import Layer, Network
 from shared.collection import READERS
 from shared.errors import NetworkChanged, SurveyNotFound
 from shared.images import Frame
-from shared.surveys.forms import Bin, KernelPage, KernelSummary, LayerKernels, Similar, Survey, TopImage
+from shared.schemas import Bin, KernelPage, KernelSummary, LayerKernels, Similar, Survey, TopImage
 from shared.surveys.parts import Whole
-from shared.surveys.store import Facts
+from shared.surveys.store import SurveyFacts
 from shared.surveys.tally import EDGES, Kernel
 
 MOST_SURVEYS = 20  # listed on a page
@@ -97,7 +97,7 @@ class LayerView:
             explanation=loaded.explanation if loaded else None,
         )
 
-    def _surveys(self) -> dict[str, Facts]:
+    def _surveys(self) -> dict[str, SurveyFacts]:
         every = self.services.surveys.collection.all(self.owner).items()
         return {one: it for one, it in every if it.model == self.network.name and self.layer.name in it.layers}
 

@@ -21,9 +21,8 @@ from shared.errors import (
     QuotaExceeded,
 )
 from shared.jobs import Caller, new_id
-from shared.schemas import ExplainRequest, Job, Status, plan
-from shared.surveys.forms import NewSurvey, Survey
-from shared.surveys.store import Facts, Images, cut, listed
+from shared.schemas import ExplainRequest, Job, NewSurvey, Status, Survey, plan
+from shared.surveys.store import Images, SurveyFacts, cut, listed
 
 
 def create(services: Services, caller: Caller, body: NewSurvey, idempotency_key: str | None) -> tuple[Job, bool]:
@@ -42,7 +41,7 @@ def create(services: Services, caller: Caller, body: NewSurvey, idempotency_key:
     planned = _plan(services, body, parts)
     if existing := find_existing(services, caller, planned, idempotency_key):
         return existing, True
-    facts = Facts(
+    facts = SurveyFacts(
         owner=caller.owner,
         created_at=collection.now(),
         dataset=body.dataset,
@@ -83,13 +82,13 @@ def readable(services: Services, owner: str) -> list[Survey]:
     return describe_all(services, services.surveys.collection.all(owner), owner)
 
 
-def describe_all(services: Services, surveys: Mapping[str, Facts], owner: str) -> list[Survey]:
+def describe_all(services: Services, surveys: Mapping[str, SurveyFacts], owner: str) -> list[Survey]:
     """The current state of several surveys."""
     with ThreadPoolExecutor(READERS) as readers:
         return list(readers.map(lambda one: describe(services, one[0], one[1], owner), surveys.items()))
 
 
-def describe(services: Services, survey_id: str, facts: Facts, owner: str) -> Survey:
+def describe(services: Services, survey_id: str, facts: SurveyFacts, owner: str) -> Survey:
     """The current state of a survey."""
     status, parts = _status(services, survey_id, facts)
     used, here = services.surveys.used(survey_id), f"/surveys/{survey_id}"
@@ -129,7 +128,7 @@ def delete(services: Services, survey_id: str, owner: str) -> None:
     services.store.remove_folder(f"datasets/{dataset}/crops/{survey_id}/")
 
 
-def _status(services: Services, survey_id: str, facts: Facts) -> tuple[Status, list[int]]:
+def _status(services: Services, survey_id: str, facts: SurveyFacts) -> tuple[Status, list[int]]:
     """The status and the finished parts. The status is its job's, except that it is `succeeded` exactly if complete."""
     try:
         status = services.records.job(survey_id).status

@@ -19,8 +19,18 @@ from kernelscope.client.options import ActivationsOptions, ExplainOptions
 from kernelscope.client.sync import Client, Explanation, Job, Result
 from shared.catalogue import ModelInfo
 from shared.errors import Problem
-from shared.schemas import ActiveKernel, DataSet, ItemResult, JobSummary, Losses, Metrics, Status
-from shared.surveys.forms import KernelPage, LayerKernels, Survey
+from shared.schemas import (
+    ActiveKernel,
+    DataSet,
+    ItemResult,
+    JobSummary,
+    KernelPage,
+    LayerKernels,
+    Losses,
+    Metrics,
+    Status,
+    Survey,
+)
 
 __all__ = [
     "ActivationsOptions",

@@ -16,7 +16,7 @@ worker that has lost its lease cannot write.
 """
 
 from shared.connection import connect
-from shared.jobs.claims import ANYONE, Caller, Claim, Hold, LostLease, Next, Sign, Submitted
+from shared.jobs.claims import ANYONE, Caller, Claim, Heartbeat, LeaseState, LostLease, Next, Submitted
 from shared.jobs.files import (
     ARTIFACTS,
     DRAWN_ARTIFACTS,
@@ -32,7 +32,7 @@ from shared.jobs.record import Records
 from shared.jobs.retention import Retention
 from shared.jobs.submission import check_retry
 from shared.jobs.transitions import Transitions
-from shared.jobs.views import Head, Place, Wanted
+from shared.jobs.views import Head, JobFilter, Place
 
 __all__ = [
     "ANYONE",
@@ -47,17 +47,17 @@ __all__ = [
     "Event",
     "Found",
     "Head",
-    "Hold",
+    "Heartbeat",
+    "JobFilter",
+    "LeaseState",
     "LostLease",
     "Next",
     "Place",
     "Polling",
     "Records",
     "Retention",
-    "Sign",
     "Submitted",
     "Transitions",
-    "Wanted",
     "check_retry",
     "connect",
     "drawn_artifacts",

@@ -62,7 +62,7 @@ class Next:
 
 
 @dataclass(frozen=True)
-class Sign:
+class Heartbeat:
     """A heartbeat for a claim, with the progress, and for watched jobs previews of X̂."""
 
     claim: Claim
@@ -70,7 +70,7 @@ class Sign:
     previews: dict[int, bytes] = field(default_factory=dict)  # by the item's index: a WebP file
 
 
-class Hold(IntEnum):
+class LeaseState(IntEnum):
     """The state of a claim after a heartbeat."""
 
     LOST = 0

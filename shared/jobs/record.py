@@ -24,7 +24,7 @@ from shared.jobs.forms import (
     whole_of,
 )
 from shared.jobs.scripts import script
-from shared.jobs.views import Answer, Head, Place, Wanted, keys_of, live_of, missing
+from shared.jobs.views import Answer, Head, JobFilter, Place, keys_of, live_of, missing
 from shared.schemas import ExplainRequest, ItemResult, Job, JobSummary, Status, WholeJob
 from shared.store import BlobStore
 
@@ -106,7 +106,7 @@ class Records:
         return Stored(dump.record, -1, dump.results)
 
     def page(
-        self, owner: str, wanted: Wanted, limit: int, after: Place | None = None
+        self, owner: str, wanted: JobFilter, limit: int, after: Place | None = None
     ) -> tuple[list[JobSummary], Place | None]:
         """An owner's jobs, newest first, and where the next page starts; None if this is the last page.
 
@@ -212,7 +212,7 @@ class Records:
                 return str(job_id)
         return None
 
-    def late(self, job_id: str) -> None:
+    def schedule_cleanup(self, job_id: str) -> None:
         """After writing a file for a job that may be gone: if it is, schedule the deletion of its files."""
         with redis_errors():
             if self.redis.exists(f"ks:job:{job_id}") or self.store.has(job_id, NAME):

@@ -155,7 +155,7 @@ class Retention:
             with suppress(JobNotFound, JobEnded):
                 self.transitions.cancel(job_id)
 
-    def sweep(self, most: int, after: float = SWEPT_AFTER) -> int:
+    def remove_files(self, most: int, after: float = SWEPT_AFTER) -> int:
         """Delete the files of jobs that were removed a while ago. Returns the number of jobs."""
         until = now(self.redis) - after
         with redis_errors():
@@ -184,7 +184,7 @@ class Retention:
             live = self.redis.exists(f"ks:job:{job_id}")
         return bool(live) or self.store.has(job_id, NAME)
 
-    def walk(self, shard: str) -> int:
+    def remove_orphans(self, shard: str) -> int:
         """Remove files without a record in one of the store's `SHARDS`. Returns the number of jobs."""
         orphans = [job_id for job_id, names in self.store.jobs(shard) if NAME not in names and _old(job_id)]
         lost = [job_id for job_id in orphans if not self._exists(job_id)]

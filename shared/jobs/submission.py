@@ -113,7 +113,7 @@ class Submission(Scripts):
             failed[index // SLICE_ITEMS].append(index)
         return failed
 
-    def foresee(
+    def check_submit(
         self, request: ExplainRequest, slices: int, idempotency_key: str | None = None, caller: Caller = ANYONE
     ) -> str | None:
         """Checks what `submit` would do. Returns the earlier job with this key; None: it would create one.

@@ -13,7 +13,7 @@ from typing import Any
 from shared.clock import now
 from shared.connection import redis_errors
 from shared.errors import AttemptsExhausted, DeadlinePassed, JobEnded, JobNotFound, KernelscopeError
-from shared.jobs.claims import Claim, Hold, LostLease, Sign
+from shared.jobs.claims import Claim, Heartbeat, LeaseState, LostLease
 from shared.jobs.forms import text_of
 from shared.jobs.submission import Submission
 from shared.jobs.waiting import Waiting
@@ -37,10 +37,10 @@ class Transitions(Submission, Waiting):
         Raises:
             LostLease: the claim is no longer valid.
         """
-        if self.renew_all([Sign(claim, progress)])[0] is Hold.LOST:
+        if self.renew_all([Heartbeat(claim, progress)])[0] is LeaseState.LOST:
             raise LostLease(claim.slice_id)
 
-    def renew_all(self, signs: Sequence[Sign]) -> list[Hold]:
+    def renew_all(self, signs: Sequence[Heartbeat]) -> list[LeaseState]:
         """Heartbeats in one round trip and one sync of the append-only file. Returns the states of the claims."""
         with redis_errors(), self.redis.pipeline(transaction=False) as pipe:
             for sign in signs:
@@ -48,7 +48,7 @@ class Transitions(Submission, Waiting):
                 previews = [part for index, picture in sign.previews.items() for part in (index, b64encode(picture))]
                 arguments = (claim.slice_id, claim.token, self.lease_seconds, progress, *previews)
                 self._scripts["renew"](keys=[f"ks:slice:{claim.slice_id}"], args=arguments, client=pipe)
-            return list(map(Hold, pipe.execute()))
+            return list(map(LeaseState, pipe.execute()))
 
     def resolve(self, claim: Claim, skipped: Sequence[Item]) -> None:
         """The ranks of this slice are resolved to kernels, except `skipped` ones, as too few kernels are active."""
@@ -106,7 +106,7 @@ class Transitions(Submission, Waiting):
         if status != Status.CANCELLED or before == Status.CANCELLED:
             raise JobEnded(f"job {job_id} has already {status}; only a queued or running job can be cancelled")
 
-    def lapsed(self, max_attempts: int) -> list[str]:
+    def expire_leases(self, max_attempts: int) -> list[str]:
         """Queue every slice whose lease has expired again. Returns these slices.
 
         A slice whose worker died `max_attempts` times, with no item finished in between, fails. If a worker held
@@ -155,7 +155,7 @@ class Transitions(Submission, Waiting):
         with suppress(LostLease):  # cancelled or removed at this moment
             self.fail(self._claim(slice_id, job_id, token, int(attempt), items), error)
 
-    def overdue(self) -> list[str]:
+    def fail_overdue(self) -> list[str]:
         """Fail every queued slice whose deadline has passed; returns them. Workers handle those that are running."""
         with redis_errors():
             late: list[str] = self.redis.zrangebyscore("ks:deadlines", "-inf", now(self.redis))

@@ -37,7 +37,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class JobFilter:
     """A filter for lists of jobs; None matches everything."""
 
     status: Status | None = None

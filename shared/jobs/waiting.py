@@ -116,7 +116,7 @@ class Waiting(Scripts):
         queue: Queue | None = self._run("sent", slice_id=slice_id)
         return queue
 
-    def note_lacking(self, living: Sequence[WorkerState]) -> None:
+    def note_unmet_needs(self, living: Sequence[WorkerState]) -> None:
         """Store which needs of queued slices none of these workers meets, for `waiting_for` of their jobs."""
         with redis_errors():
             buckets = self.redis.sunion([f"ks:buckets:{queue}" for queue in QUEUES])

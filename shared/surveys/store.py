@@ -42,7 +42,7 @@ Images = list[tuple[str, str]]  # digest and name of each
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts(StoredFacts):
+class SurveyFacts(StoredFacts):
     """The properties of a survey."""
 
     dataset: str
@@ -76,12 +76,12 @@ class Surveys:
     def __init__(self, store: BlobStore, datasets: DataSets) -> None:
         self.store = store
         self.datasets = datasets
-        self.collection = Collection(store, "surveys", Facts, SurveyNotFound, "survey", MOST_SURVEYS)
+        self.collection = Collection(store, "surveys", SurveyFacts, SurveyNotFound, "survey", MOST_SURVEYS)
         self._layer = lru_cache(KEPT_LAYERS)(self._read_layer)
         self._images = lru_cache(KEPT_LISTS)(self._read_images)
         self._joining = Lock()
 
-    def create(self, survey_id: str, facts: Facts, parts: Sequence[Images]) -> None:
+    def create(self, survey_id: str, facts: SurveyFacts, parts: Sequence[Images]) -> None:
         """Create a survey of these images. Raises as `Collection.put`."""
         with ThreadPoolExecutor(READERS) as writers:
             list(writers.map(lambda one: self._put_images(survey_id, *one), enumerate(parts)))
@@ -155,7 +155,7 @@ class Surveys:
                 self.join(survey_id, parts, facts.layers)
             self.collection.facts(survey_id, None)
         except SurveyNotFound:
-            self.collection.sweep(survey_id)
+            self.collection.remove_files(survey_id)
             raise
 
     def parts(self, survey_id: str) -> list[int]:

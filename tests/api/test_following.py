@@ -175,11 +175,11 @@ def test_deleting_removes_the_record_and_the_files(
     assert client.delete(first).status_code == 204
     refused(client.get(f"{first}/artifacts/0/panel.png"), 410, "job-expired")
     refused(client.delete(first), 410, "job-expired")
-    services.retention.sweep(10, 0)
+    services.retention.remove_files(10, 0)
     assert [each.exists() for each in kept] == [False, True]
     assert client.get(f"{second}/artifacts/0/optimized.png").status_code == 200
     assert client.delete(second).status_code == 204
-    services.retention.sweep(10, 0)
+    services.retention.remove_files(10, 0)
     assert [path for path in folder.rglob("*") if path.is_file()] == []
     asyncio.run(services.close())
 

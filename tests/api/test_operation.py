@@ -249,7 +249,7 @@ def test_metrics_of_the_process_the_store_and_housekeeping(client: Client, setti
 
 def test_readiness_warns_if_housekeeping_does_not_run(client: Client, redis: Redis) -> None:
     """With the consequences; jobs are accepted nevertheless."""
-    for wanted in ("has ever run", None, "has run for 4"):
+    for wanted in ("has never run", None, "has not run for 4"):
         if wanted is None:
             kept(redis)
         elif "for" in wanted:

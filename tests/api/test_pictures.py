@@ -263,5 +263,5 @@ def test_a_picture_of_a_job_that_is_deleted_meanwhile_is_not_stored(
         at.store.open.set()
         assert answer.result().status_code == 200
         retention = Retention(Transitions(redis), Records(redis, at.store))
-        retention.sweep(10, 0)
+        retention.remove_files(10, 0)
         assert {path.name for path in settings.data_dir.rglob("*") if path.is_file()} <= {"identity"}

@@ -90,7 +90,7 @@ def test_each_state(settings: Settings, tmp_path: Path, code: str) -> None:
             assert client.get("/metrics").status_code == 200
             time.sleep(READINESS_SECONDS)
             if code == "OOM":  # deleting frees memory
-                assert "no more jobs are taken" in client.get("/readyz").json()["warnings"][0]
+                assert "no more jobs are accepted" in client.get("/readyz").json()["warnings"][0]
             else:
                 said(client.get("/readyz"), "READONLY" if code == "MASTERDOWN" else code)  # it tries to write
         time.sleep(READINESS_SECONDS)

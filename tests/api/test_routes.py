@@ -28,7 +28,7 @@ from shared.errors import error_types
 from shared.keys import ApiKeys, webhook_secrets
 from shared.schemas import Preprocessing
 from shared.settings import Settings
-from shared.workers import NetworkState, WorkerState, publish, retire, tell
+from shared.workers import NetworkState, WorkerState, publish, register, retire
 from tests.api.conftest import serving
 from tests.api.test_explain import MINI, post, refused
 from tests.conftest import noise, png
@@ -113,7 +113,7 @@ def test_a_registered_network(client: Client, worker: WorkerState, redis: Redis)
         "kernels": [1],
     }
     refused(client.post("/explain", json=body), 422, "unknown-model", "birds", "vgg16")
-    tell(redis, [birds])
+    register(redis, [birds])
     fed = Preprocessing(mean=(1, 2, 3), std=(4, 5, 6), range="0-255", order="bgr")
     layers = [layer.name for layer in birds.layers]
     worker.networks["birds"] = NetworkState(available=True, reason="folder", layers=layers, preprocessing=fed)

@@ -286,5 +286,5 @@ def test_leftovers_of_deleted_data_are_removed(client: Client, inline_worker: In
     for place in late:
         store.put_at(place, b"late")
     datasets = DataSets(store, 10)
-    assert (datasets.collection.sweep_removed(), Surveys(store, datasets).collection.sweep_removed()) == (1, 1)
+    assert (datasets.collection.remove_deleted(), Surveys(store, datasets).collection.remove_deleted()) == (1, 1)
     assert [store.get_at(place) for place in late] == [None, None]

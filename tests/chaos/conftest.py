@@ -170,7 +170,7 @@ class Plant:
         """
         with patch.object(retention, "ORPHAN_AFTER", 0.0):
             for shard in SHARDS:
-                Retention(Transitions(redis), self.records(redis)).walk(shard)
+                Retention(Transitions(redis), self.records(redis)).remove_orphans(shard)
 
     def close(self) -> None:
         """Kill everything."""

@@ -119,15 +119,15 @@ def test_loops_of_another_release_are_not_missed(redis: Redis) -> None:
 
 def test_what_stands_still_is_told(redis: Redis) -> None:
     """Nothing ever ran; all of it stands still; one loop does."""
-    assert "has ever run" in next(warnings(states(redis)))
+    assert "has never run" in next(warnings(states(redis)))
     Scheduler(redis, [Loop("work", 1.0, list), Loop("other", 1.0, list), Loop("rare", 600.0, list)]).round()
     assert list(warnings(states(redis))) == []
     redis.hset(SUCCESS, "work", f"{redis.time()[0] - 30} 1.0")
     (told,) = warnings(states(redis))
-    assert told.startswith("housekeeping: its loop work has not succeeded for 3")
+    assert told.startswith("housekeeping: loop work has not succeeded for 3")
     redis.hset(SUCCESS, "other", f"{redis.time()[0] - 20} 1.0")
     (told,) = warnings(states(redis))
-    assert told.startswith("no housekeeping has run for 2")
+    assert told.startswith("housekeeping has not run for 2")
     assert "start `python -m api.housekeeping`" in told
 
 
@@ -148,7 +148,7 @@ def reaped(services: Services, monkeypatch: pytest.MonkeyPatch) -> tuple[Schedul
         rounds.append(most)
         return []
 
-    monkeypatch.setattr(services.transitions, "lapsed", lapsed)
+    monkeypatch.setattr(services.transitions, "expire_leases", lapsed)
     scheduler = Scheduler(services.redis, [Loop("reaper", 0.0, Reaper(services).round)], LEASE)
 
     def reaps() -> bool:

@@ -10,7 +10,7 @@ import pytest
 from redis import Redis
 
 from shared.errors import JobExpired, JobNotFound
-from shared.jobs import Place, Records, Retention, Transitions, Wanted, new_id
+from shared.jobs import JobFilter, Place, Records, Retention, Transitions, new_id
 from shared.jobs.archive import NAME, Dump
 from shared.jobs.forms import json_of
 from shared.jobs.ids import made_at
@@ -71,11 +71,11 @@ def desk(redis: Redis, tmp_path: Path) -> Desk:
 def test_an_archived_job_is_read_as_before(desk: Desk) -> None:
     """Whole, listed, its results by pages, its files; and Redis has but a line of it."""
     job_id = desk.done(20)
-    before = desk.records.whole(job_id), desk.records.result(job_id, 3), desk.records.page("", Wanted(), 5)
+    before = desk.records.whole(job_id), desk.records.result(job_id, 3), desk.records.page("", JobFilter(), 5)
     assert desk.retention.archive_ended(10, 60) == 0  # its readers find it in Redis for a while
     assert desk.retention.archive_ended(10, 0) == 1
     assert desk.records.archive.read(job_id) is not None
-    after = desk.records.whole(job_id), desk.records.result(job_id, 3), desk.records.page("", Wanted(), 5)
+    after = desk.records.whole(job_id), desk.records.result(job_id, 3), desk.records.page("", JobFilter(), 5)
     assert after == before
     assert desk.records.job(job_id) == before[0]
     page, following = desk.records.page_of_results(job_id, 15, 4)
@@ -107,24 +107,24 @@ def test_jobs_are_listed_wherever_they_are(desk: Desk) -> None:
     desk.retention.archive_ended(4, 0)
     found, after = list[str](), None
     while True:
-        page, after = desk.records.page("", Wanted(), 2, after)
+        page, after = desk.records.page("", JobFilter(), 2, after)
         found += [job.id for job in page]
         if after is None:
             break
     assert found == jobs[::-1]
-    page, _ = desk.records.page("", Wanted(layer="conv1_2"), 10)
+    page, _ = desk.records.page("", JobFilter(layer="conv1_2"), 10)
     assert [job.id for job in page] == jobs[1::2][::-1]
-    assert desk.records.page("", Wanted(status=Status.FAILED), 10) == ([], None)
+    assert desk.records.page("", JobFilter(status=Status.FAILED), 10) == ([], None)
     desk.store.remove(jobs[0])
-    assert [job.id for job in desk.records.page("", Wanted(), 10)[0]] == jobs[:0:-1]
+    assert [job.id for job in desk.records.page("", JobFilter(), 10)[0]] == jobs[:0:-1]
 
 
 def test_cursors_are_places(desk: Desk) -> None:
     """A job that is archived between two pages is told once."""
     jobs = [desk.done(1) for _ in range(4)]
-    first, after = desk.records.page("", Wanted(), 2)
+    first, after = desk.records.page("", JobFilter(), 2)
     desk.retention.archive_ended(10, 0)
-    second, _ = desk.records.page("", Wanted(), 2, after)
+    second, _ = desk.records.page("", JobFilter(), 2, after)
     assert [job.id for job in (*first, *second)] == jobs[::-1]
     assert isinstance(after, Place)
 
@@ -139,12 +139,12 @@ def test_a_deleted_job_is_gone_at_once_and_its_files_soon(desk: Desk, archived: 
     desk.retention.remove(job_id)
     with pytest.raises(JobExpired):
         desk.records.job(job_id)
-    assert [job.id for job in desk.records.page("", Wanted(), 10)[0]] == [other]
-    assert desk.retention.sweep(10, 60) == 0  # a worker may have a file in hand
-    assert desk.retention.sweep(10, 0) == 1
+    assert [job.id for job in desk.records.page("", JobFilter(), 10)[0]] == [other]
+    assert desk.retention.remove_files(10, 60) == 0  # a worker may have a file in hand
+    assert desk.retention.remove_files(10, 0) == 1
     assert desk.files() == [other]
     desk.retention.remove(job_id)
-    assert desk.retention.sweep(10, 0) == 0
+    assert desk.retention.remove_files(10, 0) == 0
     assert desk.submit(key="key") not in {job_id, other}  # the key makes another job
     desk.redis.delete(f"ks:gone:{job_id}")
     with pytest.raises(JobExpired, match="Send the request again"):
@@ -163,7 +163,7 @@ def test_jobs_expire_wherever_they_are(desk: Desk) -> None:
     for job_id in (waiting, ended, archived):
         with pytest.raises(JobExpired):
             desk.records.job(job_id)
-    assert desk.retention.sweep(10, 0) == 3
+    assert desk.retention.remove_files(10, 0) == 3
     assert desk.files() == [young]
     assert desk.redis.keys("ks:gone:*") == []  # their ids say how old they are
 
@@ -173,9 +173,9 @@ def test_the_walk_finds_what_no_record_knows(desk: Desk, monkeypatch: pytest.Mon
     alive, archived, lost = desk.submit(), desk.done(), new_id()
     desk.retention.archive_ended(10, 0)
     desk.store.put(lost, b"x")
-    assert sum(map(desk.retention.walk, SHARDS)) == 0
+    assert sum(map(desk.retention.remove_orphans, SHARDS)) == 0
     monkeypatch.setattr("shared.jobs.retention.ORPHAN_AFTER", -1.0)
-    assert sum(map(desk.retention.walk, SHARDS)) == 1
+    assert sum(map(desk.retention.remove_orphans, SHARDS)) == 1
     assert set(desk.files()) == {alive, archived}
 
 
@@ -184,11 +184,11 @@ def test_a_late_file_of_a_job_that_is_gone_is_swept(desk: Desk) -> None:
     job_id, kept = desk.done(), desk.done()
     desk.retention.archive_ended(1, 0)
     desk.retention.remove(job_id)
-    desk.retention.sweep(10, 0)
+    desk.retention.remove_files(10, 0)
     desk.store.put(job_id, b"late")
     for each in (job_id, kept):
-        desk.records.late(each)
-    assert desk.retention.sweep(10, 0) == 1
+        desk.records.schedule_cleanup(each)
+    assert desk.retention.remove_files(10, 0) == 1
     assert desk.files() == [kept]
 
 
@@ -198,7 +198,7 @@ def test_a_job_that_was_taken_after_all_is_not_swept(desk: Desk) -> None:
     desk.redis.zadd("ks:late", {job_id: 1})
     desk.finish(job_id)
     desk.retention.archive_ended(10, 0)
-    assert desk.retention.sweep(10, 0) == 1
+    assert desk.retention.remove_files(10, 0) == 1
     assert desk.records.whole(job_id).status is Status.SUCCEEDED
     assert desk.files() == [job_id]
 
@@ -213,7 +213,7 @@ def test_an_image_is_found_where_its_owner_sent_it_last(desk: Desk) -> None:
     desk.redis.delete(f"ks:held::{image}")
     assert desk.records.image(image, "") == job_id
     desk.retention.remove(job_id)
-    desk.retention.sweep(10, 0)
+    desk.retention.remove_files(10, 0)
     assert desk.records.image(image, "") is None
 
 
@@ -282,10 +282,10 @@ def test_a_redis_that_was_restored_alone_is_told_what_the_store_has(desk: Desk) 
     assert told == [None, None, None, "Redis is older than the object store: 3 finished jobs are listed again"]
     assert repair.round() is None
     assert Repair(desk.redis, desk.store, desk.records.archive).round() is None
-    assert [job.id for job in desk.records.page("", Wanted(), 10)[0]] == jobs[::-1]
+    assert [job.id for job in desk.records.page("", JobFilter(), 10)[0]] == jobs[::-1]
     desk.redis.set("ks:clock", time.time() + 2 * DAY)
     assert desk.retention.expire(10) == 3
-    assert desk.records.page("", Wanted(), 10) == ([], None)
+    assert desk.records.page("", JobFilter(), 10) == ([], None)
 
 
 def test_a_store_that_was_restored_alone_is_told_of(desk: Desk) -> None:

@@ -47,8 +47,8 @@ def test_machines_an_hour_apart_agree(redis: Redis) -> None:
         claim = claimed(one, "j")
         one.renew(claim, {})
     with off_by(HOUR):
-        assert other.lapsed(3) == []
-        assert other.overdue() == []
+        assert other.expire_leases(3) == []
+        assert other.fail_overdue() == []
         assert other.unsent(["j:0", "waiting:0"], 15) == []
         assert Retention(other, records_of(redis)).expire() == 0
         assert 595 < (claimed(other, "waiting").seconds_left or 0) <= 600

@@ -144,7 +144,7 @@ def test_a_job_says_what_it_waits_for(transitions: Transitions, redis: Redis) ->
     records = records_of(redis)
 
     def told(*workers: WorkerState) -> str | None:
-        transitions.note_lacking(workers)
+        transitions.note_unmet_needs(workers)
         return records.job("j").waiting_for
 
     assert records.job("j").waiting_for is None

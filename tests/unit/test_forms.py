@@ -10,7 +10,7 @@ import pytest
 from redis import Redis
 
 from shared.errors import JobExpired
-from shared.jobs import Records, Retention, Transitions, Wanted
+from shared.jobs import JobFilter, Records, Retention, Transitions
 from shared.schemas import ExplainRequest, ItemResult, plan
 from shared.store import BlobStore
 from tests.forms import FORM_1, form1, load
@@ -41,7 +41,7 @@ def test_form_1_is_read_and_moved(redis: Redis, tmp_path: Path, monkeypatch: pyt
     assert records.archive.migration.begin() == len(ENDED)
     assert retention.archive_ended(10) == len(ENDED)
     assert {job_id: told(records, job_id) for job_id in form["told"]} == form["told"]
-    assert [job.id[0] for job in records.page("", Wanted(), 10)[0]] == ["e", "d", "c", "a"]
+    assert [job.id[0] for job in records.page("", JobFilter(), 10)[0]] == ["e", "d", "c", "a"]
     assert store.get("a" * 32, "drawn-0-panel.png") == b"a panel"
     assert records.log_of("a" * 32) == [
         *map("status {}".format, ["queued", "running"]),
@@ -55,7 +55,7 @@ def test_form_1_is_read_and_moved(redis: Redis, tmp_path: Path, monkeypatch: pyt
         retention.remove(job_id)
         with pytest.raises(JobExpired):
             records.job(job_id)
-    retention.sweep(10, 0)
+    retention.remove_files(10, 0)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert {name for name in left if not name.startswith("images/")} <= {"blobs/identity"}
     held = [key for key in redis.keys("ks:*") if key.startswith(("ks:blob:", "ks:image:", "ks:job:", "ks:slice:"))]

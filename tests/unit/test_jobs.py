@@ -122,7 +122,7 @@ def test_progress_is_seen_and_holds_the_lease(transitions: Transitions, records:
     for iteration in range(5):
         clock.now += LEASE - 1
         transitions.renew(claim, {"iteration": iteration, "budget": 10, "loss": 0.5})
-        assert transitions.lapsed(3) == []
+        assert transitions.expire_leases(3) == []
     progress = records.whole("j").progress
     assert (progress.iteration, progress.budget, progress.loss) == (4, 10, 0.5)
     complete(transitions, claim)
@@ -137,7 +137,7 @@ def test_a_lapsed_slice_is_queued_again_without_its_finished_items(
     dead = claimed(transitions, slice_id)
     transitions.commit(dead, done(dead, 0), {})
     clock.now += LEASE + 1
-    assert transitions.lapsed(3) == [slice_id]
+    assert transitions.expire_leases(3) == [slice_id]
     again = claimed(transitions, slice_id)
     assert [item.kernel for item in again.items] == [2, 3]
     assert again.attempt == 2
@@ -151,7 +151,7 @@ def test_a_worker_without_its_lease_cannot_write(transitions: Transitions, recor
     (slice_id,) = submit(transitions, kernels=[1, 2])
     late = claimed(transitions, slice_id)
     clock.now += LEASE + 1
-    transitions.lapsed(3)
+    transitions.expire_leases(3)
     with pytest.raises(LostLease):
         transitions.release(late)
     holder = claimed(transitions, slice_id)
@@ -201,16 +201,16 @@ def test_a_slice_that_always_kills_its_worker_fails(transitions: Transitions, re
     assert not suspected(transitions, slice_id)
     claimed(transitions, slice_id)
     clock.now += LEASE + 1
-    assert transitions.lapsed(3) == [slice_id]
+    assert transitions.expire_leases(3) == [slice_id]
     assert suspected(transitions, slice_id)
     second = claimed(transitions, slice_id)
     transitions.commit(second, done(second, 0), {})
     for _ in range(2):
         clock.now += LEASE + 1
-        assert transitions.lapsed(3) == [slice_id]
+        assert transitions.expire_leases(3) == [slice_id]
         claimed(transitions, slice_id)
     clock.now += LEASE + 1
-    assert transitions.lapsed(3) == []
+    assert transitions.expire_leases(3) == []
     job = records.whole("j")
     assert job.status is Status.SUCCEEDED  # one item did succeed
     assert job.failed_items == 1
@@ -226,12 +226,12 @@ def test_the_only_suspect_is_blamed_for_a_crash(transitions: Transitions, clock:
     for slice_id in (suspect,) * 2:
         transitions.claim(slice_id, "first")
         clock.now += 30
-        transitions.lapsed(3)
+        transitions.expire_leases(3)
     assert suspected(transitions, suspect)
     for slice_id in (suspect, other):
         transitions.claim(slice_id, "second")
     clock.now += 30
-    assert transitions.lapsed(3) == [other]
+    assert transitions.expire_leases(3) == [other]
     assert transitions.redis.hget("ks:job:j1", "status") == "failed"
     assert transitions.redis.hmget(f"ks:slice:{other}", "strikes", "company") == ["0", "1"]
 
@@ -246,11 +246,11 @@ def test_slices_of_a_crashed_worker_are_suspected_but_not_failed(transitions: Tr
         clock.now += 0.5  # the last renewal of the first, and the claim of the second
         assert transitions.claim(second, "worker") is not None
         clock.now += LEASE - 0.1
-        assert sorted(transitions.lapsed(3)) == [first, second]  # one has still a moment; its worker is dead
+        assert sorted(transitions.expire_leases(3)) == [first, second]  # one has still a moment; its worker is dead
     assert transitions.claim(alone, "another") is not None
     assert transitions.claim(first, "worker") is not None
     clock.now += LEASE + 1
-    assert sorted(transitions.lapsed(3)) == [first, alone]
+    assert sorted(transitions.expire_leases(3)) == [first, alone]
     assert suspected(transitions, alone)
 
 
@@ -353,9 +353,9 @@ def test_queued_slices_fail_after_their_deadline(transitions: Transitions, recor
         transitions.submit(name, request, plan(request, 100), 1000)
     claim = claimed(transitions, "running:0")
     assert claim.seconds_left == 10
-    assert transitions.overdue() == []
+    assert transitions.fail_overdue() == []
     clock.now += 11
-    assert transitions.overdue() == ["waiting:0"]
+    assert transitions.fail_overdue() == ["waiting:0"]
     job = records.whole("waiting")
     assert job.status is Status.FAILED
     assert job.error is not None
@@ -412,7 +412,7 @@ def test_a_worker_whose_job_has_expired_loses_its_lease(
     Retention(transitions, records).expire()
     with pytest.raises(LostLease):
         transitions.commit(claim, done(claim, 0), {})
-    assert transitions.lapsed(3) == []
+    assert transitions.expire_leases(3) == []
 
 
 def test_unsent_messages_are_found_by_their_age(transitions: Transitions, clock: Clock) -> None:

@@ -291,7 +291,7 @@ class RecordMachine(stateful.RuleBasedStateMachine):
         crowd = [part.worker for part in late]
         suspects = [part.worker for part in late if part.suspected(most)]
         only = [part.suspected(most) and suspects.count(part.worker) == 1 for part in late]
-        found, again = self.transitions.lapsed(most), []
+        found, again = self.transitions.expire_leases(most), []
         for part, alone_suspected in zip(late, only, strict=True):
             company = crowd.count(part.worker) > 1 and not alone_suspected
             (alone, beside), part.token = part.deaths, ""
@@ -310,7 +310,7 @@ class RecordMachine(stateful.RuleBasedStateMachine):
         self.now += seconds
         queued = [(part.work.deadline, part) for part in self.parts.values() if part.status == "queued"]
         late = {part.name: (at, part.name) for at, part in queued if at is not None and at <= self.now}
-        assert self.transitions.overdue() == sorted(late, key=late.__getitem__)
+        assert self.transitions.fail_overdue() == sorted(late, key=late.__getitem__)
         for part in map(self.parts.__getitem__, late):
             part.begin("", self.now)
             part.end(self.now, errors.DeadlinePassed.type_uri())
@@ -347,7 +347,7 @@ class RecordMachine(stateful.RuleBasedStateMachine):
         """The job is gone, live or archived, and its files are deleted."""
         work = self.parts[slice_id].work
         self.retention.remove(work.name)
-        self.retention.sweep(1000, 0)
+        self.retention.remove_files(1000, 0)
         work.removed = True
         for part in work.parts:
             part.status, part.token = "gone", ""
@@ -426,7 +426,7 @@ class RecordMachine(stateful.RuleBasedStateMachine):
         self.now += 1_000_000
         while self.retention.expire():
             pass
-        self.retention.sweep(1000, 0)
+        self.retention.remove_files(1000, 0)
         assert [key for key in self.redis.keys("ks:*") if not key.startswith(LEFT_OVER)] == []
 
 

@@ -126,6 +126,6 @@ def test_liveness_of_a_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     tmp_path.chmod(0o500)
     alive.beat("housekeeping")
     tmp_path.chmod(0o700)
-    alive.forget("housekeeping")
-    alive.forget("housekeeping")
+    alive.stop("housekeeping")
+    alive.stop("housekeeping")
     assert list(tmp_path.iterdir()) == []

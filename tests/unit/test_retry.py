@@ -122,7 +122,7 @@ def test_attempts_strikes_and_deadline_are_reset(transitions: Transitions, redis
     for _ in range(3):
         assert transitions.claim("j:0", "worker")
         clock.now += 30
-        transitions.lapsed(3)
+        transitions.expire_leases(3)
     assert records_of(redis).job("j").status is Status.FAILED
     clock.now += 1000
     assert transitions.retry("j") == [("j:0", "interactive")]

@@ -19,7 +19,7 @@ from redis import Redis
 from shared import images
 from shared.errors import LayerNotCovered, ModelUnavailable, StoreUnavailable
 from shared.images import Frame
-from shared.jobs import Hold, Records, Retention, Transitions
+from shared.jobs import LeaseState, Records, Retention, Transitions
 from shared.jobs.claims import Queue
 from shared.schemas import ExplainRequest, Status, WholeJob, plan
 from shared.store import BlobStore
@@ -250,7 +250,7 @@ def test_the_same_work_is_not_done_twice(bench: JobBench) -> None:
     assert not any(result.reused for result in bench.run("other:0").results)
     retention = Retention(bench.transitions, bench.records)
     retention.remove("j")
-    assert retention.sweep(10, 0) == 1
+    assert retention.remove_files(10, 0) == 1
     files = bench.records.result("again", 0)[2].values()
     assert all(bench.store.has("again", digest) for digest in files)  # its own by now
 
@@ -278,7 +278,7 @@ def test_a_suspect_runs_beside_others_but_not_beside_another(bench: JobBench, mo
         bench.submit(name, iterations=iterations)
         bench.transitions.claim(f"{name}:0")
         time.sleep(0.02)
-        assert bench.transitions.lapsed(3) == [f"{name}:0"]
+        assert bench.transitions.expire_leases(3) == [f"{name}:0"]
     bench.lease_seconds = 20.0
     with bench.runner() as runner:
         thread = Thread(target=runner.run, args=("interactive", "suspect:0"))
@@ -379,7 +379,7 @@ def test_a_device_that_hangs_loses_its_leases_and_is_reported(bench: JobBench, m
     with bench.runner() as runner:
         Thread(target=runner.run, args=("interactive", "j:0"), daemon=True).start()
         assert bench.hung.wait(5)
-        assert bench.transitions.lapsed(3) == ["j:0"]
+        assert bench.transitions.expire_leases(3) == ["j:0"]
         runner.stop()
 
 
@@ -508,7 +508,7 @@ def test_the_renewal_of_leases_outlives_a_bug(
     with bench.runner() as runner:
         renew, failures = runner.leases.transitions.renew_all, [ValueError("a bug")]
 
-        def once(claims: object) -> list[Hold]:
+        def once(claims: object) -> list[LeaseState]:
             if failures:
                 raise failures.pop()
             return renew(claims)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from shared.catalogue import Layer
 from shared.drawings import scene
-from shared.surveys.forms import (
+from shared.schemas import (
     Bin,
     Explanation,
     KernelPage,

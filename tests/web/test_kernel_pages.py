@@ -8,7 +8,7 @@ import time
 import pytest
 from playwright.sync_api import Page, expect
 
-from shared.surveys.forms import Score
+from shared.schemas import Score
 from shared.surveys.tally import TOP
 from tests.web.conftest import Visitor
 from tests.web.kernel_answers import (

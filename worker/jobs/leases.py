@@ -9,7 +9,7 @@ from threading import Event, Lock, Thread
 from typing import Protocol
 
 from shared.errors import StoreUnavailable
-from shared.jobs import Hold, Sign, Transitions
+from shared.jobs import Heartbeat, LeaseState, Transitions
 from worker.engine.engine import Engine
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class LeasedSlice(Protocol):
         """Whether it waits for the engine; otherwise it is being prepared."""
         ...
 
-    def report(self) -> Sign:
+    def report(self) -> Heartbeat:
         """The progress of its items."""
         ...
 
@@ -88,8 +88,8 @@ class LeaseRenewer:
         if not leased:
             return
         for run, hold in zip(leased, self.transitions.renew_all([run.report() for run in leased]), strict=True):
-            run.watched = hold is Hold.WATCHED
-            if hold is Hold.LOST:
+            run.watched = hold is LeaseState.WATCHED
+            if hold is LeaseState.LOST:
                 run.lease_lost()
 
     def _alive(self) -> bool:

@@ -150,7 +150,7 @@ class SliceRunner:
         except LostLease:
             log.warning("%s: cancelled, or its lease was lost; uncommitted results are discarded", claim.slice_id)
             with suppress(StoreUnavailable):  # else the cleanup of the store finds its files
-                self.records.late(claim.job_id)
+                self.records.schedule_cleanup(claim.job_id)
         except StoreUnavailable as error:
             if self.admission.closed:
                 with suppress(LostLease, StoreUnavailable):

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from shared import telemetry
 from shared.errors import DeadlinePassed, KernelscopeError, LayerNotCovered, ModelUnavailable, StoreUnavailable
-from shared.jobs import Claim, LostLease, Records, Sign, Transitions
+from shared.jobs import Claim, Heartbeat, LostLease, Records, Transitions
 from shared.schemas import Item, ItemResult
 from shared.store import BlobStore
 from shared.surveys.store import Surveys
@@ -100,12 +100,12 @@ class SliceRun:
         """Whether it waits for the engine."""
         return self.engine_request is not None
 
-    def report(self) -> Sign:
+    def report(self) -> Heartbeat:
         """The progress and the new previews of its items."""
         running = self._running()
         previews = self.previews.new(running, wanted=self.watched)
         steps = {index: ticket.step for index, ticket in running.items() if ticket.step}
-        return Sign(self.claim, self._progress(steps) or self.surveying.progress(), previews)
+        return Heartbeat(self.claim, self._progress(steps) or self.surveying.progress(), previews)
 
     def lease_lost(self) -> None:
         """Stop: another worker has the lease, or the job was cancelled."""

@@ -10,7 +10,7 @@ from kernelscope.client.asynchronous.jobs import AsyncJob
 from kernelscope.client.options import Effort
 from kernelscope.client.transport import idempotent, quoted
 from shared import schemas
-from shared.surveys.forms import SHOWN, KernelPage, LayerKernels, Survey
+from shared.schemas import SHOWN, KernelPage, LayerKernels, Survey
 
 T = TypeVar("T")
 

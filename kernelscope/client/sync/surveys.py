@@ -11,7 +11,7 @@ from kernelscope.client.sync.connection import Connection
 from kernelscope.client.sync.jobs import Job
 from kernelscope.client.transport import idempotent, quoted
 from shared import schemas
-from shared.surveys.forms import SHOWN, KernelPage, LayerKernels, Survey
+from shared.schemas import SHOWN, KernelPage, LayerKernels, Survey
 
 T = TypeVar("T")
 
