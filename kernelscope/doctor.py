@@ -95,11 +95,11 @@ def _machine(options: dict[str, Any]) -> Iterator[Finding]:
         settings = local_settings(quiet=True, **options)
     except ValidationError as error:
         for one in error.errors():
-            yield Finding("settings", "problem", named(one), "correct or unset it; README lists all settings")
+            yield Finding("settings", "problem", named(one), "correct or unset it; docs/settings.md lists all settings")
         return
     mistakes = advice(settings)
     for sentence in mistakes:
-        yield Finding("settings", "warning", sentence, "correct or unset it; README lists all settings")
+        yield Finding("settings", "warning", sentence, "correct or unset it; docs/settings.md lists all settings")
     if not mistakes:
         read = f", those in {ENV_FILE} included" if named_in(ENV_FILE) else ""
         yield Finding("settings", "ok", f"every KERNELSCOPE_… that is set can be used{read}")

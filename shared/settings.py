@@ -75,7 +75,7 @@ def origin(value: str) -> str:
 
 
 class Settings(BaseSettings):
-    """The settings table of the README is generated from these descriptions and compared with them in a test."""
+    """The table of docs/settings.md is generated from these descriptions and compared with them in a test."""
 
     model_config = SettingsConfigDict(
         env_prefix="KERNELSCOPE_", env_file=ENV_FILE, extra="ignore", hide_input_in_errors=True
@@ -83,113 +83,146 @@ class Settings(BaseSettings):
 
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"),
-        description="Redis that holds job records and the queue, `rediss://…` by TLS (`kernelscope up` starts its own)",
+        description=("Redis of job records and the queue; `rediss://…` for TLS (`kernelscope up` starts its own)"),
     )
     redis_password: SecretStr = Field(
         SecretStr(""),
-        description="Redis's password, of any letters, where the URL has none",
+        description="Redis's password, with any characters, if the URL has none",
     )
     data_dir: Path = Field(
         default_factory=lambda: user_data_path("kernelscope"),
-        description="where `kernelscope up` keeps its Redis, pictures and logs",
+        description="folder in which `kernelscope up` stores its Redis data, pictures and logs",
     )
     store_url: str = Field(
         "",
-        description="object store of images and results, `file:///…` or `s3://…`; empty: `store` in the data directory",
+        description=(
+            "object store for images and results, `file:///…` or `s3://…`; empty: `store` in the data directory"
+        ),
     )
     weights_dir: Path | None = Field(
         None,
-        description="folder of weights (`vgg16.pth`, `vgg16-mine.safetensors`); empty: `weights` in the data directory",
+        description=(
+            "folder of weights (`vgg16.pth`, `vgg16-mine.safetensors`); empty: `weights` in the data directory"
+        ),
     )
-    download_weights: bool = Field(True, description="fetch torchvision's ImageNet weights where the folder has none")
+    download_weights: bool = Field(True, description="download torchvision's ImageNet weights if the folder has none")
     models: str = Field(
         "",
-        description="networks of your own code: `package.module:function`, which workers import and call; the function "
-        "gives each name its `nn.Module` (docs/networks.md)",
+        description=(
+            "networks of your own code: `package.module:function`, which workers import and call; the "
+            "function gives each name its `nn.Module` (docs/networks.md)"
+        ),
     )
     host: str = Field("127.0.0.1", description="address that the API listens on")
     port: int = Field(8000, ge=0, le=65535, description="port that the API listens on")
     preload: Annotated[tuple[str, ...], NoDecode] = Field(
         ("vgg16",),
-        description="networks that a worker loads before it says that it is ready, separated by commas",
+        description="networks that a worker loads before it reports itself ready, separated by commas",
     )
     device: str = Field(
         "auto",
-        description="torch device of a worker: `auto` (the first NVIDIA card, else the CPU), `cpu`, `cuda`, `cuda:1`, "
-        "`mps` (Apple's GPU, untested)",
+        description=(
+            "torch device of a worker: `auto` (the first NVIDIA card, or else the CPU), `cpu`, `cuda`, "
+            "`cuda:1`, `mps` (Apple's GPU, untested)"
+        ),
     )
     gpu_memory_share: float = Field(
-        1.0, gt=0, le=1, description="share of its card's memory that a worker may take; less where others use the card"
+        1.0,
+        gt=0,
+        le=1,
+        description=("fraction of its card's memory that a worker may use; below 1 if other programs use the card"),
     )
     engine: Literal["torch", "dummy"] = Field(
-        "torch", description="`dummy` answers at once without a network, to test what is around it"
+        "torch", description="`dummy` returns made-up results at once, to test the service without a network"
     )
     slices: int = Field(
         0,
         ge=0,
-        description="parts of jobs (of up to 16 items) that a worker holds at once, a quarter of them of big jobs; "
-        "0: 8 on a CPU, 64 on a GPU",
+        description=(
+            "slices of jobs (up to 16 items each) that a worker runs at the same time, a quarter of them "
+            "from big jobs; 0: 8 on a CPU, 64 on a GPU"
+        ),
     )
     access: Literal["auto", "keys", "open"] = Field(
         "auto",
-        description="who is answered: `keys`: who has an API key; `open`: everybody; `auto`: everybody on a loopback "
-        "address without a proxy as long as no key was ever made, else who has one",
+        description=(
+            "who may use the API: `keys`: only callers with an API key; `open`: everybody; `auto`: "
+            "everybody if the address is loopback, there is no proxy and no key was ever made, otherwise "
+            "only callers with a key"
+        ),
     )
     public_url: str = Field(
         "",
-        description="where a proxy serves this API to the world, `https://lab.example/kernelscope`; see "
-        "docs/deployment.md",
+        description=(
+            "public address of this API behind a proxy, `https://lab.example/kernelscope`; see docs/deployment.md"
+        ),
     )
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="addresses or networks of the proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are "
-        "believed, `127.0.0.1,10.0.0.0/8`",
+        description=(
+            "addresses or networks of the proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are "
+            "trusted, `127.0.0.1,10.0.0.0/8`"
+        ),
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="host names besides localhost by which a server without keys may be asked, separated by commas; "
-        "`*`: any",
+        description=(
+            "host names besides localhost that are accepted in requests to a server without keys, "
+            "separated by commas; `*`: any"
+        ),
     )
     keep_alive_s: int = Field(
-        75, ge=1, description="seconds that an idle connection is kept; more than a proxy before the API keeps it"
+        75,
+        ge=1,
+        description=("seconds that an idle connection stays open; must be longer than in a proxy in front of the API"),
     )
     rate_limit: str = Field(
-        "6000/minute", description="requests that a key may send, unless it has a rate of its own: `100/second`"
+        "6000/minute", description="request rate of a key that has no rate of its own, such as `100/second`"
     )
     max_open: int = Field(
-        1024, ge=1, description="parts of jobs (of up to 16 items) that a key may have unfinished, unless it says so"
+        1024,
+        ge=1,
+        description=("limit on the unfinished slices (up to 16 items each) of a key that has no limit of its own"),
     )
-    max_queued: int = Field(100_000, ge=1, description="parts of jobs that may wait, of everybody together")
+    max_queued: int = Field(100_000, ge=1, description="limit on the slices in the queue, of all callers together")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="other sites whose pages may call the API, `https://lab.example`, separated by commas; `*`: all"
+        (),
+        description=(
+            "origins of other sites whose pages may call the API, `https://lab.example`, separated by commas; `*`: all"
+        ),
     )
-    webhook_private: bool = Field(False, description="call webhooks on private and loopback addresses too")
+    webhook_private: bool = Field(False, description="also call webhooks on private and loopback addresses")
     metrics_bind: str = Field(
         "",
-        description="`127.0.0.1:9100`: an address for the API's metrics alone, without keys; empty: at `/metrics`",
+        description=(
+            "separate address for the API's metrics, without keys, such as `127.0.0.1:9100`; empty: "
+            "`/metrics` of the API"
+        ),
     )
     otlp_endpoint: str = Field(
         "",
-        description="`http://collector:4318`: where every process sends its traces (OTLP over HTTP, protobuf); "
-        "empty: nowhere",
+        description=(
+            "receiver of every process's traces (OTLP over HTTP, protobuf), such as "
+            "`http://collector:4318`; empty: none"
+        ),
     )
-    worker_metrics_bind: str = Field("", description="`127.0.0.1:9101`: an address for a worker's metrics; empty: none")
+    worker_metrics_bind: str = Field(
+        "", description="address for a worker's metrics, such as `127.0.0.1:9101`; empty: none"
+    )
     max_body_mb: int = Field(32, ge=1, description="largest request body, in megabytes (10⁶ bytes)")
     max_megapixels: float = Field(50.0, gt=0, description="largest image, in megapixels")
-    max_dataset_images: int = Field(100_000, ge=1, description="most images of one data set")
-    max_items: int = Field(2048, ge=1, description="most items (image × kernel × method × α × β) in one job")
-    retention_days: float = Field(30.0, gt=0, description="days after which a job and its pictures are removed")
+    max_dataset_images: int = Field(100_000, ge=1, description="maximum number of images in a data set")
+    max_items: int = Field(2048, ge=1, description="maximum number of items (image × kernel × method × α × β) in a job")
+    retention_days: float = Field(30.0, gt=0, description="days after which a job and its pictures are deleted")
     lease_seconds: float = Field(
-        20.0, gt=0, description="a worker that shows no progress for this long loses what it runs, and ends itself"
+        20.0, gt=0, description="seconds without progress after which a worker loses its leases and exits"
     )
-    max_attempts: int = Field(
-        3, ge=1, description="times that a slice is tried when its worker dies before it is failed"
-    )
+    max_attempts: int = Field(3, ge=1, description="attempts for a slice whose worker dies before it fails")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="least severe log line that is written"
+        "INFO", description="lowest level of log lines that are written"
     )
 
-    log_format: Literal["text", "json"] = Field("text", description="form of a log line")
+    log_format: Literal["text", "json"] = Field("text", description="format of log lines")
 
     @model_validator(mode="before")
     @classmethod
