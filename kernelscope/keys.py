@@ -16,9 +16,10 @@ from rich.table import Table
 from kernelscope.serving import AsJson, DataDir, local_settings, running_here
 from kernelscope.stack import Stack
 from kernelscope.terminal import document, out, plain, say
+from shared.addresses import checked_rate
 from shared.jobs import connect
 from shared.keys import NAME, ApiKeys, rotate_webhook_secret, webhook_secrets
-from shared.settings import Settings, checked_rate
+from shared.settings import Settings
 
 keys = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys, on the machine of the server.")
 

@@ -26,8 +26,9 @@ from kernelscope import supervise
 from kernelscope.localredis import COMPACT, answers, configured, redis_server, url_in
 from kernelscope.running import Lock, free_port, running_in, url_of, why_not_free
 from kernelscope.supervise import Child, StackError
+from shared.addresses import address
 from shared.jobs import connect
-from shared.settings import Settings, address
+from shared.settings import Settings
 
 __all__ = [
     "COMPACT",

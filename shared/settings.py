@@ -7,7 +7,6 @@ checkout, where Compose reads it too. The `.env` of the current folder may be an
 from __future__ import annotations
 
 import os
-import re
 from functools import cache
 from ipaddress import ip_network
 from pathlib import Path
@@ -18,60 +17,11 @@ from platformdirs import user_data_path
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-SITE_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*/?")
+from shared.addresses import address, checked_rate, checked_site, origin
+
 OWN_ENV_FILE = Path(__file__).parents[1] / ".env"
 NAMED_ENV_FILE = os.environ.get("KERNELSCOPE_ENV_FILE", "")
 ENV_FILE = Path(NAMED_ENV_FILE).expanduser() if NAMED_ENV_FILE else OWN_ENV_FILE
-RATE = re.compile(r"[1-9][0-9]{0,8}/(second|minute|hour|day)")
-
-
-def checked_rate(value: str) -> str:
-    """The rate itself.
-
-    Raises:
-        ValueError: it is not one.
-    """
-    if not RATE.fullmatch(value):
-        raise ValueError(f"{value!r} is not a rate; write 100/second, 6000/minute, …/hour or …/day")
-    return value
-
-
-def checked_site(value: str) -> str:
-    """The URL without a slash at its end.
-
-    Raises:
-        ValueError: a proxy cannot serve the API at it.
-    """
-    parts = urlsplit(value)
-    plain = SITE_PATH.fullmatch(parts.path) and not (parts.query or parts.fragment or parts.username)
-    if parts.scheme not in ("http", "https") or not parts.hostname or not plain:
-        raise ValueError(f"{value!r} is not a public URL; write https://lab.example or https://lab.example/kernelscope")
-    return value.rstrip("/")
-
-
-def address(value: str) -> tuple[str, int]:
-    """Host and port of `127.0.0.1:9100` or `[::1]:9100`.
-
-    Raises:
-        ValueError: it is not one.
-    """
-    host, _, port = value.rpartition(":")
-    if not (host and port.isdigit() and int(port) < 65536):
-        raise ValueError(f"{value!r} is not an address; write host:port, such as 127.0.0.1:9100")
-    return host.strip("[]"), int(port)
-
-
-def origin(value: str) -> str:
-    """An origin as browsers send it: without the slash at the end, in small letters.
-
-    Raises:
-        ValueError: it is not one.
-    """
-    plain = value.removesuffix("/").lower()
-    parts = urlsplit(plain)
-    if plain != "*" and not (parts.hostname and plain == f"{parts.scheme}://{parts.netloc}"):
-        raise ValueError(f"{value!r} is not an origin; write https://lab.example, without a path, or * for all")
-    return plain
 
 
 class Settings(BaseSettings):

@@ -23,13 +23,13 @@ from prometheus_client.registry import Collector
 from redis import Redis
 
 from shared import housekeeping, workers
+from shared.addresses import address
 from shared.clock import now
 from shared.connection import redis_errors
 from shared.errors import StoreUnavailable
 from shared.queue import QUEUES
 from shared.redis_state import Memory
 from shared.schemas import Status
-from shared.settings import address
 from shared.version import REVISION, VERSION
 from shared.webhooks import OUTCOMES, TRIED, Webhooks
 

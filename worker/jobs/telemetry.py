@@ -14,8 +14,8 @@ from prometheus_client import (
     start_http_server,
 )
 
+from shared.addresses import address
 from shared.schemas import ItemResult
-from shared.settings import address
 from shared.version import REVISION, VERSION
 
 SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
