@@ -172,7 +172,7 @@ def test_evidence_has_a_weight_or_a_bound(
         ({"max_invention": 0.1, "methods": "evidence", "solver": "reference"}, "invalid-request", ["max_invention"]),
         ({"gamma": 1}, "invalid-request", ["gamma", 'method "evidence"', "not among the methods"]),
         ({"max_invention": 0.1, "methods": ["lrp"]}, "invalid-request", ["max_invention", 'method "evidence"']),
-        ({"methods": "evidence", "gamma": 1, "max_invention": 0.1}, "invalid-request", ["give one"]),
+        ({"methods": "evidence", "gamma": 1, "max_invention": 0.1}, "invalid-request", ["not both"]),
         ({"methods": "evidence", "gamma": -1}, "invalid-request", ["gamma", "greater than or equal to 0"]),
         ({"methods": "evidence", "max_invention": 0}, "invalid-request", ["max_invention", "greater than 0"]),
         ({"colour": "red"}, "invalid-request", ["colour", "no such field", "layer", "kernels"]),

@@ -71,7 +71,7 @@ def test_failed_items_can_be_retried(client: Client, inline_worker: InlineWorker
     assert [result["status"] for result in job["results"]] == ["succeeded", "failed"]
     whole = post(client, kernels="1").headers["location"]
     inline_worker.work()
-    refused(client.post(f"{whole}/retry"), 409, "nothing-to-retry", "nothing")
+    refused(client.post(f"{whole}/retry"), 409, "nothing-to-retry", "no failed items")
     refused(client.post(f"/jobs/{OLD}/retry"), 404, "job-not-found")
 
 

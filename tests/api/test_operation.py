@@ -134,7 +134,7 @@ def test_a_worker_with_another_store_is_reported(
     workers.publish(redis, here.model_copy(update={"id": "w2", "version": ""}))
     time.sleep(READINESS_SECONDS)
     (warning,) = client.get("/readyz").json()["warnings"]
-    assert "worker w2 is of an earlier version" in warning
+    assert "worker w2 has an earlier version" in warning
 
 
 def test_metrics_on_their_own_address(settings: Settings, redis: Redis) -> None:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from base64 import b64encode
-from importlib.resources import files
 from pathlib import Path
 
 import httpx
@@ -205,12 +204,16 @@ def test_the_page_and_its_files(client: Client) -> None:
 
 
 def test_the_page_is_light(client: Client) -> None:
-    """300 kB with everything that it may load: scripts, styles, the plotting library, the samples."""
-    parts = files("api") / "web"
-    names = [entry.name for folder in (parts, parts / "vendor") for entry in folder.iterdir() if entry.is_file()]
-    served = [name for name in [*names, "colours.png", "shapes.png"] if client.get(f"/web/{name}").status_code == 200]
-    assert {"app.js", "uPlot.min.js", "astronaut.jpg", "shapes.png"} <= set(served)
-    assert sum(len(client.get(f"/web/{name}").content) for name in served) <= 300_000
+    """300 kB with everything that the start page may load: scripts, styles, the plotting library, the samples."""
+    served, new = {"/": client.get("/")}, {"/"}
+    while new:
+        text = "".join(served[path].text for path in new)
+        named = re.findall(r'"(?:\./|web/)?([\w.]+\.(?:js|css|png|jpg|svg))"', text)
+        answers = {f"/web/{name}": client.get(f"/web/{name}") for name in named}
+        new = {path for path, answer in answers.items() if path not in served and answer.status_code == 200}
+        served |= {path: answers[path] for path in new}
+    assert {"/web/app.js", "/web/uPlot.min.js", "/web/astronaut.jpg", "/web/shapes.png"} <= set(served)
+    assert sum(len(found.content) for found in served.values()) <= 300_000
 
 
 def test_the_openapi_document_describes_both_bodies(client: Client) -> None:

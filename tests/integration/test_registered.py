@@ -76,7 +76,7 @@ def test_a_twin_is_explained_as_the_original(stack: Stack, client: Client, tmp_p
             text=True,
             check=True,
         )
-        assert "birds: birds.safetensors, fed BGR from 0 to 255" in ran.stdout
+        assert "birds: birds.safetensors, input normalised: BGR from 0 to 255" in ran.stdout
     finally:
         (folder / "networks.toml").unlink()
     until_available(client, available=False)
@@ -129,7 +129,7 @@ def test_one_in_the_object_store(stack: Stack, client: Client, tmp_path: Path) -
     assert used[0].preprocessing
     assert used[0].preprocessing.assumed  # the file that was saved here says nothing
     for name in ("first", "second"):
-        assert "registered no more" in models("remove", name, "--data-dir", folder, cwd=tmp_path)
+        assert "has been removed" in models("remove", name, "--data-dir", folder, cwd=tmp_path)
         until_available(client, name, available=False)
     assert list((stack.settings.data_dir / "store" / "networks").rglob("*.*")) == []
 
@@ -143,7 +143,7 @@ def test_one_that_sees_grey(stack: Stack, client: Client, tmp_path: Path) -> Non
     options = ("--mean", "0.5", "--std", "0.25", "--channels", "1", "--size", "96x128", "--resize", "crop")
     files = ("--weights", "xray.safetensors", "--data-dir", folder)
     told = models("add", "xray", "--arch", "vgg_mini", *files, *options, cwd=tmp_path)
-    assert "fed GREY from 0 to 1, mean 0.5, std 0.25, the middle of the image" in told
+    assert "fed GREY from 0 to 1, mean 0.5, std 0.25, the centre of the image" in told
     until_available(client, "xray", available=True)
     model = client.model("xray")
     assert (model.input_size, model.channels) == ((96, 128), 1)

@@ -172,9 +172,12 @@ def test_after_a_kill_9_there_are_never_two_on_the_same_data(tmp_path: Path, tie
         assert second.stop() == 0
 
 
-IN_A_TERMINAL = (
-    "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from kernelscope.__main__ import main; main()"
-)
+IN_A_TERMINAL = """
+import fcntl, signal, termios
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from kernelscope.__main__ import main; main()
+"""
 
 
 def test_a_closed_terminal_stops_everything(tmp_path: Path) -> None:

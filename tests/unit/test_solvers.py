@@ -203,7 +203,7 @@ def test_a_loss_that_is_not_a_number_ends_its_problem_alone() -> None:
     assert ended[0] == mate
     assert ended[1] is not None
     assert torch.allclose(ended[1].x, expected.x, atol=1e-3)
-    with pytest.raises(ArithmeticError, match="problem 1 is not a number"):
+    with pytest.raises(ArithmeticError, match="the loss of problem 1 is not finite"):
         solve(_NotANumber(net), problems, solver)
 
 

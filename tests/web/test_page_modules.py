@@ -37,12 +37,20 @@ follow("j", {
   status: ({ status }) => seen.push(status), progress: () => seen.push("progress"), result: () => seen.push("result"),
   lost: () => seen.push("lost"), found: () => seen.push("found"), gone: (error) => seen.push(error.message),
 });
-await new Promise((resolve) => later(resolve, 150));
+async function settled() { // until nothing has happened for a while
+  for (let quiet = 0, before = ""; quiet < 5; ) {
+    await new Promise((resolve) => later(resolve, 50));
+    const now = JSON.stringify([seen, requests, responses.length]);
+    quiet = now === before ? quiet + 1 : 0;
+    before = now;
+  }
+}
+await settled();
 if (document.visibilityState === "hidden") {
   seen.push("hidden");
   document.visibilityState = "visible";
   document.dispatchEvent(new Event("visibilitychange"));
-  await new Promise((resolve) => later(resolve, 150));
+  await settled();
 }
 console.log(JSON.stringify({ seen, requests }));
 process.exit();

@@ -93,7 +93,7 @@ class AsyncJob(JobSummary):
 
         Args:
             timeout: seconds.
-            on_change: called with the job when its status or progress has changed, at most four times a second.
+            on_change: called with a snapshot of the job after each change, at most four times a second.
 
         Raises:
             WaitTimeout, ServerUnreachable, ServerError.
@@ -176,7 +176,7 @@ class AsyncJob(JobSummary):
                 else:
                     self._apply(event)
                 if now - reported >= REPORT_SECONDS:
-                    on_change(self)
+                    on_change(self.model_copy())
                     reported = now
                 if self.status.terminal or now >= end:
                     return

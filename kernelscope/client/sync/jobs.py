@@ -90,7 +90,7 @@ class Job(JobSummary):
 
         Args:
             timeout: seconds.
-            on_change: called with the job when its status or progress has changed, at most four times a second.
+            on_change: called with a snapshot of the job after each change, at most four times a second.
 
         Raises:
             WaitTimeout, ServerUnreachable, ServerError.
@@ -172,7 +172,7 @@ class Job(JobSummary):
                 else:
                     self._apply(event)
                 if now - reported >= REPORT_SECONDS:
-                    on_change(self)
+                    on_change(self.model_copy())
                     reported = now
                 if self.status.terminal or now >= end:
                     return
