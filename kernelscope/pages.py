@@ -105,7 +105,7 @@ class Site:
         none = f'<span class="pair">{_nothing("no image activates it")}{_nothing("") if self.explained else ""}</span>'
         shown = self._pair(page, page.top[0]) if page.top else none
         return (
-            f'<li {data}><a href="{page_file(page.kernel)}">{shown}<span class="told">Kernel {page.kernel}'
+            f'<li {data}><a href="{page_file(page.kernel)}">{shown}<span class="caption">Kernel {page.kernel}'
             f"<small>highest {page.max:.3g}, mean {page.mean:.3g}</small></span></a></li>\n"
         )
 
@@ -135,7 +135,7 @@ class Site:
         ssim = "" if one.ssim is None else f", SSIM of its map on X̂ {one.ssim:.3f}"
         error = f"<small>{escape(one.error)}</small>" if one.error else ""
         return (
-            f'<li><figure>{self._pair(page, one)}<figcaption class="told">{escape(one.name)}'
+            f'<li><figure>{self._pair(page, one)}<figcaption class="caption">{escape(one.name)}'
             f"<small>activation {one.activation:.3g} at row {one.row}, column {one.column}{ssim}</small>{error}"
             "</figcaption></figure></li>\n"
         )
@@ -150,9 +150,10 @@ class Site:
 
     def _similar(self, one: Similar) -> str:
         crop = self._image(image_file(one.crop), f"What kernel {one.kernel} sees") if one.crop else ""
-        told = f'{crop}<span class="told">Kernel {one.kernel}<small>correlation {one.correlation:.2f}</small></span>'
+        text = f"Kernel {one.kernel}<small>correlation {one.correlation:.2f}</small>"
+        caption = f'{crop}<span class="caption">{text}</span>'
         exported = any(page.kernel == one.kernel for page in self.pages)
-        shown = f'<a href="{page_file(one.kernel)}">{told}</a>' if exported else told
+        shown = f'<a href="{page_file(one.kernel)}">{caption}</a>' if exported else caption
         return f"<li>{shown}</li>\n"
 
     def _image(self, file: str, alt: str) -> str:

@@ -57,7 +57,7 @@ def own_redis(home: Path, *options: str, password: str = PASSWORD) -> Iterator[s
         try:
             yield url
         finally:
-            process.kill()  # told to end, one that cannot save stays
+            process.kill()  # one that cannot save does not end by SIGTERM
 
 
 @contextmanager

@@ -81,12 +81,12 @@ class SurveyServer:
         """A job, or an error for a layer that does not exist."""
         if b"conv9_9" in request.content:
             raise InvalidRequest("layer conv9_9 does not exist; layers: conv1_1, conv2_2")
-        return told(self.job(EXPLAINING, Status.RUNNING), 202)
+        return reported(self.job(EXPLAINING, Status.RUNNING), 202)
 
     def explain_kernels(self, request: httpx.Request, _: str) -> httpx.Response:
         """A job for each kernel, which is finished immediately."""
         self.explained = True
-        return told([self.job(EXPLAINING, Status.RUNNING) for _ in json.loads(request.content)["kernels"]], 202)
+        return reported([self.job(EXPLAINING, Status.RUNNING) for _ in json.loads(request.content)["kernels"]], 202)
 
     def events(self, _: httpx.Request) -> httpx.Response:
         """The event stream of any job."""
@@ -207,7 +207,7 @@ class SurveyServer:
         )
 
 
-def told(found: Any, status: int = 200) -> httpx.Response:
+def reported(found: Any, status: int = 200) -> httpx.Response:
     """A model, or several, as JSON."""
     plain = [one.model_dump(mode="json") for one in found] if isinstance(found, list) else found.model_dump(mode="json")
     return httpx.Response(status, json=plain)
@@ -256,21 +256,21 @@ def _result(job_id: str, method: str) -> ItemResult:
 
 
 ROUTES: list[tuple[str, Callable[..., httpx.Response]]] = [
-    ("GET /datasets", lambda *_: told([dataset()])),
-    ("GET /models", lambda *_: told([model()])),
-    ("GET /surveys", lambda self, _: told([self.survey])),
-    ("POST /surveys", lambda self, _: told(self.job(SURVEY, Status.RUNNING), 202)),
-    (f"GET /surveys/{SURVEY}", lambda self, _: told(self.survey)),
+    ("GET /datasets", lambda *_: reported([dataset()])),
+    ("GET /models", lambda *_: reported([model()])),
+    ("GET /surveys", lambda self, _: reported([self.survey])),
+    ("POST /surveys", lambda self, _: reported(self.job(SURVEY, Status.RUNNING), 202)),
+    (f"GET /surveys/{SURVEY}", lambda self, _: reported(self.survey)),
     (f"DELETE /surveys/{SURVEY}", lambda *_: httpx.Response(204)),
     (f"GET /surveys/{SURVEY}/kernels.csv", lambda *_: httpx.Response(200, text="layer,kernel\r\nconv2_2,0\r\n")),
     ("POST /surveys/([^/]+)/explanations", SurveyServer.explain_kernels),
-    ("GET /kernels/vgg_mini/conv2_2", lambda self, _: told(self.layer())),
-    ("GET /kernels/vgg_mini/conv2_2/([0-9]+)", lambda self, _, kernel: told(self.kernel(int(kernel)))),
+    ("GET /kernels/vgg_mini/conv2_2", lambda self, _: reported(self.layer())),
+    ("GET /kernels/vgg_mini/conv2_2/([0-9]+)", lambda self, _, kernel: reported(self.kernel(int(kernel)))),
     ("GET /kernels/vgg_mini/conv2_2/([0-9]+)/(?:crops|pictures)/([0-9]+)", lambda _, __, *which: image(*which)),
-    ("POST /activations", lambda self, _: told(self.job(JOB, Status.RUNNING), 202)),
+    ("POST /activations", lambda self, _: reported(self.job(JOB, Status.RUNNING), 202)),
     ("POST /explain", SurveyServer.explain),
-    ("GET /jobs/([^/]+)", lambda self, _, job_id: told(self.job(job_id))),
-    ("POST /jobs/([^/]+)/cancel", lambda self, _, job_id: told(self.job(job_id))),
+    ("GET /jobs/([^/]+)", lambda self, _, job_id: reported(self.job(job_id))),
+    ("POST /jobs/([^/]+)/cancel", lambda self, _, job_id: reported(self.job(job_id))),
     ("GET /jobs/[^/]+/events", SurveyServer.events),
     ("GET /jobs/[^/]+/artifacts/.*", lambda *_: httpx.Response(200, content=png(Image.new("RGB", (8, 8))))),
 ]

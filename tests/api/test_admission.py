@@ -208,8 +208,8 @@ def test_readiness_without_a_key_has_no_names(settings: Settings, redis: Redis, 
     key = ApiKeys(redis).add("ada")
     with serving(settings) as client:
         for headers in ({}, bearer("ks_wrong")):
-            told = client.get("/readyz", headers=headers)
-            assert told.json() == {"status": "ready", "workers": [{"ready": True}]}
+            reported = client.get("/readyz", headers=headers)
+            assert reported.json() == {"status": "ready", "workers": [{"ready": True}]}
         assert client.get("/readyz", headers=bearer(key)).json()["workers"][0]["id"] == "w1"
         client.post("/session", headers=bearer(key))
         assert client.get("/readyz").json()["workers"][0]["device"] == "cpu"

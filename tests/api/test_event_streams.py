@@ -199,14 +199,14 @@ def test_clients_can_resume_after_a_feed_has_failed(
         with monkeypatch.context() as patch:
             patch.setattr(polling, "events", _raise)
             await asyncio.to_thread(client.post, f"/jobs/{job_id}/cancel")
-            told = await asyncio.wait_for(ending, 5)
+            reported = await asyncio.wait_for(ending, 5)
             assert [part async for part in stream] == []
         stream = await feeds.follow(job_id, None)
         assert stream
         assert b"cancelled" in b"".join([part async for part in stream])
         await listening.close()
         await polling.close()
-        return told
+        return reported
 
     (event,) = parsed(iter(asyncio.run(fail()).decode().splitlines()))
     assert (event.kind, event.id, event.data["status"]) == ("problem", "", 500)

@@ -148,13 +148,13 @@ def test_waiting_requests_are_answered_when_the_server_stops(settings: Settings,
             links = post(client).json()["links"]
             asked = threads.submit(waiter.get, links["self"], headers={"Prefer": "wait=60"})
             sent = threads.submit(post, waiter, headers={"Prefer": "wait=60"})
-            told = threads.submit(waiter.get, links["events"])
+            reported = threads.submit(waiter.get, links["events"])
             kept = {"kernelscope_long_polls 2.0", "kernelscope_open_streams 1.0"}
             until = time.monotonic() + 10
             while not kept <= set(client.get("/metrics").text.splitlines()):
                 assert time.monotonic() < until
                 time.sleep(0.05)
-        job, made, story = (answer.result() for answer in (asked, sent, told))
+        job, made, story = (answer.result() for answer in (asked, sent, reported))
     assert (job.status_code, job.json()["status"]) == (200, "queued")
     assert (made.status_code, made.json()["status"]) == (202, "queued")
     assert made.headers["location"] == made.json()["links"]["self"]

@@ -237,11 +237,11 @@ def test_urls_include_the_path_of_the_proxy(settings: Settings, redis: Redis, in
         body = {"dataset": dataset, "model": "vgg_mini", "layers": [LAYER]}
         job = client.post("/surveys", json=body).raise_for_status().json()
         inline_worker.work()
-        (told,) = client.post(f"/surveys/{job['id']}/explanations", json={"layer": LAYER, "kernels": [0]}).json()
+        (reported,) = client.post(f"/surveys/{job['id']}/explanations", json={"layer": LAYER, "kernels": [0]}).json()
         inline_worker.work()
         page = client.get(f"/kernels/vgg_mini/{LAYER}/0").json()
         first = page["top"][0]
-        urls = [first["crop"], first["picture"], first["whole"], *job["links"].values(), *told["links"].values()]
+        urls = [first["crop"], first["picture"], first["whole"], *job["links"].values(), *reported["links"].values()]
         urls += [*page["survey"]["links"].values(), *page["explanation"]["links"].values(), page["similar"][0]["crop"]]
         assert {url.count("/lens/") for url in urls} == {1}, urls
         for url in (first["crop"], first["picture"], first["whole"], page["survey"]["links"]["csv"]):

@@ -122,10 +122,10 @@ def test_a_worker_with_another_store_is_reported(
     here = worker.model_copy(update={"store": BlobStore(settings.store).identity()})
     workers.publish(redis, here)
     kept(redis)
-    told = client.get("/readyz").json()
-    assert told["warnings"] == []
-    assert told["workers"][0]["version"] == "0.1.0 (abc)"
-    assert told["version"].startswith(VERSION)
+    reported = client.get("/readyz").json()
+    assert reported["warnings"] == []
+    assert reported["workers"][0]["version"] == "0.1.0 (abc)"
+    assert reported["version"].startswith(VERSION)
     workers.publish(redis, here.model_copy(update={"id": "w2", "store": "another"}))
     time.sleep(READINESS_SECONDS)
     (warning,) = client.get("/readyz").json()["warnings"]

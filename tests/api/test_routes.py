@@ -117,10 +117,10 @@ def test_a_registered_network(client: Client, worker: WorkerState, redis: Redis)
     layers = [layer.name for layer in birds.layers]
     worker.networks["birds"] = NetworkState(available=True, reason="folder", layers=layers, preprocessing=fed)
     publish(redis, worker)
-    told = client.get("/models/birds").json()
-    assert (told["title"], told["architecture"], told["available"]) == ("Birds", "vgg_mini", True)
-    assert Preprocessing.model_validate(told["preprocessing"]) == fed
-    assert client.get("/models").json()[-1] == told | {"nodes": []}
+    shown = client.get("/models/birds").json()
+    assert (shown["title"], shown["architecture"], shown["available"]) == ("Birds", "vgg_mini", True)
+    assert Preprocessing.model_validate(shown["preprocessing"]) == fed
+    assert client.get("/models").json()[-1] == shown | {"nodes": []}
     job = client.post("/explain", json=body).json()
     assert (job["request"]["model"], job["request"]["layer"]) == ("birds", "conv1_1")
     del worker.networks["birds"]
@@ -149,8 +149,8 @@ def test_health_and_readiness(client: Client, worker: WorkerState) -> None:
     assert client.get("/healthz").json() == {"status": "alive"}
     ready = client.get("/readyz").json()
     assert ready["status"] == "ready"
-    told = {"id": "w1", "device": "cpu", "ready": True, "networks": ["vgg16", "vgg_mini"], "version": worker.version}
-    assert ready["workers"] == [told]
+    shown = {"id": "w1", "device": "cpu", "ready": True, "networks": ["vgg16", "vgg_mini"], "version": worker.version}
+    assert ready["workers"] == [shown]
 
 
 def test_without_redis_responses_are_503_within_a_second(settings: Settings) -> None:
@@ -273,5 +273,5 @@ def test_callers_read_their_own_secret(settings: Settings, client: Client, redis
     key = ApiKeys(redis).add("ada")
     with serving(settings) as guarded:
         refused(guarded.get("/webhook-secret"), 401, "unauthorized")
-        told = guarded.get("/webhook-secret", headers={"Authorization": f"Bearer {key}"}).json()
-    assert told["secret"] == webhook_secrets(redis, "ada").secret
+        shown = guarded.get("/webhook-secret", headers={"Authorization": f"Bearer {key}"}).json()
+    assert shown["secret"] == webhook_secrets(redis, "ada").secret

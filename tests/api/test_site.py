@@ -34,8 +34,8 @@ def key(redis: Redis) -> str:
 @pytest.fixture
 def published(settings: Settings, key: str) -> Iterator[Client]:
     """A client with a key, of an API with a public URL."""
-    told = settings.model_copy(update={"public_url": PUBLIC, "trusted_proxies": ("127.0.0.1",)})
-    with serving(told) as client:
+    reported = settings.model_copy(update={"public_url": PUBLIC, "trusted_proxies": ("127.0.0.1",)})
+    with serving(reported) as client:
         client.headers["Authorization"] = f"Bearer {key}"
         yield client
 
@@ -47,10 +47,10 @@ def test_requests_of_an_unknown_proxy_are_refused(client: Client, header: str) -
         refused(client.get(path, headers={header: "x"}), 403, "unknown-proxy", "KERNELSCOPE_PUBLIC_URL", "keys add")
 
 
-@pytest.mark.parametrize("told", [{"public_url": PUBLIC}, {"trusted_proxies": ("10.0.0.1",)}])
-def test_behind_a_proxy_a_key_is_required(settings: Settings, redis: Redis, told: dict[str, object]) -> None:
+@pytest.mark.parametrize("reported", [{"public_url": PUBLIC}, {"trusted_proxies": ("10.0.0.1",)}])
+def test_behind_a_proxy_a_key_is_required(settings: Settings, redis: Redis, reported: dict[str, object]) -> None:
     """Even on a loopback address, and nothing is served before there is one."""
-    published = settings.model_copy(update=told)
+    published = settings.model_copy(update=reported)
     assert "kernelscope keys add" in (check_access(published) or "")
     with serving(published) as client:
         refused(client.get("/jobs"), 401, "unauthorized")

@@ -67,11 +67,11 @@ def test_a_job_s_end_sends_a_signed_webhook(
     deliver(webhooks)
     deliver(webhooks)
     ((headers, body),) = receiver.calls
-    told = Webhook(webhook_secrets(redis, "").secret).verify(body, headers)
-    assert told == json.loads(body)
-    assert told["type"] == "job.succeeded"
-    assert told["data"] == {"id": job["id"], "status": "succeeded"}
-    assert told["timestamp"] == client.get(job["links"]["self"]).json()["finished_at"]
+    reported = Webhook(webhook_secrets(redis, "").secret).verify(body, headers)
+    assert reported == json.loads(body)
+    assert reported["type"] == "job.succeeded"
+    assert reported["data"] == {"id": job["id"], "status": "succeeded"}
+    assert reported["timestamp"] == client.get(job["links"]["self"]).json()["finished_at"]
     assert headers["webhook-id"] == f"job_{job['id']}"
     with pytest.raises(WebhookVerificationError):
         Webhook(webhook_secrets(redis, "ada").secret).verify(body, headers)
@@ -201,9 +201,9 @@ def test_a_deleted_job_sends_its_webhook(
         clock.now += DELAYS[0]
     status = "succeeded" if ended else "cancelled"
     for headers, body in receiver.calls:
-        told = Webhook(webhook_secrets(redis, "").secret).verify(body, headers)
-        assert told["type"] == f"job.{status}"
-        assert told["data"] == {"id": job["id"], "status": status}
+        reported = Webhook(webhook_secrets(redis, "").secret).verify(body, headers)
+        assert reported["type"] == f"job.{status}"
+        assert reported["data"] == {"id": job["id"], "status": status}
         assert headers["traceparent"] == given
     assert len(receiver.calls) == 2
     assert not [key for key in redis.keys("ks:*") if job["id"] in key and not key.startswith("ks:gone:")]

@@ -116,9 +116,9 @@ def test_invalid_checkpoints_are_rejected_with_the_reason(plant: Plant) -> None:
         ("half", "damaged"),
         ("large", "GB"),
     ):
-        told = added(plant, name, f"{name}.safetensors")
-        assert told.startswith("refused: ")
-        assert words in told, told
+        reported = added(plant, name, f"{name}.safetensors")
+        assert reported.startswith("refused: ")
+        assert words in reported, reported
     with Client(plant.url) as client:
         names = {model.name for model in client.models()}
     assert not names & {"nan", "shape", "half", "large"}

@@ -65,9 +65,9 @@ def test_the_asynchronous_client_survives_too(plant: Plant) -> None:
     async def story() -> list[Event]:
         async with AsyncClient(plant.url) as client:
             job = await client.explain([picture()], layer="conv1_1", kernels="1,2,3", iterations=2500)
-            told, ended = await asyncio.gather(_all(job.events()), job.wait())
+            reported, ended = await asyncio.gather(_all(job.events()), job.wait())
             assert ended.status is Status.SUCCEEDED
-            return told
+            return reported
 
     async def _all(events: object) -> list[Event]:
         return [event async for event in events]  # type: ignore[attr-defined]

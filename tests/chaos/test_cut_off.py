@@ -133,7 +133,7 @@ class Site:
             held = redis.zrange("ks:leases", 0, -1)
             return any((redis.hget(f"ks:slice:{one}", "worker") or "").endswith(suffix) for one in held)
 
-    def told(self, host: Host, job_id: str) -> list[int]:
+    def shown(self, host: Host, job_id: str) -> list[int]:
         """The results in the event stream of its API, from the start of the job to its end."""
         with Client(self.url(host)) as client:
             return [event.result.index for event in client.job(job_id).events() if isinstance(event, ResultEvent)]
@@ -179,7 +179,7 @@ def test_a_machine_is_disconnected_and_returns(site: Site, record_property: Call
         back.append(round(until(partial(site.complete, victim), 120), 1))
         for job_id in jobs:
             for host in site.hosts:
-                assert sorted(site.told(host, job_id)) == [0, 1, 2, 3]
+                assert sorted(site.shown(host, job_id)) == [0, 1, 2, 3]
             assert site.picture(victim, job_id) == site.picture(other, job_id)
         again = site.submit(victim)
         whole(site.plant.wait([again], 60)[0], 4)

@@ -30,8 +30,8 @@ class ReceivedEvent:
 
     def key(self, job_id: str) -> Key:
         """The identity of the event."""
-        told = json.loads(self.data)
-        return job_id, self.kind, str(told["status"] if self.kind == "status" else told.get("index"))
+        reported = json.loads(self.data)
+        return job_id, self.kind, str(reported["status"] if self.kind == "status" else reported.get("index"))
 
 
 class Reader(asyncio.Protocol):

@@ -133,10 +133,10 @@ def test_the_api_under_attack(service: Plant, record_property: Record) -> None:
             return crowd, quiet, loud, memory
 
     crowd, quiet, loud, memory = asyncio.run(play())
-    told: dict[str, dict[int, int]] = {}
+    reported: dict[str, dict[int, int]] = {}
     for (name, status), count in sorted(crowd.statuses.items()):
-        told.setdefault(name, {})[status] = count
-    record_property("answers", told)
+        reported.setdefault(name, {})[status] = count
+    record_property("answers", reported)
     record_property("largest_answer", dict(crowd.largest))
     record_property("memory_mb", {"start": round(memory.start), "peak": round(memory.peak), "end": round(memory.now)})
     for name, seconds in loud.items():

@@ -137,10 +137,10 @@ def test_a_client_that_resumes_misses_and_repeats_nothing(
 ) -> None:
     """Disconnected at random times, sometimes losing the last events, and resumed with `Last-Event-ID`."""
     job_id = worker.submit(320)
-    told, cuts = asyncio.run(_cut_often(service, worker, job_id))
-    for heard in told:
+    reported, cuts = asyncio.run(_cut_often(service, worker, job_id))
+    for heard in reported:
         assert [event.key(job_id) for event in heard if event.kind in ONCE] == worker.events(job_id)
-    record_property("readers", len(told))
+    record_property("readers", len(reported))
     record_property("cuts", cuts)
     record_property("events", len(worker.events(job_id)))
     assert cuts >= CUTS

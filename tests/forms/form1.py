@@ -56,8 +56,8 @@ def job_of(job_id: str, answer: Answer, owner: str | None = None) -> Job:
     """The job that the script has read. Raises as `record_of`."""
     record = record_of(job_id, answer, owner)
     summary = _summary(job_id, record, answer[1])
-    told = answer[2] or []
-    stored = dict(zip(told[::2], told[1::2], strict=True))
+    reported = answer[2] or []
+    stored = dict(zip(reported[::2], reported[1::2], strict=True))
     results = {int(index): result_of(job_id, text) for index, text in stored.items() if text}
     if summary.status is Status.CANCELLED:
         results.update(_unfinished(summary.request, stored))

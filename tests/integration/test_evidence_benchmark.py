@@ -67,9 +67,9 @@ def test_rows_are_right_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[s
     for method in ("evidence", "masked X"):
         row = own[method]
         delivered = (tmp_path / "pictures" / f"{row['key'].replace('/', '-')}.png").read_bytes()
-        told = numbers(network, original, delivered, 224, row["kernel"])
-        assert row["loss"] == pytest.approx(told["total"], rel=1e-3)
-        assert row["invention"] == pytest.approx(told["invention"], rel=1e-3)
+        reported = numbers(network, original, delivered, 224, row["kernel"])
+        assert row["loss"] == pytest.approx(reported["total"], rel=1e-3)
+        assert row["invention"] == pytest.approx(reported["invention"], rel=1e-3)
     with Image.open(tmp_path / "evidence.png") as drawn:
         assert drawn.width > 1000
 

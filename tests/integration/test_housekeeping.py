@@ -87,7 +87,7 @@ def test_a_slow_loop_holds_up_no_other(redis: Redis) -> None:
 def test_a_loop_that_hangs_loses_its_lock_and_the_process_its_heart(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another process does the work; whoever watches this one starts it again."""
+    """Another process does the work; its supervisor restarts this one."""
     monkeypatch.setattr(scheduler_module, "ROUND_SECONDS", 0.3)
     monkeypatch.setattr(scheduler_module, "LOCK_SECONDS", 0.5)
     release, rounds = Event(), []
@@ -109,7 +109,7 @@ def test_a_loop_that_hangs_loses_its_lock_and_the_process_its_heart(
 
 
 def test_loops_of_another_release_are_not_missed(redis: Redis) -> None:
-    """Whoever takes a lock forgets those that it does not know."""
+    """The owner of a lock deletes those that it does not know."""
     old = Scheduler(redis, [Loop("work", 1.0, list), Loop("of-old", 1.0, list)])
     old.round()
     old.stop()
@@ -123,12 +123,12 @@ def test_what_stands_still_is_told(redis: Redis) -> None:
     Scheduler(redis, [Loop("work", 1.0, list), Loop("other", 1.0, list), Loop("rare", 600.0, list)]).round()
     assert list(warnings(states(redis))) == []
     redis.hset(SUCCESS, "work", f"{redis.time()[0] - 30} 1.0")
-    (told,) = warnings(states(redis))
-    assert told.startswith("housekeeping: loop work has not succeeded for 3")
+    (reported,) = warnings(states(redis))
+    assert reported.startswith("housekeeping: loop work has not succeeded for 3")
     redis.hset(SUCCESS, "other", f"{redis.time()[0] - 20} 1.0")
-    (told,) = warnings(states(redis))
-    assert told.startswith("housekeeping has not run for 2")
-    assert "start `python -m api.housekeeping`" in told
+    (reported,) = warnings(states(redis))
+    assert reported.startswith("housekeeping has not run for 2")
+    assert "start `python -m api.housekeeping`" in reported
 
 
 def test_all_loops_succeed_where_there_is_nothing_to_do(services: Services) -> None:
@@ -270,8 +270,8 @@ def test_housekeeping_tells_of_a_redis_that_may_forget(
     services: Services, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In its log, now and then; it goes on."""
-    told = {"uptime_in_seconds": 1e6, "used_memory": 1, "maxmemory": 100, "maxmemory_policy": "allkeys-lru"}
-    monkeypatch.setattr(services.redis, "info", lambda _: told)
+    reported = {"uptime_in_seconds": 1e6, "used_memory": 1, "maxmemory": 100, "maxmemory_policy": "allkeys-lru"}
+    monkeypatch.setattr(services.redis, "info", lambda _: reported)
     scheduler = Scheduler(services.redis, [Loop("redis", 600.0, lambda: log_redis_warnings(services))])
     with caplog.at_level(logging.WARNING):
         scheduler.round()

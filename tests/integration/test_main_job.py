@@ -84,9 +84,9 @@ def test_the_metrics_are_those_of_the_delivered_png(job: Job, client: Client) ->
         assert result.metrics is not None
         assert result.losses is not None
         delivered = client.file(result.artifacts["optimized.png"])
-        told = {**result.metrics.model_dump(), **result.losses.model_dump()}
+        reported = {**result.metrics.model_dump(), **result.losses.model_dump()}
         for name, value in numbers(network, PICTURE, delivered, VggMini.INPUT_SIZE, result.kernel).items():
-            assert told[name] == pytest.approx(value, abs=1e-3, rel=1e-3), name
+            assert reported[name] == pytest.approx(value, abs=1e-3, rel=1e-3), name
 
 
 def test_every_artifact_can_be_fetched(job: Job, client: Client) -> None:

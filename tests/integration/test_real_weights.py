@@ -100,9 +100,9 @@ def test_an_explanation_of_a_photograph(
     assert result.metrics.ssim >= 0.9
     network = PlainVgg(weights / result.weights.source, VGG_BLOCKS[model], layer, MEAN, STD)
     delivered = client.file(result.artifacts["optimized.png"])
-    told = {**result.metrics.model_dump(), **result.losses.model_dump()}
+    reported = {**result.metrics.model_dump(), **result.losses.model_dump()}
     for metric, value in numbers(network, image, delivered, 224, kernel).items():
-        assert told[metric] == pytest.approx(value, abs=1e-3, rel=1e-3), metric
+        assert reported[metric] == pytest.approx(value, abs=1e-3, rel=1e-3), metric
 
 
 def test_the_deepest_layer_by_both_methods(tmp_path: Path) -> None:
@@ -121,10 +121,10 @@ def test_the_deepest_layer_by_both_methods(tmp_path: Path) -> None:
             assert result.weights is not None
             print(result.method, result.losses.total, result.metrics.ssim, result.metrics.invention, result.note)
             network = PlainVgg(weights / result.weights.source, VGG_BLOCKS["vgg16"], "conv5_3", VGG16_MEAN, STD)
-            told = {**result.metrics.model_dump(), **result.losses.model_dump()}
+            reported = {**result.metrics.model_dump(), **result.losses.model_dump()}
             delivered = client.file(result.artifacts["optimized.png"])
             for metric, value in numbers(network, image, delivered, 224, 298).items():
-                assert told[metric] == pytest.approx(value, abs=1e-3, rel=2e-3), metric
+                assert reported[metric] == pytest.approx(value, abs=1e-3, rel=2e-3), metric
             assert (result.metrics.ssim or 0) >= 0.95
         assert evidence.gamma == pytest.approx(0.35 * 12)
         assert evidence.target_met is None

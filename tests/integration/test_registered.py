@@ -142,8 +142,8 @@ def test_one_that_sees_grey(stack: Stack, client: Client, tmp_path: Path) -> Non
     save_file(state, tmp_path / "xray.safetensors")
     options = ("--mean", "0.5", "--std", "0.25", "--channels", "1", "--size", "96x128", "--resize", "crop")
     files = ("--weights", "xray.safetensors", "--data-dir", folder)
-    told = models("add", "xray", "--arch", "vgg_mini", *files, *options, cwd=tmp_path)
-    assert "fed GREY from 0 to 1, mean 0.5, std 0.25, the centre of the image" in told
+    reported = models("add", "xray", "--arch", "vgg_mini", *files, *options, cwd=tmp_path)
+    assert "fed GREY from 0 to 1, mean 0.5, std 0.25, the centre of the image" in reported
     until_available(client, "xray", available=True)
     model = client.model("xray")
     assert (model.input_size, model.channels) == ((96, 128), 1)

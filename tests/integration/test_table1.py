@@ -47,13 +47,13 @@ def check(out: Path, report: dict[str, Any], cells: list[dict[str, Any]], networ
             assert cell[name] == pytest.approx(again[name], abs=1e-3, rel=1e-3), (cell["variant"], name)
         assert cell["mse_ratio"] == pytest.approx(again["mse_others"] / again["mse_others_before"], abs=1e-3)
     for block in report["blocks"]:
-        for method, told in block["methods"].items():
+        for method, reported in block["methods"].items():
             own = [c for c in cells if c["variant"] == method]
             own = [c for c in own if (c["network"], c["layer"]) == (block["network"], block["layer"])]
-            assert told["cells"] == len(own) == len(block["kernels"]) * len(block["images"])
+            assert reported["cells"] == len(own) == len(block["kernels"]) * len(block["images"])
             for name, column in TOLD.items():
-                assert told[f"{name}_mean"] == pytest.approx(fmean(c[column] for c in own), abs=1e-9)
-                assert told[f"{name}_sd"] == pytest.approx(stdev(c[column] for c in own), abs=1e-9)
+                assert reported[f"{name}_mean"] == pytest.approx(fmean(c[column] for c in own), abs=1e-9)
+                assert reported[f"{name}_sd"] == pytest.approx(stdev(c[column] for c in own), abs=1e-9)
 
 
 @pytest.mark.slow

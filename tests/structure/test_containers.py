@@ -73,12 +73,12 @@ def test_our_services_are_confined_and_wait_for_redis(name: str) -> None:
 def test_the_example_of_an_environment_has_every_setting() -> None:
     """With its default and its meaning; those beside them are Compose's own."""
     lines = (ROOT / ".env.example").read_text().splitlines()
-    told = dict(line.removeprefix("#").split("=", 1) for line in lines if line.startswith("#KERNELSCOPE_"))
-    assert set(told) == {
+    reported = dict(line.removeprefix("#").split("=", 1) for line in lines if line.startswith("#KERNELSCOPE_"))
+    assert set(reported) == {
         *COMPOSE_ONLY,
         *(f"KERNELSCOPE_{name.upper()}" for name in Settings.model_fields),
     }
-    given = {name.removeprefix("KERNELSCOPE_").lower(): value for name, value in told.items() if value}
+    given = {name.removeprefix("KERNELSCOPE_").lower(): value for name, value in reported.items() if value}
     for name in COMPOSE_ONLY:
         del given[name.removeprefix("KERNELSCOPE_").lower()]
     assert Settings.model_validate(given) == Settings(_env_file=None)
@@ -205,8 +205,8 @@ def test_the_operator_s_guide_adds_a_card(tmp_path: Path) -> None:
 def test_the_guide_says_what_each_alert_means() -> None:
     """docs/alerts.yml and the table agree."""
     rules = yaml.safe_load((ROOT / "docs" / "alerts.yml").read_text())["groups"][0]["rules"]
-    told = re.findall(r"^\| `(Kernelscope\w+)` \|", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
-    assert told == [rule["alert"] for rule in rules]
+    reported = re.findall(r"^\| `(Kernelscope\w+)` \|", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
+    assert reported == [rule["alert"] for rule in rules]
 
 
 def test_redis_keeps_every_write_and_is_not_published() -> None:

@@ -56,7 +56,7 @@ class Work:
     cancelled: bool = False
     removed: bool = False
     key_stays: bool = False  # it has expired in the archive, which knows nothing of its idempotency key
-    told: list[int] = field(default_factory=list)  # indices of results, as often as readers were told of them
+    reported: list[int] = field(default_factory=list)  # indices of results, as often as readers received them
     archived: bool = False
     rounds: int = 1  # of which all but the first are retries
 
@@ -85,7 +85,7 @@ class Work:
     def commit(self, index: int, outcome: tuple[str, float | None, str | None]) -> None:
         """An item has a result."""
         self.results[index] = outcome
-        self.told.append(index)
+        self.reported.append(index)
 
     def retry(self, now: float) -> None:
         """What has failed is as if it had never been."""
@@ -226,8 +226,8 @@ def readers_were_told(records: Records, job: WholeJob, work: Work) -> None:
     rounds = " ".join(states).split("queued")[1:]
     assert all(not round_.strip() or END.fullmatch(round_) for round_ in rounds), states
     assert (states[-1], len(rounds)) == (job.status, work.rounds)
-    told = [int(what) for kind, _, what in events if kind == "result"]
-    assert sorted(told) == sorted(work.told)
+    reported = [int(what) for kind, _, what in events if kind == "result"]
+    assert sorted(reported) == sorted(work.reported)
     assert events[-1][0] == "status" or not job.status.terminal
 
 

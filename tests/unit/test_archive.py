@@ -120,7 +120,7 @@ def test_jobs_are_listed_wherever_they_are(desk: Desk) -> None:
 
 
 def test_cursors_are_places(desk: Desk) -> None:
-    """A job that is archived between two pages is told once."""
+    """A job that is archived between two pages is listed once."""
     jobs = [desk.done(1) for _ in range(4)]
     first, after = desk.records.page("", JobFilter(), 2)
     desk.retention.archive_ended(10, 0)
@@ -265,9 +265,9 @@ def test_results_are_told_unparsed_as_parsed(desk: Desk) -> None:
     """The same names and values, under the path that the API is served under."""
     job_id = desk.done()
     text = desk.redis.hget(f"ks:job:{job_id}:results", "1")
-    told = json.loads(json_of(job_id, 1, text, "/root"))
+    reported = json.loads(json_of(job_id, 1, text, "/root"))
     (_, result) = desk.records.whole(job_id).results
-    assert told == json.loads(result.under("/root").model_dump_json())
+    assert reported == json.loads(result.under("/root").model_dump_json())
 
 
 def test_a_redis_that_was_restored_alone_is_told_what_the_store_has(desk: Desk) -> None:
@@ -278,8 +278,8 @@ def test_a_redis_that_was_restored_alone_is_told_what_the_store_has(desk: Desk) 
     desk.retention.archive_ended(10, 0)
     desk.redis.flushdb()
     repair = Repair(desk.redis, desk.store, desk.records.archive)
-    told = [repair.round(-1.0) for _ in range(4)]
-    assert told == [None, None, None, "Redis is older than the object store: 3 finished jobs are listed again"]
+    reported = [repair.round(-1.0) for _ in range(4)]
+    assert reported == [None, None, None, "Redis is older than the object store: 3 finished jobs are listed again"]
     assert repair.round() is None
     assert Repair(desk.redis, desk.store, desk.records.archive).round() is None
     assert [job.id for job in desk.records.page("", JobFilter(), 10)[0]] == jobs[::-1]

@@ -38,7 +38,7 @@ def tarred(*entries: tuple[tarfile.TarInfo, bytes], mode: str = "w") -> BytesIO:
     return file
 
 
-def told(file: BytesIO, most_bytes: int = 1000) -> dict[str, str]:
+def reported(file: BytesIO, most_bytes: int = 1000) -> dict[str, str]:
     """By name: `taken`, or why not."""
     return {one.name: "taken" if isinstance(one, Member) else one.reason for one in members(file, most_bytes)}
 
@@ -74,14 +74,14 @@ def test_links_devices_and_ways_out_are_refused() -> None:
         (info("pipe", tarfile.FIFOTYPE), b""),
         (info("good.png"), b"1"),
     )
-    found = told(file)
+    found = reported(file)
     assert found.pop("good.png") == "taken"
     assert [reason.split(" ")[0] for reason in found.values()] == ["its", "its", "a", "a", "not"]
 
     link = zipfile.ZipInfo("link.png")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     names = ("../a.png", "a/../../b.png", "C:\\windows\\c.png", "ok\\d.png")
-    found = told(zipped(lambda one: one.writestr(link, "/etc/passwd"), *(_file(name) for name in names)))
+    found = reported(zipped(lambda one: one.writestr(link, "/etc/passwd"), *(_file(name) for name in names)))
     assert found["link.png"].startswith("a link")
     assert [found[name.replace("\\", "/")][:3] for name in names] == ["its", "its", "its", "tak"]
 
@@ -93,7 +93,7 @@ def _file(name: str, data: bytes = b"1") -> Fill:
 def test_a_bomb_is_not_unpacked() -> None:
     """Neither what says its size, nor what lies about it; nor archives in archives."""
     file = zipped(_file("large.png", b"\0" * 5_000_000), _file("small.png"), _file("inner.zip", zipped().getvalue()))
-    found = told(file)
+    found = reported(file)
     assert found["large.png"] == "larger than the 0.001 MB that an image may have"
     assert found["small.png"] == "taken"
     assert found["inner.zip"].startswith("a ZIP archive inside an archive")
@@ -102,7 +102,7 @@ def test_a_bomb_is_not_unpacked() -> None:
     size = (100_000).to_bytes(4, "little")
     assert data.count(size) == 2
     lying = BytesIO(bytes(data.replace(size, (10).to_bytes(4, "little"))))
-    assert told(lying)["liar.png"] != "taken"
+    assert reported(lying)["liar.png"] != "taken"
 
 
 def test_more_files_than_anybody_has(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +119,7 @@ def test_a_damaged_file_is_odd_and_the_others_are_taken() -> None:
     data = bytearray(zipped(*(_file(f"{number}.png", bytes(range(200))) for number in range(3))).getvalue())
     second = data.find(b"1.png") + 20
     data[second : second + 40] = b"\xff" * 40
-    found = told(BytesIO(bytes(data)))
+    found = reported(BytesIO(bytes(data)))
     assert [found[name] == "taken" for name in ("0.png", "1.png", "2.png")] == [True, False, True]
     assert found["1.png"].startswith("damaged in the archive")
 
@@ -146,12 +146,12 @@ def test_names_in_any_coding_can_be_shown() -> None:
     """UTF-8 that does not say so, code page 437, decomposed letters, control characters, bytes that are no text."""
     plain = zipped(_file("katze.png")).getvalue()
     utf8 = BytesIO(plain.replace(b"katze.png", "é犬.png"[:5].encode()[:9].ljust(9, b"x")))
-    assert next(iter(told(utf8))).startswith("é犬")
+    assert next(iter(reported(utf8))).startswith("é犬")
     page = BytesIO(plain.replace(b"katze.png", b"m\x84use.png"))
-    assert list(told(page)) == ["mäuse.png"]
-    assert list(told(zipped(_file("e\N{COMBINING ACUTE ACCENT}\n.png")))) == ["é\N{REPLACEMENT CHARACTER}.png"]
+    assert list(reported(page)) == ["mäuse.png"]
+    assert list(reported(zipped(_file("e\N{COMBINING ACUTE ACCENT}\n.png")))) == ["é\N{REPLACEMENT CHARACTER}.png"]
     odd = tarred((info("\udcff.png"), b"1"))
-    assert list(told(odd)) == ["\N{REPLACEMENT CHARACTER}.png"]
+    assert list(reported(odd)) == ["\N{REPLACEMENT CHARACTER}.png"]
 
 
 @pytest.mark.parametrize(
@@ -175,4 +175,4 @@ def test_a_password_is_asked_for_in_vain() -> None:
     data = bytearray(zipped(_file("secret.png")).getvalue())
     for mark, at in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
         data[data.find(mark) + at] |= 1
-    assert told(BytesIO(bytes(data))) == {"secret.png": "encrypted; only archives without a password are accepted"}
+    assert reported(BytesIO(bytes(data))) == {"secret.png": "encrypted; only archives without a password are accepted"}

@@ -72,9 +72,9 @@ def refuses(folder: Path, name: str, file: str, *texts: str) -> None:
     with pytest.raises(ModelUnavailable) as error:
         source.get(name)
     assert not state.available
-    for told in (state.reason, error.value.detail, f"{file}: {file_error(folder / file)}", *state.refused):
-        assert f"{file}: " in told
-        assert all(text in told for text in texts), told
+    for shown in (state.reason, error.value.detail, f"{file}: {file_error(folder / file)}", *state.refused):
+        assert f"{file}: " in shown
+        assert all(text in shown for text in texts), shown
 
 
 def test_the_old_format_is_read_from_the_folder_and_from_the_cache(folder: Path, cache: Path) -> None:
@@ -165,10 +165,10 @@ def test_a_file_of_no_network_is_reported_with_each(folder: Path, caplog: pytest
         for _ in range(2):
             states = source.states()
     assert all(state.available for state in states.values())
-    told = {line for state in states.values() for line in state.refused}
-    assert len(told) == 1
-    assert all(told == set(state.refused) for state in states.values())
-    assert told.pop().startswith("mine.safetensors: no network has this name; it should begin with one of vgg11, ")
+    shown = {line for state in states.values() for line in state.refused}
+    assert len(shown) == 1
+    assert all(shown == set(state.refused) for state in states.values())
+    assert shown.pop().startswith("mine.safetensors: no network has this name; it should begin with one of vgg11, ")
     (record,) = caplog.records
     assert "mine.safetensors is not used: no network has this name" in record.getMessage()
 
@@ -179,9 +179,9 @@ def test_torchvision_s_weights_for_other_inputs_are_refused(folder: Path, file: 
     put(folder / file, "vgg16")
     refuses(folder, "vgg16", file, "IMAGENET1K_FEATURES", "normalization_mean=0.48235,0.45882,0.40784")
     (folder / file).unlink()
-    told = {"normalization_mean": "0.48235,0.45882,0.40784", "normalization_std": "0.0039,0.0039,0.0039"}
+    shown = {"normalization_mean": "0.48235,0.45882,0.40784", "normalization_std": "0.0039,0.0039,0.0039"}
     some = {key: tensor.contiguous() for key, tensor in parameters("vgg16", until=2).items()}
-    save_file(some, folder / "vgg16-imagenet1k_features.safetensors", told)
+    save_file(some, folder / "vgg16-imagenet1k_features.safetensors", shown)
     assert load("vgg16", folder, download=False).preprocessing.std == (0.0039, 0.0039, 0.0039)
 
 

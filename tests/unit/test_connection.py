@@ -165,10 +165,10 @@ def test_a_message_that_cannot_be_acknowledged_costs_nothing_else(redis_url: str
 def test_what_redis_says_is_told_in_words(error: Exception, code: str) -> None:
     """Whichever class redis-py makes of it, and whichever version of Redis says it."""
     assert refusal(error) == code
-    with pytest.raises(StoreUnavailable) as told, redis_errors():
+    with pytest.raises(StoreUnavailable) as reported, redis_errors():
         raise error
-    assert REASONS[code] in told.value.detail
-    assert told.value.headers["Retry-After"]
+    assert REASONS[code] in reported.value.detail
+    assert reported.value.headers["Retry-After"]
 
 
 def test_what_is_no_state_of_redis_has_no_code() -> None:

@@ -75,15 +75,15 @@ def test_discrimination_asks_whether_kernel_or_image_decides() -> None:
 
 
 def test_they_rank_the_planted_kernels_as_the_truth_does() -> None:
-    """The more things a kernel responds to, the less consistent; the less two have in common, the better told apart."""
+    """More things a kernel responds to: less consistent. Less that two have in common: better distinguished."""
     found: dict[int, dict[int, Any]] = described("conv2", 8, effort="quick", iterations=60)
     scores = {kernel: consistency(pictures) for kernel, pictures in found.items()}
     several = {kernel: score for kernel, score in scores.items() if score is not None}
     truth = alternatives("conv2")
     assert concordance([(score, -truth[kernel]) for kernel, score in several.items()]) >= 0.9
     pairs = [
-        (told, -overlap("conv2", one, other))
+        (reported, -overlap("conv2", one, other))
         for one, other in combinations(several, 2)
-        if (told := discrimination(found[one], [found[other]])) is not None
+        if (reported := discrimination(found[one], [found[other]])) is not None
     ]
     assert concordance(pairs) >= 0.75

@@ -117,14 +117,14 @@ def test_torchvision_s_own_for_other_inputs_is_fed_so(tmp_path: Path) -> None:
     torch.save({"features.0.weight": torch.rand(64, 3, 3, 3), "features.0.bias": torch.rand(64)}, tmp_path / "a.pth")
     (tmp_path / "a.pth").rename(tmp_path / "vgg16_features-amdegroot-88682ab5.pth")
     write(tmp_path, '[ssd]\narch = "vgg16"\nweights = "vgg16_features-amdegroot-88682ab5.pth"\n')
-    told = networks(tmp_path).get("ssd").weights.preprocessing
-    assert told is not None
-    assert told.std == pytest.approx((1 / 255,) * 3)
-    assert not told.assumed
+    reported = networks(tmp_path).get("ssd").weights.preprocessing
+    assert reported is not None
+    assert reported.std == pytest.approx((1 / 255,) * 3)
+    assert not reported.assumed
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         ("[mine", "is not valid TOML"),
         ('mine = "vgg16"', "[mine] write it as a table"),
@@ -151,32 +151,33 @@ def test_torchvision_s_own_for_other_inputs_is_fed_so(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_meant_is_reported(folder: Path, text: str, told: str) -> None:
+def test_what_cannot_be_meant_is_reported(folder: Path, text: str, reported: str) -> None:
     """With each network, like a stray file; the other networks can be used."""
     write(
         folder,
-        text + ("" if "is not valid TOML" in told else '\n[good]\narch = "vgg_mini"\nweights = "mine.safetensors"\n'),
+        text
+        + ("" if "is not valid TOML" in reported else '\n[good]\narch = "vgg_mini"\nweights = "mine.safetensors"\n'),
     )
     states = networks(folder).states()
     for name in ("vgg_mini", "vgg16"):
         (line,) = (line for line in states[name].refused if line.startswith(FILE))
-        assert f"{FILE}: {told}" in line
+        assert f"{FILE}: {reported}" in line
     assert "mine" not in states
-    assert "is not valid TOML" in told or states["good"].available
+    assert "is not valid TOML" in reported or states["good"].available
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [
         (("mine.safe", "yours.safe"), "yours.safetensors: cannot be read (No such file or directory)"),
         (("vgg_mini", "vgg16"), "mine.safetensors: this file is vgg_mini's, not vgg16's"),
     ],
 )
-def test_a_file_that_is_not_what_was_registered(folder: Path, change: tuple[str, str], told: str) -> None:
+def test_a_file_that_is_not_what_was_registered(folder: Path, change: tuple[str, str], reported: str) -> None:
     """The name is unavailable with the reason; other weights are never used instead."""
     write(folder, MINE.replace(*change))
     source = networks(folder)
-    assert told in source.states()["mine"].reason
+    assert reported in source.states()["mine"].reason
     with pytest.raises(ModelUnavailable, match="no weights for mine"):
         source.get("mine")
 
@@ -236,9 +237,9 @@ def test_torchvision_s_own_is_known(tmp_path: Path) -> None:
     """By the hash in its file's name."""
     torch.save({"features.0.weight": torch.rand(64, 3, 3, 3), "features.0.bias": torch.rand(64)}, tmp_path / "a.pth")
     (tmp_path / "a.pth").rename(tmp_path / "vgg11-8a719046.pth")
-    told = networks(tmp_path).states()["vgg11"].preprocessing
-    assert told is not None
-    assert not told.assumed
+    reported = networks(tmp_path).states()["vgg11"].preprocessing
+    assert reported is not None
+    assert not reported.assumed
 
 
 def test_the_catalogue_s_entry_is_the_architecture_s(folder: Path) -> None:

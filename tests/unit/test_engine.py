@@ -278,12 +278,12 @@ def test_a_broken_device_ends_the_engine(
     device: TorchDevice, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The process ends, nothing is failed, and the jobs are retried after their leases expire."""
-    told: list[Exception] = []
+    shown: list[Exception] = []
     monkeypatch.setattr(device, "batch", lambda _: Broken())
-    engine = Engine(device, told.append)
+    engine = Engine(device, shown.append)
     asked = engine.ask([question(1)])
     engine._thread.join(5)
-    assert "illegal memory access" in str(told[0])
+    assert "illegal memory access" in str(shown[0])
     assert asked._answers.empty()
     assert "is broken" in caplog.text
 
@@ -418,8 +418,8 @@ def test_where_beta_is_large_the_blank_picture_is_an_answer(engine: Engine, devi
         (found,) = answers.measured(layer, [(asked, posed, solution)])
         assert isinstance(found, Answer)
         assert (found.metrics.sparsity == 1) == blank
-        told = note(found, asked) or ""
-        assert "This is the blank picture" in told if blank else "The blank picture has a lower loss" in told
+        shown = note(found, asked) or ""
+        assert "This is the blank picture" in shown if blank else "The blank picture has a lower loss" in shown
         assert not blank or found.losses_float.total == found.loss_blank
 
 

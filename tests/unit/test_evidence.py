@@ -70,8 +70,8 @@ def test_every_method_s_invention_is_that_of_the_formula(answers: list[Answer]) 
     network = PlainVgg(WEIGHTS_FILE, VGG_BLOCKS["vgg_mini"], LAYER, VggMini.MEAN, VggMini.STD)
     for answer in answers:
         assert (answer.metrics.invention_beyond_blank or 0) <= (answer.metrics.invention or 0)
-        told = numbers(network, png(PICTURE), png(answer.picture), 96, 0)["invention"]
-        assert answer.metrics.invention == pytest.approx(told, rel=1e-4)
+        reported = numbers(network, png(PICTURE), png(answer.picture), 96, 0)["invention"]
+        assert answer.metrics.invention == pytest.approx(reported, rel=1e-4)
         by_layer = answer.metrics.invention_by_layer
         assert by_layer is not None
         assert list(by_layer) == ["conv1_1", "conv1_2", "conv2_1", "conv2_2"]

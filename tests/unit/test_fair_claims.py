@@ -143,18 +143,18 @@ def test_a_job_says_what_it_waits_for(transitions: Transitions, redis: Redis) ->
     submit(transitions, "j", "a", model="vgg19", layer="conv5_1")
     records = records_of(redis)
 
-    def told(*workers: WorkerState) -> str | None:
+    def reported(*workers: WorkerState) -> str | None:
         transitions.note_unmet_needs(workers)
         return records.job("j").waiting_for
 
     assert records.job("j").waiting_for is None
-    assert told() == "a worker: none is connected"
-    assert told(worker("conv1_1")) == "a worker with vgg19 conv5_1: none of the connected ones has it"
-    assert told(worker("conv1_1"), worker("conv5_1")) is None
+    assert reported() == "a worker: none is connected"
+    assert reported(worker("conv1_1")) == "a worker with vgg19 conv5_1: none of the connected ones has it"
+    assert reported(worker("conv1_1"), worker("conv5_1")) is None
     assert redis.ttl("ks:lacking") < 0
     claim = transitions.claim("j:0")
     assert isinstance(claim, Claim)
-    assert told() is None  # it runs
+    assert reported() is None  # it runs
 
 
 def worker(layer: str) -> WorkerState:

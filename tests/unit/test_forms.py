@@ -20,7 +20,7 @@ ENDED = ("a" * 32, "b" * 32, "c" * 32)
 CREATED = 1_795_000_000.0
 
 
-def told(records: Records, job_id: str) -> dict[str, Any]:
+def reported(records: Records, job_id: str) -> dict[str, Any]:
     """A job as returned by version 1, without new fields."""
     job = records.whole(job_id).model_dump(mode="json", exclude={"queue_seconds", "waiting_for"})
     job["progress"] = {name: value for name, value in job["progress"].items() if name not in NEW}
@@ -36,11 +36,11 @@ def test_form_1_is_read_and_moved(redis: Redis, tmp_path: Path, monkeypatch: pyt
     records = Records(redis, store)
     retention = Retention(Transitions(redis), records)
     redis.set("ks:clock", CREATED + 60)
-    assert {job_id: told(records, job_id) for job_id in form["told"]} == form["told"]
+    assert {job_id: reported(records, job_id) for job_id in form["told"]} == form["told"]
     assert store.get("a" * 32, records.result("a" * 32, 1)[2]["optimized.png"]) == b"a 1"
     assert records.archive.migration.begin() == len(ENDED)
     assert retention.archive_ended(10) == len(ENDED)
-    assert {job_id: told(records, job_id) for job_id in form["told"]} == form["told"]
+    assert {job_id: reported(records, job_id) for job_id in form["told"]} == form["told"]
     assert [job.id[0] for job in records.page("", JobFilter(), 10)[0]] == ["e", "d", "c", "a"]
     assert store.get("a" * 32, "drawn-0-panel.png") == b"a panel"
     assert records.log_of("a" * 32) == [
@@ -79,7 +79,7 @@ def test_the_version_before_reads_live_jobs_of_this_one(redis: Redis, tmp_path: 
     read = redis.register_script(form1.JOB)
     for name in ("waiting", "running", "cancelled"):
         old = form1.job_of(name, read(*form1.keys_of(name))).model_dump(mode="json")
-        new = told(records, name)
+        new = reported(records, name)
         for job in (old, new):
             job["progress"] = {key: value for key, value in job["progress"].items() if key not in NEW}
             job["links"] = {key: link for key, link in job["links"].items() if key in form1.LINKS}

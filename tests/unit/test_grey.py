@@ -160,7 +160,7 @@ def test_the_client_sends_all_16_bits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "words"),
+    ("reported", "words"),
     [
         ({"mean": None, "std": None}, "needs mean and std"),
         ({"mean": [0.5] * 3, "std": [0.25] * 3}, "a number for each channel: 1"),
@@ -173,12 +173,12 @@ def test_the_client_sends_all_16_bits() -> None:
         ({"input_size": "9" * 5000}, "each from 32 to 1024"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(told: dict[str, object], words: str) -> None:
+def test_what_cannot_be_meant_is_refused(reported: dict[str, object], words: str) -> None:
     """With the reason; the command line's form of a size is accepted."""
     assert checked("grey", {**TABLE, "input_size": "96x128"}).input == FRAME
     assert checked("grey", {**TABLE, "input_size": 224.0}).input_size == 224
     with pytest.raises(ValueError, match=words):
-        checked("grey", {name: one for name, one in {**TABLE, **told}.items() if one is not None})
+        checked("grey", {name: one for name, one in {**TABLE, **reported}.items() if one is not None})
 
 
 def test_a_file_of_other_channels_is_refused(folder: Path) -> None:

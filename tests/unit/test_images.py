@@ -353,7 +353,7 @@ def test_formats_that_are_not_taken_are_named(form: str, data: bytes) -> None:
 def test_no_message_has_an_address() -> None:
     """No message contains the address of an object."""
     for data in (b"\x89PNG\r\n\x1a\n" + bytes(40), b"\xff\xd8\xff" + bytes(40), b"RIFF....WEBP" + bytes(40)):
-        with pytest.raises(UnusableImage) as told:
+        with pytest.raises(UnusableImage) as reported:
             decode(data, MANY)
-        assert "0x" not in str(told.value)
-        assert "object" not in str(told.value)
+        assert "0x" not in str(reported.value)
+        assert "object" not in str(reported.value)

@@ -217,11 +217,11 @@ def test_a_network_of_own_code_is_explained() -> None:
     assert states["branches"].source == "mine:networks"
     assert not states["branches"].preprocessing.assumed  # type: ignore[union-attr]
     assert states["plain"].preprocessing.assumed  # type: ignore[union-attr]
-    told = {network.name: network for network in found.registered()}
-    assert told["branches"].title == "Two branches"
-    assert (told["branches"].input_size, told["plain"].input_size) == (64, 224)
-    assert told["branches"].architecture == "tests.unit.test_own_networks.Branches"
-    names = [layer.name for layer in (*told["branches"].layers, *told["branches"].nodes)]
+    reported = {network.name: network for network in found.registered()}
+    assert reported["branches"].title == "Two branches"
+    assert (reported["branches"].input_size, reported["plain"].input_size) == (64, 224)
+    assert reported["branches"].architecture == "tests.unit.test_own_networks.Branches"
+    names = [layer.name for layer in (*reported["branches"].layers, *reported["branches"].nodes)]
     assert {"stem", "act", "beside", "last", "act_1"} <= set(names)
     network = found.networks.get("branches")
     module = found.networks.own["branches"].own.network

@@ -317,7 +317,7 @@ class RecordMachine(stateful.RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0, 0, 60]))
     def expire(self, seconds: float) -> None:
-        """Jobs whose time is over go; the archived ones within the hour, but they are told no more at once."""
+        """Jobs whose time is over go; the archived ones within the hour, but they are no longer listed at once."""
         self.now += seconds
         self.retention.expire()
         for work in self.works.values():

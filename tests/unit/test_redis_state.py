@@ -94,8 +94,8 @@ def test_evicted_keys_are_reported(tmp_path: Path) -> None:
         redis.config_set("maxmemory", "100mb")
         evicted = redis.info("stats")["evicted_keys"]
         assert evicted > 0
-        (told,) = check(redis)
-        assert told.startswith(f"{evicted} keys were evicted")
+        (reported,) = check(redis)
+        assert reported.startswith(f"{evicted} keys were evicted")
         redis.config_resetstat()
         assert check(redis) == []
 

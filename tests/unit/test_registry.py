@@ -100,8 +100,8 @@ def test_replaced_and_removed(lab: Lab) -> None:
     first = worker.get("mine").weights
     state = load_file(WEIGHTS_FILE)
     save_file({key: tensor * 0.5 for key, tensor in state.items()}, "other.safetensors")
-    told = "mine is registered already, as vgg_mini with mine.safetensors; --replace replaces it\n"
-    assert lab.add(weights="other.safetensors") == (1, f"mine is not registered: {told}")
+    reported = "mine is registered already, as vgg_mini with mine.safetensors; --replace replaces it\n"
+    assert lab.add(weights="other.safetensors") == (1, f"mine is not registered: {reported}")
     assert worker.get("mine").weights == first
     assert lab.add("mine", "--replace", weights="other.safetensors")[0] == 0
     worker.registered()  # as each heartbeat asks for them
@@ -142,19 +142,19 @@ def test_a_store_that_is_away_takes_nothing_from_who_knows(lab: Lab, monkeypatch
     worker.registered()
 
     def away(*_: Any) -> Any:
-        raise StoreUnavailable("the object store told nothing (refused)")
+        raise StoreUnavailable("the object store reported nothing (refused)")
 
     monkeypatch.setattr(BlobStore, "names", away)
     monkeypatch.setattr(BlobStore, "fetch", away)
     assert [one.name for one in worker.registered()] == ["mine"]
     assert worker.states()["mine"].available
-    with pytest.raises(ModelUnavailable, match="the object store told nothing"):
+    with pytest.raises(ModelUnavailable, match="the object store reported nothing"):
         worker.get("mine")
     assert not worker.states()["mine"].available  # for ten seconds: slices that want it are handed back
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "reported"),
     [
         (("--mean", "1,2"), "mean and std belong together"),
         (("--mean", "a,b,c", "--std", "1,1,1"), "mean.0: Input should be a valid number"),
@@ -162,11 +162,11 @@ def test_a_store_that_is_away_takes_nothing_from_who_knows(lab: Lab, monkeypatch
         (("--order", "grb", "--mean", "1,1,1", "--std", "1,1,1"), "order: Input should be 'rgb' or 'bgr'"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(lab: Lab, options: tuple[str, ...], told: str) -> None:
+def test_what_cannot_be_meant_is_refused(lab: Lab, options: tuple[str, ...], reported: str) -> None:
     """Nothing is stored."""
     code, said = lab.add("mine", *options)
     assert (code, said.startswith("mine is not registered: ")) == (1, True)
-    assert told in said
+    assert reported in said
     assert not (lab.folder / "store" / "networks").exists()
 
 
@@ -179,7 +179,7 @@ def test_files_that_cannot_be_used_are_refused(lab: Lab, monkeypatch: pytest.Mon
     Path("short.safetensors").write_bytes(data[:-1000])
     with Path("large.safetensors").open("wb") as file:
         file.truncate(10_000_000_000)  # takes no room
-    for name, told in {
+    for name, reported in {
         "nan": "features.0.bias holds NaN or infinity",
         "shape": "does not fit vgg_mini: features.0.bias is 3, not",
         "short": "damaged",
@@ -187,7 +187,7 @@ def test_files_that_cannot_be_used_are_refused(lab: Lab, monkeypatch: pytest.Mon
         "missing": "cannot be read (No such file or directory)",
     }.items():
         code, said = lab.add(weights=f"{name}.safetensors")
-        assert (code, f"{name}.safetensors: {told}" in said) == (1, True), said
+        assert (code, f"{name}.safetensors: {reported}" in said) == (1, True), said
     assert not (lab.folder / "store" / "networks").exists()
     os.truncate("large.safetensors", 0)
 

@@ -561,9 +561,9 @@ def test_what_evidence_is_asked(bench: JobBench, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(runner.engine, "ask", noted)
         bench.submit("one", methods=["evidence", "suppression"], kernels=[1], beta=[1.0, 2.0])
         runner.run("interactive", "one:0")
-    told = [(one.method, one.beta, one.removes_only, one.weight(12)) for one in asked]
+    reported = [(one.method, one.beta, one.removes_only, one.weight(12)) for one in asked]
     evidence, plain = (("evidence", True, 0.35 * 12), ("suppression", False, 0.35 * 12))
-    assert told == [(name, beta, *rest) for name, *rest in (evidence, plain) for beta in (1.0, 2.0)]
+    assert reported == [(name, beta, *rest) for name, *rest in (evidence, plain) for beta in (1.0, 2.0)]
     assert all(result.metrics.invention is not None for result in bench.records.whole("one").results if result.metrics)
 
 
@@ -584,8 +584,8 @@ def test_a_picture_that_invents_says_so(bench: JobBench) -> None:
         ("evidence", "max_invention"),
         ("lrp", "methods=evidence"),
     ):
-        told = note(loud, replace(question, method=method))
-        assert told is not None
-        assert "42%" in told
-        assert "conv2_1" in told
-        assert advice in told
+        reported = note(loud, replace(question, method=method))
+        assert reported is not None
+        assert "42%" in reported
+        assert "conv2_1" in reported
+        assert advice in reported

@@ -1,7 +1,7 @@
 """The engine: one thread that keeps a device busy with the questions of many callers. It knows questions, not jobs.
 
 It owns the state of every question: waiting, running or answered. Questions about the same network and layer are
-answered in one batch, whoever submitted them. New ones join between two steps, and each leaves as soon as it is
+answered in one batch, whatever job they belong to. New ones join between two steps, and each leaves as soon as it is
 answered (continuous batching).
 
 Device time is shared fairly (scheduling.py): half of it goes to urgent work, and within each half the callers share it
