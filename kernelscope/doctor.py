@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from pydantic import ValidationError
 from rich.text import Text
 
 from kernelscope.client.transport import DIRECT
-from kernelscope.localredis import redis_server
+from kernelscope.localredis import redis_for, version_of
 from kernelscope.running import running_in, url_of, why_not_free
 from kernelscope.serving import AsJson, Key, Url, is_kernelscope, local_settings
 from kernelscope.supervise import StackError
@@ -62,7 +61,7 @@ def doctor(
     Example: kernelscope doctor --port 8080 --json
     """
     findings: list[Finding] = []
-    for finding in _server(url, key) if url else _machine({"data_dir": data_dir, "port": port}):
+    for finding in _server(url, key) if url else _machine(key, {"data_dir": data_dir, "port": port}):
         findings.append(finding)
         if not as_json:
             _show(finding)
@@ -89,7 +88,7 @@ def named(error: Any) -> str:
     return f"KERNELSCOPE_{name}: {message}" if name else message
 
 
-def _machine(options: dict[str, Any]) -> Iterator[Finding]:
+def _machine(key: str | None, options: dict[str, Any]) -> Iterator[Finding]:
     """Every check, the quick ones first."""
     try:
         settings = local_settings(quiet=True, **options)
@@ -104,24 +103,24 @@ def _machine(options: dict[str, Any]) -> Iterator[Finding]:
         read = f", those in {ENV_FILE} included" if named_in(ENV_FILE) else ""
         yield Finding("settings", "ok", f"every KERNELSCOPE_… that is set can be used{read}")
     yield Finding("Python", "ok", f"{sys.version.split()[0]} at {sys.executable}")
-    yield _redis()
+    yield _redis(settings.data_dir)
     yield _folder(settings.data_dir)
     yield _disk(settings.data_dir)
     yield _memory()
-    yield from _stack(settings)
+    yield from _stack(settings, key)
     yield from _checkup(settings)
 
 
-def _redis() -> Finding:
+def _redis(folder: Path) -> Finding:
     try:
-        path = redis_server()
+        path = redis_for(folder)
     except StackError as error:
-        return Finding("Redis", "problem", "no redis-server", str(error))
-    printed = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
-    version = re.search(r"v=(\d+)\.(\d+)", printed)
-    if version is None or tuple(map(int, version.groups())) < OLDEST_REDIS:
-        return Finding("Redis", "problem", f"{path}: {printed.strip() or 'does not run'}", "install 6.2 or newer")
-    return Finding("Redis", "ok", f"{path}, {'.'.join(version.groups())}")
+        return Finding("Redis", "problem", "no redis-server that can be used", str(error))
+    version = version_of(path)
+    if version is None or version < OLDEST_REDIS:
+        found = "does not run" if version is None else f"is {version[0]}.{version[1]}"
+        return Finding("Redis", "problem", f"{path} {found}", "install 6.2 or newer")
+    return Finding("Redis", "ok", f"{path}, {version[0]}.{version[1]}")
 
 
 def _folder(folder: Path) -> Finding:
@@ -152,15 +151,15 @@ def _memory() -> Finding:
     return Finding("memory", "ok", found)
 
 
-def _stack(settings: Settings) -> Iterator[Finding]:
+def _stack(settings: Settings, key: str | None) -> Iterator[Finding]:
     """Whether one runs here, and its state; else whether one could start."""
     url = url_of(settings.host, settings.port)
     if found := running_in(settings.data_dir):
         yield Finding("stack", "ok", f"one runs in {settings.data_dir}: {found}")
-        yield from _server(found.url or url, None)
+        yield from _server(found.url or url, key)
     elif is_kernelscope(url):
         yield Finding("port", "warning", f"another Kernelscope server listens on {url}", "use it, or choose --port")
-        yield from _server(url, None)
+        yield from _server(url, key)
     elif reason := why_not_free(settings.host, settings.port):
         repair = f"end that program, or choose another port: kernelscope up --port {settings.port + 1}"
         yield Finding("port", "problem", f"{settings.port} is not available: {reason}", repair)

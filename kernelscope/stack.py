@@ -23,7 +23,7 @@ import httpx
 from redis import Redis
 
 from kernelscope import supervise
-from kernelscope.localredis import COMPACT, answers, configured, redis_server, url_in
+from kernelscope.localredis import COMPACT, answers, configured, redis_for, redis_server, url_in
 from kernelscope.running import Lock, free_port, running_in, url_of, why_not_free
 from kernelscope.supervise import Child, StackError
 from shared.addresses import address
@@ -231,7 +231,7 @@ class Stack:
         }
         # By stdin: Redis reads * ? [ in a file's name as a pattern, and starts with its defaults where no file fits.
         log = directory / "logs" / "redis.log"
-        self._launch(Child("redis", [redis_server(), "-"], {}, log, stdin=configuration))
+        self._launch(Child("redis", [redis_for(directory), "-"], {}, log, stdin=configuration))
         self._wait(lambda: answers(url), "Redis")
 
     def _program(self, name: str, module: str, own: Mapping[str, str] = MappingProxyType({})) -> Child:

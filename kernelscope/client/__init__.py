@@ -12,6 +12,7 @@ from kernelscope.client.errors import (
     ServerUnreachable,
     TooManyRequests,
     Unauthorized,
+    UntrustedCertificate,
     WaitTimeout,
 )
 from kernelscope.client.events import Event, ProgressEvent, ResultEvent, StatusEvent
@@ -69,5 +70,6 @@ __all__ = [
     "Survey",
     "TooManyRequests",
     "Unauthorized",
+    "UntrustedCertificate",
     "WaitTimeout",
 ]

@@ -22,6 +22,23 @@ class ServerUnreachable(ClientError):
         )
 
 
+class UntrustedCertificate(ClientError):
+    """The server's TLS certificate cannot be verified."""
+
+    def __init__(self, url: str, error: Exception) -> None:
+        super().__init__(
+            f"the certificate of {url} is not trusted ({error}); if it comes from an authority of your own, name the "
+            "file of that authority's certificate in SSL_CERT_FILE"
+        )
+
+
+def connection_error(url: str, error: httpx.TransportError) -> ServerUnreachable | UntrustedCertificate:
+    """Why a request was not answered. An untrusted certificate will not change by another attempt."""
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return UntrustedCertificate(url, error)
+    return ServerUnreachable(url, error)
+
+
 class InvalidAddress(ClientError):
     """The server's URL is not valid."""
 

@@ -87,7 +87,7 @@ def test_a_redis_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither on PATH nor in a wheel."""
     monkeypatch.setattr(localredis.shutil, "which", lambda _: None)  # type: ignore[attr-defined]
     monkeypatch.setattr(localredis, "find_spec", lambda _: None)
-    finding = doctor._redis()
+    finding = doctor._redis(Path())
     assert finding.state == "problem"
     assert "apt install redis-server" in finding.mend
 

