@@ -83,7 +83,8 @@ class Settings(BaseSettings):
         description=("fraction of its card's memory that a worker may use; below 1 if other programs use the card"),
     )
     engine: Literal["torch", "dummy"] = Field(
-        "torch", description="`dummy` returns made-up results at once, to test the service without a network"
+        "torch",
+        description="`torch` computes; `dummy` returns made-up results at once, to test the service without a network",
     )
     slices: int = Field(
         0,
@@ -169,10 +170,12 @@ class Settings(BaseSettings):
     )
     max_attempts: int = Field(3, ge=1, description="attempts for a slice whose worker dies before it fails")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="lowest level of log lines that are written"
+        "INFO", description="lowest level of log lines that are written: `DEBUG`, `INFO`, `WARNING` or `ERROR`"
     )
 
-    log_format: Literal["text", "json"] = Field("text", description="format of log lines")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="format of log lines: `text`, or `json` (docs/metrics.md)"
+    )
 
     @model_validator(mode="before")
     @classmethod
