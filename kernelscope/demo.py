@@ -21,7 +21,7 @@ from rich.table import Table
 from kernelscope import terminal
 from kernelscope.client import Client, Job, Result
 from kernelscope.serving import server
-from kernelscope.terminal import MEANING, NUMBERS, document, numbers, plain, progress, say, table
+from kernelscope.terminal import document, numbers_table, plain, progress, say
 from shared.drawings import all_colours, scene
 from shared.schemas import Status
 
@@ -84,8 +84,8 @@ def _describe(out: Path, plan: Plan, kernel: int, hue: float, fraction: float) -
     lines = (
         f"The figures are in {out}/:",
         f"  {panels}: top left the {plan.picture.title}, below it what the kernel responds to in it: by evidence, "
-        "which excites nothing that the image does not, and by Zhuang et al.'s method exactly, which may. The selected "
-        "kernel's map stays; the other kernels' maps go dark.",
+        "which avoids activation that the image does not cause, and by Zhuang et al.'s method exactly, which does not. "
+        "The selected kernel's map stays; the others become weaker, by how much is below each row.",
         f"  all-colours-*-panel.png: kernel {kernel} of {plan.colours.layer} was chosen because, of the {CANDIDATES} "
         f"most active ones, it responds to the narrowest range of hues, around {hue:.0f}° ({_hue_name(hue)}). X̂ keeps "
         f"that colour and makes the rest grey: {fraction:.0%} of the colour in it is within {HUE_WINDOW}° of that hue.",
@@ -195,10 +195,8 @@ def _slug(title: str) -> str:
 
 def _table(results: list[tuple[Subject, Result]]) -> Table:
     title = "X̂ as delivered (8 bits), fed back through the network"
-    made = table(title, "layer", "method", *NUMBERS, right=NUMBERS)
-    for column in made.columns[:2]:
-        column.no_wrap = True
-    for subject, result in results:
-        made.add_row(subject.layer, result.method, *numbers(result))
-    made.caption = MEANING
-    return made
+    before = {
+        "layer": [subject.layer for subject, _ in results],
+        "method": [result.method for _, result in results],
+    }
+    return numbers_table(title, before, [result for _, result in results])

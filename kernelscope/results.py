@@ -11,7 +11,7 @@ from rich.table import Table
 
 from kernelscope.client import Job
 from kernelscope.client.files import folder_name, written
-from kernelscope.terminal import MEANING, NUMBERS, err, numbers, out, say, table
+from kernelscope.terminal import err, numbers_table, out, say, table
 from shared import schemas
 from shared.schemas import ActiveKernel
 
@@ -84,7 +84,9 @@ def saved_before(
 
 
 def file_name(job: schemas.JobSummary, result: schemas.ItemResult, label: str, name: str) -> str:
-    """`photo-conv2_2-kernel3-panel.png`."""
+    """`photo-conv2_2-kernel3-panel.png`: a panel shows all methods, so none is in its name."""
+    if name == "panel.png":
+        return f"{label}-{job.request.layer}-kernel{result.kernel}-{name}"
     of_image = f"image{job.request.image_of(result.index)}-"
     return f"{label}-{folder_name(job, result).removeprefix(of_image)}-{name}"
 
@@ -134,12 +136,10 @@ def _table(found: Sequence[Explained]) -> Table:
     }
     several = [name for name, values in axes.items() if len(set(values)) > 1]
     first = found[0].request if found else None
-    made = table(f"{first.layer} of {first.model}" if first else "", *several, *NUMBERS, right=NUMBERS)
-    for number, one in enumerate(found):
-        if one.result.status == "succeeded":
-            made.add_row(*(axes[name][number] for name in several), *numbers(one.result))
-    made.caption = MEANING
-    return made
+    done = [number for number, one in enumerate(found) if one.result.status == "succeeded"]
+    before = {name: [axes[name][number] for number in done] for name in several}
+    title = f"{first.layer} of {first.model}" if first else ""
+    return numbers_table(title, before, [found[number].result for number in done])
 
 
 def ranking(request: schemas.ExplainRequest, ranked: Sequence[ActiveKernel]) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import typer
 from pydantic import BaseModel
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +21,7 @@ from rich.text import Text
 from shared.schemas import ItemResult, JobSummary
 
 NUMBERS = ("kernel", "SSIM", "others", "invented", "grey", "loss", "start", "blank", "s")
+LESS_IMPORTANT = ((), ("start", "blank"), ("start", "blank", "s"), ("start", "blank", "s", "grey"))
 MEANING = (
     "Of the 8-bit picture, fed back through the network. SSIM: how well the kernel's map is kept. others: fraction of "
     "the other kernels' activation that is left. invented: activation below the layer that X̂ causes and the image does "
@@ -58,7 +60,7 @@ def table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
     Args:
         right: the columns of numbers.
     """
-    made = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    made = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
     for name in columns:
         made.add_column(name, justify="right" if name in right else "left", no_wrap=name in right)
     return made
@@ -111,6 +113,25 @@ def numbers(result: ItemResult) -> Iterator[str]:
     yield f"{metrics.sparsity:.0%}"
     yield from (f"{loss:.3f}" for loss in (losses.total, result.loss_start, result.loss_blank))
     yield f"{result.seconds:.1f}"
+
+
+def numbers_table(title: str, before: Mapping[str, Sequence[str]], results: Sequence[ItemResult]) -> Table:
+    """The numbers of explanations, with as many columns as the terminal has room for.
+
+    Args:
+        before: further columns, to the left of the numbers.
+    """
+    rows = [list(numbers(result)) for result in results]
+    for left_out in LESS_IMPORTANT:
+        shown = [index for index, name in enumerate(NUMBERS) if name not in left_out]
+        names = [NUMBERS[index] for index in shown]
+        made = table(title, *before, *names, right=names)
+        for number, row in enumerate(rows):
+            made.add_row(*(cells[number] for cells in before.values()), *(row[index] for index in shown))
+        made.caption = MEANING
+        if Measurement.get(out, out.options, made).maximum <= out.width:
+            break
+    return made
 
 
 def pictured(paths: Sequence[Path], *, always: bool) -> None:

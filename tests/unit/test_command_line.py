@@ -20,7 +20,7 @@ from rich.console import Console
 from kernelscope import photos, results, terminal
 from kernelscope.cli import app
 from kernelscope.explain import _checked, _kernels
-from shared.schemas import ExplainOptions, ExplainRequest
+from shared.schemas import ExplainOptions, ExplainRequest, ItemResult, Losses, Metrics
 from tests.conftest import noise, png
 from tests.local import local
 
@@ -225,3 +225,20 @@ def test_the_env_file_of_another_project_is_not_read(project: Path) -> None:
     ran = python(project, command, "jobs", KERNELSCOPE_ENV_FILE="missing.env")
     assert ran.returncode == 1
     assert "KERNELSCOPE_ENV_FILE names missing.env, which does not exist" in ran.stderr
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_numbers_are_not_cut_in_a_narrow_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns are left out instead, the least important first."""
+    monkeypatch.setattr(terminal, "out", Console(file=io.StringIO(), width=width))
+    other: Any = {"ssim_window": 7, "ssim_paper": 0.9, "mse_selected": 0.1, "mse_others": 0.1, "mse_others_before": 1}
+    metrics = Metrics(ssim=0.9871, leakage=0.31, invention=0.12, sparsity=0.004, **other)
+    losses = Losses(preservation=0.1, suppression=0.2, regularization=0.3, total=0.6125)
+    shared: Any = {"image": "0" * 64, "kernel": 3, "method": "guided_backprop", "status": "succeeded", "seconds": 12.5}
+    shared |= {"alpha": 1, "beta": 1, "loss_start": 1.5255, "loss_blank": 0.992}
+    one = ItemResult(index=0, metrics=metrics, losses=losses, **shared)
+    terminal.out.print(terminal.numbers_table("conv5_3 of vgg16", {"method": ["guided_backprop"]}, [one]))
+    printed = terminal.out.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in printed
+    assert all(number in printed for number in ("guided_backprop", "0.987", "31%", "12%", "0.613"))
+    assert ("1.525" in printed or "1.526" in printed) == (width == 120)
