@@ -21,6 +21,7 @@ from rich.text import Text
 from shared.schemas import ItemResult, JobSummary
 
 NUMBERS = ("kernel", "SSIM", "others", "invented", "grey", "loss", "start", "blank", "s")
+ANY_WIDTH = 1000
 LESS_IMPORTANT = ((), ("start", "blank"), ("start", "blank", "s"), ("start", "blank", "s", "grey"))
 MEANING = (
     "Of the 8-bit picture, fed back through the network. SSIM: how well the kernel's map is kept. others: fraction of "
@@ -129,7 +130,7 @@ def numbers_table(title: str, before: Mapping[str, Sequence[str]], results: Sequ
         for number, row in enumerate(rows):
             made.add_row(*(cells[number] for cells in before.values()), *(row[index] for index in shown))
         made.caption = MEANING
-        if Measurement.get(out, out.options, made).maximum <= out.width:
+        if Measurement.get(out, out.options.update(max_width=ANY_WIDTH), made).maximum <= out.width:
             break
     return made
 
