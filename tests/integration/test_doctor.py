@@ -85,7 +85,7 @@ def test_a_port_and_a_folder(ask: Asking, tmp_path: Path) -> None:
 
 def test_a_redis_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither on PATH nor in a wheel."""
-    monkeypatch.setattr(localredis.shutil, "which", lambda _: None)  # type: ignore[attr-defined]
+    monkeypatch.setattr(localredis.shutil, "which", lambda *_, **__: None)  # type: ignore[attr-defined]
     monkeypatch.setattr(localredis, "find_spec", lambda _: None)
     finding = doctor._redis(Path())
     assert finding.state == "problem"
