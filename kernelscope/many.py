@@ -5,82 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
 from rich.progress import Progress, TaskID
 
 from kernelscope.client import Client, ClientError, Job, NotFound, ServerError, WaitTimeout
-from kernelscope.client.files import written
+from kernelscope.manifest import Folder, digest_of, results_of
 from kernelscope.photos import Photo, batches
 from kernelscope.results import Explained, explained, save, saved_before
 from kernelscope.terminal import progress, say, state
-from shared.schemas import ExplainOptions, ItemResult, WholeJob
+from shared.schemas import ExplainOptions, WholeJob
 
 OPEN_JOBS = 4  # that are unfinished at once: the worker is busy, and little is lost by Ctrl-C
 LOOK_SECONDS = 1.0
 CANCEL_SECONDS = 10.0
-MANIFEST = "explain.json"
 ONE_IMAGE = ("unsupported-image", "unusable-image", "body-too-large")  # problems that another image may not have
-
-
-class Saved(BaseModel):
-    """An image of a manifest: its label, its job, and the file in the folder that has the job's record."""
-
-    label: str
-    job: str
-    record: str
-
-
-class Manifest(BaseModel):
-    """What a folder of explanations has, so that the same command continues."""
-
-    options: dict[str, Any]
-    images: dict[str, Saved] = {}  # by the SHA-256 of the file
-
-
-@dataclass
-class Folder:
-    """A folder of explanations.
-
-    Args:
-        options: of the request; results by other options are not reused.
-    """
-
-    path: Path
-    options: dict[str, Any]
-    manifest: Manifest = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.manifest = Manifest(options=self.options)
-        with suppress(OSError, ValidationError):
-            before = Manifest.model_validate_json((self.path / MANIFEST).read_bytes())
-            if before.options == self.options:
-                self.manifest = before
-
-    def note(self, job: Job, photos: Sequence[Photo]) -> None:
-        """Write the record of a job as it is, and which images it has."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        known = {one.job: one.record for one in self.manifest.images.values()}
-        record = known.get(job.id) or self._free()
-        for digest, photo in zip(job.request.images, photos, strict=True):
-            self.manifest.images[digest] = Saved(label=photo.label, job=job.id, record=record)
-        for name, content in ((record, job), (MANIFEST, self.manifest)):
-            with written(self.path / name) as file:
-                file.write(content.model_dump_json(indent=1).encode())
-
-    def record(self, saved: Saved) -> WholeJob | None:
-        """The record of a job, if it is there and has all its results."""
-        try:
-            return WholeJob.model_validate_json((self.path / saved.record).read_bytes())
-        except (OSError, ValidationError):
-            return None
-
-    def _free(self) -> str:
-        names = ("job.json" if number == 1 else f"job-{number}.json" for number in range(1, 100_000))
-        return next(name for name in names if not (self.path / name).exists())
 
 
 @dataclass
@@ -131,7 +71,7 @@ class Run:
         assert self.folder
         open_jobs: list[Batch] = []
         self.total = len(photos)
-        making = self.submit(self._continued(photos, open_jobs))
+        making = self.submit(self._continued(self._different(photos), open_jobs))
         try:
             self._make(making, open_jobs, 1)  # before the bar: it may be refused
             with progress() as bar:
@@ -142,6 +82,21 @@ class Run:
         except KeyboardInterrupt:
             self._interrupted(open_jobs)
             raise
+        except ClientError:
+            if self.total > 1:
+                say(f"the same command with --output {self.folder.path} continues")
+            raise
+
+    def _different(self, photos: Sequence[Photo]) -> dict[str, Photo]:
+        """The images by the SHA-256 of their files; another file with the same content is skipped."""
+        different: dict[str, Photo] = {}
+        for photo in photos:
+            first = different.setdefault(digest_of(photo.path) or str(photo.path), photo)
+            if first is not photo:
+                self.refused[photo.label] = f"the same image as {first.path}"
+                self.done += 1
+                say(f"skipped: {photo.label}: the same image as {first.path}")
+        return different
 
     def _make(self, making: Iterator[Batch], open_jobs: list[Batch], most: int) -> None:
         """Make jobs until so many are unfinished."""
@@ -197,31 +152,42 @@ class Run:
 
     def _ended(self, batch: Batch) -> None:
         assert self.folder
-        self.done += len(batch.photos)
-        self.folder.note(batch.job, batch.photos)
-        self.results += explained(batch.job, batch.labels)
         self.files += save(batch.job, batch.labels, self.folder.path)
+        self.folder.note(batch.job, batch.photos)  # last: the record says that the pictures are there
+        self.results += explained(batch.job, batch.labels)
+        self.done += len(batch.photos)
 
-    def _continued(self, photos: Sequence[Photo], open_jobs: list[Batch]) -> list[Photo]:
-        """The images that are still to be explained: neither in the folder from an earlier run, nor in a job of it."""
+    def _continued(self, photos: Mapping[str, Photo], open_jobs: list[Batch]) -> list[Photo]:
+        """The images that are still to be explained: neither in the folder from an earlier run, nor in a job of it.
+
+        Args:
+            photos: by the SHA-256 of their files.
+        """
         assert self.folder
-        if not self.folder.manifest.images:
-            return list(photos)
+        known = self.folder.manifest.images
+        if not known:
+            return list(photos.values())
+        weights = self.client.model(self.options.model).weights_sha256
         left: list[Photo] = []
         unfinished: dict[str, dict[str, Photo]] = {}
-        for photo in photos:
-            digest = _digest(photo.path)
-            saved = self.folder.manifest.images.get(digest)
+        for digest, photo in photos.items():
+            saved = known.get(digest)
             record = self.folder.record(saved) if saved else None
             if saved and record and not record.status.terminal:
                 unfinished.setdefault(record.id, {})[digest] = Photo(photo.path, saved.label)
-            elif saved and record and (done := _of_image(record, digest)):
+                continue
+            done = results_of(record, digest, weights) if record else []
+            files = saved_before(record, done, saved.label, self.folder.path) if saved and record else None
+            if saved and record and done and files is not None:
                 self.done += 1
                 self.results += [Explained(saved.label, record.request, one) for one in done]
-                self.files += saved_before(record, done, saved.label, self.folder.path)
+                self.files += files
                 self.jobs += [record] if record.id not in {job.id for job in self.jobs} else []
             else:
-                left.append(photo)
+                taken = {one.label for other, one in known.items() if other != digest} | {one.label for one in left}
+                label = saved.label if saved else photo.label
+                names = (label if number == 1 else f"{label}-{number}" for number in range(1, len(taken) + 2))
+                left.append(Photo(photo.path, next(name for name in names if name not in taken)))
         for job_id, of_job in unfinished.items():
             if batch := self._on_server(job_id, of_job):
                 open_jobs.append(batch)
@@ -254,21 +220,6 @@ class Run:
                     one.job.wait(CANCEL_SECONDS)
                     self._ended(one)
             say(f"the same command with --output {self.folder.path} continues")
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of a file; empty where it cannot be read."""
-    try:
-        return sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return ""
-
-
-def _of_image(record: WholeJob, digest: str) -> list[ItemResult]:
-    """The results that a record has of an image; none if some are missing that another try may give."""
-    found = [one for one in record.results if one.image == digest]
-    again = any(one.status == "cancelled" or (one.error and one.error.status >= 500) for one in found)
-    return [] if again else found
 
 
 def _of_one_image(error: ServerError | OSError) -> bool:

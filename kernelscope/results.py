@@ -70,17 +70,21 @@ def save(job: Job, labels: Sequence[str], folder: Path, *, everything: bool = Fa
                 file = folder / file_name(job, result, labels[image], name)
                 with written(file) as target:
                     target.write(result.file(name))
+                result._files.clear()  # noqa: SLF001 - of thousands of results, the pictures would fill the memory
                 yield file
 
 
 def saved_before(
     job: schemas.WholeJob, results: Sequence[schemas.ItemResult], label: str, folder: Path
-) -> Iterator[Path]:
-    """The pictures of one image that a folder has from an earlier run."""
-    for result in results:
-        for name in PICTURES:
-            if (file := folder / file_name(job, result, label, name)).exists():
-                yield file
+) -> list[Path] | None:
+    """The pictures of one image that a folder has from an earlier run; None if some are missing."""
+    files = dict.fromkeys(
+        folder / file_name(job, result, label, name)
+        for result in results
+        for name in PICTURES
+        if name in result.artifacts
+    )
+    return list(files) if all(file.exists() for file in files) else None
 
 
 def file_name(job: schemas.JobSummary, result: schemas.ItemResult, label: str, name: str) -> str:

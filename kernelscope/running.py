@@ -24,27 +24,47 @@ SECONDS_BUSY = 1.0  # for which the lock may be held by a command that only chec
 SECONDS_KEYS = 10.0  # by a command that started Redis for a moment
 SECONDS_LEFTOVERS = 30.0  # until the processes of a killed stack have ended
 FILE = "lock"
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # Linux
 
 
 class Process(BaseModel):
-    """A process, and when it was started: the same number may be another process later."""
+    """A process, and when it was started: the same number may be another process later.
+
+    On Linux the start is counted in ticks of this boot, so that a change of the clock does not matter.
+    """
 
     pid: int
     created: float
+    boot: str = ""
 
     @classmethod
     def of(cls, pid: int) -> Process:
         """The process that has this number now."""
-        return cls(pid=pid, created=psutil.Process(pid).create_time())
+        return cls(pid=pid, created=_started(pid), boot=_boot())
 
     def found(self) -> psutil.Process | None:
         """It, if it still runs."""
         try:
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.created) < 0.5 and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
+            same = abs(_started(self.pid) - self.created) < 0.5 and process.status() != psutil.STATUS_ZOMBIE
+        except (psutil.Error, OSError):
             return None
-        return process if same else None
+        return process if same and self.boot == _boot() else None
+
+
+def _started(pid: int) -> float:
+    """When a process was started: on Linux in ticks since the system's start, else in seconds of the clock."""
+    stat = Path(f"/proc/{pid}/stat")
+    return (
+        float(stat.read_text().rpartition(")")[2].split()[19])
+        if BOOT_ID.exists()
+        else psutil.Process(pid).create_time()
+    )
+
+
+def _boot() -> str:
+    """Which start of the system this is; empty where that is not known."""
+    return BOOT_ID.read_text().strip() if BOOT_ID.exists() else ""
 
 
 class Running(BaseModel):

@@ -146,6 +146,8 @@ class Stack:
         """Stop the children, the last started first, and release the data folder."""
         handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM), self._kill)
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        if hasattr(signal, "SIGHUP"):  # a terminal that is closed meanwhile does not interrupt the stopping
+            before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
             for child in reversed(self.children):
                 child.stop(GRACE_SECONDS)

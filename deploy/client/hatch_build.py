@@ -14,17 +14,17 @@ ROOT = Path(__file__).parents[2]
 VENDORED = "kernelscope._shared"
 IMPORT = re.compile(r"^(\s*(?:from|import) )shared\b", re.MULTILINE)
 BUILD_TOOLS = {"kernelscope/client/generate.py"}
-BESIDE = {"kernelscope/py.typed": "", "kernelscope/client/LICENSE": (ROOT / "LICENSE").read_text()}
+BESIDE = {"kernelscope/py.typed": "", "kernelscope/client/LICENSE": (ROOT / "LICENSE").read_text(encoding="utf-8")}
 
 
 def sources() -> dict[str, str]:
     """Every Python file of the wheel, by its path there."""
     own = [ROOT / "kernelscope/__init__.py", *sorted((ROOT / "kernelscope/client").rglob("*.py"))]
-    found = {path.relative_to(ROOT).as_posix(): path.read_text() for path in own}
+    found = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in own}
     for name in BUILD_TOOLS:
         del found[name]
     for path in sorted(_modules(found.values())):
-        found[path.relative_to(ROOT).as_posix()] = path.read_text()
+        found[path.relative_to(ROOT).as_posix()] = path.read_text(encoding="utf-8")
     folder = VENDORED.replace(".", "/")
     return {re.sub("^shared", folder, path): IMPORT.sub(rf"\1{VENDORED}", text) for path, text in found.items()}
 
@@ -36,7 +36,7 @@ def _modules(texts: Any) -> set[Path]:
     while unread:
         for path in _imported(unread.pop()) - found:
             found.add(path)
-            unread.append(path.read_text())
+            unread.append(path.read_text(encoding="utf-8"))
     return found
 
 
@@ -64,7 +64,7 @@ class Vendoring(BuildHookInterface[Any]):
         for name, text in {**sources(), **BESIDE}.items():
             file = Path(self.folder.name) / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
+            file.write_text(text, encoding="utf-8")
             build_data["force_include"][str(file)] = name
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002

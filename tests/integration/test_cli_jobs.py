@@ -109,6 +109,35 @@ def test_a_job_of_an_earlier_run_that_the_server_still_has_is_followed(here: Sta
     assert again["job"]["id"] not in {job["id"], "0" * 32}
 
 
+def test_continuing_mixes_no_images_up(here: Stack, folder: Path) -> None:
+    """An old name is not given again; missing pictures are made again; unfinished X̂ and copies are no results."""
+    for number in range(3):
+        (folder / f"{number}").mkdir()
+        scene(20 + number, 32).image.save(folder / f"{number}" / "f.png")
+
+    def explain(*images: str) -> dict[str, Any]:
+        ran = run(here, folder, "explain", *images, *HOW, "-o", "out", "--json")
+        found: dict[str, Any] = json.loads(ran.stdout)
+        return found
+
+    explain("1/f.png", "2/f.png")
+    panel = folder / "out" / "f-conv2_2-kernel3-panel.png"
+    before = panel.read_bytes()
+    found = explain("0/f.png", "1/f.png", "2/f.png")
+    assert (len(found["files"]), len(set(found["files"])), panel.read_bytes()) == (9, 9, before)
+    (folder / "out" / "f-2-conv2_2-kernel3-optimized.png").unlink()
+    (folder / "copy.png").write_bytes((folder / "1" / "f.png").read_bytes())
+    found = explain("0/f.png", "1/f.png", "2/f.png", "copy.png")
+    assert found["refused"] == {"copy": f"the same image as {(folder / '1' / 'f.png').resolve()}"}
+    assert len(found["files"]) == 9
+    assert all((folder / file).exists() for file in found["files"])
+    jobs = {job["id"] for job in found["jobs"]}
+    for record in (folder / "out").glob("job*.json"):
+        job = json.loads(record.read_text())
+        record.write_text(json.dumps({**job, "results": [{**one, "stopped": "deadline"} for one in job["results"]]}))
+    assert not jobs & {job["id"] for job in explain("0/f.png", "1/f.png", "2/f.png")["jobs"]}
+
+
 def test_a_job_that_is_left_behind(here: Stack, folder: Path) -> None:
     """Its id is all that is printed; it is waited for, shown, saved, deleted."""
     ids = run(here, folder, "explain", "photos[old]/", *HOW, "--detach").stdout.split()

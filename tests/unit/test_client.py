@@ -105,6 +105,16 @@ def test_an_untrusted_certificate_is_named_at_once() -> None:
     assert len(script.requests) == 1
 
 
+def test_a_redirection_is_no_success() -> None:
+    """A proxy's sign-in page neither deletes anything nor is a list."""
+    script = Script(*[httpx.Response(302, headers={"Location": "https://login"}, text="sign in")] * 2)
+    with client(script) as one:
+        with pytest.raises(NotKernelscope):
+            one.delete_dataset("0" * 32)
+        with pytest.raises(NotKernelscope):
+            one.models()
+
+
 def test_retry_after_is_honoured() -> None:
     """The client waits at least so long."""
     script = Script(problem(RateLimited("wait"), **{"Retry-After": "1"}), httpx.Response(200, json=[]))

@@ -79,11 +79,14 @@ class AsyncConnection:
         seconds = self._patience if patience is None else patience
         return await retrying(AsyncRetrying, seconds)(self._send_once, method, path, **options)
 
-    async def _send_once(self, method: str, path: str, *, stream: bool = False, **options: Any) -> httpx.Response:
+    async def _send_once(
+        self, method: str, path: str, *, stream: bool = False, silent: bool = False, **options: Any
+    ) -> httpx.Response:
         """Send a request.
 
         Args:
             stream: the body of the response is not read yet, unless it is an error.
+            silent: a response may be late: httpx.ReadTimeout is raised as it is.
         """
         request = self._http.build_request(method, path, **options)
         try:
@@ -91,7 +94,12 @@ class AsyncConnection:
             if response.is_error:
                 await response.aread()
                 raise error_of(response)
+            if not response.is_success:  # a redirection is another server's, a proxy's or a sign-in page's
+                await response.aclose()
+                raise NotKernelscope(self.url)
         except httpx.TransportError as error:
+            if silent and isinstance(error, httpx.ReadTimeout):
+                raise
             raise connection_error(self.url, error) from error
         return response
 
@@ -125,7 +133,7 @@ class AsyncConnection:
         """
         timeout = httpx.Timeout(10.0, read=silence)
         options: dict[str, Any] = {"headers": log.headers, "timeout": timeout}
-        response = await self._send("GET", self._at(link), patience=self._restart, stream=True, **options)
+        response = await self._send("GET", self._at(link), patience=self._restart, stream=True, silent=True, **options)
         try:
             if response.status_code == 204:
                 log.ended = True

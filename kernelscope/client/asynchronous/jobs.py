@@ -116,6 +116,8 @@ class AsyncJob(JobSummary):
             async for event in updates:
                 if event:
                     yield event
+                else:  # raises if the server is away
+                    await self._client._read(AsyncJob, "GET", f"/jobs/{self.id}", patience=self._client._restart)
 
     async def cancel(self) -> Self:
         """Cancel the job; finished results remain. Raises ServerError (409) if it has ended already."""

@@ -78,11 +78,14 @@ class Connection:
         seconds = self._patience if patience is None else patience
         return retrying(Retrying, seconds)(self._send_once, method, path, **options)
 
-    def _send_once(self, method: str, path: str, *, stream: bool = False, **options: Any) -> httpx.Response:
+    def _send_once(
+        self, method: str, path: str, *, stream: bool = False, silent: bool = False, **options: Any
+    ) -> httpx.Response:
         """Send a request.
 
         Args:
             stream: the body of the response is not read yet, unless it is an error.
+            silent: a response may be late: httpx.ReadTimeout is raised as it is.
         """
         request = self._http.build_request(method, path, **options)
         try:
@@ -90,7 +93,12 @@ class Connection:
             if response.is_error:
                 response.read()
                 raise error_of(response)
+            if not response.is_success:  # a redirection is another server's, a proxy's or a sign-in page's
+                response.close()
+                raise NotKernelscope(self.url)
         except httpx.TransportError as error:
+            if silent and isinstance(error, httpx.ReadTimeout):
+                raise
             raise connection_error(self.url, error) from error
         return response
 
@@ -124,7 +132,7 @@ class Connection:
         """
         timeout = httpx.Timeout(10.0, read=silence)
         options: dict[str, Any] = {"headers": log.headers, "timeout": timeout}
-        response = self._send("GET", self._at(link), patience=self._restart, stream=True, **options)
+        response = self._send("GET", self._at(link), patience=self._restart, stream=True, silent=True, **options)
         try:
             if response.status_code == 204:
                 log.ended = True

@@ -112,6 +112,8 @@ class Job(JobSummary):
             for event in updates:
                 if event:
                     yield event
+                else:  # raises if the server is away
+                    self._client._read(Job, "GET", f"/jobs/{self.id}", patience=self._client._restart)
 
     def cancel(self) -> Self:
         """Cancel the job; finished results remain. Raises ServerError (409) if it has ended already."""
