@@ -1,6 +1,6 @@
 // The page: what is chosen becomes a job, which is followed and shown. It uses the public HTTP API only.
 
-import { $, about, say } from "./dom.js";
+import { $, about, reveal, say } from "./dom.js";
 import * as drops from "./drops.js";
 import * as history from "./history.js";
 import * as images from "./images.js";
@@ -10,7 +10,7 @@ import * as layers from "./layers.js";
 import { results } from "./overview.js";
 import * as pace from "./pace.js";
 import * as request from "./request.js";
-import { ask, signOut, Unreachable } from "./server.js";
+import { ask, isTemporary, signOut } from "./server.js";
 import * as surveys from "./surveys.js";
 
 const RETRY_MS = 3000;
@@ -38,21 +38,37 @@ const explain = guard(async () => {
     $("files").focus();
     throw new Error("Choose an image first, or one of the samples.");
   }
-  await submit(request.read());
+  const body = read();
+  await busy(() => submit(body));
+  show();
 });
 
-async function submit(body) {
+// The request; where a box cannot be read, the focus moves there.
+function read() {
+  try {
+    return request.read();
+  } catch (error) {
+    reveal(error);
+    throw error;
+  }
+}
+
+// Nothing else is submitted during an action.
+async function busy(action) {
   const buttons = [$("run"), $("example")];
   for (const button of buttons) button.disabled = true;
   try {
-    const made = await images.explained(body, (name) => say($("plan"), `Sending ${name} …`));
-    window.history.pushState(null, "", `#job=${made.id}`);
-    job.open(made);
+    await action();
   } finally {
     for (const button of buttons) button.disabled = false;
     plan();
   }
-  show();
+}
+
+async function submit(body) {
+  const made = await images.explained(body, (name) => say($("plan"), `Sending ${name} …`));
+  window.history.pushState(null, "", `#job=${made.id}`);
+  job.open(made);
 }
 
 // The result is the first thing on the page.
@@ -64,9 +80,12 @@ function show() {
 // One click, without an image at hand.
 const example = guard(async () => {
   if (!layers.layer()) throw new Error("No network can be explained here: the server has no weights.");
-  await images.addSample(EXAMPLE);
-  $("effort").value = "quick";
-  await submit(request.read());
+  await busy(async () => {
+    await images.addSample(EXAMPLE);
+    $("effort").value = "quick";
+    await submit(read());
+  });
+  show();
 });
 
 // What “Explain” would do, in a sentence.
@@ -92,11 +111,12 @@ function planned() {
 
 // The options of the job that is shown, in the form, to be changed.
 function refill(old) {
+  if (!layers.model()) throw new Error("The networks are not loaded yet; try again in a moment.");
   const picture = (sha256) => [...results.values()].find((result) => result.image === sha256 && result.artifacts["original.png"])?.artifacts["original.png"];
   if (!old.images.every(picture)) throw new Error("An image of this job was never explained, so it cannot be shown. Choose the images again.");
   request.fill(old);
   $("options").open = true;
-  kernels.want(old.kernels);
+  kernels.want(old);
   images.replace(old, picture);
   $("model").value = old.model;
   layers.drawLayers(old.layer);
@@ -108,12 +128,19 @@ function refill(old) {
 
 const linked = () => new URLSearchParams(location.hash.slice(1)).get("job");
 
+let returning = null; // the timer of the next attempt to open it
+
 const goTo = guard(async () => {
+  clearTimeout(returning);
   const id = linked();
   if (!id || id === job.current()?.id) return;
   job.leave();
-  const found = await ask(`jobs/${encodeURIComponent(id)}`);
-  if (id !== linked()) return; // another one was opened meanwhile
+  const found = await ask(`jobs/${encodeURIComponent(id)}`).catch((error) => {
+    clearTimeout(returning);
+    if (isTemporary(error)) returning = setTimeout(goTo, RETRY_MS);
+    throw error;
+  });
+  if (id !== linked() || id === job.current()?.id) return; // another one was opened meanwhile, or this one
   if (found.request.methods[0] === "survey") return void location.assign(surveys.address(found.request.model, found.request.layer, found.id));
   if (found.request.methods[0] === "activations") throw new Error("This job ranks the kernels of a layer; it explains none.");
   job.open(found);
@@ -125,8 +152,9 @@ async function load() {
   try {
     await layers.loadModels();
   } catch (error) {
+    await goTo(); // a job is shown without them
     notice(error.message);
-    if (error instanceof Unreachable) setTimeout(load, RETRY_MS);
+    if (isTemporary(error)) setTimeout(load, RETRY_MS);
     return;
   }
   notice("");

@@ -18,15 +18,20 @@ export const button = (text, onclick, properties = {}) => make("button", { type:
 
 export const link = (text, href, properties = {}) => make("a", { href, ...properties }, text);
 
-// The numbers in a text box; throws a sentence, and moves the focus there, where they cannot be read.
+// The numbers in a text box; throws a sentence, with the box's id as `box`, where they cannot be read.
 export function numbersIn(id, called, options) {
   try {
     return numbersOf($(id).value, called, options);
   } catch (error) {
-    $(id).closest("details")?.setAttribute("open", "");
-    $(id).focus();
-    throw error;
+    throw Object.assign(error, { box: id });
   }
+}
+
+// Moves the focus to the box that an error is about.
+export function reveal({ box }) {
+  if (!box) return;
+  $(box).closest("details")?.setAttribute("open", "");
+  $(box).focus();
 }
 
 // Changes text only where it differs, so that screen readers announce it once.

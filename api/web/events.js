@@ -115,6 +115,7 @@ function parsed(block) {
 // The job itself: it says why there is no stream, and asks for a key where one is missing.
 async function checked(job) {
   const { status } = await ask(`jobs/${job.id}`);
+  if (job.stopped.aborted) return true;
   job.over = ended(status);
   if (job.over) job.on.status({ status });
   return !job.over;
@@ -122,6 +123,7 @@ async function checked(job) {
 
 async function polled(job) {
   const { status, progress, results } = await ask(`jobs/${job.id}`);
+  if (job.stopped.aborted) return true;
   job.on.found?.();
   job.on.status({ status });
   if (status === "running") job.on.progress(progress);

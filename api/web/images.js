@@ -125,18 +125,19 @@ export async function rankingOf(image, where) {
 // A job that explains the images, which are sent before: `report` is called with the name of each.
 export async function explained(body, report) {
   const { model, layer } = body;
+  const sent = [...images]; // others may be chosen meanwhile
   for (let retry = true; ; retry = false) {
-    for (const image of images) {
+    for (const image of sent) {
       while (image.sending) await image.sending.catch(() => {});
       if (image.sha256) continue;
       report(image.name);
       await rankingOf(image, { model, layer });
     }
     try {
-      return await submit("explain", { ...body, images: images.map(source) });
+      return await submit("explain", { ...body, images: sent.map(source) });
     } catch (error) {
       if (!retry || !isUnknown(error)) throw error;
-      for (const image of images) if (image.blob) delete image.sha256;
+      for (const image of sent) if (image.blob) delete image.sha256;
     }
   }
 }

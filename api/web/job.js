@@ -5,9 +5,10 @@ import { ended, follow, isVisible } from "./events.js";
 import { nameOf } from "./images.js";
 import * as overview from "./overview.js";
 import { whole } from "./result.js";
-import { ask } from "./server.js";
+import { ask, isTemporary } from "./server.js";
 
 const QUEUE_MS = 3000; // between two requests for the place in the queue
+const RETRY_MS = 1500;
 
 let job = null; // that is shown
 let stop = () => {};
@@ -40,14 +41,28 @@ export function open(found) {
     return;
   }
   finish(job.results !== null);
-  if (job.results === null) readResults().catch((error) => notice(error.message));
+  if (job.results === null) readResults().catch((error) => { if (job === found) notice(error.message); });
+}
+
+// A request at the end of a job, again while the server is away and the job is shown.
+async function patiently(path) {
+  for (const shown = job; ;) {
+    try {
+      return await ask(path);
+    } catch (error) {
+      if (job !== shown || !isTemporary(error)) throw error;
+      lost();
+      await new Promise((wake) => setTimeout(wake, RETRY_MS));
+      if (job !== shown) throw error;
+    }
+  }
 }
 
 // The results of a big job, page by page; those of a job that is followed come as events.
 async function readResults() {
   const shown = job;
   for (let cursor = ""; cursor !== null;) {
-    const page = await ask(`jobs/${shown.id}/results?limit=100${cursor && `&cursor=${encodeURIComponent(cursor)}`}`);
+    const page = await patiently(`jobs/${shown.id}/results?limit=100${cursor && `&cursor=${encodeURIComponent(cursor)}`}`);
     if (job !== shown) return;
     page.results.forEach(overview.take);
     overview.settle();
@@ -58,7 +73,7 @@ async function readResults() {
 }
 
 async function changed({ status }) {
-  const shown = job;
+  let shown = job;
   if (!ended(status)) {
     if (status === job.status) return;
     job.status = status;
@@ -66,9 +81,9 @@ async function changed({ status }) {
     return;
   }
   try {
-    const found = await ask(`jobs/${shown.id}`);
+    const found = await patiently(`jobs/${shown.id}`);
     if (job !== shown || !ended(found.status)) return; // the end of an earlier run
-    job = found;
+    shown = job = found;
     const missing = job.results === null && overview.results.size < job.progress.completed; // it was polled
     finish(!missing);
     if (missing) await readResults();

@@ -12,7 +12,7 @@ const PRESELECTED = 2;
 const WAIT_SECONDS = 5; // that one request waits for a ranking: it occupies a connection meanwhile
 
 let ranking = null; // of the current image and layer
-let wanted = null; // kernels to select once they are ranked: numbers, or "top:N"
+let wanted = null; // { model, layer, kernels } to select once they are ranked: numbers, or "top:N"
 let grid = null;
 let changed = () => {};
 const selected = new Set(); // ranks
@@ -30,6 +30,7 @@ export async function rank() {
   $("kernels").hidden = true;
   $("more-kernels").hidden = true;
   ranking = null;
+  if (!wantedHere()) wanted = null;
   changed();
   if (!asked.image || !asked.layer) {
     say("Choose an image: the layer's kernels are then ranked by how active they are on it.");
@@ -80,12 +81,22 @@ function drawKernels(found) {
   changed();
 }
 
+// The kernels that are wanted of the chosen layer.
+const wantedHere = () => (wanted && wanted.model === model()?.name && wanted.layer === layer()?.name ? wanted.kernels : null);
+
+// Ticks the kernels that are wanted; those that are silent on this image cannot be ticked, and are given by number.
 function select() {
   selected.clear();
-  const top = typeof wanted === "string" ? Number(wanted.slice("top:".length)) : PRESELECTED;
+  const here = wantedHere();
+  const top = typeof here === "string" ? Number(here.slice("top:".length)) : PRESELECTED;
   ranking.ranking.forEach(({ kernel, mean }, at) => {
-    if (mean > 0 && (Array.isArray(wanted) ? wanted.includes(kernel) : at < top)) selected.add(at);
+    if (mean > 0 && (Array.isArray(here) ? here.includes(kernel) : at < top)) selected.add(at);
   });
+  if (Array.isArray(here)) {
+    const ticked = [...selected].map((at) => ranking.ranking[at].kernel);
+    const silent = here.filter((kernel) => !ticked.includes(kernel));
+    $("numbers").value = [$("numbers").value.trim(), ...silent].filter((part) => part !== "").join(", ");
+  }
   wanted = null;
 }
 
@@ -121,12 +132,13 @@ export function chosen() {
   const kernels = [...new Set([...ticked, ...numbersIn("numbers", "Kernels by number", { whole: true })])];
   if (kernels.length) return kernels;
   if (ranking) throw new Error("Choose at least one kernel.");
-  return typeof wanted === "string" ? wanted : wanted?.length ? wanted : `top:${PRESELECTED}`;
+  const here = wantedHere();
+  return here?.length ? here : `top:${PRESELECTED}`;
 }
 
-// Selects these kernels in the next ranking.
-export function want(kernels) {
-  wanted = kernels;
+// Selects the kernels of a request in the next ranking of its layer.
+export function want({ model, layer, kernels }) {
+  wanted = { model, layer, kernels };
   $("numbers").value = "";
 }
 

@@ -6,7 +6,7 @@ import { layer, model } from "./layers.js";
 
 export const OPTIMIZED = ["suppression", "evidence"]; // the methods that optimise X̂, with α, β and a solver
 
-const one = (id, called) => numbersIn(id, called, { one: true })[0] ?? null;
+const one = (id, called, options) => numbersIn(id, called, { one: true, ...options })[0] ?? null;
 const several = (id, called) => {
   const numbers = numbersIn(id, called);
   return numbers.length ? numbers : null;
@@ -17,7 +17,7 @@ const READ = {
   beta: () => several("beta", "β"),
   effort: () => $("effort").value,
   solver: () => $("solver").value,
-  iterations: () => one("iterations", "Evaluations"),
+  iterations: () => one("iterations", "Evaluations", { whole: true }),
   target_ssim: () => one("target_ssim", "SSIM"),
   max_preservation: () => one("max_preservation", "Preservation loss"),
   only_remove: () => $("only_remove").checked,
@@ -25,7 +25,7 @@ const READ = {
   max_invention: () => one("max_invention", "Invention"),
   rule: () => $("rule").value,
   scaling: () => $("scaling").value,
-  deadline_s: () => one("deadline_s", "Deadline"),
+  deadline_s: () => one("deadline_s", "Deadline", { large: true }),
   webhook_url: () => $("webhook_url").value.trim() || null,
 };
 

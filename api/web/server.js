@@ -3,13 +3,17 @@
 import { $, make } from "./dom.js";
 
 export class Refused extends Error {
-  constructor(problem) {
+  constructor(problem, status = problem.status) { // that of HTTP: a proxy's answer is no problem of the API
     super(problem.detail ? `${problem.title}: ${problem.detail}` : problem.title);
     this.problem = problem;
+    this.status = status;
   }
 }
 
 export class Unreachable extends Error {}
+
+// Whether the same request may succeed in a moment.
+export const isTemporary = (error) => error instanceof Unreachable || [502, 503, 504].includes(error.status);
 
 let signingIn = null;
 
@@ -23,7 +27,7 @@ export async function ask(path, options = {}) {
   }
   if (answer.status === 204) return null;
   const body = await answer.json().catch(() => ({ title: `The server answered ${answer.status}`, detail: answer.statusText }));
-  if (!answer.ok) throw new Refused(body);
+  if (!answer.ok) throw new Refused(body, answer.status);
   return body;
 }
 
@@ -39,8 +43,7 @@ export async function submit(path, body, headers = {}) {
     try {
       return await post(path, body, { "Idempotency-Key": key, ...headers });
     } catch (error) {
-      const temporary = error instanceof Unreachable || error.problem?.status === 503;
-      if (!temporary || !retries) throw error;
+      if (!isTemporary(error) || !retries) throw error;
       await new Promise((wake) => setTimeout(wake, 1000));
     }
   }

@@ -1,22 +1,11 @@
-"""The page's modules that need no document, run by Node: events, numbers as people write them, jobs as commands."""
+"""The page's modules that need no document, run by Node: events, requests, numbers as people write them."""
 
 from __future__ import annotations
 
-import json
-import shlex
-import subprocess
-from pathlib import Path
-from typing import Any, Self
-
 import pytest
-import typer
 
-from kernelscope.cli import app
 from shared.errors import JobExpired, KernelscopeError, StoreUnavailable, Unauthorized
-from shared.schemas import ExplainOptions
-from tests.conftest import node
-
-WEB = Path(__file__).parents[2] / "api" / "web"
+from tests.web.page_modules import run
 
 FOLLOW = """
 const later = setTimeout;
@@ -55,16 +44,6 @@ if (document.visibilityState === "hidden") {
 console.log(JSON.stringify({ seen, requests }));
 process.exit();
 """
-
-
-def run(program: str, **names: object) -> Any:
-    """What a program prints, which may import the page's modules."""
-    for name, value in names.items():
-        program = program.replace(name, json.dumps(value))
-    command = [node(), "--input-type=module", "--eval", program.replace("WEB/", f"{WEB.as_uri()}/")]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout)
 
 
 def followed(*responses: object, visibility: str = "visible") -> tuple[list[str], list[list[str]]]:
@@ -129,6 +108,56 @@ def test_a_hidden_tab_requests_nothing() -> None:
     assert len(requests) == 1
 
 
+LATE = """
+const [seen, answers] = [[], []];
+globalThis.document = Object.assign(new EventTarget(), { visibilityState: "visible" });
+const locks = { request: (name, options, action) => action(POLLED ? null : {}) }; // the other tabs have all streams
+Object.defineProperty(globalThis, "navigator", { value: { locks } });
+globalThis.fetch = (path) => (path.endsWith("previews=true") ? Promise.resolve(new Response("", { status: 503 }))
+  : new Promise((resolve) => answers.push(resolve)));
+const { follow } = await import("WEB/events.js");
+const kinds = ["status", "progress", "result", "lost", "found", "gone"];
+const stop = follow("j", Object.fromEntries(kinds.map((kind) => [kind, () => seen.push(kind)])));
+const settled = () => new Promise((resolve) => setTimeout(resolve, 100));
+await settled();
+if (STOPPED) stop();
+answers[0](new Response(JSON.stringify({ status: "succeeded", progress: {}, results: [{ index: 0 }] })));
+await settled();
+console.log(JSON.stringify([seen, answers.length]));
+process.exit();
+"""
+
+
+@pytest.mark.parametrize(("polled", "told"), [(True, ["found", "status", "result"]), (False, ["status"])])
+def test_a_late_answer_is_not_passed_on(*, polled: bool, told: list[str]) -> None:
+    """Of a job that is followed no more: another one is shown by then."""
+    assert run(LATE, POLLED=polled, STOPPED=False) == [told, 1]
+    assert run(LATE, POLLED=polled, STOPPED=True) == [[], 1]
+
+
+SUBMIT = """
+const later = setTimeout;
+globalThis.setTimeout = (action) => later(action, 0);
+const [keys, statuses] = [new Set(), STATUSES];
+globalThis.fetch = async (path, { headers }) => {
+  keys.add(headers["Idempotency-Key"]);
+  const status = statuses.shift();
+  return new Response(status === 202 ? "{}" : "<html>", { status });
+};
+const { submit } = await import("WEB/server.js");
+const said = await submit("explain", {}).then(() => "made", ({ message, status }) => `${status} ${message}`);
+console.log(JSON.stringify([said, keys.size, statuses.length]));
+"""
+
+
+def test_a_job_is_sent_again_where_a_proxy_says_that_the_server_is_away() -> None:
+    """With the same key, so that one job is made; other errors are final."""
+    assert run(SUBMIT, STATUSES=[502, 503, 504, 202]) == ["made", 1, 0]
+    said, _, left = run(SUBMIT, STATUSES=[500, 202])
+    assert said.startswith("500 The server answered 500")
+    assert left == 1
+
+
 NUMBERS = """
 const { numbersOf } = await import("WEB/numbers.js");
 const options = OPTIONS;
@@ -142,7 +171,9 @@ console.log(JSON.stringify(TEXTS.map((text) => {
     ("options", "read"),
     [
         ({}, {"": [], "0.5": [0.5], "1, 2": [1, 2], "0,5; 2": [0.5, 2], "1e-3 .5": [0.001, 0.5], "1; 2;": [1, 2]}),
-        ({"one": True}, {"0,95": [0.95], "0.95": [0.95], "7": [7]}),
+        ({"one": True}, {"0,95": [0.95], "0.95": [0.95], "7": [7], "1,000": [1]}),
+        ({"one": True, "large": True}, {"0,95": [0.95], "1000": [1000], "0.125": [0.125], "1,2500": [1.25]}),
+        ({"one": True, "whole": True}, {"1000": [1000], "": []}),
         ({"whole": True}, {"12,40": [12, 40], "1 2;3": [1, 2, 3]}),
     ],
 )
@@ -162,146 +193,12 @@ def test_numbers_are_read(options: dict[str, bool], read: dict[str, list[float]]
         ({}, "1e999", "“1e999” is not a number"),
         ({"one": True}, "1; 2", "β: give one number, not 2."),
         ({"whole": True}, "1.5", "“1.5” is not a whole number"),
+        ({"one": True, "whole": True}, "1,000", "β: “1,000” is not a whole number. Write it without a comma."),
+        ({"one": True, "whole": True}, "1,5", "“1,5” is not a whole number"),
+        ({"one": True, "whole": True}, "1 000", "β: give one number, not 2."),
+        ({"one": True, "large": True}, "1,000", "β: does “1,000” mean 1.000, or 1000? Write 1.000, or 1000."),
     ],
 )
 def test_a_number_that_is_unclear_is_asked_about(options: dict[str, bool], text: str, said: str) -> None:
     """It never becomes two numbers, or none, in silence."""
     assert said in run(NUMBERS, OPTIONS=options, TEXTS=[text])[0]
-
-
-HOSTILE = """it's "a"; $(touch x) `b` 猫,1.png"""
-REQUEST: dict[str, Any] = {
-    "model": "my 'net'",
-    "layer": "layer3.1; rm",
-    "kernels": [3, 16],
-    "methods": ["evidence", "lrp"],
-    "rule": "gamma_epsilon",
-    "scaling": "minmax",
-    "alpha": [0.5, 2.0],
-    "beta": [1e-7],
-    "solver": "fast",
-    "effort": "quick",
-    "iterations": 7,
-    "target_ssim": 0.95,
-    "max_preservation": 0.5,
-    "only_remove": True,
-    "gamma": 0.25,
-    "max_invention": 0.1,
-    "deadline_s": 600.0,
-    "webhook_url": "https://example.com/done?a=1;type=x&b='c'",
-}
-RECIPE = """
-const recipes = await import("WEB/recipes.js");
-const request = REQUEST;
-const place = { server: "http://lab:8000/ks/", key: true, name: ({ names }, at) => names[at] };
-console.log(JSON.stringify(recipes[KIND](request, place)));
-"""
-
-
-def written(value: object) -> str:
-    """As JavaScript writes it."""
-    if value is True:
-        return "true"
-    return (f"{value:g}" if isinstance(value, float) else str(value)).replace("e-07", "e-7")
-
-
-def recipe(kind: str, **changes: object) -> str:
-    """Of a request in which every option is set."""
-    request = {**REQUEST, "images": ["a" * 64, "b" * 64], "names": [f"folder/{HOSTILE}", None], **changes}
-    text: str = run(RECIPE, REQUEST=request, KIND=kind)
-    return text
-
-
-def test_every_option_is_in_the_request_of_these_tests() -> None:
-    """Else they would not notice that one is missing in a command."""
-    assert set(REQUEST) == set(ExplainOptions.model_fields)
-
-
-def test_curl_has_every_field(tmp_path: Path) -> None:
-    """As a shell reads it; values that curl would interpret are sent as they are."""
-    words = shlex.split(recipe("curl"))
-    assert words[0] == "curl"
-    assert words[-1] == "http://lab:8000/ks/explain"
-    assert "Authorization: Bearer YOUR-KEY" in words
-    fields = dict(words[at + 1].split("=", 1) for at, word in enumerate(words) if word in ("-F", "--form-string"))
-    expected = {
-        name: ",".join(map(written, value if isinstance(value, list) else [value])) for name, value in REQUEST.items()
-    }
-    images = [words[at + 1] for at, word in enumerate(words) if word == "-F" and words[at + 1].startswith("image=")]
-    quoted = HOSTILE.replace('"', '\\"')
-    assert images == [f'image=@"{quoted}"', f"image=@{'b' * 8}.png"]
-    fields.pop("image")
-    assert fields == expected
-    forms = [words[at - 1] for at, word in enumerate(words) if word.startswith(("webhook_url=", "layer="))]
-    assert forms == ["--form-string", "--form-string"]
-
-
-def test_the_command_line_has_every_field() -> None:
-    """An option for each, repeated for each value."""
-    words = shlex.split(recipe("commandLine"))
-    assert words[:3] == ["KERNELSCOPE_API_KEY=YOUR-KEY", "kernelscope", "explain"]
-    assert words[3:5] == [HOSTILE, f"{'b' * 8}.png"]
-    own = {"methods": "method", "kernels": "kernel"}
-    rest = words[5:]
-    for name, value in REQUEST.items():
-        flag = "--" + own.get(name, name).replace("_", "-")
-        given = [rest[at + 1] for at, word in enumerate(rest) if word == flag] if value is not True else []
-        assert flag in rest
-        if value is not True:
-            values = value if isinstance(value, list) else [value]
-            assert given == list(map(written, values))
-    assert rest[-2:] == ["--url", "http://lab:8000/ks"]
-    assert "--top 4" in recipe("commandLine", kernels="top:4")
-
-
-def test_the_command_line_has_the_options_of_the_program() -> None:
-    """Of each field for which `kernelscope explain` has an option, that is the one."""
-    command: Any = typer.main.get_command(app)
-    options = {param.name: param.opts for param in command.commands["explain"].params}
-    words = set(shlex.split(recipe("commandLine"))) | {"--top"}
-    for name in {*REQUEST, "top", "url"} & set(options):
-        assert words & set(options[name]), name
-
-
-def test_python_has_every_field() -> None:
-    """As Python reads it."""
-    calls: dict[str, Any] = {}
-
-    class Client:
-        def __init__(self, url: str, key: str) -> None:
-            calls["client"] = url, key
-
-        def __enter__(self) -> Self:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def explain(self, images: list[str], **options: object) -> Self:
-            calls.update(images=images, options=options)
-            return self
-
-        def wait(self) -> Self:
-            return self
-
-        def check(self) -> None:
-            calls["checked"] = True
-
-        def save(self, folder: str) -> None:
-            calls["folder"] = folder
-
-    text = recipe("python")
-    assert text.startswith("from kernelscope import Client\n")
-    exec(text.partition("\n")[2], {"Client": Client})  # noqa: S102 - what the page shows is meant to be run
-    assert calls["client"] == ("http://lab:8000/ks", "YOUR-KEY")
-    assert calls["images"] == [HOSTILE, f"{'b' * 8}.png"]
-    assert calls["options"] == REQUEST
-
-
-def test_the_page_has_a_box_for_every_option() -> None:
-    """So that “Change and run again” can carry it."""
-    html = (WEB / "index.html").read_text()
-    chosen_elsewhere = {"model", "layer", "kernels", "methods"}
-    for name in set(ExplainOptions.model_fields) - chosen_elsewhere:
-        assert f'id="{name}"' in html
-        assert f"{name}: () =>" in (WEB / "request.js").read_text()
