@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from kernelscope.client import Job
 from kernelscope.client.files import written
 from kernelscope.photos import Photo
+from kernelscope.terminal import say
 from shared.schemas import ItemResult, WholeJob
 
 MANIFEST = "explain.json"
@@ -48,10 +48,23 @@ class Folder:
 
     def __post_init__(self) -> None:
         self.manifest = Manifest(options=self.options)
-        with suppress(OSError, ValidationError):
-            before = Manifest.model_validate_json((self.path / MANIFEST).read_bytes())
-            if before.options == self.options:
-                self.manifest = before
+        file = self.path / MANIFEST
+        try:
+            before = Manifest.model_validate_json(file.read_bytes())
+        except FileNotFoundError:
+            return
+        except (OSError, ValidationError):
+            say(f"{file} cannot be read: every image is explained again")
+            return
+        if before.options == self.options:
+            self.manifest = before
+        else:
+            names = {*before.options, *self.options}
+            other = sorted(name for name in names if before.options.get(name) != self.options.get(name))
+            say(
+                f"{self.path} has explanations with another {', '.join(other)}: pictures of the same name are "
+                "replaced; a folder of their own keeps them apart (-o)"
+            )
 
     def note(self, job: Job, photos: Sequence[Photo]) -> None:
         """Write the record of a job as it is, and which images it has."""

@@ -79,10 +79,11 @@ def test_a_folder_is_explained_by_several_jobs_and_continued(here: Stack, folder
     assert len(again["files"]) == 3 * 21
     assert sum(len(job["results"]) for job in again["jobs"]) == 21
     assert again["refused"] == {}
-    other = json.loads(
-        run(here, folder, "explain", "photos[old]/01.png", *HOW, "-o", "out[1]", "--beta", "2", "--json").stdout
-    )
-    assert other["job"]["request"]["beta"] == [2.0]  # other options are not what the folder has
+    other = run(here, folder, "explain", "photos[old]/01.png", *HOW, "-o", "out[1]", "--beta", "2", "--json")
+    assert json.loads(other.stdout)["job"]["request"]["beta"] == [2.0]  # other options are not what the folder has
+    assert "out[1] has explanations with another beta: pictures of the same name are replaced" in other.stderr
+    (folder / "out[1]" / "explain.json").write_text("{")
+    assert "cannot be read" in run(here, folder, "explain", "photos[old]/01.png", *HOW, "-o", "out[1]").stderr
 
 
 def test_a_job_of_an_earlier_run_that_the_server_still_has_is_followed(here: Stack, folder: Path) -> None:
