@@ -130,7 +130,16 @@ class _QueueCollector(Collector):
             jobs.add_metric([status], float(ended.get(status, 0)))
         yield jobs
         yield GaugeMetricFamily("kernelscope_kept_jobs", "Jobs whose record is stored.", value=stored)
-        memory = Memory.of({**used, **stats})
+        yield from self._memory(Memory.of({**used, **stats}))
+        yield from self._housekeeping()
+        yield from self._webhooks()
+        ready = GaugeMetricFamily("kernelscope_workers", "Connected workers.", labels=["ready"])
+        for state in (True, False):
+            ready.add_metric([str(state).lower()], sum(worker.ready is state for worker in living))
+        yield ready
+
+    @staticmethod
+    def _memory(memory: Memory) -> Iterator[Metric]:
         yield GaugeMetricFamily("kernelscope_redis_memory_bytes", "Memory that Redis uses.", value=memory.used)
         limit = "Memory that Redis may use: its maxmemory, else the machine's."
         yield GaugeMetricFamily("kernelscope_redis_memory_limit_bytes", limit, value=memory.limit)
@@ -138,12 +147,6 @@ class _QueueCollector(Collector):
         yield GaugeMetricFamily("kernelscope_redis_evicts", evicts, value=int(memory.evicts))
         evicted = "Keys that Redis has evicted because it was full, since it started."
         yield CounterMetricFamily("kernelscope_redis_evicted_keys", evicted, value=memory.evicted)
-        yield from self._housekeeping()
-        yield from self._webhooks()
-        ready = GaugeMetricFamily("kernelscope_workers", "Connected workers.", labels=["ready"])
-        for state in (True, False):
-            ready.add_metric([str(state).lower()], sum(worker.ready is state for worker in living))
-        yield ready
 
     def _housekeeping(self) -> Iterator[Metric]:
         loops = housekeeping.states(self.redis)

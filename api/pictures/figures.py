@@ -190,8 +190,8 @@ def _tiles(evidence: Evidence, scale: Scale, siblings: Sequence[Evidence], *, af
     ]
     for index, other in enumerate(evidence.others):
         shown = evidence.others_after if after else evidence.others_before
-        loudest = (one.others_before[index] for one in siblings), (one.others_after[index] for one in siblings)
-        most = Scale.of(*chain(*loudest))
+        others = (one.others_before[index] for one in siblings), (one.others_after[index] for one in siblings)
+        most = Scale.of(*chain(*others))
         row.append((f"other kernel {other}, {'after' if after else 'before'}", heat(shown[index], most)))
     return [(label, fitted(tile, TILE)) for label, tile in row]
 
@@ -277,4 +277,4 @@ def others(evidence: Evidence) -> Image.Image:
         scale = Scale.of(*maps)
         columns.append(Column(f"kernel {kernel}", [heat(one, scale) for one in maps]))
     key = f"{Scale.of(evidence.others_before, evidence.others_after).key}; each kernel on one scale"
-    return grid("The loudest other kernels", key, ("in the original", "in the\noptimized image"), columns, SMALL)
+    return grid("The most active other kernels", key, ("in the original", "in the\noptimized image"), columns, SMALL)
