@@ -26,9 +26,12 @@ LESS_IMPORTANT = ((), ("start", "blank"), ("start", "blank", "s"), ("start", "bl
 MEANING = (
     "Of the 8-bit picture, fed back through the network. SSIM: how well the kernel's map is kept. others: fraction of "
     "the other kernels' activation that is left. invented: activation below the layer that X̂ causes and the image does "
-    "not, over the image's. grey: pixels at the mean colour. loss: of X̂, of the original (start) and of an empty "
-    "picture (blank)."
+    "not, over the image's."
 )
+FURTHER = {  # sentences on columns that a narrow terminal has no room for
+    "grey": "grey: pixels at the mean colour.",
+    "start": "start, blank: the loss of the original and of an empty picture.",
+}
 
 # What is printed are names, paths and messages of others: never markup ([bold]), never emoji codes (:cat:).
 out = Console(highlight=False, markup=False, emoji=False)
@@ -129,7 +132,7 @@ def numbers_table(title: str, before: Mapping[str, Sequence[str]], results: Sequ
         made = table(title, *before, *names, right=names)
         for number, row in enumerate(rows):
             made.add_row(*(cells[number] for cells in before.values()), *(row[index] for index in shown))
-        made.caption = MEANING
+        made.caption = " ".join([MEANING, *(words for name, words in FURTHER.items() if name in names)])
         if Measurement.get(out, out.options.update(max_width=ANY_WIDTH), made).maximum <= out.width:
             break
     return made
