@@ -10,8 +10,8 @@ TORCH ?= cuda
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 CUDA_ONLY := ^(torch|torchvision|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==
-# One process a core, file by file; the longest files first, so that none of them is left for the end.
-SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests/integration tests/web tests/api tests/unit tests/structure
+# One process more than cores (tests/conftest.py), file by file; the longest files first, so that none is left for the end.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests/integration tests/web tests/api tests/unit tests/structure
 
 .PHONY: setup demo up test test-slow browser proxies builder check bench bench-gpu figures soak openapi lock clean
 
@@ -43,7 +43,7 @@ test: setup  ## everything that needs nothing but this repository
 
 test-slow: setup browser proxies  ## what needs real weights or a browser, kills processes or takes long
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --timeout 900 -m "(slow or web) and not (weights or chaos or contract or gpu)"
-	$(BIN)/python -m pytest -n 2 --dist loadfile --timeout 900 -m "chaos and not gpu" tests/chaos  # they mostly wait
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --timeout 900 -m "chaos and not gpu" tests/chaos
 	$(BIN)/python -m pytest --timeout 900 -m "(weights or contract) and not (chaos or gpu)"  # with the machine to themselves
 
 browser: setup  ## a Chromium for the tests of the page, where there is none

@@ -33,6 +33,12 @@ PASSWORD = "private-to-the-tests"
 if "PYTEST_XDIST_WORKER" in os.environ:  # beside others: torch's threads would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+
+def pytest_xdist_auto_num_workers() -> int:
+    """How many processes `-n auto` means: one more than cores, as tests of processes mostly wait."""
+    return (os.cpu_count() or 1) + 1
+
+
 # A shell that starts the tests in the background has them ignore Ctrl-C, and their children with them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

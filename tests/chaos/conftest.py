@@ -118,7 +118,7 @@ class Plant:
     def worker_ready(self, name: str) -> bool:
         """Whether this worker is ready."""
         suffix = f"-{self.processes[name].pid}"
-        with connect(self.redis_url) as redis:  # the API tells strangers no names
+        with connect(self.redis_url, patience=10) as redis:  # the API tells strangers no names
             return any(worker.ready and worker.id.endswith(suffix) for worker in workers.living(redis))
 
     def submit(self, kernels: str = "1", **fields: str) -> str:
@@ -129,7 +129,7 @@ class Plant:
 
     def job(self, job_id: str) -> WholeJob:
         """The job as stored."""
-        with connect(self.redis_url) as redis:
+        with connect(self.redis_url, patience=10) as redis:
             return self.records(redis).whole(job_id)
 
     def records(self, redis: Redis) -> Records:

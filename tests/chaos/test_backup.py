@@ -60,7 +60,7 @@ def test_only_redis_or_only_the_store_is_restored(plant: Plant, tmp_path: Path) 
     shutil.copytree(tmp_path / "store", tmp_path / "backup" / "store")
     later = plant.submit()
     _archived(plant, later)
-    with connect(plant.redis_url) as redis:
+    with connect(plant.redis_url, patience=10) as redis:
         records = plant.records(redis)
         for _ in range(2):  # a minute passes
             Repair(redis, records.store, records.archive).round()
@@ -82,7 +82,7 @@ def test_only_redis_or_only_the_store_is_restored(plant: Plant, tmp_path: Path) 
 
 
 def _archived(plant: Plant, job_id: str) -> None:
-    with connect(plant.redis_url) as redis:
+    with connect(plant.redis_url, patience=10) as redis:
         until(lambda: plant.job(job_id).status.terminal and not redis.exists(f"ks:job:{job_id}"), 90)
 
 

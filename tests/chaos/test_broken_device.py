@@ -29,6 +29,6 @@ def test_a_worker_with_a_broken_device_ends_itself(plant: Plant) -> None:
     for job in plant.wait(jobs, 60):
         whole(job, 2)
     assert time.monotonic() - begin < 15  # no lease had to lapse for that
-    with connect(plant.redis_url) as redis:
+    with connect(plant.redis_url, patience=10) as redis:
         strikes = [redis.hmget(f"ks:slice:{job_id}:0", "strikes", "company") for job_id in jobs]
     assert all(int(count or 0) == 0 for pair in strikes for count in pair)

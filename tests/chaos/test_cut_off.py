@@ -129,7 +129,7 @@ class Site:
     def works(self, host: Host) -> bool:
         """Whether its worker has claimed a slice."""
         suffix = f"-{self.plant.processes[f'worker-{host.name}'].pid}"
-        with connect(self.plant.redis_url) as redis:
+        with connect(self.plant.redis_url, patience=10) as redis:
             held = redis.zrange("ks:leases", 0, -1)
             return any((redis.hget(f"ks:slice:{one}", "worker") or "").endswith(suffix) for one in held)
 

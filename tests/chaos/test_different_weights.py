@@ -26,7 +26,7 @@ def test_each_slice_goes_to_a_worker_that_has_what_it_needs(plant: Plant) -> Non
         whole(job, 2)
         assert job.attempt == 1
     assert time.monotonic() - begin < 20
-    with connect(plant.redis_url) as redis:
+    with connect(plant.redis_url, patience=10) as redis:
         left = [key for key in redis.keys("ks:*") if key.startswith(("ks:waiting", "ks:turns", "ks:buckets"))]
     assert left == []
 

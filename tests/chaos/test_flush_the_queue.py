@@ -18,7 +18,7 @@ def test_every_queued_job_still_runs(plant: Plant, record_property: Callable[[st
     count = 200 if FULL else 10
     jobs = [plant.submit("1", iterations="20") for _ in range(count)]
     big = plant.submit(",".join(map(str, range(20))), iterations="2")
-    with connect(plant.redis_url) as redis:
+    with connect(plant.redis_url, patience=10) as redis:
         keys = [key for key in redis.keys("*") if not key.startswith("ks:")]
         assert {"interactive", "bulk"} <= set(keys)
         redis.delete(*keys)

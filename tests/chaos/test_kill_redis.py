@@ -114,6 +114,6 @@ def test_outages_longer_than_a_lease_cost_nobody_an_attempt(plant: Plant) -> Non
     for job_id in jobs:
         job = plant.job(job_id)
         assert (job.status, job.attempt) == (Status.RUNNING, 1)
-    with connect(plant.redis_url) as redis:
+    with connect(plant.redis_url, patience=10) as redis:
         reported = [redis.hmget(f"ks:slice:{job_id}:0", "strikes", "company") for job_id in jobs]
     assert all(int(count or 0) == 0 for pair in reported for count in pair)

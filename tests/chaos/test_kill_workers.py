@@ -43,7 +43,7 @@ def test_kill_9_at_random_moments(plant: Plant, record_property: Callable[[str, 
     assert redelivered
     assert max(redelivered) <= 30
     assert again == 0
-    with connect(plant.redis_url) as redis:
+    with connect(plant.redis_url, patience=10) as redis:
         assert redis.zcard("ks:leases") == 0
 
 

@@ -57,7 +57,7 @@ def test_every_process_survives(plant: Plant, code: str) -> None:
 def test_a_restart_on_a_large_file(plant: Plant) -> None:
     """Redis is killed and restarted on an append-only file that takes ten seconds to load."""
     accepted = [plant.submit("1,2", iterations="6000")]
-    with connect(plant.redis_url) as redis, redis.pipeline(transaction=False) as pipe:
+    with connect(plant.redis_url, patience=10) as redis, redis.pipeline(transaction=False) as pipe:
         for number in range(10_000):
             pipe.set(f"filler:{number}", "")
         pipe.execute()

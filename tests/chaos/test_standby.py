@@ -28,7 +28,7 @@ def test_the_standby_takes_over_within_5_s(tmp_path: Path, record_property: Call
     taken_over: list[float] = []
     try:
         plant.start_redis()
-        with connect(plant.redis_url) as redis:
+        with connect(plant.redis_url, patience=10) as redis:
             transitions = Transitions(redis, LEASE)
 
             def held(name: str) -> Callable[[], bool]:

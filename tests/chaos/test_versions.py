@@ -36,7 +36,7 @@ def on(folder: Path, form: dict[str, Any] | None = None) -> Iterator[Plant]:
     try:
         plant.start_redis()
         if form:
-            with connect(plant.redis_url) as redis:
+            with connect(plant.redis_url, patience=10) as redis:
                 load(form, redis, folder / "store")
         yield plant
         plant.audit()
@@ -79,7 +79,7 @@ def test_jobs_of_the_earlier_version_continue(tmp_path: Path) -> None:
             assert new.wait().status is Status.SUCCEEDED
             for name in (*LIVE, "a" * 32, new.id):
                 client.job(name).delete()
-        with connect(plant.redis_url) as redis:
+        with connect(plant.redis_url, patience=10) as redis:
             until(lambda: not kept(redis, "a" * 32, *LIVE), 60)
 
 
@@ -99,7 +99,7 @@ def test_a_later_version_runs_beside(tmp_path: Path) -> None:
                     for kernels in ([1, 2], [9], list(range(10, 15)), [3, 9], [4])
                 ]
                 plant.wait(jobs, 60)
-                with connect(plant.redis_url) as redis:
+                with connect(plant.redis_url, patience=10) as redis:
                     written |= {text for key in redis.scan_iter("ks:job:*:results") for text in redis.hvals(key)}
                     written |= {redis.hget(f"ks:job:{job_id}", "request") or "" for job_id in jobs}
                 for job_id in jobs:
@@ -115,13 +115,13 @@ def test_a_later_version_runs_beside(tmp_path: Path) -> None:
                 retried.retry()
                 assert retried.wait().status is Status.SUCCEEDED
             plant.kill("api")
-        with connect(plant.redis_url) as redis:
+        with connect(plant.redis_url, patience=10) as redis:
             assert redis.hkeys("ks:networks") == ["strange"]
             assert len(workers.living(redis)) == len(redis.smembers("ks:workers")) - 1 == 2
         assert {'"lens": "wide"' in text for text in written if "index" not in text} == {True, False}
         assert {'"lens": {"focus": 3}' in text for text in written if "index" in text} == {True, False}
         whole(plant.wait(jobs[:1], 1)[0], 2)
-        with connect(plant.redis_url) as redis:
+        with connect(plant.redis_url, patience=10) as redis:
             until(lambda: redis.zcard("ks:finished") == 0, 90)  # all is in the archive, by this version's housekeeping
         found = [plant.job(job_id) for job_id in jobs]
         assert len(found) == len(jobs) == 15
