@@ -81,7 +81,17 @@ def idempotent(key: str | None) -> dict[str, str]:
 
 
 def form(images: Picture | Sequence[Picture], fields: Mapping[str, Any]) -> tuple[list[File], dict[str, str]]:
-    """The parts of a multipart form: files, and the text fields. Fields that are None are left out."""
+    """The parts of a multipart form: files, and the text fields. Fields that are None are left out.
+
+    Raises:
+        ValueError: α or β is a text with a comma, which may be a decimal comma; the server would read two numbers.
+    """
+    for name in ("alpha", "beta"):
+        given = fields.get(name)
+        for one in [given] if isinstance(given, str) else given if isinstance(given, list | tuple) else []:
+            if isinstance(one, str) and "," in one:
+                point, several = one.replace(",", "."), one.replace(",", ", ")
+                raise ValueError(f"{name}: {one!r} is not a number; write {point}, or a list: [{several}]")
     several = [images] if isinstance(images, str | bytes | Path | Image.Image | np.ndarray) else images
     files = [("image", file_of(image)) for image in several]
     return files, {name: _text(value) for name, value in fields.items() if value is not None}

@@ -220,7 +220,7 @@ def test_a_worker_that_died(ask: Asking, tmp_path: Path) -> None:
         assert ask("--url", plant.url, code=0)["workers"][0]["state"] == "ok"
         plant.kill("worker")
         time.sleep(16)  # its heartbeat expires
-        wrong(ask("--url", plant.url), "workers", "none is alive")
+        wrong(ask("--url", plant.url), "workers", "none is running")
         plant.kill("redis")
         until(lambda: plant.ready() == 503, 5)
         wrong(ask("--url", plant.url), "server", "takes no jobs")
@@ -228,7 +228,7 @@ def test_a_worker_that_died(ask: Asking, tmp_path: Path) -> None:
         plant.close()
 
 
-def test_a_key_that_is_wanted(tmp_path: Path, settings: Settings) -> None:
+def test_a_server_that_needs_a_key(tmp_path: Path, settings: Settings) -> None:
     """A warning without one, a problem with a wrong one."""
     from tests.api.conftest import serving
 
