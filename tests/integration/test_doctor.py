@@ -103,7 +103,7 @@ def test_weights_that_are_missing(ask: Asking) -> None:
 
 
 def test_weights_that_are_damaged(ask: Asking, tmp_path: Path) -> None:
-    """A file that was cut off, one that is something else, one that is not what its name says, one of no network."""
+    """A truncated file, another kind of file, one that is not what its name says, one of no network, a broken link."""
     folder = tmp_path / "weights"
     folder.mkdir()
     whole = Path(doctor.__file__).parents[1] / "worker" / "networks" / "vgg_mini" / "vgg_mini.safetensors"
@@ -112,6 +112,7 @@ def test_weights_that_are_damaged(ask: Asking, tmp_path: Path) -> None:
     (folder / "vgg19.pth").write_text("something else")
     (folder / "vgg_mini-01234567.safetensors").write_bytes(data)
     (folder / "mine.safetensors").write_bytes(data)
+    (folder / "vgg11.pth").symlink_to("/nowhere/vgg11.pth")
     found = ask(KERNELSCOPE_WEIGHTS_DIR=str(folder))
     found_wrong = {
         one["found"].partition(":")[0]: one["found"] for one in found["weights"] if one["state"] == "problem"
@@ -120,6 +121,7 @@ def test_weights_that_are_damaged(ask: Asking, tmp_path: Path) -> None:
     assert "damaged" in found_wrong["vgg19.pth"]
     assert "instead of 01234567" in found_wrong["vgg_mini-01234567.safetensors"]
     assert "no network has this name" in found_wrong["mine.safetensors"]
+    assert "cannot be read (No such file or directory)" in found_wrong["vgg11.pth"]
 
 
 def test_a_gpu_of_apple_s_is_used_where_it_is_named() -> None:
