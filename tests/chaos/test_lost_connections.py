@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ def test_jobs_are_followed_and_succeed_soon_afterwards(tmp_path: Path) -> None:
     """Within ten seconds: one that runs meanwhile, and one that is submitted at once; no process is restarted."""
     with running(tmp_path) as plant, connect(plant.redis_url) as redis, Client(plant.url) as client:
         plant.start_worker("worker", KERNELSCOPE_ENGINE="dummy")
-        options = {"layer": "conv2_1", "model": "vgg_mini", "kernels": [1]}
+        options: dict[str, Any] = {"layer": "conv2_1", "model": "vgg_mini", "kernels": [1]}
         before = client.explain([picture()], **options, iterations=6000)
         for _ in range(5):
             for kind in ("normal", "pubsub"):

@@ -29,7 +29,7 @@ class Apple(TorchFunctionMode):
     ) -> Any:
         given = [*tree_leaves((args, kwargs or {}))]
         tensors = [one for one in given if isinstance(one, Tensor)]
-        if function == Tensor.device.__get__:  # type: ignore[attr-defined]
+        if function == Tensor.device.__get__:
             return torch.device("cpu") if isinstance(tensors[0], OnHost) else MPS
         if len({isinstance(one, OnHost) for one in tensors if one.ndim}) == 2 and function != Tensor.to:
             raise RuntimeError("Expected all tensors to be on the same device")
