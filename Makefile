@@ -89,5 +89,5 @@ openapi: setup  ## what the API says of itself, into openapi.json
 lock: setup  ## resolve requirements/*.txt anew from pyproject.toml
 	$(BIN)/python requirements/lock.py
 
-clean:  ## forget the environment
+clean:  ## delete the environment
 	rm -rf .venv

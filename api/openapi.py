@@ -59,7 +59,7 @@ def example(status: int, value: Any, **more: Any) -> Responses:
     """An example of a JSON response.
 
     Args:
-        more: what else is said of it: `description`, `model`.
+        more: other fields of its description: `description`, `model`.
     """
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     return {status: {**more, "content": {"application/json": {"example": plain}}}}

@@ -11,7 +11,7 @@ __all__ = ["AsyncClient", "Client"]
 
 
 def __getattr__(name: str) -> Any:
-    """The clients are imported when they are asked for: numpy, Pillow and httpx take half a second."""
+    """The clients are imported on first use: numpy, Pillow and httpx take half a second."""
     if name in __all__:
         from kernelscope import client
 

@@ -27,16 +27,16 @@ from shared.version import VERSION
 INSTRUCTIONS = (
     "Kernelscope shows what a convolution kernel of a trained CNN responds to. On one image: rank_kernels finds the "
     "kernels of a layer that are active, explain makes X̂ of them, the emptiest picture that keeps the kernel's feature "
-    "map and silences all others. Over many images: survey looks at every kernel of a network on a data set, once, and "
-    "describe_kernel reports what it found. list_models has the networks and their layers."
+    "map and silences all others. Over many images: survey runs all images of a data set through a network once, and "
+    "describe_kernel reports what a kernel responds to in them. list_models lists the networks and their layers."
 )
 
 ImageArgument = Annotated[
     str,
-    Field(description="path of a PNG, JPEG or WebP file on this machine, or the file's bytes as base64 or data: URI"),
+    Field(description="path of a PNG, JPEG or WebP file on this machine, or its bytes in base64 or as a data: URI"),
 ]
-Model = Annotated[str, Field(description="network, see list_models")]
-Layer = Annotated[str, Field(description="as conv3_3, see list_models")]
+Model = Annotated[str, Field(description="name of a network, see list_models")]
+Layer = Annotated[str, Field(description="name of a layer, such as conv3_3, see list_models")]
 SurveyId = Annotated[str | None, Field(description="id of a survey")]
 Kernels = Annotated[list[int] | str, Field(description='numbers from 0, or "top:N" for the N most active ones')]
 
@@ -46,7 +46,7 @@ class KnownModel(BaseModel):
 
     name: str
     title: str
-    available: bool | None = Field(description="whether it can be explained now; null: nobody knows")
+    available: bool | None = Field(description="whether it can be explained now; null: no worker is connected")
     reason: str
     layers: dict[str, int] = Field(description="name → number of kernels, of the layers that can be explained")
 
@@ -65,10 +65,10 @@ class Surveyed(BaseModel):
 
 @dataclass(frozen=True)
 class Tools:
-    """Of one server.
+    """The tools for one server.
 
     Args:
-        url, key: as of the client.
+        url, key: see the client.
     """
 
     url: str | None
@@ -115,11 +115,11 @@ class Tools:
             bool, Field(description="show a figure of X, X̂ and maps before and after for each kernel, instead of X̂")
         ] = False,
     ) -> Shown:
-        """Make X̂ of kernels on an image: what of the image they respond to, with numbers on how far to believe it.
+        """Make X̂ of kernels on an image: what of the image they respond to, with numbers that say how reliable it is.
 
-        Of the delivered picture, fed back through the network. ssim: how well the kernel's map is kept, 1 is best.
-        leakage: share of the other kernels' activation that is left. invention: activation below the layer that X̂
-        causes and the image does not, over the image's.
+        The numbers are measured by feeding the delivered picture through the network. ssim: how well the kernel's map
+        is kept, 1 is best. leakage: share of the other kernels' activation that is left. invention: activation below
+        the layer that X̂ causes and the image does not, over the image's.
         """
         async with self._client() as client:
             chosen = {"kernels": kernels, "methods": method, "effort": effort}
@@ -135,21 +135,21 @@ class Tools:
         survey: SurveyId = None,
         images: Annotated[int, Field(ge=0, le=MOST_SHOWN, description="top images to show")] = 4,
     ) -> Shown:
-        """Tell what a survey knows of a kernel: a sentence, numbers, what it sees of its top images, and X̂ of them.
+        """Report what a survey found about a kernel: a sentence, numbers, parts of its top images, and X̂ of them.
 
-        Without a survey's id the newest one that has the layer is asked.
+        Without a survey's id, the newest survey that includes the layer is used.
         """
         async with self._client() as client:
             try:
                 page = await client.kernel(network, layer, kernel, survey)
             except NotFound as error:
-                more = "; the tool `survey` makes one" if error.problem.type.endswith("survey-not-found") else ""
+                more = "; the tool `survey` starts one" if error.problem.type.endswith("survey-not-found") else ""
                 raise ToolError(f"{error}{more}") from error
             urls = {"__all__": {"crop", "picture", "whole"}}
             numbers = page.model_dump_json(exclude={"surveys": True, "top": urls, "similar": urls})
             shown: Shown = [text(in_words(page)), text(numbers)]
             for one in page.top[:images]:
-                shown += [text(f"what it sees of {one.name}"), png(await client.file(one.crop))]
+                shown += [text(f"the part of {one.name} that the kernel sees"), png(await client.file(one.crop))]
                 if one.picture:
                     shown += [text(f"the same part of X̂ of {one.name}"), png(await client.file(one.picture))]
             return shown
@@ -160,17 +160,19 @@ class Tools:
         context: Context,
         dataset: Annotated[str | None, Field(description="name or id of a data set on the server")] = None,
         folder: Annotated[
-            str | None, Field(description="of images on this machine, which become the data set first")
+            str | None, Field(description="folder of images on this machine, which are uploaded as a data set first")
         ] = None,
         model: Model = "vgg16",
-        layers: Annotated[list[str] | None, Field(description="all that can be surveyed, unless given")] = None,
-        survey: Annotated[str | None, Field(description="id of one that was begun, instead of all else")] = None,
-        wait_seconds: Annotated[float, Field(ge=0, le=3600, description="after that it continues on the server")] = 50,
+        layers: Annotated[list[str] | None, Field(description="default: all that can be surveyed")] = None,
+        survey: Annotated[str | None, Field(description="id of a survey to wait for, instead of all else")] = None,
+        wait_seconds: Annotated[
+            float, Field(ge=0, le=3600, description="how long to wait; the survey continues on the server")
+        ] = 50,
     ) -> Surveyed:
-        """Survey every kernel of a network on a data set, or wait for a survey that was begun.
+        """Survey every kernel of a network on a data set, or wait for one that was started before.
 
-        Give a data set that is on the server, or a folder of images, or the id of a survey. It continues when the wait
-        is over; call this again with its id.
+        Give a data set on the server, a folder of images, or the id of a survey. If it is not finished in time, it
+        continues; call this tool again with its id.
         """
         async with self._client() as client:
             if not survey:
@@ -192,7 +194,7 @@ class Tools:
 
     async def _dataset(self, client: AsyncClient, name: str | None, folder: str | None, context: Context) -> DataSet:
         if folder:
-            await context.report_progress(0, 1, f"the images of {folder} are sent")
+            await context.report_progress(0, 1, f"uploading the images of {folder}")
             return await anyio.to_thread.run_sync(self._filled, folder, name)
         if not name:
             raise ToolError("give dataset, folder or survey")
@@ -203,7 +205,7 @@ class Tools:
         folder = Path(path).expanduser()
         files = list(files_in([folder])) if folder.is_dir() else []
         if not files:
-            raise ToolError(f"{folder} is no folder on this machine that has images or archives of images in it")
+            raise ToolError(f"{folder} is not a folder of images, or of archives of images, on this machine")
         name = name or folder.resolve().name
         with Client(self.url, self.key, patience=PATIENCE) as client:
             mine = [one for one in client.datasets() if one.mine and one.name == name]
@@ -231,7 +233,7 @@ def served(url: str | None, key: str | None) -> MCPServer:
 
 
 def serve(url: str | None, key: str | None) -> None:
-    """Answer on stdin and stdout until they are closed."""
+    """Serve the tools on stdin and stdout until they are closed."""
     served(url, key).run("stdio")
 
 

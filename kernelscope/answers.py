@@ -13,7 +13,7 @@ from PIL import Image
 
 from kernelscope.client import AsyncJob, AsyncResult
 
-MOST_SHOWN = 8  # X̂ that one answer has as pictures
+MOST_SHOWN = 8  # X̂ that one response shows as pictures
 SMALLEST = 128  # pixels of a picture's longer side: below that it is enlarged, each pixel a square
 
 Shown = list[TextContent | ImageContent]
@@ -30,7 +30,7 @@ async def explained(job: AsyncJob, *, figure: bool) -> Shown:
         if one in done[:MOST_SHOWN]:
             shown.append(png(await one.file("panel.png" if figure else "optimized.png")))
     if len(done) > MOST_SHOWN:
-        shown.append(text(f"pictures are shown of the first {MOST_SHOWN}; ask for the others by their numbers"))
+        shown.append(text(f"pictures of the first {MOST_SHOWN} kernels only; request the others by their numbers"))
     return shown
 
 
@@ -59,18 +59,18 @@ def picture(image: str) -> Path | bytes:
         return b64decode("".join(given.split()), validate=True)
     except ValueError:
         raise ToolError(
-            f"{image[:80]!r} is no file on this machine and no base64; give the path of a PNG, JPEG or WebP file, or "
-            "its bytes as base64"
+            f"{image[:80]!r} is neither a file on this machine nor base64; give the path of a PNG, JPEG or WebP "
+            "file, or its bytes in base64"
         ) from None
 
 
 def text(content: str) -> TextContent:
-    """As a tool answers it."""
+    """A text as content of a tool's response."""
     return TextContent(type="text", text=content)
 
 
 def png(data: bytes) -> ImageContent:
-    """As a PNG; a part of few pixels is enlarged."""
+    """A picture as PNG content; one of few pixels is enlarged."""
     with Image.open(BytesIO(data)) as opened:
         shown = opened.convert("RGB")
     times = -(-SMALLEST // max(shown.size))

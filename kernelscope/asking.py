@@ -18,14 +18,14 @@ AVAILABLE = {True: "yes", False: "no", None: "?"}
 
 
 def models(
-    name: Annotated[str | None, typer.Argument(help="Of a network: then its layers are listed.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A network, to list its layers.")] = None,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
     *,
-    nodes: Annotated[bool, typer.Option("--nodes", help="List every node that has maps.")] = False,
+    nodes: Annotated[bool, typer.Option("--nodes", help="List every node that has feature maps.")] = False,
 ) -> None:
-    """List the networks that a server can explain, or the layers of one; and why not, where it cannot.
+    """List the networks that a server can explain, with the reason where it cannot; or the layers of one network.
 
     Exit code 0: they are listed; 1: there is no such network, or no server.
 
@@ -62,14 +62,14 @@ def _layers(network: ModelInfo, *, every: bool) -> None:
         made.add_row(*row)
     out.print(made)
     if network.nodes and not every:
-        say(f"{len(network.nodes)} other nodes have maps too: --nodes", out)
+        say(f"{len(network.nodes)} other nodes have feature maps too; --nodes lists them", out)
     if network.preprocessing:
         say(f"{network.architecture}, input normalised: {network.preprocessing}", out)
 
 
 def jobs(
-    status: Annotated[Status | None, typer.Option(help="Only those in this state.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 20,
+    status: Annotated[Status | None, typer.Option(help="Only jobs with this status.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="List at most this many.")] = 20,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
@@ -87,7 +87,7 @@ def jobs(
     if as_json:
         document(plain(*found))
     elif not found:
-        out.print("no jobs; `kernelscope explain` makes one")
+        out.print("no jobs; `kernelscope explain` creates one")
     else:
         made = table("", "job", "made", "what", "state")
         for one in found:
@@ -103,14 +103,14 @@ def _what(job: JobSummary) -> str:
 
 
 def cancel(
-    ids: Annotated[list[str], typer.Argument(metavar="JOB…", help="As `kernelscope jobs` lists them.")],
+    ids: Annotated[list[str], typer.Argument(metavar="JOB…", help="Ids of jobs, see `kernelscope jobs`.")],
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Cancel jobs that are queued or running; the explanations that are finished stay.
+    """Cancel jobs that are queued or running; finished explanations are kept.
 
-    Exit code 0: none of them runs any more; 1: there is no such job, or no server.
+    Exit code 0: all of them have ended; 1: there is no such job, or no server.
 
     Example: kernelscope cancel 0123456789abcdef0123456789abcdef
     """
@@ -123,24 +123,24 @@ def cancel(
 def _cancelled(client: Client, job_id: str, *, quiet: bool) -> dict[str, Any]:
     job = client.job(job_id)
     if job.status.terminal:
-        line = f"{job_id} had {job.status} already"
+        line = f"{job_id} had already ended: {job.status}"
     else:
         job.cancel()
-        line = f"{job_id} cancelled: {job.progress.completed} of its explanations were finished, and stay"
+        line = f"{job_id} cancelled; {job.progress.completed} finished explanations are kept"
     if not quiet:
         say(line, out)
     return {"id": job_id, "status": job.status, "completed": job.progress.completed}
 
 
 def retry(
-    ids: Annotated[list[str], typer.Argument(metavar="JOB…", help="As `kernelscope jobs` lists them.")],
+    ids: Annotated[list[str], typer.Argument(metavar="JOB…", help="Ids of jobs, see `kernelscope jobs`.")],
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run the failed explanations of jobs that have ended again; what has succeeded stays.
+    """Run failed explanations of jobs again, once the jobs have ended; others are kept.
 
-    Exit code 0: they run again; 1: nothing of a job has failed, or there is no such job or no server.
+    Exit code 0: they run again; 1: a job has no failed explanation, or there is no such job or no server.
 
     Example: kernelscope retry 0123456789abcdef0123456789abcdef
     """
@@ -155,5 +155,5 @@ def _retried(client: Client, job_id: str, *, quiet: bool) -> dict[str, Any]:
     failed = job.failed_items
     job.retry()
     if not quiet:
-        say(f"{job_id}: {failed} failed explanations run again", out)
+        say(f"{job_id}: {failed} failed explanations are run again", out)
     return {"id": job_id, "retried": failed}

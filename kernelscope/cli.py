@@ -58,7 +58,7 @@ def up(
         with Stack(settings, _line, _line).running() as stack:
             _line(f"Kernelscope listens on {stack.url}")
             if settings.access == "auto" and not settings.behind_proxy:
-                _line("this machine needs no key until one is made; behind a proxy see docs/deployment.md")
+                _line("requests from this machine need no key until one is made; behind a proxy see docs/deployment.md")
             _line(f"data in {settings.data_dir}; Ctrl-C stops everything")
             while True:
                 time.sleep(0.5)

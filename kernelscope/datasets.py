@@ -26,7 +26,7 @@ LARGEST_BYTES = 30_000_000  # of an image: the limit of a request, unless the se
 MOST_SHOWN = 20  # refused files
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz")
 
-datasets = typer.Typer(no_args_is_help=True, help="Put many images on a server under one name.")
+datasets = typer.Typer(no_args_is_help=True, help="Upload many images to a server under one name.")
 
 
 @datasets.command()
@@ -34,13 +34,13 @@ def add(
     paths: Annotated[
         list[Path], typer.Argument(metavar="PATH…", help="Folders, images, ZIP or tar files.", exists=True)
     ],
-    name: Annotated[str | None, typer.Option(help="Of the data set; the first path's unless given.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the data set; default: that of the first path.")] = None,
     url: Url = None,
     key: Key = None,
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Send images to the data set of this name, which is made if you have none. Run again, it sends what is new.
+    """Add images to your data set of this name, which is created if needed. Repeated, it sends only new images.
 
     Exit code 0: the images are on the server, except those that are listed; 1: no server; 2: no image; 130: Ctrl-C.
 
@@ -154,7 +154,7 @@ def files_in(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:
 
 @datasets.command("list")
 def listed(url: Url = None, key: Key = None, *, as_json: AsJson = False) -> None:
-    """List your data sets, and those that are everybody's.
+    """List your data sets, and public ones.
 
     Exit code 0: they are listed; 1: no server.
 
@@ -165,18 +165,18 @@ def listed(url: Url = None, key: Key = None, *, as_json: AsJson = False) -> None
     if as_json:
         document(plain(*found))
     elif not found:
-        out.print("no data sets; `kernelscope datasets add FOLDER` makes one")
+        out.print("no data sets; `kernelscope datasets add FOLDER` creates one")
     else:
         made = table("", "data set", "name", "made", "images", "refused", "", right=("images", "refused"))
         for one in found:
-            whose = "" if one.mine else "everybody's"
+            whose = "" if one.mine else "public"
             made.add_row(one.id, one.name, f"{one.created_at:%F %T}", str(one.images), str(one.refused), whose)
         out.print(made)
 
 
 @datasets.command()
 def delete(
-    ids: Annotated[list[str], typer.Argument(metavar="ID…", help="As `kernelscope datasets list` has them.")],
+    ids: Annotated[list[str], typer.Argument(metavar="ID…", help="Ids of data sets, see `kernelscope datasets list`.")],
     url: Url = None,
     key: Key = None,
     *,
@@ -199,14 +199,16 @@ def delete(
 
 @datasets.command()
 def publish(
-    dataset_id: Annotated[str, typer.Argument(metavar="ID", help="As its owner's `kernelscope datasets list` has it.")],
+    dataset_id: Annotated[
+        str, typer.Argument(metavar="ID", help="Id of the data set, see its owner's `kernelscope datasets list`.")
+    ],
     data_dir: DataDir = None,
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Let everybody use a data set, with the rights of an operator: the settings of the object store.
+    """Make a data set usable for everyone. Needs the settings of the object store, as an operator has them.
 
-    Exit code 0: everybody may use it; 1: there is no such data set, or no object store.
+    Exit code 0: it is public; 1: there is no such data set, or no object store.
 
     Example: kernelscope datasets publish 0123456789abcdef0123456789abcdef
     """
@@ -215,4 +217,4 @@ def publish(
     if as_json:
         document({"published": dataset_id})
     else:
-        say(f"{dataset_id} is everybody's now", out)
+        say(f"{dataset_id} is public now", out)

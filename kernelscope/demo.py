@@ -37,7 +37,7 @@ class DemoError(Exception):
 
 @dataclass(frozen=True)
 class Subject:
-    """What is explained where."""
+    """A picture, and the kernels that are explained on it."""
 
     title: str
     picture: Image.Image
@@ -79,7 +79,7 @@ def run(out: Path, url: str | None, key: str | None, weights_dir: Path | None, *
 
 
 def _describe(out: Path, plan: Plan, kernel: int, hue: float, fraction: float) -> None:
-    """What there is to see."""
+    """Print what the figures show."""
     panels = f"{_slug(plan.picture.title)}-*-panel.png"
     lines = (
         f"The figures are in {out}/:",

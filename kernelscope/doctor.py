@@ -46,8 +46,8 @@ class Finding:
 
 
 def doctor(
-    data_dir: Annotated[Path | None, typer.Option(help="That of `kernelscope up`.")] = None,
-    port: Annotated[int | None, typer.Option(help="That `kernelscope up` would listen on.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Data folder of `kernelscope up`.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port that `kernelscope up` would use.")] = None,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
@@ -147,7 +147,7 @@ def _memory() -> Finding:
     free = psutil.virtual_memory().available
     found = f"{free / GIGABYTE:.1f} GB available"
     if free < LEAST_MEMORY:
-        return Finding("memory", "warning", found, "a worker with VGG-16 wants 3 GB; end something else")
+        return Finding("memory", "warning", found, "a worker with VGG-16 needs 3 GB; close other programs")
     return Finding("memory", "ok", found)
 
 
@@ -161,7 +161,7 @@ def _stack(settings: Settings, key: str | None) -> Iterator[Finding]:
         yield Finding("port", "warning", f"another Kernelscope server listens on {url}", "use it, or choose --port")
         yield from _server(url, key)
     elif reason := why_not_free(settings.host, settings.port):
-        repair = f"end that program, or choose another port: kernelscope up --port {settings.port + 1}"
+        repair = f"stop that program, or choose another port: kernelscope up --port {settings.port + 1}"
         yield Finding("port", "problem", f"{settings.port} is not available: {reason}", repair)
     else:
         yield Finding("port", "ok", f"{settings.port} is free")
@@ -178,7 +178,7 @@ def _server(url: str, key: str | None) -> Iterator[Finding]:
         yield Finding("server", "problem", f"{url} does not answer: {reason}", "`kernelscope up` starts one")
         return
     if answer.status_code != 200:
-        repair = "repair that (do Redis and the object store run?); jobs continue by themselves then"
+        repair = "solve that (are Redis and the object store running?); jobs then continue by themselves"
         yield Finding("server", "problem", f"{url} takes no jobs: {status.get('detail', answer.status_code)}", repair)
         return
     yield Finding("server", "ok", f"{url} takes jobs; Kernelscope {status.get('version', '')}".strip())
@@ -208,8 +208,8 @@ def _workers(workers: list[dict[str, Any]]) -> Finding:
     repair = (
         "start one (`kernelscope up` starts its own again), and read logs/worker.log in its data folder; jobs wait. "
     )
-    repair += "While `kernelscope up` downloads weights there is none yet"
-    return Finding("workers", "problem", "none is alive: no heartbeat for 15 s", repair)
+    repair += "while `kernelscope up` downloads weights, there is none yet"
+    return Finding("workers", "problem", "none is running: no heartbeat for 15 s", repair)
 
 
 def _admission(url: str, key: str | None) -> Iterator[Finding]:
@@ -262,7 +262,7 @@ def _card(report: dict[str, Any]) -> Finding:
         return Finding("GPU", "ok", "Apple's, which is used where KERNELSCOPE_DEVICE is mps (untested); else the CPU")
     if shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists():
         repair = "nvidia-smi says whether the driver runs; torch.version.cuda must not be newer than the driver's"
-        return Finding("GPU", "warning", "there is a card, but torch cannot use it", repair)
+        return Finding("GPU", "warning", "there is a GPU, but torch cannot use it", repair)
     return Finding("GPU", "ok", "none; explanations are computed on the CPU")
 
 

@@ -38,11 +38,11 @@ def _methods(incomplete: str) -> list[str]:
 Images = Annotated[
     list[Path], typer.Argument(metavar="IMAGE…", help="PNG, JPEG and WebP files, folders of them, or patterns.")
 ]
-Layer = Annotated[str, typer.Option("--layer", "-l", help="As conv3_3.", autocompletion=_layers)]
+Layer = Annotated[str, typer.Option("--layer", "-l", help="Layer, such as conv3_3.", autocompletion=_layers)]
 Model = Annotated[
     str | None,
     typer.Option(
-        "--model", "-m", help="vgg16 unless named, or vgg_mini where that has no weights.", autocompletion=_networks
+        "--model", "-m", help="Network; default: vgg16, or vgg_mini if vgg16 has no weights.", autocompletion=_networks
     ),
 ]
 
@@ -52,10 +52,10 @@ def explain(
     layer: Layer,
     kernels: Annotated[
         list[str] | None,
-        typer.Option("--kernel", "-k", "--kernels", help="3 or 3,16 or top:4; may be repeated. Else --top."),
+        typer.Option("--kernel", "-k", "--kernels", help="Kernels: 3 or 3,16 or top:4; may be repeated."),
     ] = None,
     top: Annotated[
-        int | None, typer.Option(min=1, help="The N most active kernels; 3 unless kernels are named.")
+        int | None, typer.Option(min=1, help="The N most active kernels; default: 3, unless --kernels is given.")
     ] = None,
     model: Model = None,
     methods: Annotated[
@@ -67,44 +67,50 @@ def explain(
             autocompletion=_methods,
         ),
     ] = None,
-    rule: Annotated[Literal["zplus", "gamma_epsilon"] | None, typer.Option(help="Of lrp.")] = None,
+    rule: Annotated[Literal["zplus", "gamma_epsilon"] | None, typer.Option(help="Rule of lrp.")] = None,
     scaling: Annotated[
-        Literal["max", "minmax"] | None, typer.Option(help="Of guided_backprop, deconvnet and lrp.")
+        Literal["max", "minmax"] | None, typer.Option(help="Scaling of guided_backprop, deconvnet and lrp.")
     ] = None,
-    alpha: Annotated[list[float] | None, typer.Option(min=0, help="α; may be repeated: one X̂ for each.")] = None,
-    beta: Annotated[list[float] | None, typer.Option(min=0, help="β; may be repeated: one X̂ for each.")] = None,
+    alpha: Annotated[list[float] | None, typer.Option(min=0, help="α; may be repeated, for one X̂ each.")] = None,
+    beta: Annotated[list[float] | None, typer.Option(min=0, help="β; may be repeated, for one X̂ each.")] = None,
     effort: Annotated[
         Literal["quick", "standard", "thorough"], typer.Option(help="How long the fast solver tries.")
     ] = "standard",
-    solver: Annotated[Literal["fast", "reference"], typer.Option(help="reference is the paper's, and slow.")] = "fast",
-    iterations: Annotated[int | None, typer.Option(min=1, help="Gradient evaluations instead of the effort.")] = None,
-    target_ssim: Annotated[float | None, typer.Option(help="Keep the kernel's map with this SSIM at least.")] = None,
-    max_preservation: Annotated[float | None, typer.Option(help="The same as a bound of the loss L_p.")] = None,
-    only_remove: Annotated[bool, typer.Option(help="Only take away from the image, as evidence always does.")] = False,
-    gamma: Annotated[float | None, typer.Option(min=0, help="Of evidence: its term's weight.")] = None,
-    max_invention: Annotated[float | None, typer.Option(help="Of evidence: a bound of its term instead.")] = None,
-    deadline_s: Annotated[
-        float | None, typer.Option(help="Seconds after which X̂ is delivered as it is, and the rest fails.")
+    solver: Annotated[
+        Literal["fast", "reference"], typer.Option(help="reference is the paper's slow procedure.")
+    ] = "fast",
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Number of gradient evaluations, instead of --effort.")
     ] = None,
-    webhook_url: Annotated[str | None, typer.Option(help="Called by the server when a job has ended.")] = None,
+    target_ssim: Annotated[float | None, typer.Option(help="Keep the kernel's map with at least this SSIM.")] = None,
+    max_preservation: Annotated[float | None, typer.Option(help="Likewise, an upper bound on the loss L_p.")] = None,
+    only_remove: Annotated[bool, typer.Option(help="Only remove from the image, as evidence always does.")] = False,
+    gamma: Annotated[float | None, typer.Option(min=0, help="Weight of evidence's additional term.")] = None,
+    max_invention: Annotated[float | None, typer.Option(help="Upper bound on that term, instead of a weight.")] = None,
+    deadline_s: Annotated[
+        float | None, typer.Option(help="Seconds after which running X̂ are delivered as they are, and the rest fails.")
+    ] = None,
+    webhook_url: Annotated[str | None, typer.Option(help="URL that the server calls when a job has ended.")] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", file_okay=False, help="Folder for the pictures; a new one unless given."),
+        typer.Option("--output", "-o", file_okay=False, help="Folder for the pictures; default: a new one."),
     ] = None,
     url: Url = None,
     key: Key = None,
     weights_dir: WeightsDir = None,
-    pictures: Annotated[bool, typer.Option("--show", help="Show the figures in any terminal.")] = False,
-    detach: Annotated[bool, typer.Option("--detach", help="Print the jobs' ids, one a line, and leave.")] = False,
+    pictures: Annotated[bool, typer.Option("--show", help="Show the figures in the terminal.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Print the jobs' ids, one per line, without waiting.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Explain kernels on images: a table of numbers, and pictures in a folder.
 
-    A server does it: that of --url or KERNELSCOPE_URL; else the `kernelscope up` that runs on this machine; else a
-    private one, started for this command and stopped afterwards (also with --weights-dir). Of many images several jobs
-    are made; with the same --output, the same command continues what was interrupted, and explains images that are new.
+    The server is that of --url or KERNELSCOPE_URL; else the `kernelscope up` that runs on this machine; else a private
+    one, started for this command and stopped afterwards (also with --weights-dir). For many images several jobs are
+    created; with the same --output, the same command continues after an interruption and explains new images.
 
-    Exit code 0: there is an explanation at least (--detach: the jobs are made); 1: there is none, or no server;
+    Exit code 0: there is at least one explanation (--detach: the jobs are created); 1: there is none, or no server;
     2: an option or a file is wrong; 130: Ctrl-C, and the jobs are cancelled.
 
     Example: kernelscope explain photo.jpg --layer conv2_2 --top 3
@@ -118,7 +124,7 @@ def explain(
     Example: kernelscope explain photos/*.jpg -l conv2_2 -k 3,16 --effort quick --detach
     """
     if kernels and top:
-        raise typer.BadParameter("name kernels or ask for the most active, not both", param_hint="--top")
+        raise typer.BadParameter("give kernels or --top, not both", param_hint="--top")
     if detach and output:
         raise typer.BadParameter("with --detach, `kernelscope save JOB -o FOLDER` saves them later", param_hint="-o")
     photos = found(images)
@@ -225,14 +231,14 @@ def _report(run: Run, folder: Path, *, as_json: bool, pictures: bool) -> None:
 def activations(
     image: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="PNG, JPEG or WebP.")],
     layer: Layer,
-    top: Annotated[int, typer.Option(min=1, help="How many kernels to list.")] = 20,
+    top: Annotated[int, typer.Option(min=1, help="Number of kernels to list.")] = 20,
     model: Model = None,
     url: Url = None,
     key: Key = None,
     weights_dir: WeightsDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Rank a layer's kernels by how active they are on an image. As `explain`, by a server or a private stack.
+    """Rank a layer's kernels by how active they are on an image. Uses the same server as `explain`.
 
     Exit code 0: they are ranked; 1: they could not be, or no server; 2: an option or the file is wrong; 130: Ctrl-C.
 

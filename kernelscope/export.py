@@ -32,7 +32,7 @@ OURS = re.compile(r"kernel-\d+\.html|[0-9a-f]{16}\.webp")
 
 
 class NoExport(ClientError):
-    """It cannot be made; the message says why."""
+    """The export cannot be written; the message says why."""
 
 
 class Mark(BaseModel):
@@ -44,22 +44,22 @@ class Mark(BaseModel):
 
 
 def export(  # noqa: PLR0913 - the options of a command
-    network: Annotated[str, typer.Argument(help="As vgg16.")],
-    layer: Annotated[str, typer.Argument(help="As conv3_3.")],
+    network: Annotated[str, typer.Argument(help="Network, such as vgg16.")],
+    layer: Annotated[str, typer.Argument(help="Layer, such as conv3_3.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", file_okay=False, help="A new folder, or that of an export to continue.")
+        Path, typer.Option("--output", "-o", file_okay=False, help="A new folder, or that of an unfinished export.")
     ],
     *,
     survey: OfSurvey = None,
     kernels: Annotated[
-        str | None, typer.Option(help="As 1,2, or top:N for the N most active; all of them unless given.")
+        str | None, typer.Option(help="Such as 1,2, or top:N for the N most active; default: all.")
     ] = None,
     url: Url = None,
     key: Key = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Have X̂ of their top images made first.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="First make X̂ of their top images.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a page about each kernel of a layer, and one of all of them, to be opened without a server.
+    """Write pages about the kernels of a layer, which can be opened without a server.
 
     The same command continues after Ctrl-C, and adds X̂ that were made since. Exit code 0: the pages are written;
     1: there is no such layer or survey, the folder is something else's, or no server; 2: an option is wrong;
@@ -84,10 +84,10 @@ def export(  # noqa: PLR0913 - the options of a command
         try:
             gone = _written(client, known, wanted, output, explain=explain)
         except KeyboardInterrupt:
-            say("interrupted: the same command continues")
+            say("interrupted; the same command continues the export")
             raise
     if gone:
-        say(f"images that the server has no more: {gone}; was the data set deleted?")
+        say(f"images that the server no longer has: {gone}; was the data set deleted?")
     if as_json:
         document({"index": str(output / "index.html"), "kernels": len(wanted), "missing_images": gone})
     else:
@@ -118,7 +118,7 @@ def chosen(known: LayerKernels, asked: str | None) -> list[int]:
 
 
 def _mark(folder: Path) -> Mark | None:
-    """Of the export that is in a folder, if it is there.
+    """The mark of the export in a folder, if there is one.
 
     Raises:
         NoExport: the folder has something else in it.
@@ -136,7 +136,7 @@ def _called(mark: Mark) -> str:
 
 
 def _written(client: Client, known: LayerKernels, wanted: Sequence[int], folder: Path, *, explain: bool) -> int:
-    """Write everything, the index last. Returns how many images the server does not have any more."""
+    """Write everything, the index last. Returns how many images the server no longer has."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True) as bar:
         if explain:
@@ -158,12 +158,12 @@ def _written(client: Client, known: LayerKernels, wanted: Sequence[int], folder:
 
 
 def _beside() -> dict[str, str]:
-    """What the pages share."""
+    """The content of the files that all pages use, by name."""
     return {name: files("kernelscope").joinpath("site", name).read_text(encoding="utf-8") for name in BESIDE}
 
 
 def _explain(client: Client, known: LayerKernels, wanted: Sequence[int], bar: Progress) -> None:
-    """Have X̂ made of the top images of each kernel that has any; as many at once as one request takes."""
+    """Request X̂ of the top images of each kernel that has any, with as many kernels in a request as it may have."""
     active = [one.kernel for one in known.kernels if one.kernel in set(wanted) and one.crop]
     task = bar.add_task("explained", total=len(active))
     for start in range(0, len(active), MOST_KERNELS):
@@ -188,7 +188,7 @@ def _each(do: Callable[[T], U], things: Iterable[T], bar: Progress, called: str)
 
 
 def _fetched(client: Client, path: Path, link: str) -> bool:
-    """Whether the image is there; one that was fetched before is kept."""
+    """Download an image, unless it was downloaded before. Returns whether there is one."""
     if path.exists():
         return True
     try:

@@ -1,4 +1,4 @@
-"""`kernelscope get | wait | save | delete`: jobs that were made before, by `explain --detach` or by another program."""
+"""`kernelscope get | wait | save | delete`: existing jobs, created by `explain --detach` or another program."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from kernelscope.terminal import document, out, plain, progress, say, state
 PATIENCE = 10.0  # seconds that a server may be away
 MOST_RANKED = 20
 
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="As `kernelscope jobs` lists it.")]
-JobIds = Annotated[list[str], typer.Argument(metavar="JOB…", help="As `kernelscope jobs` lists them.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job, see `kernelscope jobs`.")]
+JobIds = Annotated[list[str], typer.Argument(metavar="JOB…", help="Ids of jobs, see `kernelscope jobs`.")]
 
 
 def get(job_id: JobId, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
-    """Show a job: its state, and the numbers of what is finished of it.
+    """Show a job: its status, and the numbers of its finished explanations.
 
     Exit code 0: it is shown; 1: there is no such job, or no server.
 
@@ -39,7 +39,7 @@ def get(job_id: JobId, url: Url = None, key: Key = None, as_json: AsJson = False
             if job.results:
                 show(explained(job, labels_in(job.request)))
         elif job.request.surveys:
-            say(f"it is a survey: `kernelscope surveys follow {job.id}`", out)
+            say(f"this job is a survey: `kernelscope surveys follow {job.id}`", out)
         else:
             for one in job.results:
                 say(f"image {labels_in(job.request)[job.request.image_of(one.index)]}", out)
@@ -55,8 +55,8 @@ def wait(
 ) -> None:
     """Wait until jobs have ended. Ctrl-C stops the waiting, not the jobs.
 
-    Exit code 0: each has ended with an explanation at least; 1: one has none, or the time is over, or there is no
-    server; 130: Ctrl-C.
+    Exit code 0: each has ended with at least one explanation; 1: one has none, or the time is over, or there is no
+    such job or server; 130: Ctrl-C.
 
     Example: kernelscope wait 0123456789abcdef0123456789abcdef
     """
@@ -74,7 +74,7 @@ def wait(
 
 
 def _ended(client: Client, job_id: str, timeout: float | None) -> Job:
-    """The job when it has ended, or when the time is over."""
+    """The job, once it has ended or the timeout has passed."""
     job = client.job(job_id)
     with progress() as bar:
         task = bar.add_task(state(job), total=1.0)
@@ -97,18 +97,18 @@ def save_(
     ids: JobIds,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", file_okay=False, help="Folder; unless given a new one named after the job."),
+        typer.Option("--output", "-o", file_okay=False, help="Folder; default: a new one named after the job."),
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Every file of every explanation, maps and loss curves as well.")
+        bool, typer.Option("--all", help="Save every file of every explanation, feature maps and loss curves too.")
     ] = False,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Save the pictures of jobs, as `explain` does, and their records; of a job that still runs, what is finished.
+    """Save the pictures of jobs, as `explain` does, and their records. Of running jobs, save what is finished.
 
-    Exit code 0: at least one picture is saved of each; 1: there is none, or no such job, or no server.
+    Exit code 0: each has at least one picture; 1: one has none, or there is no such job or server.
 
     Example: kernelscope save 0123456789abcdef0123456789abcdef -o explained
     """
@@ -125,7 +125,7 @@ def save_(
             if not as_json:
                 say(f"{job.id}: {len(files)} pictures in {folder}/", out)
             if not job.status.terminal:
-                say(f"{job.id} is {job.status}: there will be more")
+                say(f"{job.id} is {job.status}: more pictures will follow")
     if as_json:
         document(saved)
     if not all(saved.values()):
@@ -142,7 +142,7 @@ def _labels(jobs: Sequence[Job], *, apart: bool) -> list[list[str]]:
 
 
 def delete(ids: JobIds, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
-    """Delete jobs with their pictures, for good; one that is unfinished is cancelled first.
+    """Delete jobs and their pictures permanently; unfinished jobs are cancelled first.
 
     Exit code 0: they are deleted; 1: there is no such job (those before it are deleted), or no server.
 

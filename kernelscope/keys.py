@@ -1,4 +1,4 @@
-"""`kernelscope keys`: make, list and revoke API keys; a running server knows at once."""
+"""`kernelscope keys`: make, list and revoke API keys; changes apply to a running server at once."""
 
 from __future__ import annotations
 
@@ -27,17 +27,19 @@ Server = Annotated[
     str | None,
     typer.Option(
         "--url",
-        help="Refuse unless the keys are those of this server: keys are in its Redis, so only the `kernelscope up` on "
-        "this machine can be named. No server hands out keys over HTTP.",
+        help="The `kernelscope up` on this machine that the keys are for; another server is refused, because keys are "
+        "stored in its Redis and cannot be managed over HTTP.",
     ),
 ]
 
 
 @keys.command()
 def add(
-    name: Annotated[str, typer.Argument(help="Whose jobs are made with it; several keys may have one name.")],
-    rate: Annotated[str | None, typer.Option(help="Requests that it may send, `100/second`.")] = None,
-    max_open: Annotated[int | None, typer.Option(min=1, help="Parts of jobs that it may have unfinished.")] = None,
+    name: Annotated[str, typer.Argument(help="Its owner; the keys of one owner see the same jobs.")],
+    rate: Annotated[str | None, typer.Option(help="Limit on its requests, such as 100/second.")] = None,
+    max_open: Annotated[
+        int | None, typer.Option(min=1, help="Limit on its unfinished slices (16 items or less).")
+    ] = None,
     data_dir: DataDir = None,
     url: Server = None,
     as_json: AsJson = False,
@@ -61,10 +63,10 @@ def add(
         document({"name": name, "key": key})
     else:
         typer.echo(key)
-    say("keep it: it cannot be shown again; send it as `Authorization: Bearer …`")
+    say("store it: it cannot be shown again; send it as `Authorization: Bearer …`")
     if first:
         say(
-            "it is the first key: unless KERNELSCOPE_ACCESS is open, every request needs one from now on, and jobs "
+            "this is the first key: unless KERNELSCOPE_ACCESS is open, every request needs one from now on, and jobs "
             "that were made without a key are not shown"
         )
 
@@ -85,7 +87,7 @@ def listed(data_dir: DataDir = None, url: Server = None, as_json: AsJson = False
     if not found:
         say("no keys; `kernelscope keys add NAME` makes one", out)
         return
-    table = Table("id", "name", "made", "revoked", "rate", "parts of jobs", box=None)
+    table = Table("id", "name", "made", "revoked", "rate", "slices", box=None)
     for key in found:
         revoked = f"{key.revoked_at:%F %T}" if key.revoked_at else ""
         table.add_row(key.id, key.name, f"{key.created_at:%F %T}", revoked, key.rate, str(key.max_open or ""))
@@ -99,7 +101,7 @@ def revoke(
     url: Server = None,
     as_json: AsJson = False,
 ) -> None:
-    """Revoke a key, or all keys of a name: they are refused from now on, and so are their sessions.
+    """Revoke a key, or all keys of a name: they and their sessions are refused from now on.
 
     Exit code 0: they are revoked; 1: there is none in force, or the Redis does not answer; 2: an option is wrong.
 
@@ -118,12 +120,12 @@ def revoke(
 
 @keys.command()
 def secret(
-    name: Annotated[str, typer.Argument(help="Whose webhooks; nothing where the server has no keys.")] = "",
+    name: Annotated[str, typer.Argument(help="Owner of the jobs; none if the server has no keys.")] = "",
     data_dir: DataDir = None,
     url: Server = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what the webhooks of this name's jobs are signed with (Standard Webhooks).
+    """Show the secret that signs the webhooks of an owner's jobs (Standard Webhooks).
 
     Exit code 0: it is shown; 1: the Redis does not answer; 2: an option is wrong.
 
@@ -135,12 +137,12 @@ def secret(
 
 @keys.command("rotate-webhook-secret")
 def rotate(
-    name: Annotated[str, typer.Argument(help="Whose webhooks; nothing where the server has no keys.")] = "",
+    name: Annotated[str, typer.Argument(help="Owner of the jobs; none if the server has no keys.")] = "",
     data_dir: DataDir = None,
     url: Server = None,
     as_json: AsJson = False,
 ) -> None:
-    """Give the webhooks of this name's jobs a new secret and print it; for a day they are signed with both.
+    """Make and print a new secret for the webhooks of an owner's jobs; for a day they are signed with both.
 
     Exit code 0: it is changed; 1: the Redis does not answer; 2: an option is wrong.
 
@@ -178,20 +180,20 @@ def _redis(data_dir: Path | None, url: str | None) -> Iterator[Redis]:
 
 
 def _check_here(url: str, settings: Settings) -> None:
-    """That keys of this server are within reach.
+    """Check that the keys of this server can be managed here.
 
     Raises:
         typer.BadParameter: why not, and what to do.
     """
     if "redis_url" in settings.model_fields_set:
         raise typer.BadParameter(
-            "KERNELSCOPE_REDIS_URL says already which Redis has the keys; leave --url out", param_hint="--url"
+            "KERNELSCOPE_REDIS_URL already names the Redis that has the keys; leave out --url", param_hint="--url"
         )
     if not _same(url, settings):
         found = running_here(settings)
         here = f"the stack in {settings.data_dir} is {found.url}" if found else f"no stack runs in {settings.data_dir}"
         raise typer.BadParameter(
-            f"the keys of {url} are in its Redis, and no server hands out keys over HTTP; {here}. On the machine of "
+            f"the keys of {url} are in its Redis, and cannot be managed over HTTP; {here}. On the machine of "
             "that server run `kernelscope keys`; with containers `docker compose exec api python -m kernelscope keys`; "
             "where its Redis can be reached from here, set KERNELSCOPE_REDIS_URL",
             param_hint="--url",

@@ -91,7 +91,7 @@ def url_in(directory: Path) -> str:
 
 
 def answers(url: str) -> bool:
-    """Whether it can be used."""
+    """Whether a Redis responds."""
     client = Redis.from_url(url, socket_connect_timeout=1, socket_timeout=1)
     try:
         return bool(client.ping())

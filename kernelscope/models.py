@@ -20,7 +20,7 @@ class _Listing(TyperGroup):
     """Arguments that name no command are those of `list`: `kernelscope models vgg16`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """With `list` before them."""
+        """Insert `list` before them."""
         named = args and (args[0] in self.commands or args[0] in ctx.help_option_names)
         found: list[str] = super().parse_args(ctx, args if named else ["list", *args])
         return found
@@ -32,32 +32,33 @@ models.command("list")(listed)
 
 @models.command()
 def add(  # noqa: PLR0913, PLR0917 - its options
-    name: Annotated[str, typer.Argument(help="That jobs ask for: lower-case letters, digits, '.', '_' and '-'.")],
-    arch: Annotated[str, typer.Option(help="What it is, by torchvision's name: vgg16.")],
-    weights: Annotated[Path, typer.Option(help="Its state dict: .safetensors, .pth or .pt.", exists=True)],
-    mean: Annotated[str | None, typer.Option(help="It was trained with: 0.5,0.5,0.5. Else what the file says.")] = None,
-    std: Annotated[str | None, typer.Option(help="The same.")] = None,
+    name: Annotated[str, typer.Argument(help="Name for use in jobs: lower-case letters, digits, '.', '_' and '-'.")],
+    arch: Annotated[str, typer.Option(help="Architecture, by torchvision's name: vgg16.")],
+    weights: Annotated[Path, typer.Option(help="File with its state dict: .safetensors, .pth or .pt.", exists=True)],
+    mean: Annotated[str | None, typer.Option(help="Mean of its input: 0.5,0.5,0.5; default: the file's.")] = None,
+    std: Annotated[str | None, typer.Option(help="Standard deviation, likewise.")] = None,
     pixels: Annotated[
-        Literal["0-1", "0-255"], typer.Option("--range", help="Of a pixel's value before mean and std.")
+        Literal["0-1", "0-255"], typer.Option("--range", help="Range of pixel values before mean and std.")
     ] = "0-1",
-    order: Annotated[Literal["rgb", "bgr"], typer.Option(help="Of its channels, and of mean and std.")] = "rgb",
-    channels: Annotated[int, typer.Option(min=1, max=3, help="Of its input: 3, or 1 where it sees grey.")] = 3,
+    order: Annotated[Literal["rgb", "bgr"], typer.Option(help="Order of channels, mean and std.")] = "rgb",
+    channels: Annotated[int, typer.Option(min=1, max=3, help="Channels of its input: 3, or 1 for grey.")] = 3,
     size: Annotated[
-        str | None, typer.Option(help="Pixels a side of its input, or HEIGHTxWIDTH. Else the architecture's own.")
+        str | None, typer.Option(help="Side of its input in pixels, or HEIGHTxWIDTH; default: the architecture's.")
     ] = None,
     resize: Annotated[
-        Literal["squash", "crop"], typer.Option(help="How an image takes the input's shape: its middle, by crop.")
+        Literal["squash", "crop"],
+        typer.Option(help="How an image gets the input's shape; crop takes its centre."),
     ] = "squash",
-    title: Annotated[str, typer.Option(help="For people.")] = "",
+    title: Annotated[str, typer.Option(help="Title to display.")] = "",
     data_dir: DataDir = None,
     *,
     replace: Annotated[bool, typer.Option("--replace", help="Replace the network that has this name.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Put a network of yours into the object store, where every worker finds it within seconds.
+    """Add a network of yours to the object store, where every worker finds it within seconds.
 
     Needs the rights of an operator: the settings of the object store, and torch. Exit code 0: it is added; 1: it is
-    not, for the reason that is printed; 2: an option is wrong.
+    not, and the reason is printed; 2: an option is wrong.
 
     Example: kernelscope models add birds --arch vgg_mini --weights birds.safetensors --title "Birds, 2025"
     """
@@ -70,12 +71,12 @@ def add(  # noqa: PLR0913, PLR0917 - its options
 
 @models.command()
 def remove(
-    name: Annotated[str, typer.Argument(help="As it was added.")],
+    name: Annotated[str, typer.Argument(help="Name of the network.")],
     data_dir: DataDir = None,
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Remove a network from the object store; what was explained with it stays.
+    """Remove a network from the object store; its explanations are kept.
 
     Exit code 0: it is removed; 1: there was none.
 
@@ -85,7 +86,7 @@ def remove(
 
 
 def _run(data_dir: Path | None, command: str, name: str, *arguments: str, as_json: bool) -> None:
-    """In a process with torch, which alone can read weights."""
+    """Run `worker.networks.register` in a process of its own, since it imports torch."""
     settings = local_settings(data_dir=data_dir)
     own = {"KERNELSCOPE_STORE_URL": settings.store, "KERNELSCOPE_WEIGHTS_DIR": str(settings.weights.absolute())}
     program = [sys.executable, "-m", "worker.networks.register", command, name, *arguments]

@@ -65,12 +65,12 @@ class Site:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The title of the pages."""
         return escape(f"{self.layer.layer.name} of {self.layer.survey.model}")
 
     @property
     def explained(self) -> bool:
-        """Whether there are X̂."""
+        """Whether any kernel has an X̂."""
         return any(page.explanation for page in self.pages)
 
     def files(self) -> Iterator[tuple[str, str]]:
@@ -158,7 +158,7 @@ class Site:
 
     def _image(self, file: str, alt: str) -> str:
         if file not in self.there:
-            return _nothing("this image is gone")
+            return _nothing("this image was deleted")
         return f'<img src="{file}" alt="{escape(alt)}" loading="lazy">'
 
     def _source(self) -> str:

@@ -43,7 +43,7 @@ def labels_of(names: Sequence[str | None]) -> list[str]:
 
 
 def labels_in(request: schemas.ExplainRequest) -> list[str]:
-    """Of the images of a job, by the names that it has of them."""
+    """Labels of the images of a job, from the names in its request."""
     return labels_of([request.name_of(number) for number in range(len(request.images))])
 
 

@@ -33,16 +33,18 @@ Url = Annotated[
     str | None,
     typer.Option(
         envvar="KERNELSCOPE_URL",
-        help="Server, such as http://127.0.0.1:8000. Unless given, the `kernelscope up` on this machine.",
+        help="Server, such as http://127.0.0.1:8000. Default: the `kernelscope up` on this machine.",
         show_default=False,
     ),
 ]
-Key = Annotated[str | None, typer.Option(envvar="KERNELSCOPE_API_KEY", help="API key, where the server needs one.")]
+Key = Annotated[str | None, typer.Option(envvar="KERNELSCOPE_API_KEY", help="API key, if the server needs one.")]
 WeightsDir = Annotated[
     Path | None,
-    typer.Option(help="Folder with weights files (vgg16.pth, vgg16-mine.safetensors), for a stack that is started."),
+    typer.Option(
+        help="Folder with weights files (vgg16.pth, vgg16-mine.safetensors) for a stack that this command starts."
+    ),
 ]
-DataDir = Annotated[Path | None, typer.Option(help="Data folder of the `kernelscope up` that this is about.")]
+DataDir = Annotated[Path | None, typer.Option(help="Data folder of `kernelscope up`.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else on stdout.")]
 
 
@@ -120,18 +122,18 @@ def server(
         with Client(found.url, key, patience=10 if found.ready else STARTING_SECONDS) as client:
             yield client
     elif stays:
-        raise StackError("nothing runs here that could continue the job: start `kernelscope up`, or name a --url")
+        raise StackError("no server runs here that could continue the job: start `kernelscope up`, or give --url")
     else:
         other = url_of(settings.host, settings.port)
         if is_kernelscope(other):
-            say(f"a server that is not this data folder's answers at {other}; --url {other} uses it")
+            say(f"a server with another data folder answers at {other}; use it with --url {other}")
         with private_stack(settings, model or "vgg16") as stack, Client(stack.url) as client:
             yield client
 
 
 @contextmanager
 def private_stack(settings: Settings, *preload: str) -> Iterator[Stack]:
-    """A stack in a temporary folder, of which nothing is left at the end; its networks are those of the settings.
+    """A stack in a temporary folder, which is deleted at the end; its networks are those of the settings.
 
     Raises:
         StackError: it does not start.
@@ -163,7 +165,7 @@ def _weights_line(line: str) -> None:
 
 @contextmanager
 def _watched(stack: Stack) -> Iterator[None]:
-    """Meanwhile processes that die are restarted; where that does not help, the block ends with the reason."""
+    """Restart processes that die during the block; if that does not help, the block ends with the reason."""
     over, failures = Event(), list[StackError]()
 
     def watch() -> None:

@@ -19,10 +19,15 @@ from shared.surveys.store import Surveys
 
 MOST_SIMILAR = 4  # kernels that a sentence names
 
-SurveyId = Annotated[str, typer.Argument(metavar="ID", help="As `kernelscope surveys list` has it.")]
+SurveyId = Annotated[str, typer.Argument(metavar="ID", help="Id of a survey, see `kernelscope surveys list`.")]
 OfSurvey = Annotated[
     str | None,
-    typer.Option("--survey", metavar="ID", help="The newest one that has the layer unless given.", show_default=False),
+    typer.Option(
+        "--survey",
+        metavar="ID",
+        help="Id of a survey; default: the newest that includes the layer.",
+        show_default=False,
+    ),
 ]
 
 
@@ -35,21 +40,21 @@ surveys = typer.Typer(no_args_is_help=True, help="Find out what every kernel of 
 
 @surveys.command()
 def make(  # noqa: PLR0913 - the options of a command
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Name of a data set of yours, or its id.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="The network.")] = "vgg16",
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Name or id of a data set.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Network.")] = "vgg16",
     layer: Annotated[
         list[str] | None,
-        typer.Option("--layer", "-l", help="As conv3_3; several by commas, or repeated. All of them unless given."),
+        typer.Option("--layer", "-l", help="Such as conv3_3; several with commas or repeated; default: all."),
     ] = None,
     url: Url = None,
     key: Key = None,
     *,
-    detach: Annotated[bool, typer.Option("--detach", help="Start it, and do not wait for it.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Start it without waiting for it.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Survey the kernels of a network on a data set. Ctrl-C stops the waiting, not the survey.
 
-    Exit code 0: it is finished (--detach: begun); 1: it failed, or no such data set or no server; 130: Ctrl-C.
+    Exit code 0: it is finished (--detach: started); 1: it failed, or there is no such data set or server; 130: Ctrl-C.
 
     Example: kernelscope surveys make birds --model vgg_mini --layer conv2_1,conv2_2
     """
@@ -77,7 +82,7 @@ def follow(survey_id: SurveyId, url: Url = None, key: Key = None, *, as_json: As
 
 @surveys.command("list")
 def listed(url: Url = None, key: Key = None, *, as_json: AsJson = False) -> None:
-    """List your surveys, and those that are everybody's.
+    """List your surveys, and public ones.
 
     Exit code 0: they are listed; 1: no server.
 
@@ -88,7 +93,7 @@ def listed(url: Url = None, key: Key = None, *, as_json: AsJson = False) -> None
     if as_json:
         document(plain(*found))
     elif not found:
-        out.print("no surveys; `kernelscope surveys make DATASET` makes one")
+        out.print("no surveys; `kernelscope surveys make DATASET` starts one")
     else:
         made = table("", "survey", "data set", "network", "layers", "images", "made", "", right=("layers",))
         made.columns[0].min_width = 32  # an id is copied
@@ -96,13 +101,13 @@ def listed(url: Url = None, key: Key = None, *, as_json: AsJson = False) -> None
             images = f"{one.surveyed:,}" if one.surveyed == one.images else f"{one.surveyed:,} of {one.images:,}"
             images += "" if one.status is Status.SUCCEEDED else f", {one.status}"
             row = (one.id, one.dataset_name, one.model, str(len(one.layers)), images)
-            made.add_row(*row, f"{one.created_at:%F}", "" if one.mine else "everybody's")
+            made.add_row(*row, f"{one.created_at:%F}", "" if one.mine else "public")
         out.print(made)
 
 
 @surveys.command()
 def delete(
-    ids: Annotated[list[str], typer.Argument(metavar="ID…", help="As `kernelscope surveys list` has them.")],
+    ids: Annotated[list[str], typer.Argument(metavar="ID…", help="Ids of surveys, see `kernelscope surveys list`.")],
     url: Url = None,
     key: Key = None,
     *,
@@ -127,12 +132,12 @@ def delete(
 def csv(
     survey_id: SurveyId,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", dir_okay=False, help="File; stdout unless given.")
+        Path | None, typer.Option("--output", "-o", dir_okay=False, help="File; default: stdout.")
     ] = None,
     url: Url = None,
     key: Key = None,
 ) -> None:
-    """Write a table of all kernels of a survey's layers, one a line.
+    """Write a table (CSV) of all kernels of a survey's layers.
 
     Exit code 0: it is written; 1: there is no such survey, or no server.
 
@@ -149,9 +154,9 @@ def csv(
 
 @surveys.command()
 def kernel(  # noqa: PLR0913 - the options of a command
-    network: Annotated[str, typer.Argument(help="As vgg16.")],
-    layer: Annotated[str, typer.Argument(help="As conv3_3.")],
-    kernel: Annotated[int, typer.Argument(min=0, help="Its number, from 0.")],
+    network: Annotated[str, typer.Argument(help="Network, such as vgg16.")],
+    layer: Annotated[str, typer.Argument(help="Layer, such as conv3_3.")],
+    kernel: Annotated[int, typer.Argument(min=0, help="Number of the kernel, from 0.")],
     survey: OfSurvey = None,
     url: Url = None,
     key: Key = None,
@@ -176,9 +181,9 @@ def kernel(  # noqa: PLR0913 - the options of a command
 
 @surveys.command()
 def publish(survey_id: SurveyId, data_dir: DataDir = None, *, as_json: AsJson = False) -> None:
-    """Let everybody read a survey, with the rights of an operator: the settings of the object store.
+    """Make a survey readable for everyone. Needs the settings of the object store, as an operator has them.
 
-    Exit code 0: everybody may read it; 1: there is no such survey, or no object store.
+    Exit code 0: it is public; 1: there is no such survey, or no object store.
 
     Example: kernelscope surveys publish 0123456789abcdef0123456789abcdef
     """
@@ -188,11 +193,11 @@ def publish(survey_id: SurveyId, data_dir: DataDir = None, *, as_json: AsJson = 
     if as_json:
         document({"published": survey_id})
     else:
-        say(f"{survey_id} is everybody's now", out)
+        say(f"{survey_id} is public now", out)
 
 
 def named(known: list[DataSet], name: str) -> DataSet:
-    """The data set of this id or name: a caller's own before everybody's.
+    """The data set of this id or name: a caller's own before public ones.
 
     Raises:
         UnknownDataSet.
@@ -209,7 +214,7 @@ def named(known: list[DataSet], name: str) -> DataSet:
             return found[0]
     there = ", ".join(one.name for one in known) or "none"
     raise UnknownDataSet(
-        f"no data set has the name or id {name!r}; there are: {there}; `kernelscope datasets add FOLDER` makes one"
+        f"no data set has the name or id {name!r}; there are: {there}; `kernelscope datasets add FOLDER` creates one"
     )
 
 

@@ -54,7 +54,7 @@ def document(content: Any) -> None:
 
 
 def plain(*models: BaseModel) -> list[Any]:
-    """As JSON has them."""
+    """Pydantic models as JSON values."""
     return [json.loads(one.model_dump_json()) for one in models]
 
 
@@ -84,7 +84,7 @@ def progress(console: Console = err) -> Iterator[Progress]:
 
 
 def state(job: JobSummary) -> str:
-    """In a few words."""
+    """The state of a job in a few words."""
     waits = f", waits for {job.waiting_for}" if job.waiting_for else ""
     if job.status == "queued":
         place = f", place {job.queue_position}" if job.queue_position else ""

@@ -51,7 +51,7 @@ def _gone(sender: Any, **_: Any) -> None:
     if process:
         if not process.stopping.is_set():  # the consumer's own error
             process.exit_code = sender.exitcode or 0
-        process.gone()
+        process.deregister()
     telemetry.stop()
 
 

@@ -87,7 +87,7 @@ class WorkerProcess:
                 BROKEN_SECONDS,
             )
             self.stopping.wait(BROKEN_SECONDS)
-            self.gone()
+            self.deregister()
             _end(BROKEN)
         if self.settings.worker_metrics_bind:
             self._serve_metrics()
@@ -134,7 +134,7 @@ class WorkerProcess:
         if not self.device.sound():
             log.critical("the device %s fails its self-test; all slices are released", self.device.name)
             self.runner.abandon()
-        self.gone()
+        self.deregister()
         _end(BROKEN)
 
     def _force_exit(self) -> None:
@@ -147,9 +147,9 @@ class WorkerProcess:
 
     def _abandon(self) -> None:
         self.runner.abandon()
-        self.gone()
+        self.deregister()
 
-    def gone(self) -> None:
+    def deregister(self) -> None:
         """Remove this worker from Redis, if Redis is available."""
         try:
             with connect(self.settings.redis) as redis:

@@ -21,7 +21,7 @@ from shared.schemas import AddedImages, DataSet, DataSetImage, DataSetImages, Ne
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 
-REFUSED = [{"name": "birds/readme.txt", "reason": "this is no PNG, JPEG or WebP; PNG, JPEG and WebP are taken"}]
+REFUSED = [{"name": "birds/readme.txt", "reason": "not an image that can be read; PNG, JPEG and WebP are accepted"}]
 BIRD = {"name": "birds/brambling.jpg", "sha256": IMAGE}
 BIRDS = {
     "id": JOB_ID,

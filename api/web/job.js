@@ -202,9 +202,9 @@ async function missing({ target }) {
   }
 }
 
-// `change` is called by "Change and run again", `tell` with what is to be said.
-export function start(guard, change, tell) {
-  notice = tell;
+// `change` is called by "Change and run again", `show` with a message.
+export function start(guard, change, show) {
+  notice = show;
   again = guard(() => change(job.request));
   $("cancel").addEventListener("click", guard(async () => { await ask(`jobs/${job.id}/cancel`, { method: "POST" }); }));
   $("retry").addEventListener("click", guard(async () => {

@@ -173,7 +173,7 @@ function begin() {
   if (!busy) return;
   if (!makes) followed([explanation.job, ...(compares ? [explanation.rivals] : [])]);
   else {
-    say($("status"), "Nobody has opened this page before: X̂ of these images are made now.");
+    say($("status"), "This page has not been opened before: X̂ of these images are being made.");
     whenVisible(() => request());
   }
 }

@@ -6,7 +6,7 @@ import { ask, Refused, signOut } from "./server.js";
 
 const QUEUE_MS = 3000; // between two requests for a job's place in the queue
 const RESULTS_MS = 300; // in which several new results cause one request
-const OTHERS_MS = 10_000; // between two requests for a survey whose job belongs to somebody else
+const OTHERS_MS = 10_000; // between two requests for a survey whose job belongs to another key
 
 // The data of this page, from its own address. It is not cached: the browser would show it instead of the page.
 export const load = () => ask(location.pathname + location.search, { headers: { Accept: "application/json" }, cache: "no-store" });
@@ -116,7 +116,7 @@ export async function unfinished(survey, show) {
       },
     });
     await refresh();
-  } catch { // the job belongs to somebody else
+  } catch { // the job belongs to another key
     setTimeout(refresh, OTHERS_MS);
   }
 }

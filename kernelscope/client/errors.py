@@ -43,14 +43,14 @@ class InvalidAddress(ClientError):
     """The server's URL is not valid."""
 
     def __init__(self, url: str, error: Exception) -> None:
-        super().__init__(f"{url!r} is no server's address ({error}); one looks like http://127.0.0.1:8000")
+        super().__init__(f"{url!r} is not the address of a server ({error}); write it like http://127.0.0.1:8000")
 
 
 class NotKernelscope(ClientError):
     """The response did not come from a Kernelscope server of a compatible version."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(f"what answers at {url} is no Kernelscope server, or one of another version")
+        super().__init__(f"the server at {url} is not a Kernelscope server, or has another version")
 
 
 class ServerError(ClientError):

@@ -81,10 +81,23 @@ def idempotent(key: str | None) -> dict[str, str]:
 
 
 def form(images: Picture | Sequence[Picture], fields: Mapping[str, Any]) -> tuple[list[File], dict[str, str]]:
-    """The parts of a multipart form: files, and the text fields. Fields that are None are left out."""
+    """The parts of a multipart form: files, and the text fields. Fields that are None are left out.
+
+    Raises:
+        ValueError: α or β is a text with a comma, which may be a decimal comma; the server would read two numbers.
+    """
+    for name in ("alpha", "beta"):
+        _refuse_commas(name, fields.get(name))
     several = [images] if isinstance(images, str | bytes | Path | Image.Image | np.ndarray) else images
     files = [("image", file_of(image)) for image in several]
     return files, {name: _text(value) for name, value in fields.items() if value is not None}
+
+
+def _refuse_commas(name: str, given: Any) -> None:
+    for text in given if isinstance(given, list | tuple) else [given]:
+        if isinstance(text, str) and "," in text:
+            point, several = text.replace(",", "."), text.replace(",", ", ")
+            raise ValueError(f"{name}: {text!r} is not a number; write {point}, or a list: [{several}]")
 
 
 def _text(value: Any) -> str:

@@ -106,7 +106,7 @@ def test_slow_checks_delay_nothing_else(client: Client, monkeypatch: pytest.Monk
 def test_a_repeated_request_is_answered_before_anything_is_checked(
     client: Client, redis: Redis, worker: WorkerState, checks: list[str]
 ) -> None:
-    """The existing job is returned although its network is gone, and no image is decoded. New requests are refused."""
+    """The existing job is returned although its network is now unavailable, undecoded. New requests are refused."""
     headers = {"Idempotency-Key": "mine"}
     first = post(client, headers=headers)
     assert first.status_code == 202

@@ -96,7 +96,7 @@ def test_all_clients_of_a_job_receive_its_events(client: Client, redis: Redis) -
 
 
 def test_a_deleted_job_ends_the_stream(client: Client) -> None:
-    """Clients receive the cancellation, or that the job is gone."""
+    """Clients receive the cancellation, or that the job was deleted."""
     links = post(client).json()["links"]
     with reading(client, links["events"]) as events:
         assert next(events).data == {"status": "queued"}

@@ -53,7 +53,7 @@ def explained(client: Client, model: str) -> Job:
 
 
 def test_two_checkpoints_side_by_side(plant: Plant) -> None:
-    """Each worker has both, and one that joins later; one panel shows both; what is removed is gone everywhere."""
+    """Each worker has both, and one that joins later; one panel shows both; a removed one is removed everywhere."""
     state = load_file(WEIGHTS_FILE)
     for name in ("epoch1", "epoch2"):
         save_file(state, plant.folder / f"{name}.safetensors")

@@ -31,7 +31,7 @@ def test_each_slice_goes_to_a_worker_that_has_what_it_needs(plant: Plant) -> Non
     assert left == []
 
 
-def test_a_job_whose_network_is_gone_waits_and_says_why(plant: Plant) -> None:
+def test_a_job_without_a_worker_for_its_network_waits_and_says_why(plant: Plant) -> None:
     """Its worker stops in mid-job; the other one does not claim it, and it continues once there is a worker for it."""
     for model in LAYERS:
         plant.start_worker(model, "tests.chaos.doubles", "only", model)

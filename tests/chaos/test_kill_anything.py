@@ -25,7 +25,7 @@ FIELDS: dict[str, Any] = {"model": "vgg_mini", "layer": "conv2_1", "effort": "qu
 
 
 def test_nothing_is_lost_duplicated_or_left_over(plant: Plant, record_property: Callable[[str, object], None]) -> None:
-    """Accepted jobs succeed, deleted ones are gone with their files; the audit checks the rest."""
+    """Accepted jobs succeed, deleted ones are removed with their files; the audit checks the rest."""
     moments, killed = random.Random(1), cycle(PROCESSES)
     plant.start_worker("worker", supervised=True)
     plant.supervised |= {"housekeeping", "api", "redis"}

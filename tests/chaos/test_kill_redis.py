@@ -100,7 +100,7 @@ def test_a_redis_that_does_not_respond(plant: Plant, record_property: Callable[[
     assert slowest <= 1.2
 
 
-def test_outages_longer_than_a_lease_cost_nobody_an_attempt(plant: Plant) -> None:
+def test_outages_longer_than_a_lease_cost_no_attempt(plant: Plant) -> None:
     """Redis is away for 25 s, twice, while jobs are running: they continue, and no slice is suspected."""
     plant.start_worker("worker")
     jobs = [plant.submit("1,2,3", iterations="90000") for _ in range(2)]

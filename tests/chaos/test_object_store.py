@@ -47,7 +47,7 @@ def store(s3: S3, monkeypatch: pytest.MonkeyPatch) -> BlobStore:
 
 
 def test_files_are_read_back_unchanged(s3: S3, store: BlobStore) -> None:
-    """Files of 0, 1 and 20 million bytes; another program reads the same; removed files are gone."""
+    """Files of 0, 1 and 20 million bytes; another program reads the same; removed files no longer exist."""
     for data in (b"", b"x", os.urandom(20_000_000)):
         digest = store.put(JOB, data)
         assert store.get(JOB, digest) == data

@@ -92,7 +92,7 @@ def test_a_body_of_exactly_the_limit_is_read(service: Plant) -> None:
         assert answer.status_code == status, answer.text
 
 
-def test_slow_clients_delay_nobody(service: Plant, record_property: Record) -> None:
+def test_slow_clients_delay_no_others(service: Plant, record_property: Record) -> None:
     """200 clients send a head slowly and 50 a body: others are served; a head must arrive within 10 s."""
     memory = Memory(service)
     ends, answers = asyncio.run(_besieged(service))

@@ -20,6 +20,7 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
         "COLUMNS": "140",
         "HTTP_PROXY": "http://127.0.0.1:9",  # which must not come between this machine and itself
         "NO_PROXY": "",
+        "no_proxy": "",
         **environment,
     }
     return subprocess.run(

@@ -210,7 +210,7 @@ def test_a_second_run_takes_a_folder_of_its_own(folder: Path, stack: Stack) -> N
 
 
 def test_figures_can_be_seen_in_any_terminal(folder: Path, stack: Stack) -> None:
-    """As half blocks of colour, where they are asked for."""
+    """As half blocks of colour, if requested."""
     asked = ["photo.jpg", "-l", "conv2_1", "-m", "vgg_mini", "-k", "3", "--method", "lrp", "--url", stack.url]
     assert "▀" in run(folder, "explain", *asked, "--show", FORCE_COLOR="1").stdout
     assert "▀" not in run(folder, "explain", *asked).stdout
@@ -246,12 +246,12 @@ def test_names_are_completed(folder: Path) -> None:
 
 
 def test_an_address_without_our_server_is_reported_in_a_line(folder: Path) -> None:
-    """An address that cannot be one; somebody else's server."""
+    """An invalid address; the server of another program."""
     ran = run(folder, "models", "--url", "http://127.0.0.1:1 2")
     assert ran.returncode == 1
     assert ran.stderr.splitlines() == [
-        "kernelscope: 'http://127.0.0.1:1 2' is no server's address (Invalid port: '1 2'); "
-        "one looks like http://127.0.0.1:8000"
+        "kernelscope: 'http://127.0.0.1:1 2' is not the address of a server (Invalid port: '1 2'); "
+        "write it like http://127.0.0.1:8000"
     ]
     (folder / "models").write_text('{"hello": "there"}')
     port = free_port()
@@ -264,7 +264,7 @@ def test_an_address_without_our_server_is_reported_in_a_line(folder: Path) -> No
         other.kill()
         other.wait()
     assert ran.returncode == 1
-    assert f"what answers at http://127.0.0.1:{port} is no Kernelscope server" in ran.stderr
+    assert f"the server at http://127.0.0.1:{port} is not a Kernelscope server" in ran.stderr
     assert "Traceback" not in ran.stderr
 
 

@@ -58,7 +58,7 @@ def run(
 
 
 def test_a_folder_is_explained_by_several_jobs_and_continued(here: Stack, folder: Path) -> None:
-    """One table; what is damaged is named; again, only what is new is asked for; names are printed as they are."""
+    """One table; damaged files are named; a second run explains only new images; names are printed unchanged."""
     ran = run(here, folder, "explain", "photos[old]/", *HOW, "-o", "out[1]")
     assert f"using the stack that runs here, {here.url}" in ran.stderr
     assert "skipped: damaged: " in ran.stderr
@@ -139,7 +139,7 @@ def test_continuing_mixes_no_images_up(here: Stack, folder: Path) -> None:
     assert not jobs & {job["id"] for job in explain("0/f.png", "1/f.png", "2/f.png")["jobs"]}
 
 
-def test_a_job_that_is_left_behind(here: Stack, folder: Path) -> None:
+def test_a_detached_job(here: Stack, folder: Path) -> None:
     """Its id is all that is printed; it is waited for, shown, saved, deleted."""
     ids = run(here, folder, "explain", "photos[old]/", *HOW, "--detach").stdout.split()
     assert len(ids) > 1
@@ -162,7 +162,7 @@ def test_a_job_that_is_left_behind(here: Stack, folder: Path) -> None:
     run(here, folder, "explain", "photos[old]/01.png", *HOW, "--detach", "-o", "x", code=2)
 
 
-def test_waiting_says_how_it_ended_by_its_exit_code(here: Stack, folder: Path) -> None:
+def test_the_exit_code_of_wait_is_the_outcome(here: Stack, folder: Path) -> None:
     """0 where each has an explanation, 1 where there is no such job."""
     with Client(here.url) as client:
         job = client.explain(folder / "photos[old]" / "01.png", layer="conv2_2", model="vgg_mini", kernels=[1]).wait()
@@ -170,12 +170,12 @@ def test_waiting_says_how_it_ended_by_its_exit_code(here: Stack, folder: Path) -
     run(here, folder, "wait", "0" * 32, code=1)
 
 
-def test_without_a_server_a_job_cannot_be_left_behind(folder: Path, here: Stack) -> None:
+def test_without_a_server_detach_is_refused(folder: Path, here: Stack) -> None:
     """It says what would help."""
     ran = run(
         here, folder, "explain", "photos[old]/01.png", *HOW, "--detach", code=1, KERNELSCOPE_DATA_DIR=str(folder / "no")
     )
-    assert "start `kernelscope up`, or name a --url" in ran.stderr
+    assert "start `kernelscope up`, or give --url" in ran.stderr
 
 
 @pytest.mark.parametrize(
@@ -211,14 +211,14 @@ def test_keys_of_a_server_that_is_not_here_are_refused_in_words(here: Stack, fol
     assert "no keys" in run(here, folder, "keys", "list", "--url", here.url).stdout
     ran = run(here, folder, "keys", "list", "--url", "https://lab.example", code=2)
     words = " ".join(re.sub(r"[│╭╮╰╯─]", " ", ran.stderr).split())
-    assert "no server hands out keys over HTTP" in words
+    assert "cannot be managed over HTTP" in words
     assert f"is {here.url}" in words
     assert "KERNELSCOPE_REDIS_URL" in words
     note = run(here, folder, "keys", "list", KERNELSCOPE_URL="https://lab.example").stderr
     assert "not of KERNELSCOPE_URL: https://lab.example" in note
     redis = here.environment["KERNELSCOPE_REDIS_URL"]
     ran = run(here, folder, "keys", "list", "--url", here.url, code=2, KERNELSCOPE_REDIS_URL=redis)
-    assert "leave --url out" in " ".join(re.sub(r"[│╭╮╰╯─]", " ", ran.stderr).split())
+    assert "leave out --url" in " ".join(re.sub(r"[│╭╮╰╯─]", " ", ran.stderr).split())
 
 
 def test_the_page_of_the_documentation_runs(here: Stack, folder: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.integration.conftest import ROOT
 
-PROXY = {"HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}
+PROXY = {"HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": "", "no_proxy": ""}
 
 
 def demo(out: Path, **environment: str) -> str:

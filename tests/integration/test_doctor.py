@@ -103,7 +103,7 @@ def test_weights_that_are_missing(ask: Asking) -> None:
 
 
 def test_weights_that_are_damaged(ask: Asking, tmp_path: Path) -> None:
-    """A file that was cut off, one that is something else, one that is not what its name says, one of no network."""
+    """A truncated file, another kind of file, one that is not what its name says, one of no network, a broken link."""
     folder = tmp_path / "weights"
     folder.mkdir()
     whole = Path(doctor.__file__).parents[1] / "worker" / "networks" / "vgg_mini" / "vgg_mini.safetensors"
@@ -112,6 +112,7 @@ def test_weights_that_are_damaged(ask: Asking, tmp_path: Path) -> None:
     (folder / "vgg19.pth").write_text("something else")
     (folder / "vgg_mini-01234567.safetensors").write_bytes(data)
     (folder / "mine.safetensors").write_bytes(data)
+    (folder / "vgg11.pth").symlink_to("/nowhere/vgg11.pth")
     found = ask(KERNELSCOPE_WEIGHTS_DIR=str(folder))
     found_wrong = {
         one["found"].partition(":")[0]: one["found"] for one in found["weights"] if one["state"] == "problem"
@@ -120,6 +121,7 @@ def test_weights_that_are_damaged(ask: Asking, tmp_path: Path) -> None:
     assert "damaged" in found_wrong["vgg19.pth"]
     assert "instead of 01234567" in found_wrong["vgg_mini-01234567.safetensors"]
     assert "no network has this name" in found_wrong["mine.safetensors"]
+    assert "cannot be read (No such file or directory)" in found_wrong["vgg11.pth"]
 
 
 def test_a_gpu_of_apple_s_is_used_where_it_is_named() -> None:
@@ -220,7 +222,7 @@ def test_a_worker_that_died(ask: Asking, tmp_path: Path) -> None:
         assert ask("--url", plant.url, code=0)["workers"][0]["state"] == "ok"
         plant.kill("worker")
         time.sleep(16)  # its heartbeat expires
-        wrong(ask("--url", plant.url), "workers", "none is alive")
+        wrong(ask("--url", plant.url), "workers", "none is running")
         plant.kill("redis")
         until(lambda: plant.ready() == 503, 5)
         wrong(ask("--url", plant.url), "server", "takes no jobs")
@@ -228,7 +230,7 @@ def test_a_worker_that_died(ask: Asking, tmp_path: Path) -> None:
         plant.close()
 
 
-def test_a_key_that_is_wanted(tmp_path: Path, settings: Settings) -> None:
+def test_a_server_that_needs_a_key(tmp_path: Path, settings: Settings) -> None:
     """A warning without one, a problem with a wrong one."""
     from tests.api.conftest import serving
 

@@ -52,7 +52,7 @@ def test_a_loop_runs_in_one_process_at_a_time(redis: Redis) -> None:
     assert not redis.keys("ks:housekeeping:lock:*")
 
 
-def test_a_loop_that_raises_goes_on_and_is_counted(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_loop_that_raises_continues_and_is_counted(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
     """With what it raised in the log; the other loop does not notice."""
     rounds: list[int] = []
     scheduler = Scheduler(redis, [Loop("bad", 0.0, lambda: 1 // 0), Loop("good", 0.0, lambda: rounds.append(1))])
@@ -84,7 +84,7 @@ def test_a_slow_loop_holds_up_no_other(redis: Redis) -> None:
     first.stop()
 
 
-def test_a_loop_that_hangs_loses_its_lock_and_the_process_its_heart(
+def test_a_loop_that_hangs_loses_its_lock_and_the_process_is_not_alive(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process does the work; its supervisor restarts this one."""
@@ -117,7 +117,7 @@ def test_loops_of_another_release_are_not_missed(redis: Redis) -> None:
     assert [loop.name for loop in states(redis)] == ["work"]
 
 
-def test_what_stands_still_is_told(redis: Redis) -> None:
+def test_loops_that_do_not_run_are_reported(redis: Redis) -> None:
     """Nothing ever ran; all of it stands still; one loop does."""
     assert "has never run" in next(warnings(states(redis)))
     Scheduler(redis, [Loop("work", 1.0, list), Loop("other", 1.0, list), Loop("rare", 600.0, list)]).round()
@@ -159,7 +159,7 @@ def reaped(services: Services, monkeypatch: pytest.MonkeyPatch) -> tuple[Schedul
     return scheduler, reaps
 
 
-def test_who_could_write_no_sign_of_life_is_not_taken_for_dead(
+def test_a_worker_that_could_not_send_heartbeats_is_not_regarded_as_dead(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A Redis that refuses writes hears no worker: housekeeping waits afterwards, as after an outage."""
@@ -175,8 +175,10 @@ def test_who_could_write_no_sign_of_life_is_not_taken_for_dead(
     scheduler.stop()
 
 
-def test_after_an_outage_nobody_is_taken_for_dead_at_once(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever process it was that reaped before it; nor is anybody after a start of Redis."""
+def test_after_an_outage_no_worker_is_regarded_as_dead_at_once(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever process worked before; the same after a start of Redis."""
     scheduler, reaps = reaped(services, monkeypatch)
     until(reaps)
     services.redis.set("ks:housekeeping:heard", services.redis.time()[0] - 60)
@@ -203,7 +205,7 @@ def test_messages_of_one_queue_hide_no_lost_one_of_the_other(
     assert services.redis.llen("bulk") == 500
 
 
-def test_what_a_dead_worker_was_handed_hides_nothing(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_of_a_dead_worker_hide_no_lost_one(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its messages stay with the broker for an hour."""
     job_id = submit(services, kernels=2)
     services.redis.delete("interactive")
@@ -232,7 +234,7 @@ def test_as_many_messages_are_sent_as_there_are_too_few(services: Services, monk
 
 
 def test_what_waits_long_is_announced_again_at_a_bounded_rate(services: Services) -> None:
-    """In case its message helps nobody; and never so that messages pile up."""
+    """In case its message is lost; messages do not accumulate."""
     redis, announcer = services.redis, Announcer(services)
     redis.zadd("ks:queued:bulk", {f"job:{number:04}": time.time() - 100 for number in range(50)})
     redis.lpush("bulk", *["stale"] * 50)
@@ -266,7 +268,7 @@ def test_each_chore_of_the_archivist_can_be_done(services: Services) -> None:
     assert services.redis.get("ks:beat") == services.store.noted("state/beat") == "2"
 
 
-def test_housekeeping_tells_of_a_redis_that_may_forget(
+def test_housekeeping_warns_of_a_redis_that_may_evict(
     services: Services, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In its log, now and then; it goes on."""

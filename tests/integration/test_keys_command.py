@@ -26,7 +26,7 @@ def kernelscope(*words: str, **environment: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, env=own, capture_output=True, text=True, check=False, timeout=120)
 
 
-def test_keys_are_kept_where_no_stack_runs_yet(tmp_path: Path) -> None:
+def test_keys_are_stored_before_a_stack_runs(tmp_path: Path) -> None:
     """Its Redis is started for the moment, so that a public server can have a key before its first start."""
     where = ("--data-dir", str(tmp_path))
     assert "no keys" in kernelscope("keys", "list", *where).stdout
@@ -57,7 +57,7 @@ def test_keys_are_kept_where_no_stack_runs_yet(tmp_path: Path) -> None:
         (("add",), "Missing argument"),
     ],
 )
-def test_words_that_cannot_be(tmp_path: Path, words: tuple[str, ...], complaint: str) -> None:
+def test_invalid_arguments_are_refused(tmp_path: Path, words: tuple[str, ...], complaint: str) -> None:
     """Named, with what would be right."""
     ran = kernelscope("keys", *words, "--data-dir", str(tmp_path))
     assert ran.returncode == 2
@@ -70,7 +70,7 @@ def test_the_redis_of_the_settings_comes_first(redis: Redis, redis_url: str) -> 
     assert [made.digest for made in ApiKeys(redis).all()] == [digest_of(key)]
 
 
-def test_a_running_stack_heeds_its_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_apply_to_a_running_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A public one starts only once there is a key; a key that is made or revoked while it runs counts at once."""
     monkeypatch.setenv("KERNELSCOPE_ENGINE", "dummy")
     port = str(free_port())

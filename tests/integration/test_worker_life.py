@@ -133,7 +133,7 @@ def no_lease_left(services: Services) -> Callable[[], bool]:
     return check
 
 
-def test_sigterm_hands_the_slice_back_and_another_worker_goes_on(services: Services) -> None:
+def test_sigterm_releases_the_slice_and_another_worker_continues(services: Services) -> None:
     """Nothing fails, committed items are not run again, and the exit is quick."""
     job_id = submit(services, kernels=16, iterations=200)
     with worker(services) as first:

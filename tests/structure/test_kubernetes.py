@@ -67,7 +67,7 @@ def test_every_process_can_be_seen_to_live(name: str) -> None:
 
 
 def test_settings_and_secrets_are_those_that_the_program_reads() -> None:
-    """No name that nobody knows, and no secret in the map."""
+    """No unknown name, and no secret in the map."""
     known = {f"KERNELSCOPE_{name.upper()}" for name in Settings.model_fields}
     (settings,) = [one["data"] for one in RESOURCES if one["kind"] == "ConfigMap"]
     assert {name for name in settings if name.startswith("KERNELSCOPE_")} <= known
@@ -121,7 +121,7 @@ def test_every_process_may_call_redis_the_store_and_names(name: str) -> None:
     assert {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]} in rules
 
 
-def test_the_internet_is_called_by_housekeeping_at_any_port_and_nothing_private_by_anybody() -> None:
+def test_only_housekeeping_may_call_any_port_and_no_pod_private_addresses() -> None:
     """Webhooks have addresses that callers name; the others fetch by HTTPS."""
     for name in DEPLOYMENTS:
         rules = [rule for rule in policies(name, "egress") if any("ipBlock" in peer for peer in rule.get("to", []))]

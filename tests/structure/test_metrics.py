@@ -54,7 +54,7 @@ def test_the_dashboard_and_the_alerts_ask_for_what_there_is() -> None:
 
 
 def test_the_dashboard_shows_every_metric() -> None:
-    """What is counted can be looked at."""
+    """Each has a panel."""
     shown = {name for expression in expressions().values() for name in asked(expression)[0]}
     assert {name for name in documented() if not name.endswith(("_count", "_sum"))} <= shown
 

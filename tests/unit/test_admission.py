@@ -34,7 +34,7 @@ def offered(*buckets: str) -> Callable[[Callable[[str], bool]], Next]:
     return claim
 
 
-def test_who_is_not_suspected_is_never_kept_waiting() -> None:
+def test_slices_that_are_not_suspected_never_wait() -> None:
     """It runs beside others, but a second suspect is skipped until the first has ended."""
     gate = SliceAdmission(states().get)
     with gate.enter(offered(SUSPECT)) as first:

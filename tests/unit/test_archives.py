@@ -105,8 +105,8 @@ def test_a_bomb_is_not_unpacked() -> None:
     assert reported(lying)["liar.png"] != "taken"
 
 
-def test_more_files_than_anybody_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rest is left out, and that is said."""
+def test_too_many_files_in_an_archive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest is left out and reported."""
     monkeypatch.setattr(archives, "MOST_MEMBERS", 3)
     found = list(members(zipped(*(_file(f"{number}.png") for number in range(9))), 10))
     assert len(found) == 4
@@ -170,7 +170,7 @@ def test_other_files_are_rejected(data: bytes, words: str) -> None:
         list(members(BytesIO(data), 10))
 
 
-def test_a_password_is_asked_for_in_vain() -> None:
+def test_an_encrypted_file_is_rejected() -> None:
     """The file is odd."""
     data = bytearray(zipped(_file("secret.png")).getvalue())
     for mark, at in ((b"PK\3\4", 6), (b"PK\1\2", 8)):

@@ -133,7 +133,7 @@ def test_messages_go_to_the_new_master(tmp_path: Path) -> None:
         celery.close()
 
 
-def test_a_message_that_cannot_be_acknowledged_costs_nothing_else(redis_url: str, redis: Redis) -> None:
+def test_a_message_that_cannot_be_acknowledged_leaves_the_worker_running(redis_url: str, redis: Redis) -> None:
     """It is logged, as where Redis is away; else its place in the worker would be lost for good."""
     celery = make_celery(redis_url)
     announce(celery, "job:0", "interactive")
@@ -162,7 +162,7 @@ def test_a_message_that_cannot_be_acknowledged_costs_nothing_else(redis_url: str
         (ResponseError("MISCONF Redis is configured to save RDB snapshots"), "MISCONF"),
     ],
 )
-def test_what_redis_says_is_told_in_words(error: Exception, code: str) -> None:
+def test_errors_of_redis_are_explained(error: Exception, code: str) -> None:
     """Whichever class redis-py makes of it, and whichever version of Redis says it."""
     assert refusal(error) == code
     with pytest.raises(StoreUnavailable) as reported, redis_errors():

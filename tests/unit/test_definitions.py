@@ -57,7 +57,7 @@ def test_two_names_for_one_architecture(folder: Path) -> None:
     assert not file_error(folder / "mine.safetensors")
 
 
-def test_a_registered_file_is_nobody_else_s(folder: Path) -> None:
+def test_a_registered_file_is_of_one_network_only(folder: Path) -> None:
     """Although its name starts with an architecture's."""
     (folder / "mine.safetensors").rename(folder / "vgg_mini-mine.safetensors")
     write(folder, MINE.replace("mine.safe", "vgg_mini-mine.safe"))
@@ -96,7 +96,7 @@ def test_what_is_loaded_never_changes_but_is_known_to_be_outdated(folder: Path) 
     assert third.outdated() == ["mine"]
 
 
-def test_a_file_that_becomes_somebody_else_s(folder: Path) -> None:
+def test_a_file_that_becomes_another_network_s(folder: Path) -> None:
     """A worker that has loaded it by its name restarts; an invalid table reserves the file nevertheless."""
     file = folder / "vgg_mini-birds.safetensors"
     (folder / "mine.safetensors").rename(file)
@@ -151,7 +151,7 @@ def test_torchvision_s_own_for_other_inputs_is_fed_so(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_meant_is_reported(folder: Path, text: str, reported: str) -> None:
+def test_invalid_definitions_are_reported(folder: Path, text: str, reported: str) -> None:
     """With each network, like a stray file; the other networks can be used."""
     write(
         folder,

@@ -68,7 +68,7 @@ def test_the_order_of_a_write(tmp_path: Path, disk: Disk) -> None:
 
 
 def test_several_files_take_one_sync_of_their_folder(tmp_path: Path, disk: Disk) -> None:
-    """A result's five, written here or by somebody else; over what is there, too."""
+    """A result's five, written here or by another thread; also over existing ones."""
     folder, durable = tmp_path / "ab", Durable(tmp_path)
     files = {folder / str(number): b"bytes" for number in range(5)}
     durable.write(files)
@@ -103,7 +103,7 @@ def test_who_comes_while_a_folder_is_synced_shares_the_next_sync(tmp_path: Path,
     assert 2 <= disk.syncs(tmp_path) <= 3  # two, unless one of them had its name and was not in line yet
 
 
-def test_nobody_returns_before_a_sync_that_began_after_their_name(tmp_path: Path, disk: Disk) -> None:
+def test_no_write_returns_before_a_sync_that_began_after_its_rename(tmp_path: Path, disk: Disk) -> None:
     """Many threads, many writes: as a strace would show it."""
     durable, lock = Durable(tmp_path), Lock()
     sync_began: list[int] = []  # names that were there when each sync of the folder began
@@ -126,7 +126,7 @@ def test_nobody_returns_before_a_sync_that_began_after_their_name(tmp_path: Path
     assert disk.syncs(tmp_path) < 200
 
 
-def test_a_folder_that_cannot_be_synced_fails_its_writers_alone(tmp_path: Path, disk: Disk) -> None:
+def test_a_folder_that_cannot_be_synced_fails_only_its_writers(tmp_path: Path, disk: Disk) -> None:
     """The disk is full, or the folder was removed meanwhile; the next write is none the worse for it."""
     durable, bad = Durable(tmp_path), tmp_path / "bad"
 

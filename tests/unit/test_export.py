@@ -113,8 +113,8 @@ def test_names_are_text(server: SurveyServer, tmp_path: Path) -> None:
     assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 5
 
 
-def test_an_interrupted_export_goes_on_and_nothing_is_fetched_twice(server: SurveyServer, tmp_path: Path) -> None:
-    """The index comes last; images that are there are kept; kernels that are not asked for any more go."""
+def test_an_interrupted_export_continues_and_nothing_is_fetched_twice(server: SurveyServer, tmp_path: Path) -> None:
+    """The index comes last; existing images are kept; kernels that are no longer requested are removed."""
     site = tmp_path / "site"
     server.gone = {"kernels.csv"}
     with pytest.raises(NotFound):
@@ -133,11 +133,11 @@ def test_an_interrupted_export_goes_on_and_nothing_is_fetched_twice(server: Surv
     assert len(shown) == 5  # two of each kernel, and the first of a kernel that is like one of them
 
 
-def test_images_that_are_gone_are_told(server: SurveyServer, tmp_path: Path) -> None:
+def test_deleted_images_are_reported(server: SurveyServer, tmp_path: Path) -> None:
     """The pages say so in their place."""
     server.gone = {"/3/crops/1"}
-    assert "images that the server has no more: 1" in export(tmp_path / "site")
-    assert "this image is gone" in (tmp_path / "site" / "kernel-3.html").read_text()
+    assert "images that the server no longer has: 1" in export(tmp_path / "site")
+    assert "this image was deleted" in (tmp_path / "site" / "kernel-3.html").read_text()
 
 
 def test_a_folder_with_something_else_is_left_alone(server: SurveyServer, tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_kernel_is_shown_in_the_terminal(server: SurveyServer) -> None:
 
 
 def test_a_data_set_is_found_by_its_id_or_name() -> None:
-    """One's own before everybody's; an ambiguous name is refused."""
+    """One's own before public ones; an ambiguous name is refused."""
     mine, theirs = dataset(), dataset().model_copy(update={"id": "f" * 32, "mine": False, "public": True})
     assert named([theirs, mine], "birds") is mine
     assert named([theirs, mine], theirs.id) is theirs
@@ -249,7 +249,7 @@ def test_a_data_set_is_found_by_its_id_or_name() -> None:
 
 
 def test_names_are_parts_of_paths(server: SurveyServer) -> None:
-    """Dots and slashes too; JSON is asked for where a browser is given a page."""
+    """Dots and slashes too; the client requests JSON where a browser gets a page."""
     server.gone = {"/kernels/"}
     with Client("http://server") as client, pytest.raises(NotFound, match="makes a survey"):
         client.layer_kernels("own net", "layer3.1/relu", "a&b")

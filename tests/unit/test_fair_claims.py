@@ -63,7 +63,7 @@ def test_who_comes_back_has_no_more_than_a_turn(transitions: Transitions) -> Non
     assert "".join(order) in {"mqmqmq", "qmqmqm"}
 
 
-def test_what_nobody_here_can_run_holds_up_nobody(transitions: Transitions, clock: Clock) -> None:
+def test_slices_that_no_worker_can_run_delay_no_others(transitions: Transitions, clock: Clock) -> None:
     """It blocks neither other callers nor its own."""
     for number in range(50):
         submit(transitions, f"lost{number}", "a", model="vgg19", layer="conv5_1")

@@ -173,7 +173,7 @@ def test_the_client_sends_all_16_bits() -> None:
         ({"input_size": "9" * 5000}, "each from 32 to 1024"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(reported: dict[str, object], words: str) -> None:
+def test_invalid_definitions_are_refused(reported: dict[str, object], words: str) -> None:
     """With the reason; the command line's form of a size is accepted."""
     assert checked("grey", {**TABLE, "input_size": "96x128"}).input == FRAME
     assert checked("grey", {**TABLE, "input_size": 224.0}).input_size == 224

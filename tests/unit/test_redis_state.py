@@ -57,7 +57,7 @@ def test_a_redis_that_became_a_replica_and_one_that_is_full(tmp_path: Path) -> N
         refused(redis, "READONLY")
 
 
-def test_a_redis_whose_disk_is_gone(tmp_path: Path) -> None:
+def test_a_redis_whose_disk_was_removed(tmp_path: Path) -> None:
     """MISCONF: it could not save, and rejects every write."""
     home = tmp_path / "redis"
     home.mkdir()

@@ -162,7 +162,7 @@ def test_a_store_that_is_away_takes_nothing_from_who_knows(lab: Lab, monkeypatch
         (("--order", "grb", "--mean", "1,1,1", "--std", "1,1,1"), "order: Input should be 'rgb' or 'bgr'"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(lab: Lab, options: tuple[str, ...], reported: str) -> None:
+def test_invalid_definitions_are_refused(lab: Lab, options: tuple[str, ...], reported: str) -> None:
     """Nothing is stored."""
     code, said = lab.add("mine", *options)
     assert (code, said.startswith("mine is not registered: ")) == (1, True)

@@ -46,7 +46,7 @@ def opened(page: Page, url: str) -> float:
 
 
 def test_crops_are_there_at_once_and_pictures_come(guest: Visitor) -> None:
-    """They are asked for once; scores come with them; what is in focus stays so."""
+    """They are requested once; scores come with them; the focus does not move."""
     answers = Answers(guest.page)
     answers.response = kernel_page()
     page = guest.page
@@ -83,8 +83,8 @@ def test_crops_are_there_at_once_and_pictures_come(guest: Visitor) -> None:
     guest.shoot("kernel-light")
 
 
-def test_better_pictures_and_a_comparison_can_be_asked_for(guest: Visitor) -> None:
-    """By buttons that go once there is nothing more to ask for."""
+def test_better_pictures_and_a_comparison_can_be_requested(guest: Visitor) -> None:
+    """By buttons that disappear when there is nothing more to request."""
     answers = at(guest, kernel_page(made=9, explained=explanation(9)))
     page = guest.page
     page.get_by_role("button", name="Compare with other kernels").click()
@@ -129,7 +129,7 @@ def test_a_comparison_that_runs_is_followed(guest: Visitor) -> None:
     expect(page.get_by_role("button", name="Try again")).to_be_hidden()
 
 
-def test_what_failed_is_said_and_can_be_tried_again(guest: Visitor) -> None:
+def test_failures_are_shown_and_can_be_retried(guest: Visitor) -> None:
     """One X̂, or all of them; a job that is deleted is requested again."""
     guest.expected = ("410",)
     some = kernel_page(made=8, explained=explanation(8))
@@ -158,7 +158,7 @@ def test_what_failed_is_said_and_can_be_tried_again(guest: Visitor) -> None:
     assert answers.asked[-1][0] == f"{SURVEY}/explanations"
 
 
-def test_a_refusal_is_said(guest: Visitor) -> None:
+def test_a_refusal_is_shown(guest: Visitor) -> None:
     """Of the request that the page makes by itself."""
     guest.expected = ("429",)
     page = guest.page
@@ -174,7 +174,7 @@ def test_a_refusal_is_said(guest: Visitor) -> None:
 
 
 def test_a_silent_kernel(guest: Visitor) -> None:
-    """Nothing is asked for."""
+    """No job is requested."""
     answers = at(guest, silent_page())
     page = guest.page
     expect(page.locator("#top-words")).to_contain_text("No image of “birds and cats” activates this kernel")

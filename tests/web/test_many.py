@@ -101,7 +101,7 @@ def test_the_place_in_the_queue_changes_while_a_job_waits(plant: Plant, arriving
 
 
 def test_what_failed_can_be_run_again(plant: Plant, arriving: Arriving) -> None:
-    """By a button of a job that has ended; what has succeeded stays."""
+    """By a button of a job that has ended; other results are kept."""
     plant.start_worker("worker", KERNELSCOPE_ENGINE="dummy")
     with Client(plant.url) as client:
         job = client.explain([picture()], layer="conv2_1", model="vgg_mini", kernels=[1, 9], iterations=1000).wait()

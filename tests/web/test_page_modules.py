@@ -199,6 +199,6 @@ def test_numbers_are_read(options: dict[str, bool], read: dict[str, list[float]]
         ({"one": True, "large": True}, "1,000", "β: does “1,000” mean 1.000, or 1000? Write 1.000, or 1000."),
     ],
 )
-def test_a_number_that_is_unclear_is_asked_about(options: dict[str, bool], text: str, said: str) -> None:
+def test_an_ambiguous_number_is_refused(options: dict[str, bool], text: str, said: str) -> None:
     """It never becomes two numbers, or none, in silence."""
     assert said in run(NUMBERS, OPTIONS=options, TEXTS=[text])[0]

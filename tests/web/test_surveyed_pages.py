@@ -39,7 +39,7 @@ def surveyed(service: Plant) -> str:
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 360)])
-def test_a_real_kernel_is_looked_at(arriving: Arriving, service: Plant, surveyed: str, scheme: str, width: int) -> None:
+def test_the_pages_of_a_real_kernel(arriving: Arriving, service: Plant, surveyed: str, scheme: str, width: int) -> None:
     """Crops at once, X̂ as they are made; then the next kernel by a key, and the layer with its pictures."""
     with Client(service.url) as client:
         order = sorted(client.layer_kernels("vgg_mini", "conv2_2").kernels, key=lambda one: -one.mean)
@@ -86,7 +86,7 @@ def test_a_real_kernel_is_looked_at(arriving: Arriving, service: Plant, surveyed
 
 
 def test_below_a_path_with_a_key(arriving: Arriving, tmp_path: Path) -> None:
-    """The page is open to everybody; what it shows is asked for with a key."""
+    """The page needs no key; its data do."""
     plant = Plant(tmp_path)
     url = f"{plant.url}/kernelscope"
     plant.environment["KERNELSCOPE_PUBLIC_URL"] = url

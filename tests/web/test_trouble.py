@@ -60,7 +60,7 @@ def test_the_page_outlives_a_restart_of_the_server(plant: Plant, arriving: Arriv
     assert page.locator(".stack img").count() == 2
 
 
-def test_a_key_is_asked_for_where_one_is_needed(plant: Plant, arriving: Arriving, picture: Path) -> None:
+def test_the_page_asks_for_a_key_where_one_is_needed(plant: Plant, arriving: Arriving, picture: Path) -> None:
     """A wrong one is refused in words; pictures, events and downloads work with the right one; signing out ends it."""
     plant.start_worker("worker")
     with connect(plant.redis_url) as redis:
@@ -127,7 +127,7 @@ def locked(plant: Plant, redis: Redis, arriving: Arriving) -> tuple[Visitor, str
     return visitor, key
 
 
-def test_a_session_that_expires_is_asked_for_again(locked: tuple[Visitor, str], redis: Redis) -> None:
+def test_the_page_asks_for_a_key_when_its_session_expires(locked: tuple[Visitor, str], redis: Redis) -> None:
     """While a job is followed, and when a picture of one that has ended cannot be loaded."""
     visitor, key = locked
     page = visitor.page
@@ -147,7 +147,7 @@ def test_a_session_that_expires_is_asked_for_again(locked: tuple[Visitor, str], 
     page.wait_for_function("() => document.querySelectorAll('.stack img')[1].naturalWidth > 0", timeout=20_000)
 
 
-def test_a_revoked_key_is_asked_for_again(locked: tuple[Visitor, str], redis: Redis) -> None:
+def test_the_page_asks_for_a_key_when_its_key_is_revoked(locked: tuple[Visitor, str], redis: Redis) -> None:
     """Another key's caller does not see the job; the page says so."""
     visitor, _ = locked
     other = ApiKeys(redis).add("other")

@@ -32,7 +32,7 @@ def choose(name: str, memory_share: float = 1.0) -> torch.device:
 
     Args:
         name: `auto` (the first visible card, else the CPU), `cpu`, `cuda`, `cuda:1`, `mps` (Apple's GPU; never by
-            `auto`, since it has no float64 and is untested).
+            `auto`, since it is untested).
         memory_share: the fraction of a card's memory that this process may allocate, 0 to 1; torch enforces it.
 
     Raises:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from shared.schemas import Losses, Metrics
-from worker.methods.suppression import BatchLosses, PixelSpace
+from worker.methods.suppression import BatchLosses, PixelSpace, for_float64
 from worker.methods.suppression.ssim import WINDOW, dynamic_range, ssim, window_for
 
 
@@ -33,7 +33,7 @@ def map_ssims(
     window = window or window_for(*before.shape[1:])
     if window is None:
         return [None] * len(before)
-    a, b = after.double(), before.double()
+    a, b = for_float64(after).double(), for_float64(before).double()
     known = dynamic_range(b) if data_range is None else torch.full_like(b[:, 0, 0], data_range)
     found: list[float | None] = ssim(a, b, data_range=known, window=window, padding=padding).tolist()
     return found
@@ -48,6 +48,7 @@ def metrics(before: Tensor, after: Tensor, kernel: Tensor, picture: Tensor, spac
         picture: X̂ in 8 bits, (B, 3, H, W) uint8.
         space: of the network's input.
     """
+    before, after, kernel, picture = map(for_float64, (before, after, kernel, picture))
     rows = torch.arange(len(kernel), device=before.device)
     selected, modified = before[rows, kernel], after[rows, kernel]  # (B, h, w)
     window = window_for(*selected.shape[1:])

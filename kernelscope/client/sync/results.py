@@ -45,7 +45,7 @@ class Result(ItemResult):
 
     @property
     def optimized_array(self) -> NDArray[np.float32]:
-        """X̂ before rounding to 8 bits, (3, H, W), in the network's normalised input space: 0 is the mean colour."""
+        """X̂ in the network's normalised input space, (3, H, W), where 0 is the mean colour."""
         array: NDArray[np.float32] = parsed("optimized.npy", self.file("optimized.npy"))
         return array
 

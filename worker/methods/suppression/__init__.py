@@ -22,7 +22,7 @@ from worker.methods.suppression.fast import FastSolver
 from worker.methods.suppression.loop import Solution, Solver, SolverBatch
 from worker.methods.suppression.objective import BatchLosses, losses
 from worker.methods.suppression.pixel_space import PixelSpace
-from worker.methods.suppression.problem_batch import Problems, silent
+from worker.methods.suppression.problem_batch import Problems, for_float64, silent
 from worker.methods.suppression.reference import ReferenceSolver
 from worker.methods.suppression.schedule import EFFORTS, Schedule
 from worker.methods.suppression.solve import after, solve
@@ -45,6 +45,7 @@ __all__ = [
     "SolverBatch",
     "TappedNetwork",
     "after",
+    "for_float64",
     "losses",
     "silent",
     "solve",

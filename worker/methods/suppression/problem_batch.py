@@ -16,6 +16,11 @@ from worker.methods.suppression.taps import ActivationBounds
 SILENT = 1e-3  # where maps have a sign: a kernel is silent up to this fraction of the layer's highest |F|
 
 
+def for_float64(values: Tensor) -> Tensor:
+    """The values where float64 can be computed: on the CPU if they are on Apple's GPU, which has none."""
+    return values.cpu() if values.device.type == "mps" else values
+
+
 @dataclass(frozen=True)
 class Rows:
     """Tensors, tuples or other Rows with the same first dimension B; row b belongs to problem b only."""
@@ -109,13 +114,14 @@ class Problems(Rows):
         rows = torch.arange(len(kernel), device=features.device)
         target = features[rows, kernel]
         whole, own = (features.abs(), target.abs()) if signed else (features, target)
-        others = whole.sum(dim=(1, 2, 3), dtype=torch.float64) - own.sum(dim=(1, 2), dtype=torch.float64)
+        sums = for_float64(whole).sum(dim=(1, 2, 3), dtype=torch.float64)
+        others = sums - for_float64(own).sum(dim=(1, 2), dtype=torch.float64)
         norm = target.flatten(1).norm(dim=1)
         if signed:
             norm = torch.where(silent(features)[rows, kernel], 0, norm)
         count = torch.full_like(kernel, features.shape[1])
         most, least = torch.full_like(norm, torch.inf), torch.full_like(norm, -1)
-        only_remove, rest = torch.zeros_like(norm, dtype=torch.bool), others.clamp_min(0).to(norm.dtype)
+        only_remove, rest = torch.zeros_like(norm, dtype=torch.bool), others.clamp_min(0).to(norm.dtype).to(norm.device)
         given = image, kernel, alpha, beta, target, norm, rest, count
         none, options = (None,) * len(kernel), (ProblemOptions(signed=signed),) * len(kernel)
         gamma, unit = torch.zeros_like(norm), torch.ones_like(norm)
