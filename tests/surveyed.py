@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 from PIL import Image
 
-from shared.catalogue import LayerInfo, ModelInfo, networks
+from shared.catalogue import Layer, LayerInfo, ModelInfo, networks
 from shared.errors import InvalidRequest, KernelscopeError, SurveyNotFound
 from shared.schemas import (
     ActiveKernel,
@@ -97,20 +97,13 @@ class SurveyServer:
     @property
     def survey(self) -> Survey:
         """The only one."""
-        return Survey(
-            id=SURVEY,
-            dataset=DATASET,
+        return survey(
             dataset_name=f"birds {HOSTILE}",
             model="vgg_mini",
             layers=["conv2_1", "conv2_2"],
-            images=1000,
             surveyed=1000 if self.status is Status.SUCCEEDED else 512,
             status=self.status,
-            created_at=NOW,
-            public=False,
-            mine=True,
             weights=WeightsUsed(source="vgg_mini.safetensors", sha256="0" * 64),
-            links={"self": f"/surveys/{SURVEY}", "job": f"/jobs/{SURVEY}", "csv": f"/surveys/{SURVEY}/kernels.csv"},
         )
 
     def layer(self) -> LayerKernels:
@@ -132,12 +125,10 @@ class SurveyServer:
     def kernel(self, kernel: int) -> KernelPage:
         """With two images, unless it is the silent one."""
         summary = self.layer().kernels[kernel]
-        return KernelPage(
-            network="vgg_mini",
-            layer=LAYER,
-            kernel=kernel,
-            survey=self.survey,
-            surveys=[self.survey],
+        return kernel_page(
+            self.survey,
+            LAYER,
+            kernel,
             **summary.model_dump(include={"mean", "max", "active", "active_images"}),
             histogram=[
                 Bin(start=0, end=0.5, images=500),
@@ -148,7 +139,11 @@ class SurveyServer:
             similar=[
                 Similar(kernel=(kernel + 1) % SILENT, correlation=0.9, crop=_url((kernel + 1) % SILENT, "crops", 0))
             ],
-            explanation=self._explanation() if self.explained else None,
+            explanation=explanation(
+                made=1, of=2, consistency=Score(value=0.62, error=0.03), colour=Score(value=0.1, error=None)
+            )
+            if self.explained
+            else None,
         )
 
     def _top(self, kernel: int, rank: int) -> TopImage:
@@ -164,20 +159,6 @@ class SurveyServer:
             picture=_url(kernel, "pictures", rank) if self.explained and rank == 0 else None,
             ssim=0.98 if self.explained and rank == 0 else None,
             error=f"silent {HOSTILE}" if self.explained and rank == 1 else None,
-        )
-
-    def _explanation(self) -> Explanation:
-        return Explanation(
-            job=EXPLAINING,
-            status=Status.SUCCEEDED,
-            method="evidence",
-            effort="quick",
-            made=1,
-            of=2,
-            consistency=Score(value=0.62, error=0.03),
-            discrimination=None,
-            colour=Score(value=0.1, error=None),
-            links={"job": f"/jobs/{EXPLAINING}"},
         )
 
     def job(self, job_id: str, status: Status | None = None) -> Job:
@@ -205,6 +186,28 @@ class SurveyServer:
             results=[] if surveys else [_result(job_id, methods[0])],
             error=None,
         )
+
+
+def survey(survey_id: str = SURVEY, **changes: object) -> Survey:
+    """One of the caller's own, of 1,000 images, all of them done."""
+    links = {"self": f"/surveys/{survey_id}", "job": f"/jobs/{survey_id}", "csv": f"/surveys/{survey_id}/kernels.csv"}
+    own = {"id": survey_id, "dataset": DATASET, "images": 1000, "surveyed": 1000, "status": "succeeded", "links": links}
+    return Survey.model_validate(
+        {**own, "created_at": NOW, "public": False, "mine": True, "weights": None, **changes},
+    )
+
+
+def kernel_page(survey: Survey, layer: Layer, kernel: int, **others: object) -> KernelPage:
+    """Of a kernel in the only survey of its layer."""
+    own = {"network": survey.model, "layer": layer, "kernel": kernel, "survey": survey, "surveys": [survey]}
+    return KernelPage.model_validate({**own, **others})
+
+
+def explanation(job_id: str = EXPLAINING, **others: object) -> Explanation:
+    """Of a kernel, by the pages' own method, without a score unless one is given."""
+    own = {"job": job_id, "status": "succeeded", "method": "evidence", "effort": "quick"}
+    scores = dict.fromkeys(("consistency", "discrimination", "colour"))
+    return Explanation.model_validate({**own, **scores, "links": {"job": f"/jobs/{job_id}"}, **others})
 
 
 def reported(found: Any, status: int = 200) -> httpx.Response:

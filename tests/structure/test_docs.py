@@ -12,6 +12,7 @@ from shared.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")]
+COMPOSE_ONLY = ["KERNELSCOPE_S3_PASSWORD"]
 WITH_PATHS = ("README.md", "CONTRIBUTING.md", "docs/architecture.md")
 PATH = re.compile(r"`((?:api|benchmarks|docs|kernelscope|shared|tests|worker)/[\w./-]*)`")
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)")
@@ -43,6 +44,21 @@ def anchors(page: Path) -> set[str]:
 def test_the_settings_table_is_the_code_s() -> None:
     """Every setting with its default and its meaning, and none that does not exist."""
     assert settings_table() in (ROOT / "docs" / "settings.md").read_text()
+
+
+def test_the_example_of_an_environment_has_every_setting() -> None:
+    """With its default and its meaning; those beside them are Compose's own."""
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    reported = dict(line.removeprefix("#").split("=", 1) for line in lines if line.startswith("#KERNELSCOPE_"))
+    assert set(reported) == {
+        *COMPOSE_ONLY,
+        *(f"KERNELSCOPE_{name.upper()}" for name in Settings.model_fields),
+    }
+    given = {name.removeprefix("KERNELSCOPE_").lower(): value for name, value in reported.items() if value}
+    for name in COMPOSE_ONLY:
+        del given[name.removeprefix("KERNELSCOPE_").lower()]
+    assert Settings.model_validate(given) == Settings(_env_file=None)
+    assert all(f"# {field.description}" in lines for field in Settings.model_fields.values())
 
 
 @pytest.mark.parametrize("name", WITH_PATHS)

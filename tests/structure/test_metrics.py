@@ -73,3 +73,9 @@ def test_the_dashboard_can_be_read() -> None:
         taken |= cells
     sources = [one["datasource"]["uid"] for panel in panels for one in panel.get("targets", [])]
     assert set(sources) == {"${datasource}"}
+
+
+def test_the_guide_says_what_each_alert_means() -> None:
+    """docs/alerts.yml and the table agree."""
+    reported = re.findall(r"^\| `(Kernelscope\w+)` \|", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
+    assert reported == [rule["alert"] for rule in RULES]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +18,10 @@ from shared.drawings import scene
 from shared.errors import DeviceOutOfMemory, SilentKernel
 from tests.unit.tiny import images, network, space
 from worker.engine import baseline_batch
-from worker.engine.device import TorchDevice
 from worker.engine.engine import Engine
 from worker.engine.questions import Answer, Question
 from worker.methods.baselines import attribution, estimated, private, rules
 from worker.networks.architectures import layers_of
-from worker.networks.loaded import Networks
 
 METHODS = ("guided_backprop", "deconvnet", "lrp")
 KERNELS = torch.tensor([0, 3, 1])
@@ -194,14 +190,6 @@ def test_an_attribution_becomes_an_image() -> None:
     assert made[0, 0, 0, 0] == 0
     torch.testing.assert_close(made[0, 2], image[0, 2] * 4 / 6)
     assert not made[1].any()
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    """The CPU, with `vgg_mini` only."""
-    engine = Engine(TorchDevice(Networks(Path("/nonexistent"), torch.device("cpu"), download=False)))
-    yield engine
-    engine.close()
 
 
 def question(kernel: int, method: str, **changes: Any) -> Question:

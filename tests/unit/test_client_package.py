@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from kernelscope.client import ActivationsOptions, ExplainOptions, Unauthorized, generate
 from shared.errors import Unauthorized as NoKey
 from shared.schemas import ActivationsBody, ExplainBody
-from tests.unit.test_client import Script, client, problem
+from tests.unit.client_server import Script, client, problem
 
 ROOT = Path(__file__).parents[2]
 NAMED = {"images", "layer", "kernels", "model"}  # arguments that are not among the options

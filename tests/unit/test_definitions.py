@@ -12,13 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shared.errors import ModelUnavailable
+from tests.unit.weights_files import networks
 from worker.methods.suppression import PixelSpace
-from worker.networks.definitions import FILE, definitions, registered
-from worker.networks.loaded import Networks
+from worker.networks.definitions import FILE, checked, definitions, registered
 from worker.networks.vgg_mini import WEIGHTS_FILE
 from worker.networks.weights import file_error, refused
 
-CPU = torch.device("cpu")
 MINE = '[mine]\narch = "vgg_mini"\nweights = "mine.safetensors"\n'
 
 
@@ -32,11 +31,6 @@ def folder(tmp_path: Path) -> Path:
 def write(folder: Path, text: str) -> None:
     """Write its `networks.toml`."""
     (folder / FILE).write_text(text)
-
-
-def networks(folder: Path) -> Networks:
-    """The networks of that folder."""
-    return Networks(folder, CPU, download=False)
 
 
 def test_two_names_for_one_architecture(folder: Path) -> None:
@@ -248,3 +242,20 @@ def test_the_catalogue_s_entry_is_the_architecture_s(folder: Path) -> None:
     (definition,) = definitions(folder).networks.values()
     assert [layer.name for layer in registered("mine", definition).layers][:2] == ["conv1_1", "conv1_2"]
     assert isinstance(networks(folder).get("mine").space, PixelSpace)
+
+
+def test_a_definition_may_give_the_input_s_size() -> None:
+    """Its layers are described for that size; one that is too small or invalid is refused."""
+    table = {"arch": "squeezenet1_1", "weights": "a.pth"}
+    assert checked("mine", {**table, "input_size": 96, "resize": "crop"}).input_size == 96
+    for size, words in (
+        (8, "32"),
+        (5000, "1024"),
+        ("large", "height and width"),
+        ([96, 97, 98], "height and width"),
+        (True, "height and width"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            checked("mine", {**table, "input_size": size})
+    with pytest.raises(ValueError, match="cannot process images of 40 × 40"):
+        checked("mine", {**table, "arch": "inception_v3", "input_size": 40})

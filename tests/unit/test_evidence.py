@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from worker.engine.questions import Answer, OutOfMemory, Picture, Question, Tick
 from worker.engine.speed import measured_speed
 from worker.engine.torch_batch import TorchBatch
 from worker.networks.architectures import ARCHITECTURES, layers_of
-from worker.networks.loaded import Networks
 from worker.networks.vgg_mini import WEIGHTS_FILE, VggMini
 
 LAYER = "conv3_1"
@@ -33,12 +31,6 @@ METHODS: tuple[dict[str, Any], ...] = (
     {"method": "suppression"},
     {"method": "lrp"},
 )
-
-
-@pytest.fixture(scope="module")
-def device() -> TorchDevice:
-    """The CPU, with `vgg_mini` only."""
-    return TorchDevice(Networks(Path("/nonexistent"), torch.device("cpu"), download=False))
 
 
 @pytest.fixture(scope="module")

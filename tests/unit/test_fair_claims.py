@@ -13,12 +13,6 @@ from shared.workers import NetworkState, WorkerState
 from tests.conftest import Clock, records_of
 
 
-@pytest.fixture
-def transitions(redis: Redis) -> Transitions:
-    """The transitions of the record."""
-    return Transitions(redis)
-
-
 def submit(transitions: Transitions, name: str, owner: str, kernels: int = 1, **fields: object) -> None:
     """Submit a job of this caller."""
     asked = {"images": ["0" * 64], "layer": "conv3_3", "kernels": list(range(kernels)), **fields}

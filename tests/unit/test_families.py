@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from shared.drawings import scene
 from shared.errors import MethodNotApplicable
-from tests.unit.test_networks import plain_run, whole
+from tests.unit.graphs import plain_run
+from tests.unit.weights_files import whole
 from worker.engine.device import TorchDevice
 from worker.engine.engine import Engine
 from worker.engine.questions import Answer, Question

@@ -17,12 +17,6 @@ BLOBS = {"optimized.png": "f" * 64}
 HOOK = "https://lab.example/hook"
 
 
-@pytest.fixture
-def transitions(redis: Redis) -> Transitions:
-    """Transitions."""
-    return Transitions(redis)
-
-
 def submit(transitions: Transitions, kernels: object = None, **fields: object) -> None:
     """Submit a job, of 20 kernels in two slices by default."""
     wanted = list(range(20)) if kernels is None else kernels

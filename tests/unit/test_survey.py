@@ -15,7 +15,7 @@ from shared.drawings import scene
 from shared.errors import DeviceOutOfMemory
 from shared.surveys.parts import Part, Seen, Whole, join, packed
 from shared.surveys.tally import BINS, TOP, Tally, bins_of
-from tests.unit.test_networks import networks, whole
+from tests.unit.weights_files import networks, whole
 from worker.engine.device import TorchDevice
 from worker.engine.survey import SILENT, seen, survey
 from worker.networks.layer import LoadedNetwork

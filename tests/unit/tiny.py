@@ -1,11 +1,15 @@
-"""Small networks and problems for tests of the solvers."""
+"""Small networks, problems and both solvers, for tests of the solvers."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor, nn
 
-from worker.methods.suppression import PixelSpace, Problems
+from worker.methods.suppression import FastSolver, PixelSpace, Problems, ReferenceSolver, Schedule, solve
 
 SIDE = 12
 
@@ -39,3 +43,20 @@ def problems(net: nn.Module, count: int, seed: int = 0) -> Problems:
     kernel = features.mean(dim=(2, 3)).argsort(dim=1, descending=True)[torch.arange(count), torch.arange(count) % 2]
     alpha, beta = 0.5 + torch.rand(2, count, generator=generator, dtype=torch.float64)
     return Problems.pose(image, features, kernel, alpha, beta)
+
+
+FAST = FastSolver(space(), Schedule(budget=200))
+SLOW = ReferenceSolver(rate=0.3, budget=300, patience=20)  # the tiny networks have 350 times fewer pixels
+SOLVERS = pytest.mark.parametrize("solver", [FAST, SLOW], ids=["fast", "reference"])
+
+
+def run(net: nn.Module, problems: Problems, solver: Any) -> list[Tensor]:
+    """The X̂ of each problem."""
+    return [solution.x for solution in solve(net, problems, solver, precision=torch.float64)]
+
+
+def shortened(solver: Any, budget: int) -> Any:
+    """The same solver with another budget."""
+    if isinstance(solver, FastSolver):
+        return replace(solver, schedule=replace(solver.schedule, budget=budget))
+    return replace(solver, budget=budget)

@@ -25,6 +25,7 @@ from shared.schemas import (
     TopImage,
 )
 from shared.surveys.tally import EDGES, TOP
+from tests import surveyed
 from tests.web.conftest import Visitor
 
 JOB, OTHER_JOB, SURVEY, OTHER = "e" * 32, "d" * 32, "5" * 32, "6" * 32
@@ -66,18 +67,9 @@ def webp(seed: int) -> bytes:
 
 def survey(survey_id: str = SURVEY, **changes: object) -> Survey:
     """One of 5,000 images, all of them done."""
-    links = {"self": f"/surveys/{survey_id}", "csv": f"/surveys/{survey_id}/kernels.csv"}
-    own = {
-        "id": survey_id,
-        "dataset": "a" * 32,
-        "dataset_name": "birds and cats",
-        "model": "vgg16",
-        "layers": ["conv5_3"],
-    }
-    counted = {"images": 5000, "surveyed": 5000, "status": "succeeded", "created_at": datetime(2026, 5, 3, tzinfo=UTC)}
-    return Survey.model_validate(
-        {**own, **counted, "public": True, "mine": True, "weights": None, "links": links, **changes}
-    )
+    own = {"dataset_name": "birds and cats", "model": "vgg16", "layers": ["conv5_3"], "images": 5000, "surveyed": 5000}
+    made = {"created_at": datetime(2026, 5, 3, tzinfo=UTC), "public": True}
+    return surveyed.survey(survey_id, **{**own, **made, **changes})
 
 
 def crop(kernel: int, rank: int = 0) -> str:
@@ -115,17 +107,8 @@ def top(kernel: int, rank: int, *, made: bool, error: str | None = None) -> TopI
 def explanation(made: int, status: str = "succeeded", **changes: object) -> Explanation:
     """Of nine X̂."""
     score = Score(value=0.91, error=0.02) if made > 1 else None
-    own = {"job": JOB, "status": status, "method": "evidence", "effort": "quick", "made": made, "of": 9}
-    return Explanation.model_validate(
-        {
-            **own,
-            "consistency": score,
-            "discrimination": None,
-            "colour": score,
-            "links": {"job": f"/jobs/{JOB}"},
-            **changes,
-        }
-    )
+    own = {"made": made, "of": 9, "status": status, "consistency": score, "colour": score}
+    return surveyed.explanation(JOB, **{**own, **changes})
 
 
 def histogram(silent: int) -> list[Bin]:
@@ -142,22 +125,17 @@ def histogram(silent: int) -> list[Bin]:
 
 def kernel_page(kernel: int = 12, made: int = 0, explained: Explanation | None = None, **changes: object) -> KernelPage:
     """Of an active kernel, with so many X̂."""
-    page = KernelPage(
-        network="vgg16",
-        layer=LAYER,
-        kernel=kernel,
-        survey=survey(),
-        surveys=[survey()],
-        mean=0.0312,
-        max=40.0,
-        active=0.0004,
-        active_images=0.62,
-        histogram=histogram(1900),
-        top=[top(kernel, rank, made=rank < made) for rank in range(TOP)],
-        similar=[Similar(kernel=40 + at, correlation=0.8 - at / 10, crop=crop(40 + at)) for at in range(4)],
-        explanation=explained,
-    )
-    return page.model_copy(update=changes)
+    own = {
+        "mean": 0.0312,
+        "max": 40.0,
+        "active": 0.0004,
+        "active_images": 0.62,
+        "histogram": histogram(1900),
+        "top": [top(kernel, rank, made=rank < made) for rank in range(TOP)],
+        "similar": [Similar(kernel=40 + at, correlation=0.8 - at / 10, crop=crop(40 + at)) for at in range(4)],
+        "explanation": explained,
+    }
+    return surveyed.kernel_page(survey(), LAYER, kernel, **own).model_copy(update=changes)
 
 
 def silent_page() -> KernelPage:

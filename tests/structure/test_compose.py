@@ -1,4 +1,4 @@
-"""The Dockerfiles and the compose files, as far as they can be checked without building (deploy/verify.sh does)."""
+"""The compose files, as far as they can be checked without containers (deploy/verify.sh starts some)."""
 
 from __future__ import annotations
 
@@ -10,41 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
-from redis import Redis
-from redis.backoff import ConstantBackoff
-from redis.retry import Retry
 
-from api.app import create_app
-from kernelscope.stack import free_port, redis_server
 from shared.jobs import connect
 from shared.settings import Settings
-from shared.version import VERSION
-
-ROOT = Path(__file__).parents[2]
-COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-OURS = [name for name in SERVICES if name != "redis"]
-FILES = ["docker-compose.yml", "compose.gpu.yml", "compose.s3.yml"]
-LOCKS = ["all", "api", "worker", "worker-cpu"]
-COMPOSE_ONLY = ["KERNELSCOPE_S3_PASSWORD"]
-DOCKERFILES = ["Dockerfile.api", "Dockerfile.worker"]
-
-
-def instructions(name: str) -> list[tuple[str, str]]:
-    """(instruction, arguments), continuation lines joined."""
-    text = re.sub(r"\\\n", " ", (ROOT / name).read_text())
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    return [(line.split()[0], line.split(maxsplit=1)[1]) for line in lines]
-
-
-def command(name: str) -> list[str]:
-    """The words of the last CMD."""
-    arguments = [arguments for word, arguments in instructions(name) if word == "CMD"][-1]
-    words: list[str] = yaml.safe_load(arguments)
-    return words
+from tests.structure.deployment import COMPOSE, DOCKERFILES, FILES, OURS, ROOT, SERVICES, command, instructions
 
 
 def test_the_services_are_those_of_the_house() -> None:
@@ -68,21 +39,6 @@ def test_our_services_are_confined_and_wait_for_redis(name: str) -> None:
     assert service["restart"] == "unless-stopped"
     assert service["stop_grace_period"]
     assert service["depends_on"]["redis"]["condition"] == "service_healthy"
-
-
-def test_the_example_of_an_environment_has_every_setting() -> None:
-    """With its default and its meaning; those beside them are Compose's own."""
-    lines = (ROOT / ".env.example").read_text().splitlines()
-    reported = dict(line.removeprefix("#").split("=", 1) for line in lines if line.startswith("#KERNELSCOPE_"))
-    assert set(reported) == {
-        *COMPOSE_ONLY,
-        *(f"KERNELSCOPE_{name.upper()}" for name in Settings.model_fields),
-    }
-    given = {name.removeprefix("KERNELSCOPE_").lower(): value for name, value in reported.items() if value}
-    for name in COMPOSE_ONLY:
-        del given[name.removeprefix("KERNELSCOPE_").lower()]
-    assert Settings.model_validate(given) == Settings(_env_file=None)
-    assert all(f"# {field.description}" in lines for field in Settings.model_fields.values())
 
 
 def test_the_compose_files_are_what_the_specification_wants() -> None:
@@ -126,25 +82,6 @@ def test_compose_puts_in_what_the_environment_says(tmp_path: Path) -> None:
         with connect(Settings.model_validate(given).redis) as redis:
             options = redis.connection_pool.connection_kwargs
             assert (options["host"], options["password"]) == ("redis", password)
-
-
-@pytest.mark.parametrize("password", ["kernelscope", "a/b#c?d%2b@e:f", "it's \"quoted\\ $HOME `id`"])
-def test_redis_has_the_password_and_nobody_else_sees_it(password: str, tmp_path: Path) -> None:
-    """The compose file's own command, run here: any password works, and is on no command line."""
-    port = free_port()
-    shell, option, script = SERVICES["redis"]["command"]
-    script = script.replace("$$", "$").replace("dir /data", f"dir {tmp_path}\nport {port}")
-    environment = {**os.environ, "REDISCLI_AUTH": password}
-    environment["PATH"] = f"{Path(redis_server()).parent}:{os.environ['PATH']}"
-    with subprocess.Popen([shell, option, script], env=environment, stdout=subprocess.DEVNULL) as process:
-        try:
-            with Redis(port=port, password=password, retry=Retry(ConstantBackoff(0.1), 50)) as redis:
-                assert redis.ping()
-                assert redis.info("memory")["maxmemory_policy"] == "noeviction"
-            assert password not in " ".join(psutil.Process(process.pid).cmdline())
-            assert psutil.Process(process.pid).name() == "redis-server"  # gets the signal to stop itself
-        finally:
-            process.terminate()
 
 
 def test_with_the_gpu_file_the_worker_is_on_a_card(tmp_path: Path) -> None:
@@ -202,45 +139,11 @@ def test_the_operator_s_guide_adds_a_card(tmp_path: Path) -> None:
     assert second == {**first, "environment": {"CUDA_VISIBLE_DEVICES": "1"}}
 
 
-def test_the_guide_says_what_each_alert_means() -> None:
-    """docs/alerts.yml and the table agree."""
-    rules = yaml.safe_load((ROOT / "docs" / "alerts.yml").read_text())["groups"][0]["rules"]
-    reported = re.findall(r"^\| `(Kernelscope\w+)` \|", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
-    assert reported == [rule["alert"] for rule in rules]
-
-
-def test_redis_keeps_every_write_and_is_not_published() -> None:
-    """AOF at each write, a password, a health check, no port."""
-    redis = SERVICES["redis"]
-    script = redis["command"][2]
-    assert "\nappendonly yes\nappendfsync always\n" in script
-    assert "\nrequirepass " in script
-    assert "ports" not in redis
-    assert redis["healthcheck"]["test"] == ["CMD", "redis-cli", "ping"]
-    assert all(port.startswith("127.0.0.1:") for port in SERVICES["api"]["ports"])
-
-
 def test_the_compose_that_is_needed_is_named() -> None:
     """`required: false` of an `env_file` is refused before 2.24."""
     assert all("required" in one for service in OURS for one in SERVICES[service]["env_file"])
     for name in ("docker-compose.yml", "docs/operations.md"):
         assert "Docker Compose 2.24 or newer" in (ROOT / name).read_text()
-
-
-def test_redis_says_that_it_is_full_before_it_is_killed() -> None:
-    """It refuses writes a quarter below its container's limit, which leaves room for the file to be rewritten."""
-    redis = SERVICES["redis"]
-    assert "\nmaxmemory 6gb\nmaxmemory-policy noeviction\n" in redis["command"][2]
-    assert redis["mem_limit"] == "8g"
-
-
-def test_the_images_are_tried_with_this_redis() -> None:
-    """deploy/verify.sh starts it as Compose does."""
-    (script,) = re.findall(
-        r"^REDIS_SCRIPT='(.*?)'$", (ROOT / "deploy" / "verify.sh").read_text(), re.MULTILINE | re.DOTALL
-    )
-    command = ["sh", "-c", script.replace("'\\''", "'") + "\n"]
-    assert command == [word.replace("$$", "$") for word in SERVICES["redis"]["command"]]
 
 
 def test_every_volume_and_setting_exists() -> None:
@@ -249,38 +152,6 @@ def test_every_volume_and_setting_exists() -> None:
     for name in OURS:
         assert {volume.split(":")[0] for volume in SERVICES[name]["volumes"]} <= set(COMPOSE["volumes"])
         assert set(SERVICES[name]["environment"]) <= known
-
-
-@pytest.mark.parametrize("name", DOCKERFILES)
-def test_what_is_copied_exists_and_is_not_ignored(name: str) -> None:
-    """Every COPY from the context."""
-    ignored = (ROOT / ".dockerignore").read_text().splitlines()
-    for word, arguments in instructions(name):
-        if word == "COPY" and "--from" not in arguments:
-            for source in arguments.split()[:-1]:
-                assert (ROOT / source).exists(), source
-                assert f"!{source.split('/')[0]}" in ignored, source
-
-
-@pytest.mark.parametrize("name", DOCKERFILES)
-def test_images_run_as_a_user_of_their_own(name: str) -> None:
-    """The last USER is not root, by number, so that a host can tell; the stop signal is one that is understood."""
-    words = instructions(name)
-    assert [arguments for word, arguments in words if word == "USER"] == ["10001:10001"]
-    assert ("STOPSIGNAL", "SIGTERM") in words
-    assert sum(word == "HEALTHCHECK" for word, _ in words) == 1
-
-
-@pytest.mark.parametrize("name", DOCKERFILES)
-def test_images_say_what_they_are(name: str) -> None:
-    """By the labels of the Open Container Initiative."""
-    labels = dict(re.findall(r'org\.opencontainers\.image\.([a-z.]+)="([^"]*)"', (ROOT / name).read_text()))
-    assert labels["title"] == name.replace("Dockerfile.", "kernelscope-")
-    assert labels["version"] == VERSION
-    assert labels["revision"] == "$REVISION"
-    assert ("ENV", "KERNELSCOPE_REVISION=$REVISION") in instructions(name)
-    assert f"FROM {labels['base.name'].removeprefix('docker.io/library/')}\n" in (ROOT / name).read_text()
-    assert {"description", "licenses"} <= set(labels)
 
 
 def test_every_command_exists() -> None:
@@ -293,33 +164,3 @@ def test_every_command_exists() -> None:
     for words in commands:
         assert words[:2] == ["python", "-m"]
         assert find_spec(words[2]) is not None, words
-
-
-def test_the_api_s_health_check_asks_a_route_that_exists() -> None:
-    """On the port that is exposed."""
-    text = (ROOT / "Dockerfile.api").read_text()
-    (port, path) = re.findall(r"http://127\.0\.0\.1:(\d+)(/\w+)", text)[0]
-    assert ("EXPOSE", port) in instructions("Dockerfile.api")
-    assert path in create_app().openapi()["paths"]
-
-
-def test_the_api_s_image_has_no_torch() -> None:
-    """Neither in its lock file nor in what is copied; the worker's has it, pinned like the developers' one."""
-    pinned = {name: (ROOT / "requirements" / f"{name}.txt").read_text() for name in LOCKS}
-    assert "\ntorch==" not in pinned["api"]
-    assert "\ntorch==" not in pinned["worker-cpu"]
-    versions = [re.findall(r"^torch(?:vision)?==\S+", pinned[name], re.MULTILINE) for name in ("all", "worker")]
-    assert versions[0] == versions[1]
-    assert len(versions[0]) == 2
-    copied = [arguments.split()[0] for word, arguments in instructions("Dockerfile.api") if word == "COPY"]
-    assert "worker" not in copied
-
-
-@pytest.mark.parametrize("name", LOCKS)
-def test_the_lock_files_have_hashes_and_no_addresses(name: str) -> None:
-    """Every requirement is pinned and hashed; nothing says where it came from."""
-    text = (ROOT / "requirements" / f"{name}.txt").read_text()
-    requirements = re.findall(r"^[a-z0-9].*$", text, re.MULTILINE)
-    assert all("==" in line and line.endswith("\\") for line in requirements)
-    assert len(re.findall(r"--hash=sha256:", text)) >= len(requirements)
-    assert "://" not in text
