@@ -35,7 +35,9 @@ class Scale(NamedTuple):
     def key(self) -> str:
         """The legend."""
         return (
-            "blue is negative, white is silent, red is positive" if self.signed else "black is silent, bright is active"
+            "blue: negative, white: 0, red: positive"
+            if self.signed
+            else "black: no activation, bright: high activation"
         )
 
 
