@@ -34,11 +34,7 @@ class Scale(NamedTuple):
     @property
     def key(self) -> str:
         """The legend."""
-        return (
-            "blue: negative, white: 0, red: positive"
-            if self.signed
-            else "black: no activation, bright: high activation"
-        )
+        return "blue: negative, white: 0, red: positive" if self.signed else "black: no activation, bright: high"
 
 
 def heat(maps: Maps, scale: Scale) -> Image.Image:

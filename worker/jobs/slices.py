@@ -208,9 +208,9 @@ class SliceRun:
         self._committed(result, self._stored(files))
         return True
 
-    def _note(self, item: Item, *picture: Any) -> str | None:
-        """The notes on a picture, given by its answer and question, and on what was ignored of the image's file."""
-        own = note(*picture, self.claim.request.methods) if picture else None
+    def _note(self, item: Item, found: Answer | ItemResult | None = None, asked: Question | None = None) -> str | None:
+        """The notes on the picture that was found, if any, and on what was ignored of the image's file."""
+        own = note(found, asked, self.claim.request.methods) if found and asked else None
         return " ".join(filter(None, [own, *self.inputs.notes[item.image]])) or None
 
     def _check_deadline(self) -> None:

@@ -218,7 +218,8 @@ class Networks:
         used = WeightsUsed(
             source=weights.file.name, sha256=weights.sha256, architecture=arch, preprocessing=weights.preprocessing
         )
-        return self._cut_up(name, layers_of(arch, definition and definition.input), weights.tensors, used, reason)
+        traced = layers_of(arch, definition.input if definition else None)
+        return self._cut_up(name, traced, weights.tensors, used, reason)
 
     def _of_own_code(self, own: OwnNetwork) -> LoadedNetwork:
         try:
@@ -251,9 +252,8 @@ class Networks:
             node = own.layers[one]
             return LoadedLayer(name, one, cut, space, frame, used, own.below(cut), node.signed, node.without)
 
-        main = own.main(names)
         rest = [one for one in names if not own.layers[one].main]
-        layers, nodes = Layers(main, layer), Layers(rest, layer)
+        layers, nodes = Layers(own.main(names), layer), Layers(rest, layer)
         signed = {one for one in names if own.layers[one].signed}
         return LoadedNetwork(name, space, frame, used, reason, layers, nodes, partial(own.each, filled), signed)
 
