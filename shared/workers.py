@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 from redis import Redis
@@ -34,6 +34,9 @@ class NetworkState(BaseModel):
     preprocessing: Preprocessing | None = Field(None, description="preprocessing of the input")
     layers: list[str] = Field(default_factory=list, description="names of the layers that the weights cover")
     whole: bool = Field(False, description="whether the weights cover all layers and nodes")
+    failure: Literal["temporary", "final"] | None = Field(
+        None, description="set if it could not be loaded; `final`: several attempts failed, and jobs need not wait"
+    )
     refused: list[str] = Field(default_factory=list, description="unusable files in the weights folder, and why")
 
     def covers(self, layer: str) -> bool:
@@ -116,6 +119,14 @@ def able(networks: Mapping[str, NetworkState], need: str) -> bool:
     """Whether these networks cover a need, which is a network and a layer such as "vgg16 conv3_3"."""
     model, _, layer = need.partition(" ")
     return model in networks and networks[model].covers(layer)
+
+
+def given_up(workers: Sequence[WorkerState], need: str) -> str | None:
+    """Why a need will not be met: no worker covers it or will soon try again, and one at least has tried in vain."""
+    states = [worker.networks[model] for worker in workers if (model := need.partition(" ")[0]) in worker.networks]
+    if any(able(worker.networks, need) for worker in workers) or any(one.failure == "temporary" for one in states):
+        return None
+    return next((one.reason for one in states if one.failure == "final"), None)
 
 
 def outdated(workers: list[WorkerState]) -> list[str]:

@@ -161,6 +161,7 @@ class WorkerProcess:
         while not self.stopping.is_set():
             try:
                 self._publish_networks()
+                self.device.retry()
                 publish(self.redis, self._state())
                 self._check_networks()
             except StoreUnavailable as error:

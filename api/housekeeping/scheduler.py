@@ -23,7 +23,6 @@ from redis import Redis
 
 from shared.connection import redis_errors
 from shared.errors import StoreUnavailable
-from shared.housekeeping import FAILURES, SUCCESS
 
 log = logging.getLogger(__name__)
 
@@ -133,8 +132,6 @@ class Scheduler:
         try:
             with redis_errors():
                 held: list[int] = self._renew(args=arguments)
-                if 2 in held:
-                    self._remove_unknown_loops()
         except StoreUnavailable as error:
             log.warning("housekeeping is paused: %s", error)
             return
@@ -173,10 +170,3 @@ class Scheduler:
     def _run(self, runner: LoopRunner) -> None:
         while not self._stop.wait(min(POLL_SECONDS, runner.loop.seconds)):
             runner.run_if_due()
-
-    def _remove_unknown_loops(self) -> None:
-        """Delete the records of loops that only another version has, so that nobody waits for them."""
-        known = {each.loop.name for each in self.runners}
-        for key in (SUCCESS, FAILURES):
-            if others := [name for name in self.redis.hkeys(key) if name not in known]:
-                self.redis.hdel(key, *others)

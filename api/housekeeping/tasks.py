@@ -36,7 +36,7 @@ def loops(services: Services, sender: WebhookSender) -> list[Loop]:
     return [
         Loop("reaper", 1.0, Reaper(services).round),
         Loop("announcer", 1.0, Announcer(services).round),
-        Loop("waiting", 2.0, lambda: services.transitions.note_unmet_needs(workers.living(services.redis))),
+        Loop("waiting", 2.0, lambda: check_needs(services)),
         Loop("archiver", 1.0, cleaner.archive),
         Loop("expiry", 1.0, cleaner.expire),
         Loop("sweeper", 1.0, cleaner.remove_files),
@@ -46,6 +46,14 @@ def loops(services: Services, sender: WebhookSender) -> list[Loop]:
         Loop("webhooks", 1.0, sender.round),
         Loop("redis", 600.0, lambda: log_redis_warnings(services)),
     ]
+
+
+def check_needs(services: Services) -> None:
+    """Note which networks and layers jobs wait for in vain; fail the jobs whose network cannot be loaded."""
+    living = workers.living(services.redis)
+    for slice_id in services.transitions.fail_unloadable(living):
+        log.warning("%s: its network cannot be loaded", slice_id)
+    services.transitions.note_unmet_needs(living)
 
 
 class Reaper:

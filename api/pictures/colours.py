@@ -34,9 +34,7 @@ class Scale(NamedTuple):
     @property
     def key(self) -> str:
         """The legend."""
-        return (
-            "blue is negative, white is silent, red is positive" if self.signed else "black is silent, bright is active"
-        )
+        return "blue: negative, white: 0, red: positive" if self.signed else "black: no activation, bright: high"
 
 
 def heat(maps: Maps, scale: Scale) -> Image.Image:

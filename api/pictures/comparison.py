@@ -160,7 +160,7 @@ class Comparison:
             notes = [f"{word} {value:.2f}" for word, value in _notes(one) if value is not None]
             columns.append(Column(self._heading(key), self._optimized(row, originals), notes))
         title = f"What kernels of {request.layer} ({request.model}) respond to in {len(request.images)} images"
-        words = "maps: black is silent, bright is active; each on its own scale. "
+        words = "Maps are black where there is no activation and bright where it is high; each has its own scale. "
         words += f"Not shown: {scores.left_out}. " if scores.left_out else ""
         if scores.originals is not None:
             words += f"Consistency of the images themselves: {scores.originals:.2f}"

@@ -139,7 +139,7 @@ def panel(evidence: Evidence, siblings: Sequence[Evidence], more: int = 0) -> Im
     pen.text((MARGIN, MARGIN - 4), title, INK, font(22))
     scales = Scale.common(one.scale for one in siblings)
     of = " of a network" if len(parts) > 1 else ""
-    key = f"feature maps: {scales.key}; each kernel on one scale in all rows{of}; numbers are of the 8-bit pictures"
+    key = f"feature maps ({scales.key}); each kernel on one scale in all rows{of}; numbers are of the 8-bit pictures"
     pen.text((MARGIN, MARGIN + 1.3 * LINE), key, FAINT, font(13))
     pen.text((MARGIN, MARGIN + 2.1 * LINE), _more(more), FAINT, font(13))
     for number, (tiles, measured) in enumerate(rows):
@@ -249,7 +249,7 @@ def sweep(evidence: Evidence, siblings: Sequence[Evidence], more: int = 0) -> Im
     columns = [first, *(_sweep_column(one, siblings, scale) for one in siblings)]
     request, result = evidence.request, evidence.result
     title = f"Kernel {result.kernel} of {request.layer} ({request.model}), by {TITLES[result.method]}"
-    key = f"maps: {scale.key}, one scale; differences: blue fell, red rose"
+    key = f"maps ({scale.key}), one scale; change: blue fell, red rose"
     labels = ("optimized\nimage", "contrast\nstretched", f"map of\nkernel {result.kernel}", "difference\nof the maps")
     return grid(title, "; ".join(filter(None, (key, _more(more)))), labels, columns, TILE)
 

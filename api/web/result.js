@@ -53,7 +53,7 @@ export function variants(result, siblings, choose) {
 
 export function summary(result) {
   if (result.status !== "succeeded") return result.error?.title ?? result.status;
-  return `SSIM ${shown(result.metrics.ssim, 2)}, others ${percent(result.metrics.leakage)}`;
+  return `SSIM ${shown(result.metrics.ssim, 2)}, others ${percent(result.metrics.leakage)}`.replaceAll(/ (?!others)/g, "\u00a0"); // breaks before "others" only
 }
 
 function viewer(result) {
@@ -89,7 +89,7 @@ function pictures(result) {
       figure("optimized_feature_map.png", `feature map of kernel ${kernel} in the optimized image`, "F̂: in X̂, on the same scale"),
       figure("difference.png", "difference of the two maps", "F̂ − F: blue fell, red rose")),
     make("figure", {}, make("img", { className: "figure", src: artifacts["others.png"], alt: "feature maps of the most active other kernels, before and after", loading: "lazy" }),
-      make("figcaption", {}, "The most active other kernels: in the original, and in X̂, where they should be silent.")));
+      make("figcaption", {}, "The most active other kernels: in the original, and in X̂, where they should not be active.")));
 }
 
 function numbers(job, result) {

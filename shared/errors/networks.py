@@ -30,7 +30,7 @@ class UnknownKernel(KernelscopeError):
 
 
 class ModelUnavailable(KernelscopeError):
-    """The network is known, but no worker has weights for it. `detail` says why."""
+    """The network is known, but no worker has weights for it, or can load them. `detail` says why."""
 
     status = 422
     title = "Model unavailable"

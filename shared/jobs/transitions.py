@@ -12,14 +12,23 @@ from typing import Any
 
 from shared.clock import now
 from shared.connection import redis_errors
-from shared.errors import AttemptsExhausted, DeadlinePassed, JobEnded, JobNotFound, KernelscopeError
+from shared.errors import (
+    AttemptsExhausted,
+    DeadlinePassed,
+    JobEnded,
+    JobNotFound,
+    KernelscopeError,
+    ModelUnavailable,
+)
 from shared.jobs.claims import Claim, Heartbeat, LeaseState, LostLease
 from shared.jobs.forms import text_of
 from shared.jobs.submission import Submission
 from shared.jobs.waiting import Waiting
 from shared.schemas import Item, ItemResult, Status
+from shared.workers import WorkerState, given_up
 
 SAME_SECONDS = 24 * 3600  # for which results are cached
+MOST_FAILED = 100  # queued slices of one need that are failed together
 SAME_DEATH_SECONDS = 1.0  # leases of one worker that expire so close together were last renewed together
 
 
@@ -159,11 +168,25 @@ class Transitions(Submission, Waiting):
         """Fail every queued slice whose deadline has passed; returns them. Workers handle those that are running."""
         with redis_errors():
             late: list[str] = self.redis.zrangebyscore("ks:deadlines", "-inf", now(self.redis))
+        error = DeadlinePassed("the deadline passed before a worker was free")
+        return self._fail_queued(late, error)
+
+    def fail_unloadable(self, living: Sequence[WorkerState]) -> list[str]:
+        """Fail queued slices whose network these workers have tried in vain to load; returns them."""
         failed = []
-        for slice_id in late:
+        for need in sorted(self.needs()):
+            if reason := given_up(living, need):
+                error = ModelUnavailable(f"{need.partition(' ')[0]} cannot be explained: {reason}")
+                failed += self._fail_queued(self.waiting_for(need, MOST_FAILED), error)
+        return failed
+
+    def _fail_queued(self, slices: Sequence[str], error: KernelscopeError) -> list[str]:
+        """Fail those of these slices that are still queued; returns them."""
+        failed = []
+        for slice_id in slices:
             if claim := self.claim(slice_id):
                 with suppress(LostLease):  # cancelled or removed at this moment
-                    self.fail(claim, DeadlinePassed("the deadline passed before a worker was free"))
+                    self.fail(claim, error)
                 failed.append(slice_id)
         return failed
 

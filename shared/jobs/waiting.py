@@ -116,19 +116,36 @@ class Waiting(Scripts):
         queue: Queue | None = self._run("sent", slice_id=slice_id)
         return queue
 
-    def note_unmet_needs(self, living: Sequence[WorkerState]) -> None:
-        """Store which needs of queued slices none of these workers meets, for `waiting_for` of their jobs."""
+    def waiting_for(self, need: str, most: int) -> list[str]:
+        """At most so many queued slices with this need, such as "vgg16 conv3_3"."""
+        places = [f"{queue}:{need}{suffix}" for queue in QUEUES for suffix in ("", SUSPECTED)]
+        found: list[str] = []
+        with redis_errors():
+            for place in places:
+                for owner in self.redis.zrange(f"ks:turns:{place}", 0, most):
+                    found += self.redis.zrange(f"ks:waiting:{place}:{owner}", 0, most)
+        return found[:most]
+
+    def needs(self) -> set[str]:
+        """What the queued slices need: networks and layers, such as "vgg16 conv3_3"."""
         with redis_errors():
             buckets = self.redis.sunion([f"ks:buckets:{queue}" for queue in QUEUES])
-            needs = {bucket.removesuffix(SUSPECTED) for bucket in buckets}
-            lacking = {need for need in needs if not any(able(worker.networks, need) for worker in living)}
-            with self.redis.pipeline(transaction=True) as pipe:
-                pipe.delete("ks:lacking")
-                if lacking:
-                    pipe.hset("ks:lacking", mapping={need: _sentence(need, living) for need in lacking})
-                    pipe.expire("ks:lacking", LACKING_SECONDS)
-                pipe.execute()
+        return {bucket.removesuffix(SUSPECTED) for bucket in buckets}
+
+    def note_unmet_needs(self, living: Sequence[WorkerState]) -> None:
+        """Store which needs of queued slices none of these workers meets, for `waiting_for` of their jobs."""
+        lacking = {need for need in self.needs() if not any(able(worker.networks, need) for worker in living)}
+        with redis_errors(), self.redis.pipeline(transaction=True) as pipe:
+            pipe.delete("ks:lacking")
+            if lacking:
+                pipe.hset("ks:lacking", mapping={need: _sentence(need, living) for need in lacking})
+                pipe.expire("ks:lacking", LACKING_SECONDS)
+            pipe.execute()
 
 
 def _sentence(need: str, living: Sequence[WorkerState]) -> str:
+    model = need.partition(" ")[0]
+    states = [worker.networks[model] for worker in living if model in worker.networks]
+    if failed := next((state for state in states if state.failure == "temporary"), None):
+        return f"{model}, which a worker will try to load again: {failed.reason}"
     return f"a worker with {need}: none of the connected ones has it" if living else "a worker: none is connected"

@@ -16,7 +16,7 @@ from api.housekeeping import scheduler as scheduler_module
 from api.housekeeping.tasks import Announcer, Cleaner, Reaper, log_redis_warnings
 from api.jobs.deliveries import WebhookSender
 from api.services import Services
-from shared.housekeeping import SUCCESS, states, warnings
+from shared.housekeeping import FAILURES, SUCCESS, states, warnings
 from shared.settings import Settings
 from tests.conftest import refusing
 from tests.integration.test_worker_life import submit, until
@@ -115,6 +115,20 @@ def test_loops_of_another_release_are_not_missed(redis: Redis) -> None:
     old.stop()
     Scheduler(redis, [Loop("work", 1.0, list)]).round()
     assert [loop.name for loop in states(redis)] == ["work"]
+
+
+def test_a_loop_of_the_previous_release_is_forgotten_after_a_rolling_upgrade(redis: Redis) -> None:
+    """It still runs beside the new release and records a success and a failure; nobody reports them later."""
+    old = Scheduler(redis, [Loop("shelves", 0.0, lambda: 1 // 0), Loop("old", 0.0, list), Loop("work", 0.0, list)])
+    new = Scheduler(redis, [Loop("collections", 1.0, list), Loop("work", 0.0, list)])
+    for scheduler in (old, new, old):
+        scheduler.round()
+    assert {loop.name for loop in states(redis)} >= {"shelves", "old"}
+    old.stop()
+    new.renew_locks()
+    assert {loop.name: loop.failures for loop in states(redis)} == {"collections": 0, "work": 0}
+    assert redis.hkeys(FAILURES) == []
+    new.stop()
 
 
 def test_loops_that_do_not_run_are_reported(redis: Redis) -> None:

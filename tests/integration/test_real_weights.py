@@ -132,7 +132,7 @@ def test_the_deepest_layer_by_both_methods(tmp_path: Path) -> None:
         assert evidence.target_met is None
         assert evidence.note is None
         assert paper.note is not None
-        assert "methods=evidence" in paper.note
+        assert "Compare it with the picture by evidence" in paper.note
         assert evidence.metrics is not None
         assert evidence.metrics.invention is not None
         assert evidence.metrics.invention <= 0.1

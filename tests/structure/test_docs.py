@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 from pydantic import SecretStr
 
+from shared.schemas import ActivationsOptions, ExplainOptions
 from shared.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -82,3 +84,34 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         if not file.exists() or (fragment and fragment not in anchors(file)):
             broken.append(f"{target}#{fragment}")
     assert broken == []
+
+
+def choices(kind: object) -> set[str]:
+    """The strings that a type allows, also in its parts."""
+    if get_origin(kind) is Literal:
+        return set(get_args(kind))
+    return set().union(*map(choices, get_args(kind)))
+
+
+def request_fields() -> set[str]:
+    """The fields of requests with images, and the values of those that have a choice."""
+    fields = ExplainOptions.model_fields | ActivationsOptions.model_fields
+    return {*fields, *(value for field in fields.values() for value in choices(field.annotation))}
+
+
+def test_the_page_of_the_api_names_every_field_and_choice_of_a_request() -> None:
+    """Each method, effort, solver, rule and scaling, in its section about the request."""
+    assert {"methods", "evidence", "lrp", "thorough", "reference", "gamma_epsilon"} <= request_fields()
+    text = (ROOT / "docs" / "http-api.md").read_text()
+    section = text.partition("## The request")[2].partition("\n## ")[0]
+    assert sorted(request_fields() - set(re.findall(r"`([^`]+)`", section))) == []
+
+
+def test_the_settings_of_tests_are_those_that_ci_sets() -> None:
+    """CONTRIBUTING.md names all of them, and pyproject.toml none that does not exist."""
+    exported, contributing, project = (
+        set(re.findall(r"KERNELSCOPE_TEST_\w+", (ROOT / name).read_text()))
+        for name in (".ci/run", "CONTRIBUTING.md", "pyproject.toml")
+    )
+    assert contributing == exported
+    assert project <= exported

@@ -56,6 +56,10 @@ class TorchDevice(Device):
         """Load a network now."""
         self.networks.get(model)
 
+    def retry(self) -> None:
+        """Start further attempts to load networks that could not be loaded."""
+        self.networks.retry()
+
     def states(self) -> dict[str, NetworkState]:
         """The state of each network by name."""
         return self.networks.states()

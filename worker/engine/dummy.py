@@ -32,6 +32,9 @@ class DummyDevice(Device):
     def preload(self, model: str) -> None:
         """Nothing to load."""
 
+    def retry(self) -> None:
+        """Nothing to load."""
+
     def states(self) -> dict[str, NetworkState]:
         """Every network of the catalogue, with all its layers."""
         return {

@@ -213,6 +213,10 @@ class Device(Protocol):
         """Load a network now. Raises ModelUnavailable."""
         ...
 
+    def retry(self) -> None:
+        """Start to load again what could not be loaded, if its pause is over. Called by the heartbeat."""
+        ...
+
     def states(self) -> dict[str, NetworkState]:
         """The state of each network by name."""
         ...

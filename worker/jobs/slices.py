@@ -208,9 +208,10 @@ class SliceRun:
         self._committed(result, self._stored(files))
         return True
 
-    def _note(self, item: Item, other: str | None = None) -> str | None:
-        """Another note, if any, and the notes on what was ignored of the image's file."""
-        return " ".join(filter(None, [other, *self.inputs.notes[item.image]])) or None
+    def _note(self, item: Item, found: Answer | ItemResult | None = None, asked: Question | None = None) -> str | None:
+        """The notes on the picture that was found, if any, and on what was ignored of the image's file."""
+        own = note(found, asked, self.claim.request.methods) if found and asked else None
+        return " ".join(filter(None, [own, *self.inputs.notes[item.image]])) or None
 
     def _check_deadline(self) -> None:
         if self.deadline is not None and time.monotonic() >= self.deadline:
@@ -224,9 +225,7 @@ class SliceRun:
 
     def _reused(self, item: Item, question: Question) -> bool:
         """Commit the result of the same work by this or another job, if there is one. Returns whether there is."""
-        records = self.context.records
-        fingerprint = self._fingerprint(item, question)
-        found = records.same(fingerprint)
+        found = self.context.records.same(self._fingerprint(item, question))
         if found is None:
             return False
         source, result, blobs = found
@@ -238,7 +237,8 @@ class SliceRun:
                 return False  # its job was removed, or the store was restored from a backup
         own = ItemResult.of(item, self.claim.request, question.kernel)
         mine = {name: getattr(own, name) for name in ("index", "image", "kernel", "rank")}
-        self._committed(result.model_copy(update={**mine, "reused": True}), blobs)
+        mine |= {"note": self._note(item, result, question), "reused": True}
+        self._committed(result.model_copy(update=mine), blobs)
         return True
 
     def _fingerprint(self, item: Item, question: Question) -> str:
@@ -264,7 +264,7 @@ class SliceRun:
             iterations=answer.iterations,
             stopped=answer.stopped,
         )
-        own = {"note": self._note(item, note(answer, question)), "device": self.context.engine.device.name}
+        own = {"note": self._note(item, answer, question), "device": self.context.engine.device.name}
         blobs = self._stored(artifacts(answer, self.inputs.original(item.image)))
         completed = answer.stopped in ("converged", "budget")
         fingerprint = self._fingerprint(item, question) if completed else ""

@@ -35,8 +35,9 @@ def fetch(name: str) -> Path:
                 raise ModelUnavailable(f"no weights for {name}: the downloaded file is damaged (SHA-256 {digest})")
             part.replace(file)  # renamed only when it is complete
     except (httpx.HTTPError, OSError) as error:
-        host = urlsplit(url).netloc
-        raise ModelUnavailable(f"no weights for {name}: the download from {host} failed ({error})") from error
+        reason = f"the download from {urlsplit(url).netloc} failed ({error or type(error).__name__})"
+        remedy = f"put {name}.pth or {name}.safetensors into the worker's weights folder, or use model=vgg_mini"
+        raise ModelUnavailable(f"no weights for {name}: {reason}; {remedy}") from error
     return file
 
 

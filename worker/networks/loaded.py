@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
@@ -26,16 +24,16 @@ from worker.networks.architectures import ARCHITECTURES, BUILT_IN, Traced, descr
 from worker.networks.checkpoints import network_of
 from worker.networks.contents import Refused, sha256, version
 from worker.networks.definitions import Definition, definitions, registered
+from worker.networks.failures import LoadFailures
 from worker.networks.layer import Layers, LoadedLayer, LoadedNetwork
 from worker.networks.own import OwnNetwork
 from worker.networks.preprocessing import input_space
 from worker.networks.registry import Registry
-from worker.networks.weights import LocatedWeights, Weights, find, load, network_names, refused
+from worker.networks.weights import LocatedWeights, Weights, file_of, find, load, network_names, refused
 
 log = logging.getLogger(__name__)
 
-STORE_RETRY_SECONDS = 10  # between two attempts to load weights from an unavailable store
-RETRY_SECONDS = 300  # between two attempts after another failure
+RETRY_SECONDS = 300  # between two attempts to load a network after several have failed
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class Networks:
         self.download = download
         self._loaded: dict[str, LoadedNetwork] = {}
         self._origins: dict[str, _Origin] = {}  # of loaded networks, by name
-        self._failed: dict[str, tuple[float, Definition | None, ModelUnavailable]] = {}
+        self._failures = LoadFailures(self._source)
         self._refused: dict[Path, str] = {}
         self._loading: dict[str, Future[LoadedNetwork]] = {}
         self._lock = Lock()
@@ -91,6 +89,18 @@ class Networks:
         """
         if name in self._loaded:  # without the lock, which would wait for other downloads
             return self._loaded[name]
+        try:
+            return self._start(name).result()
+        except ModelUnavailable as error:  # a shared exception would keep the frames of all callers alive
+            raise ModelUnavailable(error.detail) from None
+
+    def retry(self) -> None:
+        """Start further attempts to load the networks whose pause after a failed attempt is over."""
+        for name in self._failures.due(RETRY_SECONDS):
+            self._start(name)
+
+    def _start(self, name: str) -> Future[LoadedNetwork]:
+        """Start to load a network, unless that has begun."""
         with self._lock:
             found = self._loading.get(name)
             if found is None:
@@ -98,16 +108,14 @@ class Networks:
                 # In a thread that ends: OpenMP keeps helper threads for each thread that has run torch. When there are
                 # more helpers than cores they sleep between operations, and conv1_1 takes twice as long.
                 Thread(target=self._load_for_all, args=(name, found), name=f"load {name}", daemon=True).start()
-        try:
-            return found.result()
-        except ModelUnavailable as error:  # a shared exception would keep the frames of all callers alive
-            raise ModelUnavailable(error.detail) from None
+            return found
 
     def _load_for_all(self, name: str, found: Future[LoadedNetwork]) -> None:
         """Load a network for all callers that wait for it. Later callers get the loaded one, or try again."""
         failure: Exception | None = None
         try:
             self._loaded[name] = self._loaded.get(name) or self._load(name)
+            self._failures.forget(name)
         except Exception as error:
             failure = error
         with self._lock:
@@ -153,8 +161,8 @@ class Networks:
         return {**in_store, **definitions(self.folder).networks}
 
     def _load(self, name: str) -> LoadedNetwork:
-        if error := self._failure(name):
-            raise ModelUnavailable(error.detail)
+        if (failure := self._failures.get(name)) and failure.pauses(RETRY_SECONDS):
+            raise ModelUnavailable(failure.reason)
         if name in self.own:
             return self._of_own_code(self.own[name])
         if self.registry and name not in ARCHITECTURES and self._definitions().get(name) is None:
@@ -167,14 +175,12 @@ class Networks:
             loaded = self._build(weights, name, definition, found.reason)
         except StoreUnavailable as error:
             unavailable = ModelUnavailable(f"no weights for {name} now: {error}")
-            self._failed[name] = (time.monotonic() - RETRY_SECONDS + STORE_RETRY_SECONDS, definition, unavailable)
-            raise unavailable from error
+            raise self._failures.add(name, unavailable, (definition, found.file), counted=False) from error
         except Exception as error:
             if not isinstance(error, ModelUnavailable):
                 log.exception("%s could not be loaded", name)
                 error = ModelUnavailable(f"no weights for {name}: {found.reason}: {error}")
-            self._failed[name] = (time.monotonic(), definition, error)
-            raise error from None
+            raise self._failures.add(name, error, (definition, found.file)) from None
         if self._definitions().get(name) != definition or weights.file != found.file:
             return self._load(name)  # its registration has changed meanwhile
         self._origins[name] = _Origin(definition, weights.file, weights.version, weights.sha256)
@@ -203,10 +209,9 @@ class Networks:
             self._origins[name] = replace(origin, version=now)
         return changed
 
-    def _failure(self, name: str) -> ModelUnavailable | None:
-        """The error of a recent attempt to load the network."""
-        at, definition, error = self._failed.get(name, (-math.inf, None, None))
-        return error if time.monotonic() < at + RETRY_SECONDS and definition == self._definitions().get(name) else None
+    def _source(self, name: str) -> object:
+        """What would be loaded: the definition and the file, if any."""
+        return self._definitions().get(name), file_of(name, self.folder, self.registry, download=self.download)
 
     def _build(self, weights: Weights, name: str, definition: Definition | None, reason: str) -> LoadedNetwork:
         arch = definition.arch if definition else name
@@ -227,9 +232,7 @@ class Networks:
             return self._cut_up(own.name, own.traced, own.tensors, used, own.reason)
         except Exception as error:
             log.exception("%s of %s could not be made", own.name, own.source)
-            unavailable = ModelUnavailable(f"{own.name} of {own.source}: {error}")
-            self._failed[own.name] = (time.monotonic(), None, unavailable)
-            raise unavailable from error
+            raise self._failures.add(own.name, ModelUnavailable(f"{own.name} of {own.source}: {error}")) from error
 
     def _cut_up(
         self, name: str, own: Traced, parameters: Mapping[str, Tensor], used: WeightsUsed, reason: str
@@ -249,18 +252,15 @@ class Networks:
             node = own.layers[one]
             return LoadedLayer(name, one, cut, space, frame, used, own.below(cut), node.signed, node.without)
 
-        main = own.main(names)
         rest = [one for one in names if not own.layers[one].main]
-        layers, nodes = Layers(main, layer), Layers(rest, layer)
+        layers, nodes = Layers(own.main(names), layer), Layers(rest, layer)
         signed = {one for one in names if own.layers[one].signed}
         return LoadedNetwork(name, space, frame, used, reason, layers, nodes, partial(own.each, filled), signed)
 
     def _state(self, name: str) -> NetworkState:
-        state = self._availability(name)
-        refused_files = {
-            file.name: reason for file, reason in self._refused.items() if network_of(file) in (name, None)
-        }
-        return state.model_copy(update={"refused": [f"{file}: {reason}" for file, reason in refused_files.items()]})
+        files = {file.name: reason for file, reason in self._refused.items() if network_of(file) in (name, None)}
+        refusals = [f"{file}: {reason}" for file, reason in files.items()]
+        return self._availability(name).model_copy(update={"refused": refusals})
 
     def _availability(self, name: str) -> NetworkState:
         if loaded := self._loaded.get(name):
@@ -275,8 +275,9 @@ class Networks:
                 layers=list(loaded.layers),
                 whole=list(loaded.layers) == known.main(known.layers),
             )
-        if error := self._failure(name):
-            return NetworkState(available=False, reason=error.detail)
+        failure = self._failures.get(name)
+        if failure and (name in self._loading or failure.pauses(RETRY_SECONDS)):
+            return NetworkState(available=False, reason=failure.reason, failure=failure.kind)
         if name in self.own:
             return self.own[name].state
         try:

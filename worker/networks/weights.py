@@ -106,6 +106,13 @@ def find(name: str, folder: Path, registry: Registry | None = None, *, download:
     return LocatedWeights(cache_file(name), "download", name, own.main(own.layers), fed, megabytes(name))
 
 
+def file_of(name: str, folder: Path, registry: Registry | None = None, *, download: bool) -> Path | None:
+    """The file that `find` locates; None where there are no weights."""
+    with suppress(ModelUnavailable):
+        return find(name, folder, registry, download=download).file
+    return None
+
+
 def _in_store(name: str, entry: Entry, folder: Path, registry: Registry) -> LocatedWeights:
     known = definitions(folder)
     if name in known.networks or name in known.wrong:

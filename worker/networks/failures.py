@@ -1,0 +1,87 @@
+"""Failed attempts to load networks: when the next attempt follows, and after how many a network is given up."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from shared.errors import ModelUnavailable
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 3  # after which jobs that wait for the network fail, unless another worker has it
+PAUSES = (10.0, 30.0)  # seconds after the first failed attempts
+STORE_PAUSE = 10.0  # seconds after an attempt while the object store was unavailable, which is not counted
+NO_FILE = (None, None)  # the source of a network that is not from a file
+
+
+@dataclass(frozen=True)
+class LoadFailure:
+    """The last attempt to load a network, which failed.
+
+    Args:
+        error: why.
+        source: what was to be loaded.
+        attempts: how many have failed, without those during outages of the store.
+        pause: seconds until the next attempt; None: as long as possible.
+        at: time of the failure, by the monotonic clock.
+    """
+
+    error: ModelUnavailable
+    source: object
+    attempts: int
+    pause: float | None
+    at: float
+
+    @property
+    def kind(self) -> Literal["temporary", "final"]:
+        """Whether the next attempt follows soon."""
+        return "final" if self.attempts >= ATTEMPTS else "temporary"
+
+    @property
+    def reason(self) -> str:
+        """Why the network is not available, with the number of attempts."""
+        return f"{self.error.detail} ({self.attempts} attempts failed)" if self.attempts > 1 else self.error.detail
+
+    def pauses(self, longest: float) -> bool:
+        """Whether the next attempt must wait; after the last one for the longest pause."""
+        return time.monotonic() < self.at + (longest if self.pause is None else min(longest, self.pause))
+
+
+class LoadFailures:
+    """The networks that could not be loaded.
+
+    Args:
+        source: what would be loaded now for a name. If that changes, earlier failures do not matter.
+    """
+
+    def __init__(self, source: Callable[[str], object]) -> None:
+        self._source = source
+        self._last: dict[str, LoadFailure] = {}
+
+    def add(
+        self, name: str, error: ModelUnavailable, source: object = NO_FILE, *, counted: bool = True
+    ) -> ModelUnavailable:
+        """Record a failed attempt to load a network from this source. Returns the error."""
+        before = self._last.get(name)
+        attempts = (before.attempts if before and before.source == source else 0) + counted
+        pause = STORE_PAUSE if not counted else PAUSES[attempts - 1] if attempts < ATTEMPTS else None
+        self._last[name] = LoadFailure(error, source, attempts, pause, time.monotonic())
+        log.warning("%s", self._last[name].reason)
+        return error
+
+    def get(self, name: str) -> LoadFailure | None:
+        """The last attempt to load the network, if it failed and there is nothing else to load now."""
+        last = self._last.get(name)
+        return last if last and last.source == self._source(name) else None
+
+    def forget(self, name: str) -> None:
+        """The network is loaded."""
+        self._last.pop(name, None)
+
+    def due(self, longest: float) -> list[str]:
+        """The networks whose next attempt need not wait any more."""
+        return [name for name in list(self._last) if (failure := self.get(name)) and not failure.pauses(longest)]
