@@ -13,16 +13,12 @@ from kernelscope.manifest import Folder
 from kernelscope.many import Run
 from kernelscope.photos import found
 from kernelscope.results import fresh, ranking, show, show_error
-from kernelscope.serving import AsJson, Key, Url, WeightsDir, server, usable
+from kernelscope.serving import AsJson, Key, Model, Url, WeightsDir, server, usable
 from kernelscope.terminal import document, out, pictured, plain, progress, say, state
 from shared import catalogue
 from shared.schemas import ExplainOptions, Method
 
 MOST_PANELS = 8  # that are named after a run; the folder has the others
-
-
-def _networks(incomplete: str) -> list[str]:
-    return [name for name in catalogue.networks() if name.startswith(incomplete)]
 
 
 def _layers(context: typer.Context, incomplete: str) -> list[str]:
@@ -39,12 +35,6 @@ Images = Annotated[
     list[Path], typer.Argument(metavar="IMAGE…", help="PNG, JPEG and WebP files, folders of them, or patterns.")
 ]
 Layer = Annotated[str, typer.Option("--layer", "-l", help="As conv3_3.", autocompletion=_layers)]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model", "-m", help="vgg16 unless named, or vgg_mini where that has no weights.", autocompletion=_networks
-    ),
-]
 
 
 def explain(

@@ -22,12 +22,18 @@ from kernelscope.running import Running, free_port, running_in, url_of
 from kernelscope.stack import Stack
 from kernelscope.supervise import StackError, end_as_by_ctrl_c
 from kernelscope.terminal import say
+from shared import catalogue
 from shared.advice import advice, named_in
 from shared.settings import ENV_FILE, Settings
 
 WATCH_SECONDS = 0.5
 PATIENCE = 2.0  # seconds that a server may be away: a user waits at the terminal
 STARTING_SECONDS = 90.0  # that a stack which is just starting may take
+
+
+def _networks(incomplete: str) -> list[str]:
+    return [name for name in catalogue.networks() if name.startswith(incomplete)]
+
 
 Url = Annotated[
     str | None,
@@ -43,6 +49,12 @@ WeightsDir = Annotated[
     typer.Option(help="Folder with weights files (vgg16.pth, vgg16-mine.safetensors), for a stack that is started."),
 ]
 DataDir = Annotated[Path | None, typer.Option(help="Data folder of the `kernelscope up` that this is about.")]
+Model = Annotated[  # which one it is, `usable` decides, once there is a server
+    str | None,
+    typer.Option(
+        "--model", "-m", help="vgg16 unless named, or vgg_mini where that has no weights.", autocompletion=_networks
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else on stdout.")]
 
 
@@ -196,12 +208,12 @@ def registered(settings: Settings) -> Path | None:
 
 
 def usable(client: Client, model: str | None) -> str:
-    """The network that is named; else VGG-16, or without its weights the small bundled one."""
+    """The network that a command takes: the one that is named; else VGG-16, or without its weights the small one."""
     if model:
         return model
     vgg16 = client.model("vgg16")
     if vgg16.available is not False:
         return "vgg16"
     say(f"VGG-16 is not available here: {vgg16.reason}")
-    say("network instead: vgg_mini, a small one that comes with Kernelscope; --model names another")
+    say("network instead: vgg_mini, a small one that comes with Kernelscope")
     return "vgg_mini"
