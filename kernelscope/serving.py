@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Event, Thread
+from threading import Event, Thread, get_ident
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -17,10 +16,10 @@ from urllib.request import url2pathname
 import httpx
 import typer
 
-from kernelscope.client import Client
+from kernelscope.client import Client, ServerUnreachable
 from kernelscope.running import Running, free_port, running_in, url_of
 from kernelscope.stack import Stack
-from kernelscope.supervise import StackError, end_as_by_ctrl_c
+from kernelscope.supervise import StackError, StackFailed, end_as_by_ctrl_c
 from kernelscope.terminal import say
 from shared import catalogue
 from shared.advice import advice, named_in
@@ -175,8 +174,13 @@ def _weights_line(line: str) -> None:
 
 @contextmanager
 def _watched(stack: Stack) -> Iterator[None]:
-    """Meanwhile processes that die are restarted; where that does not help, the block ends with the reason."""
+    """Meanwhile processes that die are restarted; where that does not help, the block ends at once.
+
+    Raises:
+        StackError: with the reason, and the end of the log.
+    """
     over, failures = Event(), list[StackError]()
+    here = get_ident()
 
     def watch() -> None:
         while not over.wait(WATCH_SECONDS):
@@ -184,20 +188,27 @@ def _watched(stack: Stack) -> Iterator[None]:
                 stack.watch()
             except StackError as error:
                 failures.append(error)
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.pthread_kill(here, signal.SIGUSR1)
                 return
 
+    def end(*_: object) -> None:
+        if not over.is_set():
+            raise StackFailed
+
+    before = signal.signal(signal.SIGUSR1, end)
     thread = Thread(target=watch, name="watch", daemon=True)
     thread.start()
     try:
         yield
-    except BaseException:
+    except (StackFailed, ServerUnreachable) as error:
         if failures:
-            raise failures[0] from None
-        raise
+            raise StackError(f"the private stack failed: {failures[0]}") from None
+        logs = "\n".join(child.tail() for child in stack.children if child.name == "api")
+        raise StackError(f"the private stack failed: {error}. The log of its API ends:\n{logs}") from None
     finally:
         over.set()
         thread.join()
+        signal.signal(signal.SIGUSR1, before)
 
 
 def registered(settings: Settings) -> Path | None:
