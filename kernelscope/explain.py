@@ -12,7 +12,7 @@ from kernelscope.client import Job
 from kernelscope.manifest import Folder
 from kernelscope.many import Run
 from kernelscope.photos import found
-from kernelscope.results import fresh, ranking, show, show_error
+from kernelscope.results import fresh, ranking, show, show_errors
 from kernelscope.serving import AsJson, Key, Model, Url, WeightsDir, server, usable
 from kernelscope.terminal import document, out, pictured, plain, progress, say, state
 from shared import catalogue
@@ -198,10 +198,11 @@ def _report(run: Run, folder: Path, *, as_json: bool, pictures: bool) -> None:
         only = {"job": plain(*run.jobs)[0]} if len(run.jobs) == 1 else {}
         files = [str(file) for file in run.files]
         document({**only, "jobs": plain(*run.jobs), "files": files, "refused": run.refused})
+    else:
+        show(run.results)
+    show_errors(run.jobs)
+    if as_json:
         return
-    show(run.results)
-    for job in run.jobs:
-        show_error(job)
     panels = [file for file in run.files if file.name.endswith("panel.png")]
     if run.files:
         say(f"{len(run.files)} pictures in {folder}/; *-panel.png is a figure of all of it:", out)
@@ -231,6 +232,7 @@ def activations(
     with server(url, key, weights_dir, model) as client:
         job = client.activations(image, layer=layer, model=usable(client, model))
         _follow(job)
+        show_errors([job])
         job.check()
         ranked = (job.results[0].ranking or [])[:top]
     if as_json:
