@@ -11,9 +11,10 @@ from pydantic import ValidationError
 from kernelscope.client import Job
 from kernelscope.manifest import Folder
 from kernelscope.many import Run
-from kernelscope.photos import found
+from kernelscope.photos import Photo, found
 from kernelscope.results import fresh, ranking, show, show_errors
 from kernelscope.serving import AsJson, Key, Model, Url, WeightsDir, server, usable
+from kernelscope.submitting import Submission, cancel
 from kernelscope.terminal import document, out, pictured, plain, progress, say, state
 from shared import catalogue
 from shared.schemas import ExplainOptions, Method
@@ -135,12 +136,12 @@ def explain(
     with server(url, key, weights_dir, model, stays=detach) as client:
         options = options.model_copy(update={"model": usable(client, model)})
         if detach:
-            _leave(Run(client, options, None), photos, as_json=as_json)
+            _leave(Submission(client, options, several=len(photos) > 1), photos, as_json=as_json)
             return
         one = photos[0].label if len(photos) == 1 else images[0].stem or "images"
         folder = output or fresh(f"{one}-{layer}")
         unlike = {"deadline_s", "webhook_url"}  # what is no part of the explanation
-        run = Run(client, options, Folder(folder, options.model_dump(mode="json", exclude=unlike)))
+        run = Run(client, options, Folder(folder, options.model_dump(mode="json", exclude=unlike)), len(photos))
         run.follow(photos)
         _report(run, folder, as_json=as_json, pictures=pictures)
     if not any(one.result.status == "succeeded" for one in run.results):
@@ -181,15 +182,17 @@ def _checked(asked: dict[str, Any]) -> ExplainOptions:
         raise typer.BadParameter(first["msg"].removeprefix("Value error, "), param_hint=hint) from None
 
 
-def _leave(run: Run, photos: list[Any], *, as_json: bool) -> None:
+def _leave(submission: Submission, photos: list[Photo], *, as_json: bool) -> None:
     """Make the jobs, and print their ids."""
-    for batch in run.submit(photos):
+    jobs = []
+    for batch in submission.batches(photos):
+        jobs.append(batch.job)
         if not as_json:
             typer.echo(batch.job.id)
     if as_json:
-        document({"jobs": plain(*run.jobs), "files": [], "refused": run.refused})
+        document({"jobs": plain(*jobs), "files": [], "refused": submission.refused})
     say("`kernelscope wait JOB…` waits for them, `kernelscope save JOB…` saves their pictures")
-    if not run.jobs:
+    if not jobs:
         raise typer.Exit(1)
 
 
@@ -249,7 +252,5 @@ def _follow(job: Job) -> None:
             job.wait(on_change=lambda seen: bar.update(task, description=state(seen), completed=seen.progress.fraction))
             bar.update(task, description=state(job), completed=1.0)
     except KeyboardInterrupt:
-        say("interrupted: the job is cancelled")
-        if not job.refresh().status.terminal:
-            job.cancel()
+        cancel([job])
         raise
