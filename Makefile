@@ -5,21 +5,30 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.1
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 BIN := .venv/bin
 READY := .venv/.ready
-# TORCH=cuda: torch as the lock file has it. TORCH=cpu: the same versions without CUDA, from PyTorch's own index.
-TORCH ?= cuda
+# TORCH=cuda: torch as the lock file has it. TORCH=cpu: the same versions without CUDA, from PyTorch's own index. Unless it
+# is given, that of the existing environment: as its setup noted, or as torch itself says.
+INSTALLED := $(shell cat .venv/.torch 2>/dev/null || \
+	awk '/^cuda/ {print /None/ ? "cpu" : "cuda"}' .venv/lib/python3*/site-packages/torch/version.py 2>/dev/null)
+TORCH ?= $(or $(INSTALLED),cuda)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 CUDA_ONLY := ^(torch|torchvision|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==
 # One process more than cores (tests/conftest.py), file by file; the longest files first, so that none is left for the end.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests/integration tests/web tests/api tests/unit tests/structure
 
-.PHONY: setup demo up test test-slow browser proxies builder check bench bench-gpu figures soak openapi lock clean
+.PHONY: setup same-torch demo up test test-slow browser proxies builder check bench bench-gpu figures soak openapi lock clean
 
 setup: $(READY)
 
-$(READY): requirements/all.txt pyproject.toml
+same-torch:
+	@case "$(TORCH)" in cuda|cpu) ;; *) echo "TORCH is '$(TORCH)'; it must be cuda or cpu"; exit 1 ;; esac
+	@[ ! -e .venv ] || [ "$(or $(INSTALLED),$(TORCH))" = "$(TORCH)" ] || { \
+		echo ".venv was made with TORCH=$(INSTALLED); to make it anew: make clean setup TORCH=$(TORCH)"; exit 1; }
+
+$(READY): requirements/all.txt pyproject.toml | same-torch
 	@test -n "$(PYTHON)" || { echo "Kernelscope needs Python 3.11 or newer; none was found on PATH."; exit 1; }
 	$(PYTHON) -m venv .venv || { echo "This Python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "$(TORCH)" > .venv/.torch
 	@[ -t 1 ] || quiet=--quiet; case "$(TORCH)" in \
 	cuda) echo "installing the locked requirements into .venv (torch with CUDA is most of it: about 6 GB, a few minutes; make setup TORCH=cpu: without CUDA)"; \
 		$(PIP) $$quiet --require-hashes -r requirements/all.txt ;; \
@@ -27,8 +36,7 @@ $(READY): requirements/all.txt pyproject.toml
 		grep -oE '^torch(vision)?==[0-9.]+' requirements/all.txt > .venv/torch.txt && \
 		awk '/^[a-z0-9]/ {out = /$(CUDA_ONLY)/} !out' requirements/all.txt > .venv/others.txt && \
 		$(PIP) $$quiet --index-url "$(TORCH_CPU_INDEX)" -r .venv/torch.txt && \
-		$(PIP) $$quiet --no-deps --require-hashes -r .venv/others.txt ;; \
-	*) echo "TORCH is '$(TORCH)'; it must be cuda or cpu"; exit 1 ;; esac
+		$(PIP) $$quiet --no-deps --require-hashes -r .venv/others.txt ;; esac
 	$(PIP) --no-build-isolation --no-deps --quiet -e .
 	@touch $(READY)
 

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from kernelscope import terminal
 from kernelscope.client import Client, Job, Result
-from kernelscope.serving import server
+from kernelscope.serving import server, usable
 from kernelscope.terminal import document, numbers_table, plain, progress, say
 from shared.drawings import all_colours, scene
 from shared.schemas import Status
@@ -96,23 +96,22 @@ def _describe(out: Path, plan: Plan, kernel: int, hue: float, fraction: float) -
 
 def _plan(client: Client) -> Plan:
     """VGG-16 as far as its weights reach; without them the small bundled network."""
-    vgg16 = client.model("vgg16")
-    if vgg16.available:
-        covered = [layer.name for layer in vgg16.layers if layer.available]
-        deepest = next(name for name in DEEPEST if name in covered)
-        say(f"network: VGG-16, weights {vgg16.weights}; explained here: conv1_1 and {deepest}")
+    name = usable(client, None)
+    network = client.model(name)
+    if name == "vgg16":
+        covered = [layer.name for layer in network.layers if layer.available is not False]
+        deepest = next(layer for layer in DEEPEST if layer in covered)
+        say(f"network: VGG-16, weights {network.weights or 'not known yet'}; explained here: conv1_1 and {deepest}")
         return Plan(
-            "vgg16",
-            Subject("all colours", all_colours(vgg16.frame.width), "conv1_1"),
+            name,
+            Subject("all colours", all_colours(network.frame.width), "conv1_1"),
             Subject("photograph", _photograph(), deepest),
             "top:2",
         )
-    mini = client.model("vgg_mini")
-    say(f"VGG-16 is not available here: {vgg16.reason}")
-    say(f"network instead: {mini.title} ({mini.weights}), on pictures of the kind it was trained on")
-    size = mini.frame.width
+    say(f"{network.title} ({network.weights}) on pictures of the kind it was trained on")
+    size = network.frame.width
     return Plan(
-        "vgg_mini",
+        name,
         Subject("all colours", all_colours(size), "conv1_2"),
         Subject("drawn figures", scene(2, size).image, "conv2_2"),
         "top:4",

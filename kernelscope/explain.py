@@ -11,18 +11,15 @@ from pydantic import ValidationError
 from kernelscope.client import Job
 from kernelscope.manifest import Folder
 from kernelscope.many import Run
-from kernelscope.photos import found
-from kernelscope.results import fresh, ranking, show, show_error
-from kernelscope.serving import AsJson, Key, Url, WeightsDir, server, usable
+from kernelscope.photos import Photo, found
+from kernelscope.results import fresh, ranking, show, show_errors
+from kernelscope.serving import AsJson, Key, Model, Url, WeightsDir, server, usable
+from kernelscope.submitting import Submission, cancel
 from kernelscope.terminal import document, out, pictured, plain, progress, say, state
 from shared import catalogue
 from shared.schemas import ExplainOptions, Method
 
 MOST_PANELS = 8  # that are named after a run; the folder has the others
-
-
-def _networks(incomplete: str) -> list[str]:
-    return [name for name in catalogue.networks() if name.startswith(incomplete)]
 
 
 def _layers(context: typer.Context, incomplete: str) -> list[str]:
@@ -39,12 +36,6 @@ Images = Annotated[
     list[Path], typer.Argument(metavar="IMAGE…", help="PNG, JPEG and WebP files, folders of them, or patterns.")
 ]
 Layer = Annotated[str, typer.Option("--layer", "-l", help="Layer, such as conv3_3.", autocompletion=_layers)]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model", "-m", help="Network; default: vgg16, or vgg_mini if vgg16 has no weights.", autocompletion=_networks
-    ),
-]
 
 
 def explain(
@@ -151,12 +142,12 @@ def explain(
     with server(url, key, weights_dir, model, stays=detach) as client:
         options = options.model_copy(update={"model": usable(client, model)})
         if detach:
-            _leave(Run(client, options, None), photos, as_json=as_json)
+            _leave(Submission(client, options, several=len(photos) > 1), photos, as_json=as_json)
             return
         one = photos[0].label if len(photos) == 1 else images[0].stem or "images"
         folder = output or fresh(f"{one}-{layer}")
         unlike = {"deadline_s", "webhook_url"}  # what is no part of the explanation
-        run = Run(client, options, Folder(folder, options.model_dump(mode="json", exclude=unlike)))
+        run = Run(client, options, Folder(folder, options.model_dump(mode="json", exclude=unlike)), len(photos))
         run.follow(photos)
         _report(run, folder, as_json=as_json, pictures=pictures)
     if not any(one.result.status == "succeeded" for one in run.results):
@@ -197,15 +188,17 @@ def _checked(asked: dict[str, Any]) -> ExplainOptions:
         raise typer.BadParameter(first["msg"].removeprefix("Value error, "), param_hint=hint) from None
 
 
-def _leave(run: Run, photos: list[Any], *, as_json: bool) -> None:
+def _leave(submission: Submission, photos: list[Photo], *, as_json: bool) -> None:
     """Make the jobs, and print their ids."""
-    for batch in run.submit(photos):
+    jobs = []
+    for batch in submission.batches(photos):
+        jobs.append(batch.job)
         if not as_json:
             typer.echo(batch.job.id)
     if as_json:
-        document({"jobs": plain(*run.jobs), "files": [], "refused": run.refused})
+        document({"jobs": plain(*jobs), "files": [], "refused": submission.refused})
     say("`kernelscope wait JOB…` waits for them, `kernelscope save JOB…` saves their pictures")
-    if not run.jobs:
+    if not jobs:
         raise typer.Exit(1)
 
 
@@ -214,10 +207,11 @@ def _report(run: Run, folder: Path, *, as_json: bool, pictures: bool) -> None:
         only = {"job": plain(*run.jobs)[0]} if len(run.jobs) == 1 else {}
         files = [str(file) for file in run.files]
         document({**only, "jobs": plain(*run.jobs), "files": files, "refused": run.refused})
+    else:
+        show(run.results)
+    show_errors(run.jobs)
+    if as_json:
         return
-    show(run.results)
-    for job in run.jobs:
-        show_error(job)
     panels = [file for file in run.files if file.name.endswith("panel.png")]
     if run.files:
         say(f"{len(run.files)} pictures in {folder}/; *-panel.png is a figure of all of it:", out)
@@ -247,6 +241,7 @@ def activations(
     with server(url, key, weights_dir, model) as client:
         job = client.activations(image, layer=layer, model=usable(client, model))
         _follow(job)
+        show_errors([job])
         job.check()
         ranked = (job.results[0].ranking or [])[:top]
     if as_json:
@@ -263,7 +258,5 @@ def _follow(job: Job) -> None:
             job.wait(on_change=lambda seen: bar.update(task, description=state(seen), completed=seen.progress.fraction))
             bar.update(task, description=state(job), completed=1.0)
     except KeyboardInterrupt:
-        say("interrupted: the job is cancelled")
-        if not job.refresh().status.terminal:
-            job.cancel()
+        cancel([job])
         raise

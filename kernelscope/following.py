@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from kernelscope.client import Client, Job, WaitTimeout
-from kernelscope.results import explained, labels_in, labels_of, ranking, save, show, show_error
+from kernelscope.results import explained, labels_in, labels_of, ranking, save, show, show_errors
 from kernelscope.serving import AsJson, Key, Url, remote
 from kernelscope.terminal import document, out, plain, progress, say, state
 
@@ -34,7 +34,7 @@ def get(job_id: JobId, url: Url = None, key: Key = None, as_json: AsJson = False
             document(plain(job)[0])
             return
         say(f"job {job.id}: {state(job)}", out)
-        show_error(job)
+        show_errors([job])
         if job.request.explains:
             if job.results:
                 show(explained(job, labels_in(job.request)))
@@ -66,7 +66,7 @@ def wait(
             jobs.append(_ended(client, job_id, timeout))
             if not as_json:
                 say(f"{job_id} {state(jobs[-1])}", out)
-                show_error(jobs[-1])
+                show_errors(jobs[-1:])
         if as_json:
             document(plain(*jobs))
     if not all(job.status.terminal and job.progress.completed > job.failed_items for job in jobs):

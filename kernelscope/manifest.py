@@ -14,6 +14,7 @@ from kernelscope.client import Job
 from kernelscope.client.files import written
 from kernelscope.photos import Photo
 from kernelscope.terminal import say
+from shared.errors import ModelUnavailable
 from shared.schemas import ItemResult, WholeJob
 
 MANIFEST = "explain.json"
@@ -107,7 +108,7 @@ def results_of(record: WholeJob, digest: str, weights: str | None) -> list[ItemR
     again = any(
         one.status == "cancelled"
         or one.stopped == "deadline"
-        or (one.error and one.error.status >= 500)
+        or (one.error and (one.error.status >= 500 or one.error.type.endswith(ModelUnavailable.type_uri())))
         or (weights and one.weights and one.weights.sha256 != weights)
         for one in found
     )

@@ -2,65 +2,62 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.progress import Progress, TaskID
 
-from kernelscope.client import Client, ClientError, Job, NotFound, ServerError, WaitTimeout
+from kernelscope.client import Client, ClientError, Job, NotFound, ServerError, ServerUnreachable, WaitTimeout
 from kernelscope.manifest import Folder, digest_of, results_of
-from kernelscope.photos import Photo, batches
+from kernelscope.photos import Photo, items_of_one
 from kernelscope.results import Explained, explained, save, saved_before
+from kernelscope.submitting import Batch, Submission, cancel
+from kernelscope.supervise import StackFailed
 from kernelscope.terminal import progress, say, state
 from shared.schemas import ExplainOptions, WholeJob
 
 OPEN_JOBS = 4  # that are unfinished at once: the worker is busy, and little is lost by Ctrl-C
 LOOK_SECONDS = 1.0
+LONGEST_PAUSE = 60.0  # after a refusal, once a job has ended: the server's estimate does not know of that
 CANCEL_SECONDS = 10.0
-ONE_IMAGE = ("unsupported-image", "unusable-image", "body-too-large")  # problems that another image may not have
-
-
-@dataclass
-class Batch:
-    """A job that is followed, and its images."""
-
-    job: Job
-    photos: list[Photo]
-
-    @property
-    def labels(self) -> list[str]:
-        """The names of its images."""
-        return [photo.label for photo in self.photos]
 
 
 @dataclass
 class Run:
-    """One `kernelscope explain`.
+    """One `kernelscope explain` that saves its pictures.
 
     Args:
-        folder: where the pictures go; None where nobody waits for them.
+        folder: where they go.
+        total: the number of images.
     """
 
     client: Client
     options: ExplainOptions
-    folder: Folder | None
+    folder: Folder
+    total: int
     jobs: list[Job | WholeJob] = field(default_factory=list)
     results: list[Explained] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)  # why, by label
-    total: int = 0  # images
-    done: int = 0  # of them
+    saved: int = 0  # images
+    full: bool = False  # the server had no room for another job, and none has ended since
+    not_before: float = 0.0  # on the monotonic clock: the server wants no request for another job earlier
+    submission: Submission = field(init=False)
 
-    def submit(self, photos: Sequence[Photo]) -> Iterator[Batch]:
-        """Make jobs, one after the other."""
-        self.total = self.total or len(photos)
-        for batch in batches(photos, self.options):
-            for made in self._submitted(batch):
-                self.jobs.append(made.job)
-                yield made
+    def __post_init__(self) -> None:
+        self.submission = Submission(self.client, self.options, several=self.total > 1)
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """The images that are left out, and why, by label."""
+        return self.submission.refused
+
+    @property
+    def done(self) -> int:
+        """The number of images that are saved or left out."""
+        return self.saved + len(self.refused)
 
     def follow(self, photos: Sequence[Photo]) -> None:
         """Make jobs and save their pictures as they end. Ctrl-C cancels those that are unfinished.
@@ -68,10 +65,8 @@ class Run:
         Raises:
             ClientError.
         """
-        assert self.folder
         open_jobs: list[Batch] = []
-        self.total = len(photos)
-        making = self.submit(self._continued(self._different(photos), open_jobs))
+        making = self.submission.attempts(self._continued(self._different(photos), open_jobs))
         try:
             self._make(making, open_jobs, 1)  # before the bar: it may be refused
             with progress() as bar:
@@ -82,9 +77,8 @@ class Run:
         except KeyboardInterrupt:
             self._interrupted(open_jobs)
             raise
-        except ClientError:
-            if self.total > 1:
-                say(f"the same command with --output {self.folder.path} continues")
+        except (ClientError, StackFailed):
+            self._say_how_to_continue()
             raise
 
     def _different(self, photos: Sequence[Photo]) -> dict[str, Photo]:
@@ -93,45 +87,37 @@ class Run:
         for photo in photos:
             first = different.setdefault(digest_of(photo.path) or str(photo.path), photo)
             if first is not photo:
-                self.refused[photo.label] = f"the same image as {first.path}"
-                self.done += 1
-                say(f"skipped: {photo.label}: the same image as {first.path}")
+                self.submission.leave_out(photo, f"the same image as {first.path}")
         return different
 
-    def _make(self, making: Iterator[Batch], open_jobs: list[Batch], most: int) -> None:
-        """Make jobs until so many are unfinished."""
-        assert self.folder
-        while len(open_jobs) < most and (made := next(making, None)):
-            self.folder.note(made.job, made.photos)
-            open_jobs.append(made)
-
-    def _submitted(self, photos: list[Photo]) -> Iterator[Batch]:
-        """Jobs of these images: one, unless the server refuses some of the images or takes fewer at once."""
-        try:
-            fields: Mapping[str, Any] = self.options.model_dump(exclude_none=True, exclude_defaults=True)
-            fields = {**fields, "layer": self.options.layer, "kernels": self.options.kernels}
-            yield Batch(self.client.explain([photo.path for photo in photos], **fields), photos)
-        except (ServerError, OSError) as error:  # OSError: a file cannot be read
-            if self.total == 1 or not _of_one_image(error):
-                raise
-            if len(photos) == 1:
-                why = error.problem.detail if isinstance(error, ServerError) else error.strerror or str(error)
-                self.refused[photos[0].label] = why
-                self.done += 1
-                say(f"skipped: {photos[0].label}: {why}")
+    def _make(self, making: Iterator[Batch | ServerError], open_jobs: list[Batch], most: int) -> None:
+        """Make jobs until so many are unfinished, or the server has no room for another before one of them ends."""
+        while len(open_jobs) < most:
+            early = self.not_before - time.monotonic()
+            if open_jobs and (self.full or early > 0):
                 return
-            middle = len(photos) // 2
-            for half in (photos[:middle], photos[middle:]):
-                yield from self._submitted(half)
+            time.sleep(max(0.0, early))
+            made = next(making, None)
+            if made is None:
+                return
+            if isinstance(made, Batch):
+                self.jobs.append(made.job)
+                self.folder.note(made.job, made.photos)
+                open_jobs.append(made)
+            elif open_jobs:
+                self.full = True
+                self.not_before = time.monotonic() + min(LONGEST_PAUSE, made.retry_after or 0.0)
+            else:
+                self.submission.pause(made)
 
-    def _wait(self, open_jobs: list[Batch], bar: Progress, task: TaskID, making: Iterator[Batch]) -> None:
+    def _wait(self, open_jobs: list[Batch], bar: Progress, task: TaskID, making: Iterator[Batch | ServerError]) -> None:
         """Follow the oldest job for a moment, save those that have ended, and make others in their place."""
         oldest = open_jobs[0]
 
         def moved(seen: Job) -> None:
-            others = sum(one.job.progress.fraction * len(one.photos) for one in open_jobs[1:])
-            completed = self.done + others + seen.progress.fraction * len(oldest.photos)
-            bar.update(task, description=self._state(seen), completed=completed)
+            batches = [Batch(seen, oldest.photos), *open_jobs[1:]]
+            completed = self.done + sum(one.job.progress.fraction * len(one.photos) for one in batches)
+            bar.update(task, description=self._state(batches), completed=completed)
 
         moved(oldest.job)
         self._make(making, open_jobs, OPEN_JOBS)
@@ -145,17 +131,27 @@ class Run:
             open_jobs.remove(one)
         self._make(making, open_jobs, 1)
         if not open_jobs:
-            bar.update(task, description=self._state(oldest.job), completed=self.done)
+            ended = state(oldest.job) if self.total == 1 else f"{self.done} of {self.total} images"
+            bar.update(task, description=ended, completed=self.done)
 
-    def _state(self, job: Job) -> str:
-        return state(job) if self.total == 1 else f"{self.done} of {self.total} images, the current job {state(job)}"
+    def _state(self, batches: Sequence[Batch]) -> str:
+        """How many explanations are made, of those that are saved, in jobs, and to be asked for; and the first job."""
+        current = state(batches[0].job)
+        if self.total == 1:
+            return current
+        each = items_of_one(self.options)
+        made, all_ = len(self.results), len(self.results) + each * (self.total - self.done)
+        for one in batches:
+            made += one.job.progress.completed
+            all_ += (one.job.progress.total or each * len(one.photos)) - each * len(one.photos)
+        return f"{made} of {all_} explanations of {self.total} images, the current job {current}"
 
     def _ended(self, batch: Batch) -> None:
-        assert self.folder
         self.files += save(batch.job, batch.labels, self.folder.path)
         self.folder.note(batch.job, batch.photos)  # last: the record says that the pictures are there
         self.results += explained(batch.job, batch.labels)
-        self.done += len(batch.photos)
+        self.saved += len(batch.photos)
+        self.full = False
 
     def _continued(self, photos: Mapping[str, Photo], open_jobs: list[Batch]) -> list[Photo]:
         """The images that are still to be explained: neither in the folder from an earlier run, nor in a job of it.
@@ -163,7 +159,6 @@ class Run:
         Args:
             photos: by the SHA-256 of their files.
         """
-        assert self.folder
         known = self.folder.manifest.images
         if not known:
             return list(photos.values())
@@ -179,7 +174,7 @@ class Run:
             done = results_of(record, digest, weights) if record else []
             files = saved_before(record, done, saved.label, self.folder.path) if saved and record else None
             if saved and record and done and files is not None:
-                self.done += 1
+                self.saved += 1
                 self.results += [Explained(saved.label, record.request, one) for one in done]
                 self.files += files
                 self.jobs += [record] if record.id not in {job.id for job in self.jobs} else []
@@ -208,22 +203,15 @@ class Run:
         return None if job.status == "cancelled" or other else Batch(job, [photos[one] for one in job.request.images])
 
     def _interrupted(self, open_jobs: list[Batch]) -> None:
-        """Cancel what is unfinished, and save what was finished of many images."""
-        assert self.folder
-        say("interrupted: the job is cancelled" if self.total == 1 else "interrupted: the jobs are cancelled")
-        for one in open_jobs:
-            with suppress(ClientError):
-                one.job.cancel()
+        """Cancel what is unfinished, and save what was finished of many images; unless the server is away."""
+        if cancel([one.job for one in open_jobs]) and self.total > 1:
+            with suppress(ServerUnreachable):
+                for one in open_jobs:
+                    with suppress(ServerError, WaitTimeout):
+                        one.job.wait(CANCEL_SECONDS)
+                        self._ended(one)
+        self._say_how_to_continue()
+
+    def _say_how_to_continue(self) -> None:
         if self.total > 1:
-            for one in open_jobs:
-                with suppress(ClientError):
-                    one.job.wait(CANCEL_SECONDS)
-                    self._ended(one)
             say(f"the same command with --output {self.folder.path} continues")
-
-
-def _of_one_image(error: ServerError | OSError) -> bool:
-    """Whether other images of the same request may be accepted."""
-    if isinstance(error, ServerError):
-        return error.status == 413 or error.problem.type.rpartition("/")[2] in ONE_IMAGE
-    return True

@@ -11,6 +11,7 @@ import typer
 
 from kernelscope.results import labels_of
 from shared.schemas import MAX_IMAGES, ExplainOptions, ExplainRequest, variants
+from shared.schemas.requests import kernel_choices
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 BODY_BYTES = 24_000_000  # of one request, which may have 32 MB unless the server's operator has changed that
@@ -60,12 +61,15 @@ def _below(path: Path) -> Iterator[tuple[Path, str]]:
             yield from _below(Path(match))
 
 
+def items_of_one(options: ExplainOptions) -> int:
+    """How many explanations are asked for of each image."""
+    request = ExplainRequest(**options.model_dump(), images=["0" * 64])
+    return len(kernel_choices(options.kernels)) * len(variants(request))
+
+
 def batches(photos: Sequence[Photo], options: ExplainOptions) -> Iterator[list[Photo]]:
     """As many images as one job takes."""
-    kernels = options.kernels
-    chosen = int(kernels.removeprefix("top:")) if isinstance(kernels, str) else len(kernels)
-    request = ExplainRequest(**options.model_dump(), images=["0" * 64])
-    most = max(1, min(MAX_IMAGES, MAX_ITEMS // (chosen * len(variants(request)))))
+    most = max(1, min(MAX_IMAGES, MAX_ITEMS // items_of_one(options)))
     batch: list[Photo] = []
     size = 0
     for photo in photos:

@@ -11,14 +11,16 @@ from rich.table import Table
 
 from kernelscope.client import Job
 from kernelscope.client.files import folder_name, written
-from kernelscope.terminal import err, numbers_table, out, say, table
+from kernelscope.terminal import complain, numbers_table, out, say, table
 from shared import schemas
+from shared.errors import ModelUnavailable
 from shared.schemas import ActiveKernel
 
 PICTURES = ("panel.png", "optimized.png", "contrast.png")
 BAR_WIDTH = 24
 LONGEST_LABEL = 100
 MOST_NOTES = 5
+MOST_NAMED = 3  # of the explanations that failed for the same reason
 
 
 @dataclass(frozen=True)
@@ -102,19 +104,25 @@ def fresh(name: str) -> Path:
 
 
 def show(found: Sequence[Explained]) -> None:
-    """The table of numbers, and below it a sentence on each failure, some of the notes and the weights."""
-    out.print(_table(found))
+    """The table of numbers, and below it why others failed, some of the notes and the weights."""
+    if any(one.result.status == "succeeded" for one in found):
+        out.print(_table(found))
     several = len({one.label for one in found}) > 1
     noted = 0
+    failed: dict[str, list[str]] = {}  # who, by the reason
     for one in found:
         result = one.result
-        who = f"{one.label}, kernel {result.kernel}" if several else f"kernel {result.kernel}"
+        kernel = f"kernel {result.kernel}" if result.kernel is not None else f"number {(result.rank or 0) + 1}"
+        who = f"{one.label}, {kernel}" if several else kernel
         if result.error:
-            say(f"{who}: {result.error.title}: {result.error.detail}", out)
+            failed.setdefault(f"{result.error.title}: {result.error.detail}", []).append(who)
         if result.note:
             noted += 1
             if noted <= MOST_NOTES:
                 say(f"{who} by {result.method}: {result.note}", out)
+    for why, named in failed.items():
+        others = f" and {len(named) - MOST_NAMED} others" if len(named) > MOST_NAMED else ""
+        say(f"{'; '.join(named[:MOST_NAMED])}{others}: {why}", out)
     if noted > MOST_NOTES:
         say(f"{noted - MOST_NOTES} other explanations have notes too: `note` in their records, or --json", out)
     used = {one.result.weights.source: one for one in found if one.result.weights}
@@ -124,11 +132,14 @@ def show(found: Sequence[Explained]) -> None:
         say(f"{one.request.model}: {one.result.weights.source}, input normalised: {fed}", out)
 
 
-def show_error(job: Job | schemas.WholeJob) -> None:
-    """Why a job as a whole failed, on stderr."""
-    if job.error:
-        err.print("kernelscope:", style="red", end=" ")
-        say(f"{job.error.title}: {job.error.detail}")
+def show_errors(jobs: Sequence[Job | schemas.WholeJob]) -> None:
+    """Why jobs as a whole failed, on stderr; and what helps where a network has no weights."""
+    for job in jobs:
+        if job.error:
+            complain(f"{job.error.title}: {job.error.detail}")
+    problems = [*(job.error for job in jobs), *(one.error for job in jobs if job.failed_items for one in job.results)]
+    if any(problem and problem.type.endswith(ModelUnavailable.type_uri()) for problem in problems):
+        say("`--model vgg_mini` takes a small network that comes with Kernelscope; `kernelscope models` lists others")
 
 
 def _table(found: Sequence[Explained]) -> Table:

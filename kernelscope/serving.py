@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Event, Thread
+from threading import Event, Thread, get_ident
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -17,17 +16,23 @@ from urllib.request import url2pathname
 import httpx
 import typer
 
-from kernelscope.client import Client
+from kernelscope.client import Client, ServerUnreachable
 from kernelscope.running import Running, free_port, running_in, url_of
 from kernelscope.stack import Stack
-from kernelscope.supervise import StackError, end_as_by_ctrl_c
+from kernelscope.supervise import StackError, StackFailed, end_as_by_ctrl_c
 from kernelscope.terminal import say
+from shared import catalogue
 from shared.advice import advice, named_in
 from shared.settings import ENV_FILE, Settings
 
 WATCH_SECONDS = 0.5
 PATIENCE = 2.0  # seconds that a server may be away: a user waits at the terminal
 STARTING_SECONDS = 90.0  # that a stack which is just starting may take
+
+
+def _networks(incomplete: str) -> list[str]:
+    return [name for name in catalogue.networks() if name.startswith(incomplete)]
+
 
 Url = Annotated[
     str | None,
@@ -45,6 +50,12 @@ WeightsDir = Annotated[
     ),
 ]
 DataDir = Annotated[Path | None, typer.Option(help="Data folder of `kernelscope up`.")]
+Model = Annotated[  # once there is a server, `usable` decides which one it is
+    str | None,
+    typer.Option(
+        "--model", "-m", help="Network; default: vgg16, or vgg_mini if vgg16 has no weights.", autocompletion=_networks
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else on stdout.")]
 
 
@@ -165,8 +176,13 @@ def _weights_line(line: str) -> None:
 
 @contextmanager
 def _watched(stack: Stack) -> Iterator[None]:
-    """Restart processes that die during the block; if that does not help, the block ends with the reason."""
+    """Restart processes that die during the block; if that does not help, the block ends at once.
+
+    Raises:
+        StackError: with the reason, and the end of the log.
+    """
     over, failures = Event(), list[StackError]()
+    here = get_ident()
 
     def watch() -> None:
         while not over.wait(WATCH_SECONDS):
@@ -174,20 +190,27 @@ def _watched(stack: Stack) -> Iterator[None]:
                 stack.watch()
             except StackError as error:
                 failures.append(error)
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.pthread_kill(here, signal.SIGUSR1)
                 return
 
+    def end(*_: object) -> None:
+        if not over.is_set():
+            raise StackFailed
+
+    before = signal.signal(signal.SIGUSR1, end)
     thread = Thread(target=watch, name="watch", daemon=True)
     thread.start()
     try:
         yield
-    except BaseException:
+    except (StackFailed, ServerUnreachable) as error:
         if failures:
-            raise failures[0] from None
-        raise
+            raise StackError(f"the private stack failed: {failures[0]}") from None
+        logs = "\n".join(child.tail() for child in stack.children if child.name == "api")
+        raise StackError(f"the private stack failed: {error}. The log of its API ends:\n{logs}") from None
     finally:
         over.set()
         thread.join()
+        signal.signal(signal.SIGUSR1, before)
 
 
 def registered(settings: Settings) -> Path | None:
@@ -198,12 +221,12 @@ def registered(settings: Settings) -> Path | None:
 
 
 def usable(client: Client, model: str | None) -> str:
-    """The network that is named; else VGG-16, or without its weights the small bundled one."""
+    """The network that a command takes: the one that is named; else VGG-16, or without its weights the small one."""
     if model:
         return model
     vgg16 = client.model("vgg16")
     if vgg16.available is not False:
         return "vgg16"
     say(f"VGG-16 is not available here: {vgg16.reason}")
-    say("network instead: vgg_mini, a small one that comes with Kernelscope; --model names another")
+    say("network instead: vgg_mini, a small one that comes with Kernelscope")
     return "vgg_mini"

@@ -24,6 +24,10 @@ class StackError(Exception):
     """The stack cannot start or continue; the message says why and what to do."""
 
 
+class StackFailed(BaseException):
+    """The private stack of a command has failed meanwhile. As KeyboardInterrupt it may be raised anywhere."""
+
+
 @dataclass
 class Child:
     """A process of the stack.

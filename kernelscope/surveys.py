@@ -10,7 +10,7 @@ from rich.table import Table
 
 from kernelscope.client import ClientError, Job
 from kernelscope.datasets import PATIENCE
-from kernelscope.serving import AsJson, DataDir, Key, Url, local_settings, remote
+from kernelscope.serving import AsJson, DataDir, Key, Model, Url, local_settings, remote, usable
 from kernelscope.terminal import document, out, plain, progress, say, state, table
 from shared.datasets import DataSets
 from shared.schemas import DataSet, Explanation, KernelPage, Status, Survey
@@ -41,7 +41,7 @@ surveys = typer.Typer(no_args_is_help=True, help="Find out what every kernel of 
 @surveys.command()
 def make(  # noqa: PLR0913 - the options of a command
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Name or id of a data set.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="Network.")] = "vgg16",
+    model: Model = None,
     layer: Annotated[
         list[str] | None,
         typer.Option("--layer", "-l", help="Such as conv3_3; several with commas or repeated; default: all."),
@@ -60,7 +60,8 @@ def make(  # noqa: PLR0913 - the options of a command
     """
     layers = [name.strip() for some in layer or [] for name in some.split(",") if name.strip()]
     with remote(url, key, PATIENCE) as client:
-        job = client.survey(named(client.datasets(), dataset).id, model=model, layers=layers)
+        surveyed = named(client.datasets(), dataset).id
+        job = client.survey(surveyed, model=usable(client, model), layers=layers)
         if not detach:
             _follow(job)
         _show(client.get_survey(job.id), as_json=as_json)

@@ -28,10 +28,10 @@ def advice(settings: Settings) -> list[str]:
     return [*_misspelt({*os.environ, *named_in(ENV_FILE)}), *_ignored_file(), *_passwords(settings)]
 
 
-def named_in(file: Path) -> list[str]:
+def named_in(file: Path | None) -> list[str]:
     """The names of Kernelscope's settings in an `.env` file; none if there is no such file."""
     try:
-        return [name for name in dotenv_values(file) if name.upper().startswith(PREFIX)]
+        return [name for name in (dotenv_values(file) if file else ()) if name.upper().startswith(PREFIX)]
     except (OSError, ValueError):  # a folder, or not text
         return []
 
@@ -57,7 +57,7 @@ def _ignored_file() -> Iterator[str]:
     """An `.env` in the current folder that is not the one that is read."""
     try:
         here = Path.cwd() / ".env"
-        other = here.exists() and not (ENV_FILE.exists() and here.samefile(ENV_FILE))
+        other = here.exists() and not (ENV_FILE and ENV_FILE.exists() and here.samefile(ENV_FILE))
     except OSError:  # the folder is removed, or not readable
         return
     if other and named_in(here):

@@ -1,7 +1,7 @@
 """Every setting of every process, typed, read once from the environment (`KERNELSCOPE_*`) and an `.env` file.
 
-The file is the one that KERNELSCOPE_ENV_FILE names, else the `.env` beside this program's own packages: the root of a
-checkout, where Compose reads it too. The `.env` of the current folder may be another project's: it is not read.
+The file is the one that KERNELSCOPE_ENV_FILE names, else, in a checkout, the `.env` at its root, where Compose reads it
+too. The `.env` of the current folder, and one beside an installed program, may be another project's: they are not read.
 """
 
 from __future__ import annotations
@@ -19,9 +19,22 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.addresses import address, checked_rate, checked_site, origin
 
-OWN_ENV_FILE = Path(__file__).parents[1] / ".env"
 NAMED_ENV_FILE = os.environ.get("KERNELSCOPE_ENV_FILE", "")
-ENV_FILE = Path(NAMED_ENV_FILE).expanduser() if NAMED_ENV_FILE else OWN_ENV_FILE
+
+
+def _env_file() -> Path | None:
+    """The `.env` to read, which need not exist; None for an installed program if none is named."""
+    if NAMED_ENV_FILE:
+        return Path(NAMED_ENV_FILE).expanduser()
+    root = Path(__file__).parents[1]
+    try:
+        checkout = 'name = "kernelscope"' in (root / "pyproject.toml").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    return root / ".env" if checkout else None
+
+
+ENV_FILE = _env_file()
 
 
 class Settings(BaseSettings):
@@ -180,7 +193,7 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _named_file_exists(cls, value: object) -> object:
-        if NAMED_ENV_FILE and not ENV_FILE.exists():
+        if NAMED_ENV_FILE and ENV_FILE and not ENV_FILE.exists():
             raise ValueError(f"KERNELSCOPE_ENV_FILE names {ENV_FILE}, which does not exist")
         return value
 

@@ -149,7 +149,9 @@ class Job(JobSummary):
             JobFailed: it ended without one.
         """
         if self.status.terminal and self.progress.completed <= self.failed_items:
-            raise JobFailed(self, self.error.detail if self.error else "no item was completed")
+            of_items = (one.error for one in self.known_results or [] if one.error)
+            error = self.error or next(of_items, None)
+            raise JobFailed(self, error.detail if error else "no item was completed")
         return self
 
     def _reload(self, **options: Any) -> None:
