@@ -261,6 +261,7 @@ def _result(job_id: str, method: str) -> ItemResult:
 ROUTES: list[tuple[str, Callable[..., httpx.Response]]] = [
     ("GET /datasets", lambda *_: reported([dataset()])),
     ("GET /models", lambda *_: reported([model()])),
+    ("GET /models/vgg16", lambda *_: reported(model().model_copy(update={"name": "vgg16", "available": False}))),
     ("GET /surveys", lambda self, _: reported([self.survey])),
     ("POST /surveys", lambda self, _: reported(self.job(SURVEY, Status.RUNNING), 202)),
     (f"GET /surveys/{SURVEY}", lambda self, _: reported(self.survey)),

@@ -198,7 +198,7 @@ def test_a_survey_is_made_followed_listed_and_deleted(server: SurveyServer, tmp_
     assert posted.headers["idempotency-key"]
     printed = json.loads(run("surveys", "make", DATASET, "--detach", "--json").stdout)
     assert printed["id"] == SURVEY
-    assert "layers" not in json.loads(server.requests[-2].content)
+    assert json.loads(server.requests[-2].content) == {"dataset": DATASET, "model": "vgg_mini"}  # no VGG-16 there
     assert SURVEY in (listed := run("surveys", "list").output)
     assert "1,000" in listed
     assert json.loads(run("surveys", "list", "--json").stdout)[0]["id"] == SURVEY
