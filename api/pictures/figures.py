@@ -249,7 +249,7 @@ def sweep(evidence: Evidence, siblings: Sequence[Evidence], more: int = 0) -> Im
     columns = [first, *(_sweep_column(one, siblings, scale) for one in siblings)]
     request, result = evidence.request, evidence.result
     title = f"Kernel {result.kernel} of {request.layer} ({request.model}), by {TITLES[result.method]}"
-    key = f"maps ({scale.key}), one scale; change: blue fell, red rose"
+    key = f"maps ({scale.key}), one scale; change: blue lower, red higher"
     labels = ("optimized\nimage", "contrast\nstretched", f"map of\nkernel {result.kernel}", "difference\nof the maps")
     return grid(title, "; ".join(filter(None, (key, _more(more)))), labels, columns, TILE)
 

@@ -87,7 +87,7 @@ function pictures(result) {
     make("div", { className: "maps" },
       figure("feature_map.png", `feature map of kernel ${kernel} in the original`, `F: kernel ${kernel} in the original`),
       figure("optimized_feature_map.png", `feature map of kernel ${kernel} in the optimized image`, "F̂: in X̂, on the same scale"),
-      figure("difference.png", "difference of the two maps", "F̂ − F: blue fell, red rose")),
+      figure("difference.png", "difference of the two maps", "F̂ − F: blue lower, red higher")),
     make("figure", {}, make("img", { className: "figure", src: artifacts["others.png"], alt: "feature maps of the most active other kernels, before and after", loading: "lazy" }),
       make("figcaption", {}, "The most active other kernels: in the original, and in X̂, where they should not be active.")));
 }

@@ -19,7 +19,7 @@ from shared.store import BlobStore
 from tests.chaos.conftest import Plant, until
 
 BUCKET = "kernelscope"
-JOB = "0" * 32  # whose files are looked at
+JOB = "0" * 32  # whose files are checked
 
 
 class S3:

@@ -86,7 +86,7 @@ def test_a_redis_that_does_not_respond(plant: Plant, record_property: Callable[[
     """It is suspended: connections stay open without a response. The API still returns 503 within a second."""
     plant.kill("redis", signal.SIGSTOP)
     slowest = 0.0
-    until(lambda: plant.ready() == 503, 3)  # readiness is looked at once a second
+    until(lambda: plant.ready() == 503, 3)  # readiness is checked once a second
     for _ in range(3):
         begin = time.monotonic()
         assert plant.ready() == 503

@@ -20,7 +20,7 @@ from tests.recompute import VGG_BLOCKS, PlainVgg, numbers
 from worker.networks.vgg_mini import WEIGHTS_FILE, VggMini
 
 SAMPLE = 20
-TOLD = {"mse": "mse_others", "ssim": "ssim", "leakage": "leakage"}
+COLUMNS = {"mse": "mse_others", "ssim": "ssim", "leakage": "leakage"}
 
 
 def run(out: Path, *options: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -51,7 +51,7 @@ def check(out: Path, report: dict[str, Any], cells: list[dict[str, Any]], networ
             own = [c for c in cells if c["variant"] == method]
             own = [c for c in own if (c["network"], c["layer"]) == (block["network"], block["layer"])]
             assert reported["cells"] == len(own) == len(block["kernels"]) * len(block["images"])
-            for name, column in TOLD.items():
+            for name, column in COLUMNS.items():
                 assert reported[f"{name}_mean"] == pytest.approx(fmean(c[column] for c in own), abs=1e-9)
                 assert reported[f"{name}_sd"] == pytest.approx(stdev(c[column] for c in own), abs=1e-9)
 

@@ -252,14 +252,14 @@ def test_a_network_without_weights_is_named_with_the_reason_and_what_helps(
     run = run_of(server, tmp_path, photos[:1])
     run.follow(photos[:1])
     _report(run, tmp_path, as_json=False, pictures=False)
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
     why = "Model unavailable: no weights for vgg16: the download from example.org failed (no route)"
-    assert f"kernel 3; kernel 16: {why}\n" in told.out
-    assert "`--model vgg_mini` takes a small network" in told.err
+    assert f"kernel 3; kernel 16: {why}\n" in printed.out
+    assert "`--model vgg_mini` takes a small network" in printed.err
     _report(run, tmp_path, as_json=True, pictures=False)
-    told = capsys.readouterr()
-    assert json.loads(told.out)["job"]["status"] == "failed"
-    assert "`--model vgg_mini` takes a small network" in told.err
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["job"]["status"] == "failed"
+    assert "`--model vgg_mini` takes a small network" in printed.err
     record = WholeJob.model_validate(server._job("0" * 32))
     assert results_of(record, record.request.images[0], None) == []
 

@@ -128,10 +128,10 @@ process.exit();
 """
 
 
-@pytest.mark.parametrize(("polled", "told"), [(True, ["found", "status", "result"]), (False, ["status"])])
-def test_a_late_answer_is_not_passed_on(*, polled: bool, told: list[str]) -> None:
+@pytest.mark.parametrize(("polled", "expected"), [(True, ["found", "status", "result"]), (False, ["status"])])
+def test_a_late_answer_is_not_passed_on(*, polled: bool, expected: list[str]) -> None:
     """Of a job that is followed no more: another one is shown by then."""
-    assert run(LATE, POLLED=polled, STOPPED=False) == [told, 1]
+    assert run(LATE, POLLED=polled, STOPPED=False) == [expected, 1]
     assert run(LATE, POLLED=polled, STOPPED=True) == [[], 1]
 
 
