@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from worker.engine.quality import metrics
-from worker.methods.suppression import PixelSpace, Problems
+from worker.methods.suppression import PixelSpace, Problems, ssim
 
 MPS = torch.device("mps")
 
@@ -45,6 +45,14 @@ class Apple(TorchFunctionMode):
         if found.dtype == torch.float64 and not on_host:
             raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
         return found.as_subclass(OnHost if on_host else Tensor)
+
+
+@pytest.fixture(autouse=True)
+def windows() -> Iterator[None]:
+    """Matrices that other tests have made on the CPU are not taken for some on this device, nor the reverse."""
+    ssim._windows.cache_clear()
+    yield
+    ssim._windows.cache_clear()
 
 
 def measured(*, signed: bool) -> tuple[Any, ...]:
