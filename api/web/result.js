@@ -118,7 +118,7 @@ function kept({ request }, { method, metrics: { ssim } }) {
   if (ssim === null) return "The map is too small for an SSIM; compare the maps.";
   if (ssim >= 0.9) return "The kernel's feature map is almost the same in X̂ (1: identical).";
   if (ssim >= 0.5) return "The kernel's feature map is kept in part (1: identical).";
-  const solver = request.solver === "fast" ? "" : ", with the fast solver";
+  const solver = request.solver === "reference" ? ", with the fast solver" : "";
   const advice = OPTIMIZED.includes(method) ? ` Set an SSIM of at least 0.95 under “More options”${solver}.` : "";
   return `The kernel's feature map is lost in X̂, so X̂ does not show what the kernel responds to.${advice}`;
 }
