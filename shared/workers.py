@@ -35,7 +35,9 @@ class NetworkState(BaseModel):
     layers: list[str] = Field(default_factory=list, description="names of the layers that the weights cover")
     whole: bool = Field(False, description="whether the weights cover all layers and nodes")
     failure: Literal["temporary", "final"] | None = Field(
-        None, description="set if it could not be loaded; `final`: several attempts failed, and jobs need not wait"
+        None,
+        description="set if it could not be loaded. `temporary`: another attempt is running or follows soon; `final`: "
+        "several have failed",
     )
     refused: list[str] = Field(default_factory=list, description="unusable files in the weights folder, and why")
 
@@ -122,7 +124,7 @@ def able(networks: Mapping[str, NetworkState], need: str) -> bool:
 
 
 def given_up(workers: Sequence[WorkerState], need: str) -> str | None:
-    """Why a need will not be met: no worker covers it or will soon try again, and one at least has tried in vain."""
+    """Why no worker meets a need or will soon try to; None if one does, or if no worker has tried in vain."""
     states = [worker.networks[model] for worker in workers if (model := need.partition(" ")[0]) in worker.networks]
     if any(able(worker.networks, need) for worker in workers) or any(one.failure == "temporary" for one in states):
         return None

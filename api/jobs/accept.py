@@ -190,11 +190,16 @@ def _request(body: ExplainBody | ActivationsBody, layer: str, digests: list[str]
 
 
 def _check_available(services: Services, model: str, layer: str) -> None:
-    """Refuse a job that no connected worker can run. With no worker at all it is accepted: workers may be starting."""
+    """Refuse a job that no connected worker can run, or will soon try to load the network of.
+
+    With no worker at all it is accepted: workers may be starting.
+    """
     living = workers.living(services.redis)
     states = [worker.networks[model] for worker in living if model in worker.networks]
     if living and not states:
         raise ModelUnavailable(f"{model} cannot be explained: no connected worker has it any more")
+    if any(state.failure == "temporary" for state in states):
+        return  # a worker is trying to load it again; the job says so while it waits
     if states and not any(state.available for state in states):
         raise ModelUnavailable(f"{model} cannot be explained: {states[0].reason}")
     usable = [state for state in states if state.available]

@@ -15,7 +15,7 @@ from api.jobs.accept import create_from_known_images
 from api.pictures.consistency import Description, consistency, discrimination
 from api.services import Services
 from shared import catalogue, workers
-from shared.errors import InvalidRequest, JobExpired, JobNotFound, SilentKernel
+from shared.errors import InvalidRequest, JobExpired, JobNotFound, ModelUnavailable, SilentKernel
 from shared.jobs import Caller
 from shared.schemas import (
     ExplainBody,
@@ -140,7 +140,7 @@ class _KernelExplanation:
             job = self.services.records.job(job_id, self.caller.owner) if job_id else None
         except (JobNotFound, JobExpired):
             return None
-        return None if job and job.status is Status.CANCELLED else job
+        return None if job is None or _never_ran(job) else job
 
     def _create(self, numbers: Sequence[int], kernels: list[int] | str, effort: str, former: str) -> Job:
         what = json.dumps([self.survey_id, self.layer, self.kernel, effort, list(numbers), kernels, former])
@@ -158,6 +158,13 @@ class _KernelExplanation:
     def _source(self, digest: str, name: str) -> ImageSource:
         data = self.services.datasets.image(self.facts.dataset, digest, self.caller.owner)
         return ImageSource.model_construct(data=data, sha256=None, name=name.rsplit("/", 1)[-1] or None)
+
+
+def _never_ran(job: Job) -> bool:
+    """Whether a job ended without a worker for it: it was cancelled, or its network could not be loaded."""
+    errors = [result.error for result in job.results or []]
+    unloadable = [error is not None and error.type.endswith(ModelUnavailable.type_uri()) for error in errors]
+    return job.status is Status.CANCELLED or (job.status is Status.FAILED and bool(unloadable) and all(unloadable))
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ function numbers(job, result) {
   const ratio = metrics.mse_others_before ? metrics.mse_others / metrics.mse_others_before : 0;
   const evaluations = OPTIMIZED.includes(result.method) ? `${result.iterations} evaluations, ` : "";
   const rows = [
-    ["Map kept (SSIM)", shown(metrics.ssim), kept(result)],
+    ["Map kept (SSIM)", shown(metrics.ssim), kept(job, result)],
     ["Others left", percent(metrics.leakage), "of the other kernels' activation; at 0 % no other kernel responds to X̂."],
     ["Their mean square", percent(ratio), `of what it was (${metrics.mse_others.toPrecision(3)} of ${metrics.mse_others_before.toPrecision(3)}): the paper's MSE.`],
     ...(typeof metrics.invention === "number" ? [["Invented", percent(metrics.invention), invented(job, metrics)]] : []),
@@ -114,11 +114,12 @@ function numbers(job, result) {
       make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, value), make("td", {}, meaning)))))));
 }
 
-function kept({ method, metrics: { ssim } }) {
+function kept({ request }, { method, metrics: { ssim } }) {
   if (ssim === null) return "The map is too small for an SSIM; compare the maps.";
   if (ssim >= 0.9) return "The kernel's feature map is almost the same in X̂ (1: identical).";
   if (ssim >= 0.5) return "The kernel's feature map is kept in part (1: identical).";
-  const advice = OPTIMIZED.includes(method) ? " Set an SSIM of at least 0.95 under “More options”." : "";
+  const solver = request.solver === "reference" ? ", with the fast solver" : "";
+  const advice = OPTIMIZED.includes(method) ? ` Set an SSIM of at least 0.95 under “More options”${solver}.` : "";
   return `The kernel's feature map is lost in X̂, so X̂ does not show what the kernel responds to.${advice}`;
 }
 

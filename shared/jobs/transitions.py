@@ -6,7 +6,7 @@ import json
 import secrets
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -28,7 +28,9 @@ from shared.schemas import Item, ItemResult, Status
 from shared.workers import WorkerState, given_up
 
 SAME_SECONDS = 24 * 3600  # for which results are cached
+UNLOADABLE = "ks:unloadable"  # hash: need → since when no worker can load its network
 MOST_FAILED = 100  # queued slices of one need that are failed together
+UNLOADABLE_SECONDS = 60.0  # for which no worker can load a network before its jobs fail; workers may be restarting
 SAME_DEATH_SECONDS = 1.0  # leases of one worker that expire so close together were last renewed together
 
 
@@ -172,13 +174,33 @@ class Transitions(Submission, Waiting):
         return self._fail_queued(late, error)
 
     def fail_unloadable(self, living: Sequence[WorkerState]) -> list[str]:
-        """Fail queued slices whose network these workers have tried in vain to load; returns them."""
+        """Fail queued slices whose network workers have tried in vain to load; returns them.
+
+        A worker that has the network may be starting or restarting: they only fail if none has come for a minute.
+        """
+        reasons = {need: reason for need in sorted(self.needs()) if (reason := given_up(living, need))}
         failed = []
-        for need in sorted(self.needs()):
-            if reason := given_up(living, need):
-                error = ModelUnavailable(f"{need.partition(' ')[0]} cannot be explained: {reason}")
-                failed += self._fail_queued(self.waiting_for(need, MOST_FAILED), error)
+        for need in self._for_a_minute(reasons):
+            error = ModelUnavailable(f"{need.partition(' ')[0]} cannot be explained: {reasons[need]}")
+            failed += self._fail_queued(self.waiting_for(need, MOST_FAILED), error)
         return failed
+
+    def _for_a_minute(self, needs: Collection[str]) -> list[str]:
+        """Those of the needs with which this was called at every round of the last minute.
+
+        The times are in Redis, for a restart of housekeeping. After a longer pause of it, the minute begins again.
+        """
+        at = now(self.redis)
+        with redis_errors():
+            before: dict[str, str] = self.redis.hgetall(UNLOADABLE)
+            since = {need: float(before.get(need, at)) for need in needs}
+            with self.redis.pipeline(transaction=True) as pipe:
+                pipe.delete(UNLOADABLE)
+                if since:
+                    pipe.hset(UNLOADABLE, mapping=since)
+                    pipe.expire(UNLOADABLE, int(UNLOADABLE_SECONDS))
+                pipe.execute()
+        return [need for need, begin in since.items() if at - begin >= UNLOADABLE_SECONDS]
 
     def _fail_queued(self, slices: Sequence[str], error: KernelscopeError) -> list[str]:
         """Fail those of these slices that are still queued; returns them."""

@@ -14,7 +14,7 @@ from shared.connection import redis_errors
 from shared.jobs.claims import QUEUES, SUSPECTED, Claim, LostLease, Next, Queue
 from shared.jobs.scripts import Scripts
 from shared.schemas import ExplainRequest, Item, plan
-from shared.workers import WorkerState, able
+from shared.workers import WorkerState, able, given_up
 
 ITEMS = TypeAdapter(list[Item])
 LACKING_SECONDS = 15  # for which the list of unmet needs is valid
@@ -147,5 +147,7 @@ def _sentence(need: str, living: Sequence[WorkerState]) -> str:
     model = need.partition(" ")[0]
     states = [worker.networks[model] for worker in living if model in worker.networks]
     if failed := next((state for state in states if state.failure == "temporary"), None):
-        return f"{model}, which a worker will try to load again: {failed.reason}"
+        return f"{model}, which a worker is trying to load again: {failed.reason}"
+    if reason := given_up(living, need):
+        return f"a worker that can load {model}: {reason}"
     return f"a worker with {need}: none of the connected ones has it" if living else "a worker: none is connected"

@@ -1,18 +1,16 @@
-"""A network whose weights cannot be had: a few attempts with pauses between them, then its jobs fail and say why."""
+"""A network whose weights cannot be had: attempts to load it, with pauses between them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
-from redis import Redis
+from torch import Tensor
 
 from shared.errors import ModelUnavailable, StoreUnavailable
-from shared.jobs import Transitions
-from shared.schemas import ExplainRequest, Status, plan
-from shared.workers import NetworkState, WorkerState
-from tests.conftest import records_of
+from shared.workers import NetworkState
 from worker.networks import download as download_module
 from worker.networks import failures as failures_module
 from worker.networks import loaded as networks_module
@@ -53,6 +51,11 @@ def unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     return attempts
 
 
+def first_layer(value: float = 1.0) -> dict[str, Tensor]:
+    """Parameters of VGG-11's first layer."""
+    return {"features.0.weight": torch.full((64, 3, 3, 3), value), "features.0.bias": torch.zeros(64)}
+
+
 def try_again(networks: Networks) -> NetworkState:
     """What a heartbeat does; the state after the attempt that it started, if any."""
     networks.retry()
@@ -88,8 +91,7 @@ def test_a_file_in_the_folder_ends_the_wait(unreachable: list[str], clock: Time,
     networks = Networks(tmp_path, torch.device("cpu"), download=True)
     with pytest.raises(ModelUnavailable):
         networks.get("vgg11")
-    own = {"features.0.weight": torch.ones(64, 3, 3, 3), "features.0.bias": torch.zeros(64)}
-    torch.save(own, tmp_path / "vgg11.pth")
+    torch.save(first_layer(), tmp_path / "vgg11.pth")
     state = try_again(networks)
     assert (state.available, state.failure) == (True, None)
     assert list(networks.get("vgg11").layers) == ["conv1_1"]
@@ -111,8 +113,7 @@ def test_a_later_attempt_that_succeeds_makes_the_network_available(
     assert len(unreachable) == 4
 
     def succeeding(name: str) -> Path:
-        own = {"features.0.weight": torch.ones(64, 3, 3, 3), "features.0.bias": torch.zeros(64)}
-        torch.save(own, download_module.cache_file(name))
+        torch.save(first_layer(), download_module.cache_file(name))
         return download_module.cache_file(name)
 
     monkeypatch.setattr("worker.networks.weights.fetch", succeeding)
@@ -136,68 +137,81 @@ def test_an_outage_of_the_store_does_not_count(clock: Time, tmp_path: Path, monk
         assert try_again(networks).failure == "temporary"
 
 
-NO_DOWNLOAD = NetworkState(available=False, reason="no weights for vgg19: none in the folder")
-TEMPORARY = NetworkState(available=False, reason="no weights for vgg19: the download failed", failure="temporary")
-FINAL = TEMPORARY.model_copy(update={"failure": "final"})
-HAS_IT = NetworkState(available=True, reason="vgg19.pth in the weights folder", layers=["conv5_1"])
+def test_another_file_of_the_same_name_ends_the_wait(clock: Time, tmp_path: Path) -> None:
+    """The first one cannot be used; a good one replaces it. It is found at once, and attempts are counted anew."""
+    networks, file = Networks(tmp_path, torch.device("cpu"), download=False), tmp_path / "vgg11.pth"
+    torch.save(first_layer(float("nan")), file)
+    for _ in range(4):
+        with pytest.raises(ModelUnavailable, match="vgg11"):
+            networks.get("vgg11")
+        clock.now += 301
+    assert try_again(networks).failure == "final"
+    torch.save(first_layer(), file)
+    state = networks.states()["vgg11"]
+    assert (state.available, state.failure) == (True, None)
+    assert networks.get("vgg11").weights.source == "vgg11.pth"
 
 
-def workers(*states: NetworkState) -> list[WorkerState]:
-    """A worker for each state of VGG-19."""
-    return [
-        WorkerState(id=str(number), device="cpu", started_at=0.0, ready=True, networks={"vgg19": state})
-        for number, state in enumerate(states)
-    ]
+def test_a_file_in_the_cache_of_torch_ends_the_wait(unreachable: list[str], clock: Time, tmp_path: Path) -> None:
+    """Put there by hand, after the download failed."""
+    networks = Networks(tmp_path, torch.device("cpu"), download=True)
+    with pytest.raises(ModelUnavailable):
+        networks.get("vgg11")
+    torch.save(first_layer(), download_module.cache_file("vgg11"))
+    assert networks.states()["vgg11"].available
+    assert list(networks.get("vgg11").layers) == ["conv1_1"]
+    assert len(unreachable) == 1
 
 
-def submit(transitions: Transitions, name: str, **fields: object) -> None:
-    """A job of two slices."""
-    asked = {"images": ["0" * 64], "model": "vgg19", "layer": "conv5_1", "kernels": list(range(20)), **fields}
-    request = ExplainRequest.model_validate(asked)
-    transitions.submit(name, request, plan(request, 20_000), 2e9)
+def test_an_attempt_that_runs_is_not_given_up(
+    unreachable: list[str], clock: Time, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow download that goes well, after three that failed: jobs wait for it."""
+    networks, begun, go_on = Networks(tmp_path, torch.device("cpu"), download=True), Event(), Event()
+    with pytest.raises(ModelUnavailable):
+        networks.get("vgg11")
+    for _ in range(2):
+        clock.now += 301
+        state = try_again(networks)
+    assert (state.failure, len(unreachable)) == ("final", 3)
+
+    def slow(name: str) -> Path:
+        begun.set()
+        assert go_on.wait(20)
+        torch.save(first_layer(), download_module.cache_file(name))
+        return download_module.cache_file(name)
+
+    monkeypatch.setattr("worker.networks.weights.fetch", slow)
+    clock.now += 301
+    networks.retry()
+    assert begun.wait(20)
+    state = networks.states()["vgg11"]
+    assert (state.available, state.failure) == (False, "temporary")
+    assert state.reason.endswith("(3 attempts failed)")
+    go_on.set()
+    assert try_again(networks).available
 
 
 @pytest.mark.parametrize(
-    "states",
-    [[], [NO_DOWNLOAD], [TEMPORARY], [FINAL, TEMPORARY], [FINAL, HAS_IT]],
-    ids=["no worker", "no download", "paused", "another tries", "another has it"],
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 392.00 MiB"), RuntimeError("can't allocate memory")],
 )
-def test_a_job_waits_while_a_worker_may_have_its_network(redis: Redis, states: list[NetworkState]) -> None:
-    """Nothing fails while another worker has it or will try again, or where nobody has tried."""
-    transitions = Transitions(redis)
-    submit(transitions, "j")
-    assert transitions.fail_unloadable(workers(*states)) == []
-    assert transitions.queued() == ["j:0", "j:1"]
+def test_a_lack_of_memory_does_not_count(
+    clock: Time, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Other programs on the card may need it: jobs wait, as for the store."""
+    torch.save(first_layer(), tmp_path / "vgg11.pth")
+    networks = Networks(tmp_path, torch.device("cpu"), download=False)
 
+    def full(*_: object) -> None:
+        raise error
 
-def test_a_job_whose_network_cannot_be_loaded_fails_and_says_why(redis: Redis) -> None:
-    """All of its items, and those of other jobs for it, also by rank; jobs for other networks still wait."""
-    transitions, records = Transitions(redis), records_of(redis)
-    submit(transitions, "j")
-    submit(transitions, "ranks", kernels="top:2")
-    submit(transitions, "another", model="vgg16")
-    submit(transitions, "suspected")
-    claim = transitions.claim("suspected:0")
-    assert claim
-    redis.hset("ks:slice:suspected:0", "strikes", 1)
-    transitions.release(claim)
-    failed = transitions.fail_unloadable(workers(FINAL, NO_DOWNLOAD))
-    assert sorted(failed) == ["j:0", "j:1", "ranks:0", "suspected:0", "suspected:1"]
-    assert transitions.queued() == ["another:0", "another:1"]
-    for name, items in (("j", 20), ("ranks", 2)):
-        job = records.whole(name)
-        assert (job.status, job.failed_items) == (Status.FAILED, items)
-        for result in job.results:
-            assert result.error
-            assert result.error.type.endswith("/problems/model-unavailable")
-            assert result.error.detail == "vgg19 cannot be explained: no weights for vgg19: the download failed"
-
-
-def test_a_job_says_that_its_network_is_tried_again(redis: Redis) -> None:
-    """In `waiting_for`, with the reason of the failure."""
-    transitions = Transitions(redis)
-    submit(transitions, "j")
-    transitions.note_unmet_needs(workers(NO_DOWNLOAD, TEMPORARY))
-    assert records_of(redis).job("j").waiting_for == (
-        "vgg19, which a worker will try to load again: no weights for vgg19: the download failed"
-    )
+    with monkeypatch.context() as patch:
+        patch.setattr(networks, "_build", full)
+        with pytest.raises(ModelUnavailable, match=f"vgg11 does not fit into memory now: {error}"):
+            networks.get("vgg11")
+        for _ in range(5):
+            clock.now += 11
+            assert try_again(networks).failure == "temporary"
+    clock.now += 11
+    assert try_again(networks).available

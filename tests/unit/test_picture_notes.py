@@ -60,6 +60,22 @@ def test_a_picture_that_does_not_keep_the_map_says_so(method: str) -> None:
     assert note(answer(ssim=0.42), replace(question, target_ssim=0.95)) is None
 
 
+def test_the_solver_that_keeps_a_bound_is_named_where_it_was_not_used() -> None:
+    """A bound is refused with `solver=reference`."""
+    question = replace(QUESTION, solver="reference")
+    fast = " with solver=fast."
+    assert note(answer(ssim=0.42), question) == LOST.removesuffix(".") + fast
+    blank = note(answer(ssim=0.0, sparsity=1), question)
+    assert blank
+    assert blank.endswith(f"Use a smaller beta, or a target_ssim{fast}")
+    better = replace(answer(), loss_blank=0.0)
+    for one, end in ((question, fast), (QUESTION, ".")):
+        text = note(better, one)
+        assert text
+        assert text.startswith("The blank picture has a lower loss (0.00)")
+        assert text.endswith(f"Use a smaller beta, or a target_ssim{end}")
+
+
 @pytest.mark.parametrize("method", ["guided_backprop", "deconvnet", "lrp"])
 def test_a_baseline_is_not_expected_to_keep_the_map(method: str) -> None:
     """It does not try to, and has no target."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from worker.engine.questions import NoSuchDevice
+from worker.networks.failures import out_of_memory
 
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # a container's "QUOTA PERIOD" in µs of CPU time, or "max PERIOD"
 
@@ -59,13 +60,6 @@ def free_memory(device: torch.device) -> int:
     allocated = torch.cuda.memory_allocated(device)
     share = torch.cuda.get_per_process_memory_fraction(device)
     return max(0, min(free + torch.cuda.memory_reserved(device), int(share * total)) - allocated)
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether the error is that memory has run out, as torch or a library of the card reports it."""
-    text = str(error)
-    matches = any(word in text for word in ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED"))
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and matches)
 
 
 def broken(error: Exception) -> bool:

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from shared.errors import KernelscopeError, LoneKernel, NotANumber, SilentKernel
 from shared.schemas import OPTIMIZED, Losses, Metrics
-from worker.engine.accelerator import broken, out_of_memory
+from worker.engine.accelerator import broken
 from worker.engine.quality import as_records, map_ssims, metrics, png_regularization
 from worker.engine.questions import Answer, Answered, OutOfMemory, Picture, Question, Ticket, internal_error
 from worker.methods.suppression import BatchLosses, Problems, Solution, losses
+from worker.networks.failures import out_of_memory
 from worker.networks.layer import LoadedLayer
 
 log = logging.getLogger(__name__)

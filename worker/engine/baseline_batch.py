@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from shared.errors import DeadlinePassed, MethodNotApplicable
-from worker.engine.accelerator import out_of_memory
 from worker.engine.answers import Posed, answers, pose, unsolvable
 from worker.engine.questions import Answered, Batch, OutOfMemory, Question, Ticket
 from worker.engine.speed import measured_speed, room_in_memory
 from worker.methods.baselines import attribution, estimated, private, rules
 from worker.methods.suppression import Solution
+from worker.networks.failures import out_of_memory
 from worker.networks.layer import LoadedLayer
 
 PASSES = 4  # LRP evaluates a convolution up to this often per backward pass, and needs as much more memory

@@ -18,7 +18,7 @@ from shared.images import Frame
 from shared.schemas import OPTIMIZED, WeightsUsed
 from shared.surveys.parts import Seen
 from shared.workers import NetworkState
-from worker.engine.accelerator import broken, out_of_memory
+from worker.engine.accelerator import broken
 from worker.engine.answers import pictures
 from worker.engine.baseline_batch import BaselineBatch
 from worker.engine.questions import Batch, Device, Maps, Picture, Question
@@ -26,6 +26,7 @@ from worker.engine.survey import survey
 from worker.engine.threads import Threads
 from worker.engine.torch_batch import TorchBatch
 from worker.methods.suppression import VERSION, silent
+from worker.networks.failures import out_of_memory
 from worker.networks.loaded import Networks
 
 SELF_TEST_SECONDS = 60  # for a card to start and to run the self-test

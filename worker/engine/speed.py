@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from shared.images import Frame
-from worker.engine.accelerator import free_memory, has_bfloat16, out_of_memory
+from worker.engine.accelerator import free_memory, has_bfloat16
 from worker.methods.suppression import ActivationBounds, TappedNetwork
+from worker.networks.failures import out_of_memory
 
 log = logging.getLogger(__name__)
 

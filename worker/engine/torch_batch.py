@@ -13,7 +13,6 @@ from weakref import WeakValueDictionary
 import torch
 
 from shared.errors import DeadlinePassed, NotANumber
-from worker.engine.accelerator import out_of_memory
 from worker.engine.answers import Posed, Solved, answers, pose, unsolvable
 from worker.engine.questions import Answered, Batch, OutOfMemory, Preview, Question, Step, Ticket
 from worker.engine.speed import STEP_SECONDS, Speed, measured_speed, room_in_memory
@@ -28,6 +27,7 @@ from worker.methods.suppression import (
     Solver,
     SolverBatch,
 )
+from worker.networks.failures import out_of_memory
 from worker.networks.layer import LoadedLayer
 
 T = TypeVar("T")

@@ -50,12 +50,13 @@ def note(found: Answer | ItemResult, question: Question, methods: Collection[str
     if free and found.metrics.sparsity == 1:
         return (
             "This is the blank picture: with these weights no picture with a lower loss was found. "
-            "Use a smaller beta, or a target_ssim."
+            f"Use a smaller beta, or a target_ssim{_solver(question)}."
         )
     if free and found.losses.total > found.loss_blank:
         return (
             f"The blank picture has a lower loss ({found.loss_blank:.2f}) than this one ({found.losses.total:.2f}): "
-            "with these weights the kernel's map counts too little. Use a smaller beta, or a target_ssim."
+            "with these weights the kernel's map counts too little. "
+            f"Use a smaller beta, or a target_ssim{_solver(question)}."
         )
     return " ".join(filter(None, [_lost(found.metrics, question), _invented(found.metrics, question, methods)])) or None
 
@@ -66,8 +67,13 @@ def _lost(metrics: Metrics, question: Question) -> str:
         return ""
     return (
         f"X̂ does not keep the kernel's map: its SSIM is only {metrics.ssim:.2f}. "
-        "To demand that the map is kept, use target_ssim=0.95."
+        f"To demand that the map is kept, use target_ssim=0.95{_solver(question)}."
     )
+
+
+def _solver(question: Question) -> str:
+    """The solver that keeps a bound, if it was not used."""
+    return "" if question.solver == "fast" else " with solver=fast"
 
 
 def _invented(metrics: Metrics, question: Question, methods: Collection[str]) -> str:
@@ -77,7 +83,7 @@ def _invented(metrics: Metrics, question: Question, methods: Collection[str]) ->
     if invention is None or invention <= INVENTIVE:
         return ""
     if evidence:
-        advice = "Use a larger gamma, or a smaller max_invention."
+        advice = f"Use a larger gamma, or a smaller max_invention{_solver(question)}."
     elif "evidence" in methods:
         advice = "Compare it with the picture by evidence, the method that keeps this small."
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -56,6 +57,13 @@ def version(file: Path) -> tuple[int, int]:
             "parameters alone"
         )
     return status.st_mtime_ns, status.st_size
+
+
+def version_now(file: Path) -> tuple[int, int] | None:
+    """The `version` of a file; None if there is none, for example because it is not yet downloaded."""
+    with suppress(Refused):
+        return version(file)
+    return None
 
 
 def sha256(file: Path) -> str:

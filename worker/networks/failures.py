@@ -8,14 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from shared.errors import ModelUnavailable
+import torch
+
+from shared.errors import ModelUnavailable, StoreUnavailable, first_line
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 3  # after which jobs that wait for the network fail, unless another worker has it
+ATTEMPTS = 3  # after which jobs that wait for the network soon fail, unless another worker has it
 PAUSES = (10.0, 30.0)  # seconds after the first failed attempts
-STORE_PAUSE = 10.0  # seconds after an attempt while the object store was unavailable, which is not counted
-NO_FILE = (None, None)  # the source of a network that is not from a file
+SHORTAGE_PAUSE = 10.0  # seconds after an attempt that is not counted
+NO_FILE = (None, None, None)  # the source of a network that is not from a file
 
 
 @dataclass(frozen=True)
@@ -23,14 +25,14 @@ class LoadFailure:
     """The last attempt to load a network, which failed.
 
     Args:
-        error: why.
+        detail: why.
         source: what was to be loaded.
-        attempts: how many have failed, without those during outages of the store.
+        attempts: how many have failed, without those during a shortage: of the store, or of memory.
         pause: seconds until the next attempt; None: as long as possible.
         at: time of the failure, by the monotonic clock.
     """
 
-    error: ModelUnavailable
+    detail: str  # not the error, whose traceback would keep the half-loaded network in memory
     source: object
     attempts: int
     pause: float | None
@@ -44,7 +46,7 @@ class LoadFailure:
     @property
     def reason(self) -> str:
         """Why the network is not available, with the number of attempts."""
-        return f"{self.error.detail} ({self.attempts} attempts failed)" if self.attempts > 1 else self.error.detail
+        return f"{self.detail} ({self.attempts} attempts failed)" if self.attempts > 1 else self.detail
 
     def pauses(self, longest: float) -> bool:
         """Whether the next attempt must wait; after the last one for the longest pause."""
@@ -62,16 +64,23 @@ class LoadFailures:
         self._source = source
         self._last: dict[str, LoadFailure] = {}
 
-    def add(
-        self, name: str, error: ModelUnavailable, source: object = NO_FILE, *, counted: bool = True
-    ) -> ModelUnavailable:
-        """Record a failed attempt to load a network from this source. Returns the error."""
+    def add(self, name: str, error: Exception, what: str, source: object = NO_FILE) -> ModelUnavailable:
+        """Record a failed attempt to load a network. Returns the public error.
+
+        Args:
+            what: begins the message of an unexpected error.
+            source: what was to be loaded.
+        """
+        shortage = _shortage(name, error)
+        if not shortage and not isinstance(error, ModelUnavailable):
+            log.error("%s could not be loaded", name, exc_info=error)
+        detail = shortage or (error.detail if isinstance(error, ModelUnavailable) else f"{what}: {error}")
         before = self._last.get(name)
-        attempts = (before.attempts if before and before.source == source else 0) + counted
-        pause = STORE_PAUSE if not counted else PAUSES[attempts - 1] if attempts < ATTEMPTS else None
-        self._last[name] = LoadFailure(error, source, attempts, pause, time.monotonic())
+        attempts = (before.attempts if before and before.source == source else 0) + (not shortage)
+        pause = SHORTAGE_PAUSE if shortage else PAUSES[attempts - 1] if attempts < ATTEMPTS else None
+        self._last[name] = LoadFailure(detail, source, attempts, pause, time.monotonic())
         log.warning("%s", self._last[name].reason)
-        return error
+        return ModelUnavailable(detail)
 
     def get(self, name: str) -> LoadFailure | None:
         """The last attempt to load the network, if it failed and there is nothing else to load now."""
@@ -85,3 +94,17 @@ class LoadFailures:
     def due(self, longest: float) -> list[str]:
         """The networks whose next attempt need not wait any more."""
         return [name for name in list(self._last) if (failure := self.get(name)) and not failure.pauses(longest)]
+
+
+def _shortage(name: str, error: Exception) -> str:
+    """A sentence if there is nothing wrong with the network: the store is unavailable, or memory has run out."""
+    if isinstance(error, StoreUnavailable):
+        return f"no weights for {name} now: {error}"
+    return f"{name} does not fit into memory now: {first_line(error)}" if out_of_memory(error) else ""
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether the error is that memory has run out, as torch or a library of the card reports it."""
+    text = str(error)
+    matches = any(word in text for word in ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED"))
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and matches)

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from shared.catalogue import Network
-from shared.errors import ModelUnavailable, StoreUnavailable
+from shared.errors import ModelUnavailable
 from shared.schemas import WeightsUsed
 from shared.workers import NetworkState
 from worker.methods.suppression import PixelSpace
 from worker.networks.architectures import ARCHITECTURES, BUILT_IN, Traced, describe, layers_of
 from worker.networks.checkpoints import network_of
-from worker.networks.contents import Refused, sha256, version
+from worker.networks.contents import Refused, sha256, version, version_now
 from worker.networks.definitions import Definition, definitions, registered
 from worker.networks.failures import LoadFailures
 from worker.networks.layer import Layers, LoadedLayer, LoadedNetwork
@@ -169,18 +169,13 @@ class Networks:
             self.registry.refresh()  # it may be newer than the last heartbeat
         definition = self._definitions().get(name)
         found = find(name, self.folder, self.registry, download=self.download)
+        source = definition, found.file, version_now(found.file)
         log.info("loading %s: %s", name, found.reason)
         try:
             weights = load(name, self.folder, self.registry, download=self.download)
             loaded = self._build(weights, name, definition, found.reason)
-        except StoreUnavailable as error:
-            unavailable = ModelUnavailable(f"no weights for {name} now: {error}")
-            raise self._failures.add(name, unavailable, (definition, found.file), counted=False) from error
         except Exception as error:
-            if not isinstance(error, ModelUnavailable):
-                log.exception("%s could not be loaded", name)
-                error = ModelUnavailable(f"no weights for {name}: {found.reason}: {error}")
-            raise self._failures.add(name, error, (definition, found.file)) from None
+            raise self._failures.add(name, error, f"no weights for {name}: {found.reason}", source) from None
         if self._definitions().get(name) != definition or weights.file != found.file:
             return self._load(name)  # its registration has changed meanwhile
         self._origins[name] = _Origin(definition, weights.file, weights.version, weights.sha256)
@@ -210,8 +205,9 @@ class Networks:
         return changed
 
     def _source(self, name: str) -> object:
-        """What would be loaded: the definition and the file, if any."""
-        return self._definitions().get(name), file_of(name, self.folder, self.registry, download=self.download)
+        """What would be loaded: the definition, and the file and its version, if any."""
+        file = file_of(name, self.folder, self.registry, download=self.download)
+        return self._definitions().get(name), file, version_now(file) if file else None
 
     def _build(self, weights: Weights, name: str, definition: Definition | None, reason: str) -> LoadedNetwork:
         arch = definition.arch if definition else name
@@ -231,8 +227,7 @@ class Networks:
             )
             return self._cut_up(own.name, own.traced, own.tensors, used, own.reason)
         except Exception as error:
-            log.exception("%s of %s could not be made", own.name, own.source)
-            raise self._failures.add(own.name, ModelUnavailable(f"{own.name} of {own.source}: {error}")) from error
+            raise self._failures.add(own.name, error, f"{own.name} of {own.source}") from None
 
     def _cut_up(
         self, name: str, own: Traced, parameters: Mapping[str, Tensor], used: WeightsUsed, reason: str
@@ -276,8 +271,11 @@ class Networks:
                 whole=list(loaded.layers) == known.main(known.layers),
             )
         failure = self._failures.get(name)
-        if failure and (name in self._loading or failure.pauses(RETRY_SECONDS)):
-            return NetworkState(available=False, reason=failure.reason, failure=failure.kind)
+        loading = name in self._loading  # again: jobs wait for it, whatever came before
+        if failure and (loading or failure.pauses(RETRY_SECONDS)):
+            return NetworkState(
+                available=False, reason=failure.reason, failure="temporary" if loading else failure.kind
+            )
         if name in self.own:
             return self.own[name].state
         try:
