@@ -45,7 +45,9 @@ def retrying(kind: type[RetryingT], seconds: float) -> RetryingT:
 
 
 def _transient(error: BaseException) -> bool:
-    return isinstance(error, ServerUnreachable) or (isinstance(error, ServerError) and error.status in TRANSIENT)
+    if isinstance(error, ServerError):
+        return error.status in TRANSIENT and not error.too_large
+    return isinstance(error, ServerUnreachable)
 
 
 def _pause(state: RetryCallState) -> float:
