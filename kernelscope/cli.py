@@ -22,7 +22,7 @@ from kernelscope.keys import keys
 from kernelscope.models import models
 from kernelscope.serving import AsJson, Key, Url, WeightsDir, address, local_settings, warn
 from kernelscope.stack import Stack
-from kernelscope.supervise import StackError, end_as_by_ctrl_c
+from kernelscope.supervise import StackError, StackFailed, end_as_by_ctrl_c
 from kernelscope.surveys import surveys
 from kernelscope.terminal import complain, out, say
 from shared.errors import KernelscopeError
@@ -124,6 +124,6 @@ def main() -> None:
         for one in error.errors():
             complain(f"{named(one)}; `kernelscope doctor` checks the rest")
         sys.exit(1)
-    except (StackError, demonstration.DemoError, KernelscopeError, ClientError, OSError) as error:
+    except (StackError, StackFailed, demonstration.DemoError, KernelscopeError, ClientError, OSError) as error:
         complain(str(error))
         sys.exit(1)

@@ -165,7 +165,7 @@ def private_stack(settings: Settings, *preload: str) -> Iterator[Stack]:
         if networks:
             shutil.copytree(networks, Path(folder) / "store" / "networks")
         say("starting a private stack: Redis, worker, API …")
-        with Stack(settings, say, _weights_line).running() as stack, _watched(stack):
+        with Stack(settings, say, _weights_line, temporary=True).running() as stack, _watched(stack):
             yield stack
 
 
@@ -195,20 +195,23 @@ def _watched(stack: Stack) -> Iterator[None]:
 
     def end(*_: object) -> None:
         if not over.is_set():
-            raise StackFailed
+            raise StackFailed(f"the private stack failed: {failures[0]}")
 
     before = signal.signal(signal.SIGUSR1, end)
     thread = Thread(target=watch, name="watch", daemon=True)
     thread.start()
     try:
-        yield
+        try:
+            yield
+        finally:  # before any except clause: from here on the signal does nothing
+            over.set()
     except (StackFailed, ServerUnreachable) as error:
         if failures:
             raise StackError(f"the private stack failed: {failures[0]}") from None
         logs = "\n".join(child.tail() for child in stack.children if child.name == "api")
         raise StackError(f"the private stack failed: {error}. The log of its API ends:\n{logs}") from None
     finally:
-        over.set()
+        over.set()  # if it was interrupted above
         thread.join()
         signal.signal(signal.SIGUSR1, before)
 

@@ -56,11 +56,13 @@ class Stack:
         say: receives messages for the user.
         tell: receives a line on the weights of each network to load. They are searched for, and downloaded with a
             progress bar, before a worker starts; without it that is left to the worker.
+        temporary: its folder is deleted at the end.
     """
 
     settings: Settings
     say: Callable[[str], None]
     tell: Callable[[str], None] | None = None
+    temporary: bool = False
     children: list[Child] = field(default_factory=list)
     _lock: Lock | None = None
 
@@ -178,12 +180,13 @@ class Stack:
     def _launch(self, child: Child) -> None:
         child.log.parent.mkdir(parents=True, exist_ok=True)
         child.inherited = self._lock.descriptors if self._lock else ()
+        child.temporary = self.temporary
         self.children.append(child)  # first: Ctrl-C may come at any moment
         child.start()
         self._note()
 
     def _restart(self, child: Child) -> None:
-        self.say(f"{child.name} {child.ending}; starting it again ({child.log})")
+        self.say(f"{child.name} {child.ending}; starting it again{child.log_place}")
         child.restart()
         self._note()
 
@@ -195,17 +198,14 @@ class Stack:
                     if child.code == 0:
                         self._restart(child)
                         continue
-                    raise StackError(
-                        f"{child.name} {child.ending} before it was ready. Its log ({child.log}) ends:\n{child.tail()}"
-                    )
+                    raise StackError(f"{child.name} {child.ending} before it was ready. {child.log_end}")
             waited = time.monotonic() - began
             if waited > SLOW_SECONDS and not reported:
                 reported = True
                 self.say(f"still waiting for {what} (logs: {self.settings.data_dir}/logs)")
             if waited > READY_SECONDS:
-                raise StackError(
-                    f"{what} did not get ready in {READY_SECONDS:.0f} s; logs: {self.settings.data_dir}/logs"
-                )
+                ends = "".join(f"\n{child.name}: {child.log_end}" for child in self.children)
+                raise StackError(f"{what} did not get ready in {READY_SECONDS:.0f} s.{ends}")
             time.sleep(0.1)
 
     def _ready(self) -> bool:

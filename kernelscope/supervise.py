@@ -34,6 +34,7 @@ class Child:
 
     Args:
         inherited: file descriptors that it has open as well.
+        temporary: its log is deleted when the stack has stopped, so messages do not name it.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Child:
     log: Path
     stdin: Path = Path(os.devnull)
     inherited: Sequence[int] = ()
+    temporary: bool = False
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     restarts: int = 0
@@ -92,9 +94,7 @@ class Child:
         else:
             self.restarts = self.restarts + 1 if lived < STEADY_SECONDS else 1
         if self.restarts > MOST_RESTARTS:
-            raise StackError(
-                f"{self.name} {ending} {MOST_RESTARTS} times in a row. Its log ({self.log}) ends:\n{self.tail()}"
-            )
+            raise StackError(f"{self.name} {ending} {MOST_RESTARTS} times in a row. {self.log_end}")
         time.sleep(min(0.2 * 2**self.restarts, 5.0))
         self.start()
         return ending
@@ -114,6 +114,16 @@ class Child:
         """SIGKILL, if it runs."""
         if self.process and self.process.poll() is None:
             self.process.kill()
+
+    @property
+    def log_place(self) -> str:
+        """Where its log is, in brackets; nothing if that will be deleted."""
+        return "" if self.temporary else f" ({self.log})"
+
+    @property
+    def log_end(self) -> str:
+        """A sentence with the last lines of its log."""
+        return f"Its log{self.log_place} ends:\n{self.tail()}"
 
     def tail(self) -> str:
         """The last lines of its log."""

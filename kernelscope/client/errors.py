@@ -71,6 +71,12 @@ class ServerError(ClientError):
         """The HTTP status."""
         return self.problem.status
 
+    @property
+    def too_large(self) -> bool:
+        """Whether the job alone is more than the key's quota or the queue: it is never accepted as it is."""
+        limited = self.problem.type.endswith(("/quota-exceeded", "/queue-full"))
+        return limited and self.retry_after is None
+
 
 class Unauthorized(ServerError):
     """The server requires a valid API key: `Client(url, key=…)` or KERNELSCOPE_API_KEY."""

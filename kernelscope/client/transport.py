@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -44,7 +45,9 @@ def retrying(kind: type[RetryingT], seconds: float) -> RetryingT:
 
 
 def _transient(error: BaseException) -> bool:
-    return isinstance(error, ServerUnreachable) or (isinstance(error, ServerError) and error.status in TRANSIENT)
+    if isinstance(error, ServerError):
+        return error.status in TRANSIENT and not error.too_large
+    return isinstance(error, ServerUnreachable)
 
 
 def _pause(state: RetryCallState) -> float:
@@ -84,20 +87,22 @@ def form(images: Picture | Sequence[Picture], fields: Mapping[str, Any]) -> tupl
     """The parts of a multipart form: files, and the text fields. Fields that are None are left out.
 
     Raises:
-        ValueError: α or β is a text with a comma, which may be a decimal comma; the server would read two numbers.
+        ValueError: α or β is a text such as `0,5`, which may be one number; the server would read two.
     """
     for name in ("alpha", "beta"):
-        _refuse_commas(name, fields.get(name))
+        _refuse_decimal_comma(name, fields.get(name))
     several = [images] if isinstance(images, str | bytes | Path | Image.Image | np.ndarray) else images
     files = [("image", file_of(image)) for image in several]
     return files, {name: _text(value) for name, value in fields.items() if value is not None}
 
 
-def _refuse_commas(name: str, given: Any) -> None:
+def _refuse_decimal_comma(name: str, given: Any) -> None:
+    """Raises ValueError where a text may be one number or two. `0.5,2` and `1, 2, 3` can only be lists."""
     for text in given if isinstance(given, list | tuple) else [given]:
-        if isinstance(text, str) and "," in text:
-            point, several = text.replace(",", "."), text.replace(",", ", ")
-            raise ValueError(f"{name}: {text!r} is not a number; write {point}, or a list: [{several}]")
+        if isinstance(text, str) and re.fullmatch("[0-9]+,[0-9]+", text):
+            several = text.replace(",", ", ")
+            two = f"{several} as two values" if text is not given else f"a list: [{several}]"
+            raise ValueError(f"{name}: {text!r} may be one number or two; write {text.replace(',', '.')}, or {two}")
 
 
 def _text(value: Any) -> str:

@@ -37,7 +37,10 @@ class CrossOrigin(KernelscopeError):
 
 
 class QuotaExceeded(KernelscopeError):
-    """You have as much unfinished work in the queue as your key allows. Wait for it, or cancel some."""
+    """You have as much unfinished work in the queue as your key allows. Wait for it, or cancel some.
+
+    Without `Retry-After` the job alone is more than your key allows: ask for less in one job.
+    """
 
     status = 429
     title = "Quota exceeded"
@@ -51,7 +54,10 @@ class RateLimited(KernelscopeError):
 
 
 class QueueFull(KernelscopeError):
-    """The queue is full. `Retry-After` estimates when there is room again."""
+    """The queue is full. `Retry-After` estimates when there is room again.
+
+    Without `Retry-After` the job alone is more than the queue holds: ask for less in one job.
+    """
 
     status = 503
     title = "Queue full"

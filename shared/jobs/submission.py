@@ -149,15 +149,21 @@ class Submission(Scripts):
             return IdempotencyConflict(
                 f"this Idempotency-Key was used with another request in the last 24 hours (job {found}); use a new key"
             )
+        kind, most = (QuotaExceeded, caller.max_open) if state == -2 else (QueueFull, caller.max_queued)
+        job = f"this job has {slices} parts of up to {SLICE_ITEMS} items"
+        if slices > most:  # without Retry-After
+            whose = "you may have" if kind is QuotaExceeded else "the queue has room for"
+            return kind(
+                f"{job}, and {whose} {most} unfinished ones at most, so waiting does not help; ask for less in one "
+                f"job: {most} parts are {most * SLICE_ITEMS} items (image × kernel × method × α × β)"
+            )
         wait = self.wait_for(slices)
-        if state == -2:
+        if kind is QuotaExceeded:
             return QuotaExceeded(
-                f"this job has {slices} parts of up to {SLICE_ITEMS} items, and you may have {caller.max_open} "
-                "unfinished ones; wait for your jobs, or cancel some",
-                retry_after=wait,
+                f"{job}, and you may have {most} unfinished ones; wait for your jobs, or cancel some", retry_after=wait
             )
         return QueueFull(
-            f"the queue holds {self._waiting()} parts of jobs, of at most {caller.max_queued}; at its present pace "
+            f"the queue holds {self._waiting()} parts of jobs, of at most {most}; at its present pace "
             f"there will be room for this job in about {wait} s",
             retry_after=wait,
         )

@@ -144,6 +144,23 @@ def test_a_caller_at_their_quota_is_refused_before_anything_is_decoded_or_stored
         assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
 
 
+def test_a_job_that_never_fits_is_refused_for_good(settings: Settings, redis: Redis) -> None:
+    """Without Retry-After, and with what would fit; while others only have to wait."""
+    small = bearer(ApiKeys(redis).add("ada", max_open=2))
+    large = bearer(ApiKeys(redis).add("bob"))
+    with serving(settings.model_copy(update={"max_queued": 3})) as client:
+        cases = [(11, small, 429, "quota-exceeded", "2 parts are 32"), (17, large, 503, "queue-full", "3 parts are 48")]
+        for kernels, key, status, slug, fits in cases:
+            answer = post(client, headers=key, alpha="0,1,2", kernels=",".join(map(str, range(kernels))))
+            refused(answer, status, slug, "waiting does not help", f"{fits} items")
+            assert "retry-after" not in answer.headers
+            assert "retry_after" not in answer.json()
+        assert post(client, headers=small, alpha="0,1", kernels=",".join(map(str, range(16)))).status_code == 202
+        answer = post(client, headers=small, kernels="1")
+        refused(answer, 429, "quota-exceeded", "wait for your jobs")
+        assert answer.headers["retry-after"]
+
+
 def calls(redis: Redis, command: str) -> int:
     """How often Redis has run this command."""
     return int(redis.info("commandstats").get(f"cmdstat_{command}", {}).get("calls", 0))

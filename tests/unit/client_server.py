@@ -50,7 +50,7 @@ class Script:
 
 def problem(error: QueueFull | RateLimited | NoKey, **headers: str) -> httpx.Response:
     """The API's response."""
-    return httpx.Response(error.status, json=error.problem().model_dump(), headers=headers)
+    return httpx.Response(error.status, json=error.problem().model_dump(), headers={**error.headers, **headers})
 
 
 JOB = Job.model_validate(

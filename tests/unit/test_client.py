@@ -27,7 +27,7 @@ from tests.unit.client_server import Script, client, problem
 
 def test_a_request_is_retried_with_one_idempotency_key() -> None:
     """After a lost connection, a proxy's 502, our own 503; each time it is the same request."""
-    lost, away = httpx.ConnectError("refused"), problem(QueueFull("full"))
+    lost, away = httpx.ConnectError("refused"), problem(QueueFull("full", retry_after=0))
     script = Script(lost, httpx.Response(502, text="bad gateway"), away, httpx.Response(422, json={}))
     with client(script) as one, pytest.raises(ServerError):
         one.explain(b"x", layer="conv1_1", kernels=[1, 2], alpha=0.5, only_remove=True)

@@ -6,19 +6,41 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from kernelscope.cli import app
 from kernelscope.client.transport import form
+from shared.schemas import ExplainOptions
+from shared.schemas.requests import NUMBERS
 from tests.conftest import noise, png
 
 
-@pytest.mark.parametrize("given", ["0,5", ["0,5"], ("1", "0,5")])
+@pytest.mark.parametrize(
+    ("given", "two"),
+    [("0,5", r"a list: \[0, 5\]"), (["0,5"], "0, 5 as two values"), (("1", "0,5"), "0, 5 as two values")],
+)
 @pytest.mark.parametrize("name", ["alpha", "beta"])
-def test_the_client_refuses_text_with_a_comma(name: str, given: object) -> None:
+def test_the_client_refuses_what_may_be_one_number_or_two(name: str, given: object, two: str) -> None:
     """Before anything is sent; the error says what to write."""
-    with pytest.raises(ValueError, match=rf"{name}: '0,5' is not a number; write 0.5, or a list: \[0, 5\]"):
+    with pytest.raises(ValueError, match=rf"^{name}: '0,5' may be one number or two; write 0\.5, or {two}$"):
         form(png(noise()), {name: given})
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [("0.5,2", "0.5,2"), ("1, 2, 3", "1, 2, 3"), ("1,2,3", "1,2,3"), ("0, 5", "0, 5"), (["0.5,2", 1], "0.5,2,1")],
+)
+def test_other_texts_with_commas_are_lists(given: object, sent: str) -> None:
+    """They cannot be one number with a decimal comma."""
+    assert form(png(noise()), {"beta": given})[1] == {"beta": sent}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_the_server_refuses_it_where_one_number_is_wanted(name: str) -> None:
+    """By the field's name, with how a number is written."""
+    with pytest.raises(ValidationError, match=rf"{name}\n.*'0,5' is not a finite number; write it as 12, -0\.5 or"):
+        ExplainOptions.model_validate({"layer": "conv2_2", "kernels": [3], "methods": ["evidence"], name: "0,5"})
 
 
 def test_the_client_sends_numbers() -> None:
