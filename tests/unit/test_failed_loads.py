@@ -47,7 +47,7 @@ def unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(download_module, "_receive", counted)
-    monkeypatch.setattr(download_module, "_address", lambda _: "http://127.0.0.1:1/vgg11-8a719046.pth")
+    monkeypatch.setattr(download_module, "_address", "http://127.0.0.1:1/{}-8a719046.pth".format)
     return attempts
 
 
