@@ -15,6 +15,7 @@ from kernelscope.terminal import say
 from shared.schemas import ExplainOptions
 
 SHORTEST_PAUSE = 5.0  # before a request is sent again that a full quota or queue refused
+LONGEST_PAUSE = 60.0  # the server's estimate does not know of other callers' jobs that end sooner
 REFUSED_SECONDS = 600.0  # for which that is tried
 NO_ROOM = ("quota-exceeded", "queue-full")  # problems that a smaller job may not have
 ENDED = (404, 409, 410)  # statuses that refuse to cancel a job which has ended, or is gone
@@ -113,7 +114,7 @@ class Submission:
         Raises:
             ServerError: the refusal, where there was no room for so long.
         """
-        seconds = min(max(SHORTEST_PAUSE, refusal.retry_after or 0.0), REFUSED_SECONDS - self.paused)
+        seconds = min(max(SHORTEST_PAUSE, refusal.retry_after or 0.0), LONGEST_PAUSE, REFUSED_SECONDS - self.paused)
         if seconds <= 0:
             raise refusal
         if not self.paused:
@@ -147,7 +148,7 @@ def cancel(jobs: Sequence[Job]) -> bool:
 
 def _of_the_moment(error: ServerError) -> bool:
     """Whether the server would take the same request later: the quota is used up, or the queue is full."""
-    return error.status in (429, 503) and error.retry_after is not None
+    return not error.too_large and (error.status == 429 or (error.status == 503 and error.retry_after is not None))
 
 
 def _too_large(error: ServerError | OSError) -> bool:

@@ -99,7 +99,7 @@ def form(images: Picture | Sequence[Picture], fields: Mapping[str, Any]) -> tupl
 def _refuse_decimal_comma(name: str, given: Any) -> None:
     """Raises ValueError where a text may be one number or two. `0.5,2` and `1, 2, 3` can only be lists."""
     for text in given if isinstance(given, list | tuple) else [given]:
-        if isinstance(text, str) and re.fullmatch("[0-9]+,[0-9]+", text):
+        if isinstance(text, str) and re.fullmatch("[0-9]+,[0-9]+", text.strip()):
             several = text.replace(",", ", ")
             two = f"{several} as two values" if text is not given else f"a list: [{several}]"
             raise ValueError(f"{name}: {text!r} may be one number or two; write {text.replace(',', '.')}, or {two}")

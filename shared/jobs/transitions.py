@@ -25,7 +25,7 @@ from shared.jobs.forms import text_of
 from shared.jobs.submission import Submission
 from shared.jobs.waiting import Waiting
 from shared.schemas import Item, ItemResult, Status
-from shared.workers import WorkerState, given_up
+from shared.workers import WorkerState, able, given_up
 
 SAME_SECONDS = 24 * 3600  # for which results are cached
 UNLOADABLE = "ks:unloadable"  # hash: need → since when no worker can load its network
@@ -178,29 +178,35 @@ class Transitions(Submission, Waiting):
 
         A worker that has the network may be starting or restarting: they only fail if none has come for a minute.
         """
-        reasons = {need: reason for need in sorted(self.needs()) if (reason := given_up(living, need))}
+        unmet = [need for need in sorted(self.needs()) if not any(able(worker.networks, need) for worker in living)]
+        reasons = {need: reason for need in unmet if (reason := given_up(living, need))}
         failed = []
-        for need in self._for_a_minute(reasons):
+        for need in self._for_a_minute(reasons, unmet):
             error = ModelUnavailable(f"{need.partition(' ')[0]} cannot be explained: {reasons[need]}")
             failed += self._fail_queued(self.waiting_for(need, MOST_FAILED), error)
         return failed
 
-    def _for_a_minute(self, needs: Collection[str]) -> list[str]:
-        """Those of the needs with which this was called at every round of the last minute.
+    def _for_a_minute(self, needs: Collection[str], unmet: Collection[str]) -> list[str]:
+        """Those of the needs that were given up a minute ago, and that no worker has met since.
 
-        The times are in Redis, for a restart of housekeeping. After a longer pause of it, the minute begins again.
+        A further attempt of a worker does not begin the minute anew: with many workers, one is always trying. The times
+        are in Redis, for a restart of housekeeping. After a longer pause of it, the minute begins again.
+
+        Args:
+            needs: those that are given up now.
+            unmet: all that no worker meets.
         """
         at = now(self.redis)
         with redis_errors():
             before: dict[str, str] = self.redis.hgetall(UNLOADABLE)
-            since = {need: float(before.get(need, at)) for need in needs}
+            since = {need: float(before.get(need, at)) for need in unmet if need in before or need in needs}
             with self.redis.pipeline(transaction=True) as pipe:
                 pipe.delete(UNLOADABLE)
                 if since:
                     pipe.hset(UNLOADABLE, mapping=since)
                     pipe.expire(UNLOADABLE, int(UNLOADABLE_SECONDS))
                 pipe.execute()
-        return [need for need, begin in since.items() if at - begin >= UNLOADABLE_SECONDS]
+        return [need for need in needs if at - since[need] >= UNLOADABLE_SECONDS]
 
     def _fail_queued(self, slices: Sequence[str], error: KernelscopeError) -> list[str]:
         """Fail those of these slices that are still queued; returns them."""

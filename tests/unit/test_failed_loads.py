@@ -122,6 +122,23 @@ def test_a_later_attempt_that_succeeds_makes_the_network_available(
     assert networks._failures.due(0) == []
 
 
+def test_a_file_that_was_downloaded_by_the_attempt_itself_does_not_hide_its_failure(
+    unreachable: list[str], clock: Time, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the download there was no file, afterwards there is one; the network is not available for all that."""
+
+    def fetched(name: str) -> Path:
+        torch.save({"features.0.weight": torch.full((64, 3, 3, 3), torch.nan)}, download_module.cache_file(name))
+        return download_module.cache_file(name)
+
+    monkeypatch.setattr("worker.networks.weights.fetch", fetched)
+    networks = Networks(tmp_path, torch.device("cpu"), download=True)
+    with pytest.raises(ModelUnavailable):
+        networks.get("vgg11")
+    assert networks.states()["vgg11"].failure == "temporary"
+    assert networks._failures.due(300) == []
+
+
 def test_an_outage_of_the_store_does_not_count(clock: Time, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network may be in it: jobs wait for the store, as they do otherwise."""
 
@@ -196,10 +213,10 @@ def test_an_attempt_that_runs_is_not_given_up(
     "error",
     [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 392.00 MiB"), RuntimeError("can't allocate memory")],
 )
-def test_a_lack_of_memory_does_not_count(
+def test_after_a_lack_of_memory_the_next_attempt_is_later(
     clock: Time, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """Other programs on the card may need it: jobs wait, as for the store."""
+    """Other work on the card may need it for a while; a network that never fits is given up."""
     torch.save(first_layer(), tmp_path / "vgg11.pth")
     networks = Networks(tmp_path, torch.device("cpu"), download=False)
 
@@ -210,8 +227,10 @@ def test_a_lack_of_memory_does_not_count(
         patch.setattr(networks, "_build", full)
         with pytest.raises(ModelUnavailable, match=f"vgg11 does not fit into memory now: {error}"):
             networks.get("vgg11")
-        for _ in range(5):
-            clock.now += 11
-            assert try_again(networks).failure == "temporary"
-    clock.now += 11
+        kinds = []
+        for _ in range(4):
+            clock.now += 31
+            kinds.append(try_again(networks).failure)
+        assert kinds == ["temporary"] * 3 + ["final"]
+    clock.now += 301
     assert try_again(networks).available

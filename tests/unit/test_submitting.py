@@ -11,7 +11,7 @@ import pytest
 
 from kernelscope.client import Client, Job, ServerError, TooManyRequests
 from kernelscope.photos import Photo
-from kernelscope.submitting import REFUSED_SECONDS, Submission, cancel
+from kernelscope.submitting import REFUSED_SECONDS, SHORTEST_PAUSE, Submission, cancel
 from shared.errors import (
     JobEnded,
     JobExpired,
@@ -63,11 +63,11 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return slept
 
 
-@pytest.mark.parametrize(("wanted", "expected"), [(3600, [600.0]), (400, [400.0, 200.0])])
+@pytest.mark.parametrize(("wanted", "expected"), [(3600, [60.0] * 10), (45, [45.0] * 13 + [15.0])])
 def test_a_late_retry_after_is_waited_for_as_far_as_ten_minutes_go(
     photos: list[Photo], pauses: list[float], wanted: int, expected: list[float]
 ) -> None:
-    """A long estimate of the server does not end the command at once."""
+    """A long estimate of the server does not end the command at once; room that opens sooner is found."""
     asked: list[int] = []
 
     def respond(request: httpx.Request) -> httpx.Response:
@@ -112,14 +112,18 @@ def test_what_is_too_large_for_the_quota_is_halved_at_once(photos: list[Photo], 
     assert pauses == []
 
 
-def test_a_proxy_that_refuses_without_saying_until_when_ends_the_command(
+def test_a_proxy_that_refuses_without_saying_until_when_is_asked_again(
     photos: list[Photo], pauses: list[float]
 ) -> None:
-    """Its 429 has no Retry-After."""
-    submission = Submission(client(lambda _: httpx.Response(429, text="slow down")), OPTIONS, several=True)
-    with pytest.raises(TooManyRequests):
-        list(submission.batches(photos))
-    assert pauses == []
+    """Its 429 has no Retry-After, or a date."""
+    refusals = [
+        httpx.Response(429, text="slow down", headers=headers)
+        for headers in ({}, {"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"})
+    ]
+    server = Server()
+    submission = Submission(client(lambda asked: refusals.pop() if refusals else server(asked)), OPTIONS, several=True)
+    assert [len(one.photos) for one in submission.batches(photos)] == [len(photos)]
+    assert pauses == [SHORTEST_PAUSE] * 2
 
 
 @pytest.mark.parametrize("between", [[], [RateLimited("too many requests", retry_after=1)] * 2])

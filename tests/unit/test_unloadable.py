@@ -102,6 +102,16 @@ def test_jobs_outlive_the_restart_of_the_only_worker_that_has_their_network(redi
     assert not redis.exists(UNLOADABLE)
 
 
+def test_a_further_attempt_does_not_begin_the_minute_anew(redis: Redis) -> None:
+    """With many workers, one is always trying; jobs fail between two attempts."""
+    submit(Transitions(redis), "j")
+    for _ in range(15):
+        assert failed_after(redis, 2, FINAL, FINAL) == []
+        assert failed_after(redis, 2, TEMPORARY, FINAL) == []
+    assert failed_after(redis, 2, TEMPORARY, FINAL) == []
+    assert failed_after(redis, 2, FINAL, FINAL) == ["j:0", "j:1"]
+
+
 def test_a_pause_of_housekeeping_is_not_counted(redis: Redis) -> None:
     """A worker may have been there meanwhile: the times run out."""
     submit(Transitions(redis), "j")

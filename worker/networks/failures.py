@@ -16,7 +16,8 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # after which jobs that wait for the network soon fail, unless another worker has it
 PAUSES = (10.0, 30.0)  # seconds after the first failed attempts
-SHORTAGE_PAUSE = 10.0  # seconds after an attempt that is not counted
+STORE_PAUSE = 10.0  # seconds after an attempt for which the store was not available; it is not counted
+MEMORY_PAUSE = 60.0  # seconds after an attempt for which memory ran out: other work may have needed it
 NO_FILE = (None, None, None)  # the source of a network that is not from a file
 
 
@@ -27,7 +28,7 @@ class LoadFailure:
     Args:
         detail: why.
         source: what was to be loaded.
-        attempts: how many have failed, without those during a shortage: of the store, or of memory.
+        attempts: how many have failed, without those for which the store was not available.
         pause: seconds until the next attempt; None: as long as possible.
         at: time of the failure, by the monotonic clock.
     """
@@ -71,13 +72,21 @@ class LoadFailures:
             what: begins the message of an unexpected error.
             source: what was to be loaded.
         """
-        shortage = _shortage(name, error)
-        if not shortage and not isinstance(error, ModelUnavailable):
-            log.error("%s could not be loaded", name, exc_info=error)
-        detail = shortage or (error.detail if isinstance(error, ModelUnavailable) else f"{what}: {error}")
         before = self._last.get(name)
-        attempts = (before.attempts if before and before.source == source else 0) + (not shortage)
-        pause = SHORTAGE_PAUSE if shortage else PAUSES[attempts - 1] if attempts < ATTEMPTS else None
+        attempts = before.attempts if before and before.source == source else 0
+        pause: float | None
+        if isinstance(error, StoreUnavailable):
+            detail, pause = f"no weights for {name} now: {error}", STORE_PAUSE
+        else:
+            attempts += 1
+            pause = PAUSES[attempts - 1] if attempts < ATTEMPTS else None
+            if out_of_memory(error):
+                detail, pause = f"{name} does not fit into memory now: {first_line(error)}", pause and MEMORY_PAUSE
+            elif isinstance(error, ModelUnavailable):
+                detail = error.detail
+            else:
+                detail = f"{what}: {error}"
+                log.error("%s could not be loaded", name, exc_info=error)
         self._last[name] = LoadFailure(detail, source, attempts, pause, time.monotonic())
         log.warning("%s", self._last[name].reason)
         return ModelUnavailable(detail)
@@ -94,13 +103,6 @@ class LoadFailures:
     def due(self, longest: float) -> list[str]:
         """The networks whose next attempt need not wait any more."""
         return [name for name in list(self._last) if (failure := self.get(name)) and not failure.pauses(longest)]
-
-
-def _shortage(name: str, error: Exception) -> str:
-    """A sentence if there is nothing wrong with the network: the store is unavailable, or memory has run out."""
-    if isinstance(error, StoreUnavailable):
-        return f"no weights for {name} now: {error}"
-    return f"{name} does not fit into memory now: {first_line(error)}" if out_of_memory(error) else ""
 
 
 def out_of_memory(error: Exception) -> bool:

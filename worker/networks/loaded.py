@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -112,18 +112,17 @@ class Networks:
 
     def _load_for_all(self, name: str, found: Future[LoadedNetwork]) -> None:
         """Load a network for all callers that wait for it. Later callers get the loaded one, or try again."""
-        failure: Exception | None = None
+        finish: Callable[[Any], None] = found.set_result
         try:
-            self._loaded[name] = self._loaded.get(name) or self._load(name)
+            outcome: Any = self._loaded.get(name) or self._load(name)
+            self._loaded[name] = outcome
             self._failures.forget(name)
         except Exception as error:
-            failure = error
+            finish, outcome = found.set_exception, error.with_traceback(None)  # whose frames hold half a network
+            error.__context__ = None
         with self._lock:
             del self._loading[name]
-        if failure:
-            found.set_exception(failure)
-        else:
-            found.set_result(self._loaded[name])
+        finish(outcome)
 
     def states(self) -> dict[str, NetworkState]:
         """The state of each network by name, without loading, downloading or reading the store."""
@@ -169,13 +168,15 @@ class Networks:
             self.registry.refresh()  # it may be newer than the last heartbeat
         definition = self._definitions().get(name)
         found = find(name, self.folder, self.registry, download=self.download)
-        source = definition, found.file, version_now(found.file)
         log.info("loading %s: %s", name, found.reason)
         try:
             weights = load(name, self.folder, self.registry, download=self.download)
             loaded = self._build(weights, name, definition, found.reason)
         except Exception as error:
-            raise self._failures.add(name, error, f"no weights for {name}: {found.reason}", source) from None
+            # The source is that of now: a download has made the file.
+            raise self._failures.add(
+                name, error, f"no weights for {name}: {found.reason}", self._source(name)
+            ) from None
         if self._definitions().get(name) != definition or weights.file != found.file:
             return self._load(name)  # its registration has changed meanwhile
         self._origins[name] = _Origin(definition, weights.file, weights.version, weights.sha256)
