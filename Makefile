@@ -52,7 +52,8 @@ test: setup  ## everything that needs nothing but this repository
 test-slow: setup browser proxies  ## what needs real weights or a browser, kills processes or takes long
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --timeout 900 -m "(slow or web) and not (weights or chaos or contract or gpu)"
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --timeout 900 -m "chaos and not gpu" tests/chaos
-	$(BIN)/python -m pytest --timeout 900 -m "(weights or contract) and not (chaos or gpu)"  # with the machine to themselves
+	$(BIN)/python -m pytest -n 2 --dist loadfile --timeout 900 -m "weights and not (chaos or gpu)" tests/integration
+	$(BIN)/python -m pytest --timeout 900 -m "contract and not (chaos or gpu)"  # with the machine to themselves
 
 browser: setup  ## a Chromium for the tests of the page, where there is none
 	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
