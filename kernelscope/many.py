@@ -14,14 +14,13 @@ from kernelscope.client import Client, ClientError, Job, NotFound, ServerError, 
 from kernelscope.manifest import Folder, digest_of, results_of
 from kernelscope.photos import Photo, items_of_one
 from kernelscope.results import Explained, explained, save, saved_before
-from kernelscope.submitting import Batch, Submission, cancel
+from kernelscope.submitting import LONGEST_PAUSE, Batch, Submission, cancel
 from kernelscope.supervise import StackFailed
 from kernelscope.terminal import progress, say, state
 from shared.schemas import ExplainOptions, WholeJob
 
 OPEN_JOBS = 4  # that are unfinished at once: the worker is busy, and little is lost by Ctrl-C
 LOOK_SECONDS = 1.0
-LONGEST_PAUSE = 60.0  # after a refusal, once a job has ended: the server's estimate does not know of that
 CANCEL_SECONDS = 10.0
 
 

@@ -15,7 +15,7 @@ from kernelscope.terminal import say
 from shared.schemas import ExplainOptions
 
 SHORTEST_PAUSE = 5.0  # before a request is sent again that a full quota or queue refused
-LONGEST_PAUSE = 60.0  # the server's estimate does not know of other callers' jobs that end sooner
+LONGEST_PAUSE = 60.0  # after a refusal: the server's estimate does not know of jobs that end sooner
 REFUSED_SECONDS = 600.0  # for which that is tried
 NO_ROOM = ("quota-exceeded", "queue-full")  # problems that a smaller job may not have
 ENDED = (404, 409, 410)  # statuses that refuse to cancel a job which has ended, or is gone

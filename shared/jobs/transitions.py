@@ -25,7 +25,7 @@ from shared.jobs.forms import text_of
 from shared.jobs.submission import Submission
 from shared.jobs.waiting import Waiting
 from shared.schemas import Item, ItemResult, Status
-from shared.workers import WorkerState, able, given_up
+from shared.workers import WorkerState, given_up
 
 SAME_SECONDS = 24 * 3600  # for which results are cached
 UNLOADABLE = "ks:unloadable"  # hash: need → since when no worker can load its network
@@ -178,7 +178,7 @@ class Transitions(Submission, Waiting):
 
         A worker that has the network may be starting or restarting: they only fail if none has come for a minute.
         """
-        unmet = [need for need in sorted(self.needs()) if not any(able(worker.networks, need) for worker in living)]
+        unmet = self.unmet_needs(living)
         reasons = {need: reason for need in unmet if (reason := given_up(living, need))}
         failed = []
         for need in self._for_a_minute(reasons, unmet):

@@ -126,15 +126,16 @@ class Waiting(Scripts):
                     found += self.redis.zrange(f"ks:waiting:{place}:{owner}", 0, most)
         return found[:most]
 
-    def needs(self) -> set[str]:
-        """What the queued slices need: networks and layers, such as "vgg16 conv3_3"."""
+    def unmet_needs(self, living: Sequence[WorkerState]) -> list[str]:
+        """What queued slices need and none of these workers meets: networks and layers, such as "vgg16 conv3_3"."""
         with redis_errors():
             buckets = self.redis.sunion([f"ks:buckets:{queue}" for queue in QUEUES])
-        return {bucket.removesuffix(SUSPECTED) for bucket in buckets}
+        needs = {bucket.removesuffix(SUSPECTED) for bucket in buckets}
+        return [need for need in sorted(needs) if not any(able(worker.networks, need) for worker in living)]
 
     def note_unmet_needs(self, living: Sequence[WorkerState]) -> None:
         """Store which needs of queued slices none of these workers meets, for `waiting_for` of their jobs."""
-        lacking = {need for need in self.needs() if not any(able(worker.networks, need) for worker in living)}
+        lacking = self.unmet_needs(living)
         with redis_errors(), self.redis.pipeline(transaction=True) as pipe:
             pipe.delete("ks:lacking")
             if lacking:

@@ -77,14 +77,16 @@ def test_a_job_whose_network_cannot_be_loaded_fails_and_says_why(redis: Redis) -
             assert result.error.detail == "vgg19 cannot be explained: no weights for vgg19: the download failed"
 
 
-def test_a_job_says_that_its_network_is_tried_again(redis: Redis) -> None:
-    """In `waiting_for`, with the reason of the failure."""
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [(TEMPORARY, "vgg19, which a worker is trying to load again"), (FINAL, "a worker that can load vgg19")],
+)
+def test_a_job_says_what_it_waits_for_and_why(redis: Redis, state: NetworkState, expected: str) -> None:
+    """The reason is that of the failed attempts."""
     transitions = Transitions(redis)
     submit(transitions, "j")
-    transitions.note_unmet_needs(workers(NO_DOWNLOAD, TEMPORARY))
-    assert records_of(redis).job("j").waiting_for == (
-        "vgg19, which a worker is trying to load again: no weights for vgg19: the download failed"
-    )
+    transitions.note_unmet_needs(workers(NO_DOWNLOAD, state))
+    assert records_of(redis).job("j").waiting_for == f"{expected}: no weights for vgg19: the download failed"
 
 
 def test_jobs_outlive_the_restart_of_the_only_worker_that_has_their_network(redis: Redis) -> None:
@@ -117,13 +119,3 @@ def test_a_pause_of_housekeeping_is_not_counted(redis: Redis) -> None:
     submit(Transitions(redis), "j")
     assert failed_after(redis, 0, FINAL) == []
     assert 0 < redis.ttl(UNLOADABLE) <= UNLOADABLE_SECONDS
-
-
-def test_a_job_says_that_its_network_could_not_be_loaded(redis: Redis) -> None:
-    """While it waits for another worker."""
-    transitions = Transitions(redis)
-    submit(transitions, "j")
-    transitions.note_unmet_needs(workers(NO_DOWNLOAD, FINAL))
-    assert records_of(redis).job("j").waiting_for == (
-        "a worker that can load vgg19: no weights for vgg19: the download failed"
-    )
