@@ -119,3 +119,6 @@ def test_a_pause_of_housekeeping_is_not_counted(redis: Redis) -> None:
     submit(Transitions(redis), "j")
     assert failed_after(redis, 0, FINAL) == []
     assert 0 < redis.ttl(UNLOADABLE) <= UNLOADABLE_SECONDS
+    redis.delete(UNLOADABLE)  # they have run out
+    assert failed_after(redis, UNLOADABLE_SECONDS + 1, FINAL) == []
+    assert failed_after(redis, UNLOADABLE_SECONDS, FINAL) == ["j:0", "j:1"]
