@@ -202,14 +202,32 @@ async function missing({ target }) {
   }
 }
 
+// The failed explanations once more; until the server answers, nothing says that the job has ended.
+async function retry() {
+  const shown = job;
+  const summary = $("status").textContent;
+  const asking = (yes) => {
+    $("running").classList.toggle("ended", !yes);
+    $("retry").hidden = yes;
+    say($("status"), yes ? "Starting again what failed …" : summary);
+  };
+  asking(true);
+  try {
+    const found = await ask(`jobs/${shown.id}/retry`, { method: "POST" });
+    if (job !== shown) return;
+    open(found);
+    $("outcome").focus();
+  } catch (error) {
+    if (job === shown) asking(false);
+    throw error;
+  }
+}
+
 // `change` is called by "Change and run again", `show` with a message.
 export function start(guard, change, show) {
   notice = show;
   again = guard(() => change(job.request));
   $("cancel").addEventListener("click", guard(async () => { await ask(`jobs/${job.id}/cancel`, { method: "POST" }); }));
-  $("retry").addEventListener("click", guard(async () => {
-    open(await ask(`jobs/${job.id}/retry`, { method: "POST" }));
-    $("outcome").focus();
-  }));
+  $("retry").addEventListener("click", guard(retry));
   addEventListener("error", missing, true);
 }
