@@ -1,8 +1,8 @@
 """The paper's figures: `make figures`, or `python -m benchmarks.figures [--out DIR]`.
 
-    1 one kernel on an image of all colours      5 the same for another kernel
-    2 its map and two other kernels', all methods 6, 7 two kernels of one layer on several images
-    4 several images × methods                    8 several β: X̂, stretched, maps, differences
+    1 one kernel on an image of all colours       5 the same as 4 for another kernel
+    2 its map and two other kernels', all methods 6, 7 both kernels on several images
+    4 several images × methods, one kernel        8 several β: X̂, stretched, maps, differences
 
 Figure 3, the joint distribution, is drawn by `benchmarks.table1`. Without `--weights-dir` the network is `vgg_mini`;
 without `--images-dir` the photographs are four of scikit-image: a cat, an astronaut, coffee, a rocket. The methods are

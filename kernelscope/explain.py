@@ -54,7 +54,8 @@ def explain(
         typer.Option(
             "--method",
             "--methods",
-            help="suppression (the default), evidence, guided_backprop, deconvnet, lrp; may be repeated.",
+            help="suppression (the default; Zhuang et al.'s method exactly), evidence (the same with one more term), "
+            "guided_backprop, deconvnet, lrp; may be repeated.",
             autocompletion=_methods,
         ),
     ] = None,
