@@ -33,6 +33,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "deconvnet": {"method": "deconvnet"},
     "lrp": {"method": "lrp"},
 }
+QUICK = "quick"
+BOUND = 0.95  # the SSIM that is demanded in the rows "SSIM ≥ 0.95"
+LONGER: dict[str, dict[str, Any]] = {  # at more than `quick`
+    name + suffix: METHODS[name] | bound
+    for name in ("paper", "evidence")
+    for suffix, bound in (("", {}), (f", SSIM ≥ {BOUND}", {"target_ssim": BOUND}))
+}
 CONTROLS = ("X", "t·X", "masked X")
 FADES = [step / 10 for step in range(1, 10)]
 MEASURES = (
@@ -67,6 +74,12 @@ class Bench:
     rows: dict[str, Row]  # by key
     file: Path
     pictures: Path
+    effort: str = QUICK
+
+    @property
+    def key_suffix(self) -> str:
+        """Behind the keys of a part, so that each effort has rows of its own."""
+        return "" if self.effort == QUICK else f"/{self.effort}"
 
     def missing(self, key: str, question: Question) -> bool:
         """Whether a row must be computed: there is none, or its fingerprint is not this question's."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from api.pictures.consistency import consistency, description, discrimination
-from benchmarks.evidence.bench import CONTROLS, METHODS, MODEL, Bench, Row, controls, numbers
+from benchmarks.evidence.bench import CONTROLS, LONGER, METHODS, MODEL, QUICK, Bench, Row, controls, numbers
 from benchmarks.evidence.tables import mean
 from benchmarks.readings import deletion, small_changes, strength
 from shared import catalogue
@@ -14,20 +14,21 @@ PAIRS = 3  # kernels, and photographs, of a layer
 
 
 def methods(bench: Bench, count: int) -> None:
-    """The methods and the controls on `count` photographs of each layer."""
+    """The methods and the controls on `count` photographs of each layer; beyond `quick`, what is optimised only."""
+    compared, given = (METHODS, CONTROLS) if bench.effort == QUICK else (LONGER, ())
     for image, picture in list(bench.shown.items())[:count]:
         for layer in bench.layers:
             kernel = bench.ranking(layer, picture)[RANK]
-            prefix = f"{layer}/{image}/{kernel}"
+            prefix = f"{layer}/{image}/{kernel}{bench.key_suffix}"
             questions = {
-                name: Question(MODEL, layer, picture, kernel, 1.0, 1.0, effort="quick", **options)
-                for name, options in METHODS.items()
+                name: Question(MODEL, layer, picture, kernel, 1.0, 1.0, effort=bench.effort, **options)
+                for name, options in compared.items()
             }
             found = dict(bench.asked({n: one for n, one in questions.items() if bench.missing(f"{prefix}/{n}", one)}))
             question = Question(MODEL, layer, picture, kernel, 1.0, 1.0)
-            if any(bench.missing(f"{prefix}/{name}", question) for name in CONTROLS):
+            if any(bench.missing(f"{prefix}/{name}", question) for name in given):
                 found |= bench.engine.call(controls, bench.network, question)
-            where = {"part": "methods", "layer": layer, "image": image, "kernel": kernel}
+            where = {"part": "methods", "effort": bench.effort, "layer": layer, "image": image, "kernel": kernel}
             if found:
                 chance = bench.engine.call(deletion, bench.network, layer, kernel, picture, None)
                 where |= {"deletion_random": chance}
@@ -53,22 +54,22 @@ def pairs(bench: Bench) -> None:
     shown = dict(list(bench.shown.items())[:PAIRS])
     for layer in bench.layers:
         kernels = _common(bench, layer, list(shown.values()))
-        for method in ("paper", "evidence", "X", "masked X"):
+        for method in (*METHODS, *CONTROLS) if bench.effort == QUICK else ("paper", "evidence"):
             questions = {
                 f"{image}/{kernel}": Question(
-                    MODEL, layer, picture, kernel, 1.0, 1.0, effort="quick", **METHODS.get(method, {})
+                    MODEL, layer, picture, kernel, 1.0, 1.0, effort=bench.effort, **METHODS.get(method, {})
                 )
                 for image, picture in shown.items()
                 for kernel in kernels
             }
-            key, last = f"{layer}/pairs/{method}", list(questions.values())[-1]
+            key, last = f"{layer}/pairs{bench.key_suffix}/{method}", list(questions.values())[-1]
             if not bench.missing(key, last):
                 continue
             if method in CONTROLS:
                 answers = {name: bench.engine.call(controls, bench.network, q)[method] for name, q in questions.items()}
             else:
                 answers = dict(bench.asked(questions))
-            row = {"part": "pairs", "layer": layer, "method": method, "kernels": kernels}
+            row = {"part": "pairs", "effort": bench.effort, "layer": layer, "method": method, "kernels": kernels}
             bench.keep(key, last, row | _apart(answers, list(shown), kernels, layer))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
@@ -12,9 +11,8 @@ from matplotlib.axes import Axes
 from PIL import Image, ImageDraw
 
 from api.pictures.layout import INK, PAPER, font
+from benchmarks.evidence.bench import QUICK, Row
 from worker.engine.questions import Picture
-
-Row = dict[str, Any]
 
 SIDE, GAP, HEAD, LABEL = 224, 8, 26, 110
 MOST_IMAGES = 4
@@ -28,8 +26,9 @@ LABELS = {
 
 
 def mosaic(rows: Sequence[Row], originals: Mapping[str, Picture], pictures: Path, file: Path) -> None:
-    """A row for each layer and image, deepest layer first: X, then each method's picture with its numbers."""
-    own = {(row["layer"], row["image"], row["method"]): row for row in rows if row["part"] == "methods"}
+    """A row for each layer and image, deepest layer first: X, then each method's picture at `quick`, with numbers."""
+    quick = [row for row in rows if row["part"] == "methods" and row.get("effort", QUICK) == QUICK]
+    own = {(row["layer"], row["image"], row["method"]): row for row in quick}
     lines = [(layer, image) for layer, image, method in own if method == "evidence" and image in originals]
     chosen = [
         (layer, image)

@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from benchmarks.evidence.bench import MEASURES, Row
+from benchmarks.evidence.bench import MEASURES, QUICK, Row
 
 
-def summary(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]]:
-    """{method: {layer: {measure: mean over its rows}}}; without `efforts`, which are a curve."""
+def summary(rows: Sequence[Row], effort: str = QUICK) -> dict[str, dict[str, dict[str, float]]]:
+    """{method: {layer: {measure: mean over its rows of this effort}}}; without `efforts`, which are a curve."""
     found: dict[str, dict[str, dict[str, float]]] = {}
-    own = [row for row in rows if row["part"] != "efforts"]
+    own = [row for row in rows if row["part"] != "efforts" and row.get("effort", QUICK) == effort]
     for method, layer in dict.fromkeys((row["method"], row["layer"]) for row in own):
         these = [row for row in own if (row["method"], row["layer"]) == (method, layer)]
         means = {measure: mean(row.get(measure) for row in these) for measure in MEASURES}
