@@ -277,14 +277,16 @@ def check_weights(settings: Settings) -> list[str]:
         "KERNELSCOPE_STORE_URL": settings.store,
     }
     command = [sys.executable, "-m", "worker.weights", *settings.preload]
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        env={**os.environ, **environment},
-        text=True,
-        start_new_session=True,  # it is stopped below, once, and has time to remove what it has downloaded in part
-        preexec_fn=supervise.die_with_parent if supervise.TIED_TO_PARENT else None,
-    ) as process:
+    with supervise.interrupts_deferred():
+        checking = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **environment},
+            text=True,
+            start_new_session=True,  # it is stopped below, once, and has time to remove what it has downloaded in part
+            preexec_fn=supervise.die_with_parent if supervise.TIED_TO_PARENT else None,
+        )
+    with checking as process:
         try:
             printed, _ = process.communicate()
         except BaseException:

@@ -7,8 +7,10 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -52,7 +54,7 @@ class Child:
         """Start it with its output in its log file. On Linux it ends when this process does."""
         if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
             self.log.replace(self.log.with_suffix(".old.log"))
-        with self.log.open("ab") as output, self.stdin.open("rb") as stdin:
+        with self.log.open("ab") as output, self.stdin.open("rb") as stdin, interrupts_deferred():
             self.process = subprocess.Popen(
                 self.command,
                 stdin=stdin,
@@ -137,6 +139,30 @@ def die_with_parent() -> None:
 
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+@contextmanager
+def interrupts_deferred() -> Iterator[None]:
+    """Signals with a handler of this program are handled at the end of the block, for the start of a process.
+
+    A fork calls functions, of `logging` among others, whose exceptions Python ignores: a KeyboardInterrupt would be
+    lost in them, and their locks be held for ever. Handlers run in the main thread only, so others need nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+    before = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    try:
+        for number in before:
+            signal.signal(number, lambda number, _: arrived.append(number))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in dict.fromkeys(arrived):
+            signal.raise_signal(number)
 
 
 def end_as_by_ctrl_c() -> None:
