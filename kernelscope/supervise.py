@@ -152,13 +152,22 @@ def interrupts_deferred() -> Iterator[None]:
         yield
         return
     arrived: list[int] = []
+    deferring = True
+
+    def defer(number: int, frame: FrameType | None) -> None:
+        if deferring:
+            arrived.append(number)
+        else:  # an interrupt came before this handler was replaced below
+            before[number](number, frame)
+
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
     before = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
     try:
         for number in before:
-            signal.signal(number, lambda number, _: arrived.append(number))
+            signal.signal(number, defer)
         yield
     finally:
+        deferring = False
         for number, handler in before.items():
             signal.signal(number, handler)
         for number in dict.fromkeys(arrived):

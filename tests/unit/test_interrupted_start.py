@@ -53,9 +53,13 @@ def test_handlers_are_restored_and_run_once() -> None:
             for _ in range(2):
                 os.kill(os.getpid(), signal.SIGTERM)
             assert not caught
+            deferring = signal.getsignal(signal.SIGTERM)
             raise OSError("no such program")
         assert caught == [signal.SIGTERM]
         assert signal.getsignal(signal.SIGTERM) is own
+        assert callable(deferring)
+        deferring(signal.SIGTERM, None)  # as if an interrupt had left it in place
+        assert caught == 2 * [signal.SIGTERM]
         seen: list[object] = []
 
         def elsewhere() -> None:
