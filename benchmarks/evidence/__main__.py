@@ -12,7 +12,7 @@ grid       four photographs in one image: the fraction of X̂² in the quadrant 
 efforts    `--efforts`, three quarters of an hour: γ × effort on the problems of `--reference`
            (docs/evidence/deep.json), and iterates of the paper's procedure, from the pictures beside that file
 `--effort` the methods that optimise, also with an SSIM of at least 0.95, and the pairs, at another effort than
-           `quick` (`standard`, two cores: an hour and a half)
+           `quick` (at `standard` conv2_2 took half an hour on two cores; deeper layers take longer)
 cost       time of an evaluation with γ·L_e relative to one without
 
 Each row is appended to `--rows` at once, so that the same command continues after an interruption. `--quick` uses two
